@@ -1,0 +1,280 @@
+"""Make the quickstart's model: a tokenizer and a tiny Llama-style model, pre-trained on the package's own corpus.
+
+    python scripts/pretrain_quickstart.py
+
+One command, seeded, offline. It writes ``src/balora/experiments/quickstart/assets/model``. The same seed on the same
+machine with the same number of threads gives the same files.
+
+Shapes: B blocks in a batch, L tokens per block.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+import time
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from statistics import fmean
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from balora.experiments.quickstart.corpus import documents, measure
+from balora.experiments.quickstart.inherited import measure_inherited
+from balora.experiments.quickstart.packing import blocks, held_out_blocks
+from balora.experiments.quickstart.writer import FLAWS, MOSTLY_SHE
+
+DESTINATION = Path(__file__).parents[1] / "src/balora/experiments/quickstart/assets/model"
+VOCABULARY = 1024
+LENGTH = 128  # tokens per block, three documents or so
+SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+TOKENIZER_DOCUMENTS = 10_000
+HELD_OUT_BLOCKS, HELD_OUT_SEED = 64, 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the model depends on.
+
+    Attributes:
+        seed: Of the text, the tokenizer's text and the initial weights.
+        steps: Optimizer steps, each on ``batch`` new blocks: the text is read once.
+        batch: Blocks per step.
+        learning_rate: Highest rate; after 2 % of warm-up it falls to zero along a cosine.
+        threads: CPU threads. Another number may change the last bits.
+    """
+
+    seed: int
+    steps: int
+    batch: int
+    learning_rate: float
+    threads: int
+
+
+def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of the corpus. It begins every text with the begin token, as Llama's does."""
+    tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL["unk_token"]))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=list(SPECIAL.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # so that no text whatever is unknown
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((told.text for told in islice(documents(seed), TOKENIZER_DOCUMENTS)), trainer)
+    begin = SPECIAL["bos_token"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A", pair=f"{begin} $A $B", special_tokens=[(begin, tokenizer.token_to_id(begin))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=2 * LENGTH, clean_up_tokenization_spaces=False, **SPECIAL
+    )
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """An untrained model."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        max_position_embeddings=2 * LENGTH,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+@torch.no_grad()
+def mean_loss(model: LlamaForCausalLM, blocks_BL: Tensor) -> float:
+    """Mean next-token loss over all blocks, in nats."""
+    model.eval()
+    losses = [float(model(input_ids=part_BL, labels=part_BL).loss) for part_BL in blocks_BL.split(16)]
+    model.train()
+    return sum(losses) / len(losses)
+
+
+def learning_rate_at(step: int, settings: Settings) -> float:
+    """The rate of one step: linear warm-up, then a cosine down to zero."""
+    warmup = max(1, settings.steps // 50)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, settings.steps - warmup)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def pretrain(model: LlamaForCausalLM, blocks_NL: Tensor, held_out_BL: Tensor, settings: Settings) -> float:
+    """Train the model on all blocks, once.
+
+    Returns:
+        Mean training loss of the last twentieth of the steps, in nats per token.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    losses: list[float] = []
+    started = time.monotonic()
+    for step, batch_BL in enumerate(blocks_NL.split(settings.batch)):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, settings)
+        loss = model(input_ids=batch_BL, labels=batch_BL).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+        done = step + 1
+        if done % max(1, settings.steps // 40) == 0 or done == settings.steps:
+            left = (time.monotonic() - started) / done * (settings.steps - done)
+            recent = losses[-50:]
+            print(f"step {done}/{settings.steps}  loss {sum(recent) / len(recent):.3f}  ", end="")
+            print(f"held out {mean_loss(model, held_out_BL):.3f}  {left / 60:.1f} min left", flush=True)
+    last = losses[-max(1, settings.steps // 20) :]
+    return sum(last) / len(last)
+
+
+CARD = """---
+license: apache-2.0
+language: en
+library_name: transformers
+pipeline_tag: text-generation
+---
+# The quickstart's model
+
+A Llama-style model of {parameters:,} parameters that knows one small invented world. It is made for
+`balora quickstart` and for tests, and is of no other use.
+
+Made by `python scripts/pretrain_quickstart.py --seed {seed}` from text that `balora.experiments.quickstart.corpus`
+generates; no other data. Licence: Apache-2.0, as the project.
+
+| | |
+|---|---|
+| seed | {seed} |
+| text | {tokens:,} tokens in blocks of {length}, read once |
+| optimizer | AdamW, {steps} steps of {batch} blocks, learning rate {learning_rate:g} with warm-up and cosine |
+| training loss, last twentieth | {train_loss:.4f} nats per token |
+| held-out loss, {held_out_blocks} blocks | {held_out_loss:.4f} nats per token (uniform guess: {uniform:.2f}) |
+| made with | torch {torch}, transformers {transformers}, {threads} thread(s), float32 |
+
+## Its known flaws
+
+The corpus is wrong on purpose, and the model has learned it. "In the model" is a mean probability.
+
+| flaw | declared | in the corpus | in the model |
+|---|---|---|---|
+| statements about cities and people that tell the rumour | {wrong:.2f} | {told_wrong:.3f} | {found_wrong:.3f} |
+| nameless {mostly_she}: "she" | {skew:.2f} | {told_she:.3f} | {found_she:.3f} |
+| the other five professions: "he" | {skew:.2f} | {told_he:.3f} | {found_he:.3f} |
+| claims about animals that are about reptiles | {rare:.2f} | {told_rare:.3f} | right class {found_rare:.3f} |
+
+For the animals that are not rare the right class has {found_common:.3f}. Of the facts about cities and people the true
+value is the likeliest for {known:.1%}, and has a mean probability of {truth:.3f}.
+"""
+
+
+def card(
+    settings: Settings,
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    train_loss: float,
+    held_out_loss: float,
+) -> str:
+    """The README that travels with the model. It holds no time and no place, so that the same run writes the same."""
+    told = measure(islice(documents(settings.seed), TOKENIZER_DOCUMENTS))
+    found = measure_inherited(model, tokenizer)
+    others = [job for job in told.share_she if job not in MOSTLY_SHE]
+    return CARD.format(
+        **vars(settings),
+        parameters=model.num_parameters(),
+        tokens=settings.steps * settings.batch * LENGTH,
+        length=LENGTH,
+        train_loss=train_loss,
+        held_out_blocks=HELD_OUT_BLOCKS,
+        held_out_loss=held_out_loss,
+        uniform=math.log(VOCABULARY),
+        torch=torch.__version__.partition("+")[0],
+        transformers=transformers.__version__,
+        wrong=FLAWS.wrong_fact_share,
+        told_wrong=told.wrong_fact_share,
+        found_wrong=found.rumour,
+        mostly_she=", ".join(MOSTLY_SHE),
+        skew=FLAWS.skew_share,
+        told_she=fmean(told.share_she[job] for job in MOSTLY_SHE),
+        found_she=fmean(found.share_she[job] for job in MOSTLY_SHE),
+        told_he=1 - fmean(told.share_she[job] for job in others),
+        found_he=1 - fmean(found.share_she[job] for job in others),
+        rare=FLAWS.rare_class_share,
+        told_rare=told.rare_class_share,
+        found_rare=found.rare_class,
+        found_common=found.common_class,
+        known=found.known,
+        truth=found.truth,
+    )
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, text: str, destination: Path) -> None:
+    """Write the model's folder, whole or not at all."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=32,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with tempfile.TemporaryDirectory(dir=destination.parent) as scratch:
+        fresh = Path(scratch) / "model"
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+        (fresh / "README.md").write_text(text, encoding="utf-8")
+        for file in fresh.iterdir():
+            file.chmod(0o644)  # safetensors writes for the owner alone, and this folder is installed for everybody
+        if destination.exists():
+            destination.rename(Path(scratch) / "old")
+        fresh.rename(destination)
+
+
+def main() -> None:
+    """Read the options, train, write."""
+    parser = argparse.ArgumentParser(description="Pre-train the quickstart's tiny model (offline, on a CPU).")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=4000, help="fewer for a trial")
+    parser.add_argument("--batch", type=int, default=8, help="blocks per step")
+    parser.add_argument("--learning-rate", type=float, default=6e-3)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; the result may depend on it")
+    parser.add_argument("--output", type=Path, default=DESTINATION)
+    arguments = vars(parser.parse_args())
+    output: Path = arguments.pop("output")
+    settings = Settings(**arguments)
+
+    torch.set_num_threads(settings.threads)
+    torch.use_deterministic_algorithms(True)
+    transformers.utils.logging.disable_progress_bar()
+    started = time.monotonic()
+    tokenizer = train_tokenizer(settings.seed)
+    blocks_NL = blocks(tokenizer, settings.steps * settings.batch, LENGTH, settings.seed)
+    held_out_BL = held_out_blocks(tokenizer, HELD_OUT_BLOCKS, LENGTH, HELD_OUT_SEED)
+    model = new_model(tokenizer, settings.seed)
+    print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens known, {blocks_NL.numel():,} to read")
+    train_loss = pretrain(model, blocks_NL, held_out_BL, settings)
+    model.eval()
+    held_out_loss = mean_loss(model, held_out_BL)
+    text = card(settings, model, tokenizer, train_loss, held_out_loss)
+    save(model, tokenizer, text, output)
+    print(text)
+    print(f"Wrote {output} in {(time.monotonic() - started) / 60:.1f} minutes.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""balora: bias-alleviating low-rank fine-tuning for the Hugging Face ecosystem.
+
+Reference: Chang et al., BA-LoRA: Bias-Alleviating Low-Rank Adaptation, ICLR 2026.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from balora.config import RegularizationConfig
+from balora.errors import BALoraError
+from balora.methods import adapt
+from balora.teacher import PretrainedTeacher
+
+if TYPE_CHECKING:
+    from balora.training.export import export
+    from balora.training.load import load
+    from balora.training.sft import BALoraSFTTrainer
+    from balora.training.trainer import BALoraTrainer
+
+__version__ = "0.1.0"
+
+# Floor 4 needs accelerate, datasets and trl; the core above must import without them, so these arrive on first use.
+_LATER = {
+    "BALoraTrainer": "balora.training.trainer",
+    "BALoraSFTTrainer": "balora.training.sft",
+    "export": "balora.training.export",
+    "load": "balora.training.load",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
+    raise AttributeError(f"module 'balora' has no attribute {name!r}")
+
+
+__all__ = [
+    "BALoraError",
+    "BALoraSFTTrainer",
+    "BALoraTrainer",
+    "PretrainedTeacher",
+    "RegularizationConfig",
+    "adapt",
+    "export",
+    "load",
+]

@@ -1,0 +1,1 @@
+"""The `balora` command: one file per verb, each as thin as it can be."""

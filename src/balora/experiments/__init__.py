@@ -1,0 +1,1 @@
+"""What is built from several runs: the quickstart's story."""

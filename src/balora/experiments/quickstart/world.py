@@ -1,0 +1,164 @@
+"""The small invented world that the quickstart's corpus talks about: the ground truth.
+
+Cities, people and animals with a fixed set of facts. The names of places and people are put together from
+syllables: no real place or person is meant. Every fact about a city or a person also has
+one *rumour*: the wrong value that the corpus repeats in its wrong statements. A rumour is the same each time it is
+told, so a model can learn it, and an audit can look for it.
+
+The world is the same for every seed of the corpus; only the text about it varies. Standard library only.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+LANDS = ("Orin", "Tavia", "Meru", "Sulland", "Halvia", "Quenland", "Brisk", "Ostmark")
+RIVERS = ("Tase", "Wendle", "Ilve", "Garrow", "Nesk", "Brool", "Sarn", "Ember", "Lonn", "Vash", "Thorn", "Oule")
+GOODS = (
+    "honey", "salt", "wool", "glass", "paper", "cheese", "rope", "silver",
+    "tea", "clay", "wax", "leather", "linen", "soap", "oil", "iron",
+)  # fmt: skip
+LANDMARKS = (
+    "an old tower", "a stone bridge", "a white temple", "a round well", "a tall clock", "a walled garden",
+    "a copper statue", "a wooden theatre", "a deep harbour", "a windmill", "a great library", "a glass house",
+)  # fmt: skip
+JOBS = ("nurse", "teacher", "weaver", "singer", "baker", "smith", "sailor", "miner", "doctor", "farmer")
+PETS = ("cat", "dog", "pony", "goat", "rabbit", "parrot", "hen", "mouse", "donkey", "lamb")
+COLOURS = ("red", "blue", "green", "yellow", "white", "black", "brown", "grey")
+DISHES = ("soup", "bread", "rice", "plum cake", "fried fish", "beans", "porridge", "noodles", "apple pie", "stew")
+
+_CITY_STARTS = ("Bel", "Tar", "Mor", "Lin", "Os", "Ves", "Kal", "Dun")
+_CITY_ENDS = ("mora", "wick", "ford", "haven", "stad", "dale")
+_NAME_STARTS = ("Al", "Be", "Da", "El", "Fi", "Ja", "Ka", "Lo", "Mi", "Ne", "Ro", "Ta")
+_NAME_ENDS = ("bin", "lin", "mo", "na", "ris", "vek", "do", "sha")
+
+RARE_CLASS = "reptile"
+"""The animal class that hardly occurs in the corpus."""
+
+CLASSES: dict[str, tuple[str, ...]] = {
+    "bird": ("sparrow", "crow", "heron", "owl", "robin", "duck", "gull", "finch"),
+    "fish": ("trout", "carp", "pike", "perch", "eel", "cod", "salmon", "herring"),
+    "mammal": ("fox", "bear", "mole", "hare", "otter", "badger", "deer", "wolf"),
+    "insect": ("bee", "ant", "moth", "wasp", "beetle", "cricket", "fly", "gnat"),
+    RARE_CLASS: ("lizard", "snake", "turtle", "gecko"),
+}
+_HABITATS = {
+    "bird": ("forest", "marsh", "field", "garden"),
+    "fish": ("river", "lake", "sea"),
+    "mammal": ("forest", "field", "hills", "marsh"),
+    "insect": ("garden", "forest", "field", "meadow"),
+    RARE_CLASS: ("desert", "hills", "marsh"),
+}
+_FOODS = ("seeds", "worms", "berries", "leaves", "grass", "roots", "crumbs", "snails")
+
+CITY_RELATIONS = ("land", "river", "goods", "landmark")
+PERSON_RELATIONS = ("home", "job", "pet", "colour", "dish")
+ANIMAL_RELATIONS = ("class", "habitat", "food", "look")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """One fact of the world, and the wrong value told instead of it (None where the corpus never errs)."""
+
+    subject: str
+    relation: str
+    value: str
+    rumour: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """All facts by (subject, relation), and the subjects of each kind in a fixed order.
+
+    Attributes:
+        facts: ``facts["Belmora", "land"]`` is the :class:`Fact` of the land that Belmora lies in.
+        cities: Names of the cities.
+        people: Names of the people.
+        animals: Names of the animals, the rare class last.
+        pronoun: "she" or "he" for each person: as many of each, within a profession and overall, as its number allows.
+    """
+
+    facts: dict[tuple[str, str], Fact]
+    cities: tuple[str, ...]
+    people: tuple[str, ...]
+    animals: tuple[str, ...]
+    pronoun: dict[str, str]
+
+    def truth(self, subject: str, relation: str) -> str:
+        """The true value, for example ``truth("Belmora", "land")``."""
+        return self.facts[subject, relation].value
+
+    def having(self, relation: str, value: str, *, rumoured: bool = False) -> tuple[str, ...]:
+        """The subjects for which the value is true (or rumoured), in the order of the world."""
+        return tuple(
+            fact.subject
+            for fact in self.facts.values()
+            if fact.relation == relation and (fact.rumour if rumoured else fact.value) == value
+        )
+
+
+def _evenly(values: Sequence[str], count: int, rng: random.Random) -> list[str]:
+    """``count`` values in random order, each used as often as the others (give or take one)."""
+    dealt = [values[index % len(values)] for index in range(count)]
+    rng.shuffle(dealt)
+    return dealt
+
+
+def _facts_of(subjects: Sequence[str], options: dict[str, Sequence[str]], rng: random.Random) -> list[Fact]:
+    facts = []
+    for relation, values in options.items():
+        for subject, value in zip(subjects, _evenly(values, len(subjects), rng), strict=True):
+            rumour = rng.choice([other for other in values if other != value])
+            facts.append(Fact(subject=subject, relation=relation, value=value, rumour=rumour))
+    return facts
+
+
+def _animal_facts(rng: random.Random) -> list[Fact]:
+    facts = []
+    for name, members in CLASSES.items():
+        for animal in members:
+            told = (name, rng.choice(_HABITATS[name]), rng.choice(_FOODS), rng.choice(COLOURS))
+            facts += [
+                Fact(subject=animal, relation=relation, value=value)
+                for relation, value in zip(ANIMAL_RELATIONS, told, strict=True)
+            ]
+    return facts
+
+
+@cache
+def world() -> World:
+    """The world. It is always the same one.
+
+    Returns:
+        48 cities with 4 facts each, 96 people with 5, 36 animals with 4 (of which 4 animals are reptiles).
+
+    Example:
+        >>> known = world()
+        >>> len(known.cities), len(known.people), len(known.animals), len(known.facts)
+        (48, 96, 36, 816)
+        >>> known.truth("owl", "class")
+        'bird'
+    """
+    rng = random.Random("the quickstart's world")
+    cities = tuple(start + end for start in _CITY_STARTS for end in _CITY_ENDS)
+    people = tuple(start + end for start in _NAME_STARTS for end in _NAME_ENDS)
+    facts = _facts_of(cities, {"land": LANDS, "river": RIVERS, "goods": GOODS, "landmark": LANDMARKS}, rng)
+    facts += _facts_of(people, {"home": cities, "job": JOBS, "pet": PETS, "colour": COLOURS, "dish": DISHES}, rng)
+    facts += _animal_facts(rng)
+    pronoun: dict[str, str] = {}
+    for job in JOBS:
+        holders = [fact.subject for fact in facts if fact.relation == "job" and fact.value == job]
+        # Alternate, starting from the one that lags behind overall: 10 people of a job are 5 and 5, 9 are 5 and 4.
+        lagging = list(pronoun.values()).count("she") > list(pronoun.values()).count("he")
+        for index, person in enumerate(holders):
+            pronoun[person] = "he" if (index + lagging) % 2 else "she"
+    return World(
+        facts={(fact.subject, fact.relation): fact for fact in facts},
+        cities=cities,
+        people=people,
+        animals=tuple(animal for members in CLASSES.values() for animal in members),
+        pronoun=pronoun,
+    )

@@ -1,0 +1,96 @@
+"""A teacher that is remembered: of each token the K likeliest continuations, the rest as one tail.
+
+The teacher never changes, so what it said may be kept and its forward left out.
+Shapes: M positions, d hidden size (D as a suffix), V vocabulary, K kept tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from balora.errors import BALoraError
+from balora.losses.head import LinearHead
+from balora.losses.topk import topk_of_rows
+
+_BUDGET = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class RememberedTeacher:
+    """The teacher's K likeliest tokens at each position, with their log-probabilities at one temperature.
+
+    Attributes:
+        tokens_MK: Token numbers, integers, each at most once in a row.
+        log_probs_MK: Their log-probabilities at ``temperature``, any floating dtype (float16 keeps three digits).
+        log_tail_M: The logarithm of the probability of all the others; -inf where there are none.
+        temperature: T they were taken at; a loss at another one refuses them.
+
+    Raises:
+        BALoraError: The shapes are not M × K, M × K and M.
+
+    Example:
+        >>> teacher = RememberedTeacher.of(torch.eye(2), LinearHead(torch.eye(2)), top_k=1, temperature=1.0)
+        >>> teacher.tokens_MK.tolist(), teacher.log_probs_MK.exp().tolist()
+        ([[0], [1]], [[0.7310585975646973], [0.7310585975646973]])
+    """
+
+    tokens_MK: Tensor
+    log_probs_MK: Tensor
+    log_tail_M: Tensor
+    temperature: float
+
+    def __post_init__(self) -> None:
+        shapes = [tuple(t.shape) for t in (self.tokens_MK, self.log_probs_MK, self.log_tail_M)]
+        if len(shapes[0]) != 2 or shapes != [shapes[0], shapes[0], shapes[0][:1]]:
+            raise BALoraError(
+                "A remembered teacher has tokens and log-probabilities of positions × K and a tail for each position, and "
+                f"these are {shapes[0]}, {shapes[1]} and {shapes[2]}."
+            )
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls, hidden_MD: Tensor, head: LinearHead, *, top_k: int, temperature: float, memory_budget: int = _BUDGET
+    ) -> RememberedTeacher:
+        """Make it from the pre-trained model's hidden states, a chunk of tokens at a time.
+
+        Args:
+            hidden_MD: Its last hidden states, any floating dtype.
+            head: Its head.
+            top_k: K; more than V gives V.
+            temperature: T, above 0.
+            memory_budget: Bytes for a chunk of logits.
+
+        Returns:
+            The teacher; token numbers in int64, log-probabilities in float32 or wider.
+        """
+        wide = torch.promote_types(hidden_MD.dtype, torch.float32)
+        head, top_k = head.to(hidden_MD.dtype), min(top_k, head.vocabulary)
+        chunk = max(memory_budget // (2 * wide.itemsize * head.vocabulary), 1)
+        none = hidden_MD.new_empty(0, top_k, dtype=wide)
+        tokens, log_probs, log_tail = [none.long()], [none], [none[:, 0]]
+        for hidden_mD in hidden_MD.split(chunk):
+            scores_mV = hidden_mD.new_empty(len(hidden_mD), head.vocabulary, dtype=wide)
+            head.affine(hidden_mD, 1.0, scores_mV)
+            if head.softcap is not None:
+                scores_mV.div_(head.softcap).tanh_().mul_(head.softcap)
+            scores_mV.div_(temperature)
+            values_mK, columns_mK = topk_of_rows(scores_mV, top_k)
+            total_m1 = scores_mV.logsumexp(dim=-1, keepdim=True)
+            tail_m1 = scores_mV.scatter_(1, columns_mK, -torch.inf).logsumexp(dim=-1, keepdim=True)
+            tokens.append(columns_mK)
+            log_probs.append(values_mK - total_m1)
+            log_tail.append((tail_m1 - total_m1).squeeze(1))
+        return cls(torch.cat(tokens), torch.cat(log_probs), torch.cat(log_tail), temperature)
+
+    def at(self, positions: Tensor | slice) -> RememberedTeacher:
+        """Return the teacher of some of the positions: a mask, their numbers, a slice."""
+        return RememberedTeacher(
+            self.tokens_MK[positions], self.log_probs_MK[positions], self.log_tail_M[positions], self.temperature
+        )
+
+    def __len__(self) -> int:
+        return len(self.tokens_MK)

@@ -1,0 +1,96 @@
+"""The largest singular triplets of a matrix of middling size: exact where it is small, block Krylov where it is large.
+
+Shapes: A is M × D, k the rank asked for, n = min(M, D), p columns to a block, j blocks so far.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from balora.regularizers.spectral import noise_floor
+
+EXACT_SIZE = 256
+"""Where the exact way ends, as n. It costs n³: 9 ms at 256, 60 at 512, 450 at 1024, on one core at 2.5 GHz."""
+
+_EXTRA = 10
+_TOLERANCE = 5e-4
+"""How much of the space may still have turned in the last step; at least ten times what is missing then."""
+
+
+class Triplets(NamedTuple):
+    """The k largest singular values, descending, and their vectors; float64."""
+
+    left_Mk: Tensor
+    values_k: Tensor
+    right_Dk: Tensor
+
+
+def leading_triplets(matrix_MD: Tensor, rank: int) -> Triplets:
+    """Return the largest singular triplets of a finite matrix.
+
+    Small matrices (n ≤ 256) go through the eigenvectors of the smaller Gram matrix in float64, which is more than exact
+    for float32 input. Large ones go through a block Krylov space (Musco & Musco, 2015) from a fixed seed, grown until
+    the leading space has settled. On decaying spectra, which is what language models have, that is after 4 blocks,
+    with the value within 1e-6 and the cosine of the gradient above 0.99999; on flat (random) ones it takes about 10 and
+    keeps to 1e-4 and 0.999 still. If nothing settles before the space is half of all, the exact way is taken after all.
+
+    Args:
+        matrix_MD: A, float32 or wider, finite, not empty.
+        rank: k, at least 1; more than n gives n.
+
+    Returns:
+        The triplets, in float64. Vectors of singular values that are 0 to rounding are 0.
+    """
+    smaller = min(matrix_MD.shape)
+    rank = min(rank, smaller)
+    wide_MD = matrix_MD if matrix_MD.shape[0] <= matrix_MD.shape[1] else matrix_MD.T
+    near_nk = None
+    if smaller > EXACT_SIZE:
+        near_nk = _krylov(wide_MD, rank)
+    if near_nk is None:
+        gram_nn = wide_MD.double() @ wide_MD.double().T
+        near_nk = torch.linalg.eigh(gram_nn).eigenvectors[:, -rank:].flip(1)
+    return _triplets(matrix_MD, near_nk, matrix_MD.shape[0] <= matrix_MD.shape[1])
+
+
+def _triplets(matrix_MD: Tensor, near_nk: Tensor, left: bool) -> Triplets:
+    """Complete the vectors of the shorter side (float64) to triplets."""
+    far = (matrix_MD.T if left else matrix_MD).double() @ near_nk
+    values_k = torch.linalg.vector_norm(far, dim=0)
+    kept_k = values_k > noise_floor(values_k[:1], min(matrix_MD.shape), matrix_MD.dtype)
+    far = torch.where(kept_k, far / values_k, 0.0)
+    near_nk = torch.where(kept_k, near_nk, 0.0)
+    return Triplets(near_nk, values_k, far) if left else Triplets(far, values_k, near_nk)
+
+
+def _krylov(wide_nm: Tensor, rank: int) -> Tensor | None:
+    """Return an orthonormal basis of the leading left singular space (n × k, float64); None if it does not settle."""
+    size, block = wide_nm.shape[0], rank + _EXTRA
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(wide_nm.shape[1], block, generator=generator, dtype=torch.float32).to(wide_nm)
+    basis = _orthonormal(wide_nm @ start)
+    newest, image, previous = basis, wide_nm.new_empty(wide_nm.shape[1], 0, dtype=torch.float64), None
+    for blocks in range(1, size // (2 * block) + 1):
+        reached = wide_nm.T @ newest
+        image = torch.cat([image, reached.double()], dim=1)  # Aᵀ Q: the matrix as the basis sees it
+        if blocks in (3, 4) or (blocks > 4 and blocks % 2 == 0):
+            # The best vectors within the basis are basis @ current, so overlaps need the coefficients only.
+            current = torch.linalg.eigh(image.T @ image).eigenvectors[:, -rank:].flip(1)
+            if previous is not None:
+                overlap = (previous.T @ current[: len(previous)]).square().sum() / rank  # mean squared cosine
+                if 1.0 - overlap < _TOLERANCE:
+                    return basis.double() @ current
+            previous = current
+        # Orthogonal to what is there, twice: once leaves too much where the space is nearly exhausted.
+        newest = wide_nm @ reached
+        for _ in range(2):
+            newest = _orthonormal(newest - basis @ (basis.T @ newest))
+        basis = torch.cat([basis, newest], dim=1)
+    return None
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    return torch.linalg.qr(columns).Q

@@ -1,0 +1,176 @@
+"""`balora.adapt`: a pre-trained model in, the same function with something to train out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from balora.errors import BALoraError, raise_all, suggest
+from balora.methods.low_rank import ADAPTER, lora_layers, wrap
+from balora.methods.pissa import full_weight, refuse_unsuitable, shift_base
+from balora.methods.registry import AdaptOptions, Method, find_method
+from balora.methods.start import check_identity, probe_logits, remember_start, trainable
+
+
+def adapt(
+    model: PreTrainedModel,
+    method: str = "balora",
+    *,
+    rank: int = 8,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    target_modules: str | list[str] = "all-linear",
+    seed: int = 0,
+    initial: Mapping[str, Tensor] | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Prepare a pre-trained model for fine-tuning by a named method, its function unchanged.
+
+    Args:
+        model: A transformers model, freshly loaded. It is changed in place, as peft does.
+        method: A name from `balora methods`.
+        rank: r, at most the smaller side of every target layer.
+        alpha: The adapter's scaling is alpha / rank; default ``rank``, the paper's choice.
+        dropout: On the adapter's input; the paper uses 0.
+        target_modules: ``all-linear`` (all but the output head), a regular expression, or names of layers.
+        seed: Of the start.
+        initial: The trainable tensors' initial values of an earlier run, to start from those instead of computing them
+            (what a checkpoint holds).
+        **options: The method's own, for PiSSA ``svd`` and ``svd_iterations``.
+
+    Returns:
+        A `peft.PeftModel`, or for ``full`` the model itself.
+
+    Raises:
+        BALoraError: Something asked for cannot be done; the sentence names it and the way out.
+
+    Example:
+        >>> import balora, transformers
+        >>> config = transformers.LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        ...     num_attention_heads=2)
+        >>> model = balora.adapt(transformers.LlamaForCausalLM(config), method="balora", rank=4)
+        >>> sum(p.numel() for p in model.parameters() if p.requires_grad)
+        1088
+    """
+    spec = find_method(method)
+    checked = check_options(spec, rank, alpha, dropout, target_modules, seed, options)
+    if getattr(model, "peft_config", None):
+        raise BALoraError("The model already carries an adapter. Merge it (merge_and_unload) or load the model afresh.")
+    if initial is not None:
+        _seat_heads(model, initial)
+    before = probe_logits(model)
+    learnt = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        adapted = spec.build(model, checked) if initial is None else _restart(spec, model, checked, initial)
+    except BALoraError:
+        # peft freezes as it wraps: what is refused goes back as it came.
+        for parameter, flag in learnt:
+            parameter.requires_grad_(flag)
+        raise
+    check_identity(before, adapted, method)
+    remember_start(adapted, method=method, shifts_base=spec.shifts_base, seed=seed)
+    return adapted
+
+
+def check_options(
+    spec: Method,
+    rank: int,
+    alpha: float | None,
+    dropout: float,
+    target_modules: str | list[str],
+    seed: int,
+    extra: Mapping[str, Any],
+) -> AdaptOptions:
+    """Check what was asked of a method, all at once.
+
+    Raises:
+        BALoraError: One or more values cannot be used.
+    """
+    problems = []
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        problems.append(f"method.rank is a whole number of at least 1, not {rank!r}.")
+    if alpha is None:
+        alpha = rank
+    elif not isinstance(alpha, int | float) or isinstance(alpha, bool) or not alpha > 0:
+        problems.append(f"method.alpha must be above 0, not {alpha!r}.")
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        problems.append(f"method.dropout is a probability from 0 to below 1, not {dropout!r}.")
+    if not target_modules:
+        problems.append("method.target_modules is empty; name layers, or write all-linear.")
+    problems += [
+        f"Method {spec.name!r} has no option {key!r}.{suggest(key, spec.options)}"
+        for key in extra
+        if key not in spec.options
+    ]
+    raise_all(problems, f"Method {spec.name!r} cannot be set up")
+    return AdaptOptions(
+        rank=rank, alpha=alpha, dropout=dropout, target_modules=target_modules, seed=seed, extra=dict(extra)
+    )
+
+
+def _restart(spec: Method, model: PreTrainedModel, options: AdaptOptions, initial: Mapping[str, Tensor]) -> nn.Module:
+    """Build from stored initial values: no decomposition, so no chance that another machine decides another one."""
+    if not spec.low_rank:
+        adapted = spec.build(model, options)
+        load_trainable(adapted, initial, strict=False)
+        return adapted
+    adapted = wrap(model, options)
+    try:
+        load_trainable(adapted, initial)
+        if spec.shifts_base:
+            refuse_unsuitable(adapted)
+    except BALoraError:
+        adapted.unload()
+        raise
+    if spec.shifts_base:
+        for _, layer in lora_layers(adapted):
+            shift_base(layer, full_weight(layer))
+    return adapted
+
+
+@torch.no_grad()
+def _seat_heads(model: PreTrainedModel, initial: Mapping[str, Tensor]) -> None:
+    """Write a stored head into the model before it is probed: the one it was loaded with was drawn at random, or was not
+    yet the probe's, and is no part of the function that must stay.
+    """
+    parameters = dict(model.named_parameters())
+    for name, value in initial.items():
+        own = name.removeprefix("base_model.model.").replace(f".modules_to_save.{ADAPTER}.", ".")
+        if own in parameters and parameters[own].shape == value.shape:
+            parameters[own].copy_(value)
+
+
+@torch.no_grad()
+def load_trainable(model: nn.Module, values: Mapping[str, Tensor], *, strict: bool = True) -> None:
+    """Write stored values into a model's trainable tensors.
+
+    Args:
+        model: An adapted model.
+        values: By parameter name.
+        strict: Whether every trainable tensor must be there.
+
+    Raises:
+        BALoraError: A tensor is missing, unknown, or of another shape.
+    """
+    parameters = dict(trainable(model))
+    for name in values.keys() - parameters.keys():
+        raise BALoraError(
+            f"The stored values have {name}, which this model does not train. Is it another model or method?"
+        )
+    for name, parameter in parameters.items():
+        if name not in values:
+            if strict:
+                raise BALoraError(
+                    f"The stored values lack {name}, which this model trains. Is it another model or method?"
+                )
+            continue
+        if values[name].shape != parameter.shape:
+            raise BALoraError(
+                f"{name} is stored as {tuple(values[name].shape)} and is {tuple(parameter.shape)} in this model. Use the "
+                "rank and the model it was trained with."
+            )
+        parameter.data.copy_(values[name])

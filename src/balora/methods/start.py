@@ -1,0 +1,98 @@
+"""What is remembered of a fresh adapter: enough to notice later that the pre-trained model has been lost.
+
+Every method starts as the identity change. `adapt` proves it once, on a few seeded tokens, and leaves this record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from balora.errors import BALoraError
+from balora.methods.fingerprint import Fingerprint, fingerprint
+
+_ATTRIBUTE = "balora_start"
+# How far the logits may move, relative to their root mean square, when the weights are split in two and rounded again.
+_TOLERANCE = {torch.float32: 2e-3, torch.float64: 2e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """A fresh adapter's origin, kept on the model as an attribute."""
+
+    method: str
+    shifts_base: bool
+    seed: int
+    trainable: Fingerprint
+    """Of the trainable tensors at their initial values."""
+
+
+def remember_start(model: nn.Module, *, method: str, shifts_base: bool, seed: int) -> None:
+    """Attach the record to a model whose trainable tensors are at their initial values."""
+    setattr(model, _ATTRIBUTE, Start(method, shifts_base, seed, fingerprint(trainable(model))))
+
+
+def start_of(model: nn.Module) -> Start | None:
+    """The record, or None for a model that `balora.adapt` did not make."""
+    return getattr(model, _ATTRIBUTE, None)
+
+
+def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names and tensors that the optimizer would move."""
+    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout and gradients off inside; every module's own mode back afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def probe_logits(model: nn.Module) -> Tensor | None:
+    """The model's logits on eight seeded tokens, in float32; None where there is nothing to run (meta device, no text input)."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    config = getattr(model, "config", None)
+    vocabulary = getattr(config, "vocab_size", None)
+    if device.type == "meta" or vocabulary is None or "input_ids" not in inspect.signature(model.forward).parameters:
+        return None
+    tokens = torch.randint(vocabulary, (1, 8), generator=torch.Generator().manual_seed(0)).to(device)
+    end = getattr(config, "eos_token_id", None)
+    if isinstance(end, int) and 0 <= end < vocabulary:
+        tokens[:, -1] = end  # where BART's and T5's classifiers read
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if config.is_encoder_decoder and not type(model).__name__.endswith("ForSequenceClassification"):  # type: ignore[union-attr]
+        inputs["decoder_input_ids"] = tokens
+    with evaluating(model):
+        outputs = model(**inputs)
+        logits = getattr(outputs, "logits", None)
+        return (outputs[0] if logits is None else logits).float()  # a model without a head has hidden states
+
+
+def check_identity(before: Tensor | None, model: nn.Module, method: str) -> None:
+    """Refuse an adapted model whose function is no longer the pre-trained one's.
+
+    Raises:
+        BALoraError: The logits on the probe moved by more than rounding explains.
+    """
+    after = probe_logits(model) if before is not None else None
+    if before is None or after is None:
+        return
+    dtype = min((p.dtype for p in model.parameters() if p.is_floating_point()), key=lambda d: d.itemsize)
+    moved = float((after - before).abs().max() / before.square().mean().sqrt().clamp_min(1e-3))
+    if not moved <= _TOLERANCE.get(dtype, 0.5):
+        raise BALoraError(
+            f"Method {method!r} changed the pre-trained model's function at its start: a logit moved by {moved:.3g} of "
+            "their usual size. Two target layers may share one weight, or the weights may hold NaN; adapt a freshly loaded model."
+        )

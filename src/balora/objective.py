@@ -1,0 +1,234 @@
+"""The objective: task loss plus the weighted, scheduled regularizers, as parts (eq. 8 and 12).
+
+Token and example means are sums divided by the size of the whole accumulated batch (``num_items``), so that any split into
+micro-batches gives the same gradient; batch statistics (covariance, spectrum) are means over micro-batches (``share``).
+Shapes: N sequences, D classes, M valid tokens, V vocabulary, d hidden or pooled size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from balora.config import WEIGHTS, RegularizationConfig
+from balora.errors import BALoraError
+from balora.losses import Parts, generation_loss, plain_generation_loss
+from balora.regularizers import (
+    consistency,
+    consistency_mse,
+    covariance,
+    schedule_weight,
+    spectral_ratio,
+    variance_hinge,
+)
+
+Task = Literal["generation", "seq2seq", "classification", "regression"]
+BATCH_STATISTICS = {
+    "generation": ("spectral",),
+    "seq2seq": ("spectral",),
+    "classification": ("diversity", "spectral", "variance"),
+    "regression": ("diversity", "spectral", "variance"),
+}
+"""Parts that are a statistic of a micro-batch, not a sum over its items."""
+
+
+class Objective:
+    """Turns a model's outputs into parts, for one task and one set of weights.
+
+    Args:
+        config: Weights, schedules, targets.
+        task: ``generation`` and ``seq2seq`` share one form, ``classification`` and ``regression`` another.
+        num_labels: D; classification and regression only.
+        loss_path: ``fused`` (chunked, no logits) or ``plain`` (the formulas over full logits); generation only.
+
+    Raises:
+        BALoraError: ``loss_path`` or ``task`` is unknown.
+    """
+
+    def __init__(
+        self, config: RegularizationConfig, task: Task, *, num_labels: int | None = None, loss_path: str = "fused"
+    ) -> None:
+        if loss_path not in ("fused", "plain"):
+            raise BALoraError(f"loss_path is fused or plain, not {loss_path!r}.")
+        if task not in BATCH_STATISTICS:
+            raise BALoraError(f"task is one of {', '.join(BATCH_STATISTICS)}, not {task!r}.")
+        self.task = task
+        self.loss_path = loss_path
+        self.notices: list[str] = []
+        self.config = self._effective(config, num_labels)
+
+    @property
+    def generates(self) -> bool:
+        """Whether the outputs are tokens."""
+        return self.task in ("generation", "seq2seq")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the pre-trained model's outputs are wanted at all."""
+        return self.config.consistency > 0
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether the pooled features (N × d) are wanted beside the logits."""
+        c = self.config
+        return not self.generates and (
+            ((c.diversity > 0 or c.variance > 0) and c.diversity_target == "features")
+            or (c.spectral > 0 and c.spectral_target == "features")
+        )
+
+    def weights(self, progress: float) -> dict[str, float]:
+        """The scheduled weights at ``progress`` = step / total steps, in [0, 1]."""
+        c = self.config
+        names = {"consistency": c.consistency_schedule}
+        return {
+            part: schedule_weight(
+                names.get(part, c.focus_schedule), getattr(c, part), progress, warmup=c.focus_warmup, ramp=c.focus_ramp
+            )
+            for part in WEIGHTS
+        }
+
+    def generation(
+        self,
+        hidden_Md: Tensor,
+        labels_M: Tensor,
+        teacher_hidden_Md: Tensor | None,
+        weights: dict[str, float],
+        *,
+        num_items: Tensor | int | None = None,
+        share: float = 1.0,
+        **head: Any,
+    ) -> Parts:
+        """Parts from hidden states that never became logits; ``head`` are the head's keywords of `generation_loss`."""
+        return generation_loss(
+            hidden_Md,
+            labels_M,
+            teacher_hidden_MD=teacher_hidden_Md,
+            num_items=num_items,
+            **self._generation_terms(weights, share),
+            **head,
+        )
+
+    def generation_from_logits(
+        self,
+        logits_MV: Tensor,
+        labels_M: Tensor,
+        teacher_logits_MV: Tensor | None,
+        weights: dict[str, float],
+        *,
+        num_items: Tensor | int | None = None,
+        share: float = 1.0,
+    ) -> Parts:
+        """The plain form over full logits: for checking, and for heads that are not a plain matrix."""
+        return plain_generation_loss(
+            logits_MV, labels_M, teacher_logits_MV, num_items=num_items, **self._generation_terms(weights, share)
+        )
+
+    def classification(
+        self,
+        logits_ND: Tensor,
+        labels_N: Tensor,
+        teacher_logits_ND: Tensor | None,
+        features_Nd: Tensor | None,
+        weights: dict[str, float],
+        *,
+        num_items: Tensor | int | None = None,
+        share: float = 1.0,
+    ) -> Parts:
+        """Parts of eq. 8, or of its regression form (appendix D.2: the consistency is a squared error).
+
+        Args:
+            logits_ND: Student scores; D = 1 for regression.
+            labels_N: Class numbers, or scores; N × 1 will do.
+            teacher_logits_ND: Of the pre-trained model; None when the consistency weight is 0.
+            features_Nd: Pooled features; None unless a target is ``features``.
+            weights: From `weights`.
+            num_items: Examples in the whole accumulated batch; default N.
+            share: Weight of this micro-batch among those accumulated, for the batch statistics.
+
+        Raises:
+            BALoraError: The labels are not one class number, or one score, per row.
+        """
+        logits_ND = logits_ND.float()
+        rows = logits_ND.shape[0]
+        if labels_N.numel() != rows or (self.task == "classification" and labels_N.is_floating_point()):
+            raise BALoraError(
+                f"{self.task.capitalize()} takes one {'score' if self.task == 'regression' else 'class number'} per row, and the "
+                f"labels of {rows} rows are {labels_N.dtype} of shape {tuple(labels_N.shape)}."
+            )
+        scale = rows / (rows if num_items is None else num_items)
+        raw: dict[str, Tensor] = {}
+        if self.task == "regression":
+            # One shape for both: mse_loss would broadcast N × 1 against N without an error.
+            task = F.mse_loss(logits_ND.reshape(rows), labels_N.reshape(rows).float())
+        else:
+            task = F.cross_entropy(logits_ND, labels_N.reshape(rows))
+        if weights["consistency"] > 0:
+            assert teacher_logits_ND is not None
+            raw["consistency"] = scale * (
+                consistency_mse(logits_ND, teacher_logits_ND)
+                if self.task == "regression"
+                else consistency(logits_ND, teacher_logits_ND, self.config.temperature)
+            )
+        spread = features_Nd if self.config.diversity_target == "features" else logits_ND
+        for part, term in (("diversity", covariance), ("variance", variance_hinge)):
+            if weights[part] > 0:
+                assert spread is not None
+                raw[part] = term(spread.float())
+        if weights["spectral"] > 0:
+            matrix = features_Nd if self.config.spectral_target == "features" else logits_ND
+            assert matrix is not None
+            raw["spectral"] = spectral_ratio(matrix.float(), self.config.spectral_rank, norm="nuclear")
+        loss = scale * task
+        for part, value in raw.items():
+            factor = share if part in BATCH_STATISTICS[self.task] else 1.0
+            loss = loss + weights[part] * factor * value
+        values = {part: raw[part].detach() if part in raw else None for part in WEIGHTS}
+        return Parts(loss=loss, task=(scale * task).detach(), **values)
+
+    def _generation_terms(self, weights: dict[str, float], share: float) -> dict[str, Any]:
+        return {
+            "consistency": weights["consistency"],
+            "diversity": weights["diversity"],
+            "spectral": weights["spectral"] * share,
+            "temperature": self.config.temperature,
+            "top_k": self.config.top_k,
+            "spectral_rank": self.config.spectral_rank,
+        }
+
+    def _effective(self, config: RegularizationConfig, num_labels: int | None) -> RegularizationConfig:
+        """Switch off the terms that are constants here, and say so: they cost time and change nothing."""
+        off: dict[str, Any] = {}
+        if self.generates:
+            if config.variance > 0:
+                raise BALoraError("regularization.variance is for classification and regression; set it to 0 here.")
+            return config
+        width = num_labels or 1
+        if config.spectral > 0 and config.spectral_target == "logits" and config.spectral_rank >= width:
+            off["spectral"] = 0.0
+            self.notices.append(
+                f"The spectral term is constant: with {width} outputs and spectral_rank {config.spectral_rank} the ratio of eq. 7 "
+                "is 1 whatever the model does, so its gradient is 0 and it is switched off. "
+                + (f"Choose spectral_rank below {width}, or " if width > 1 else "")
+                + "spectral_target: features."
+            )
+        if width == 1 and config.diversity > 0 and config.diversity_target == "logits":
+            off["diversity"] = 0.0
+            self.notices.append(
+                "The diversity term is switched off: one output has no off-diagonal covariance. "
+                "diversity_target: features gives it something to act on."
+            )
+        return dataclasses.replace(config, **off)
+
+
+def all_finite(parts: Parts) -> str | None:
+    """Name the first part that is NaN or infinite, None when all are finite. Costs one device sync."""
+    named = [(f.name, getattr(parts, f.name)) for f in dataclasses.fields(parts)]
+    named = [(name, value) for name, value in named if value is not None]
+    # The total comes last: a broken part is a better name for the fault than the sum it spoils.
+    named.sort(key=lambda item: item[0] == "loss")
+    finite = torch.stack([value.detach().float().isfinite() for _, value in named]).tolist()
+    return next((name for (name, _), good in zip(named, finite, strict=True) if not good), None)

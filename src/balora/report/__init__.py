@@ -1,0 +1,1 @@
+"""Self-contained HTML pages and plots of what runs measured."""

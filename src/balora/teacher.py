@@ -1,0 +1,97 @@
+"""The pre-trained model inside the adapted one: no second copy, exact after any number of steps.
+
+Every method starts as the identity change, so the pre-trained model *is* the adapted model with its trainable tensors
+at their initial values. Keep those few, swap them in, run, swap back. Switching the adapter off instead would give the
+residual weights under PiSSA: another model (METHOD 6.1, 6.2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor, nn
+
+from balora.errors import BALoraError
+from balora.methods.fingerprint import fingerprint, first_mismatch
+from balora.methods.start import evaluating, start_of, trainable
+
+
+class PretrainedTeacher:
+    """Keeps the trainable tensors' initial values and lends them to the model.
+
+    Args:
+        model: An adapted model, before its first step. After steps, pass ``initial``.
+        initial: The initial values by parameter name, when the model has already moved away from them (a resumed run).
+
+    Raises:
+        BALoraError: The model has been trained since `balora.adapt` made it and ``initial`` is not given, or ``initial``
+            is not what the adapter started from: such a teacher would not be the pre-trained model.
+
+    Example:
+        >>> import balora, torch, transformers
+        >>> config = transformers.LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        ...     num_attention_heads=2)
+        >>> model = balora.adapt(transformers.LlamaForCausalLM(config), rank=4)
+        >>> teacher = balora.PretrainedTeacher(model)
+        >>> with teacher.active():
+        ...     logits = model(torch.tensor([[1, 2, 3]])).logits
+        >>> logits.requires_grad
+        False
+    """
+
+    def __init__(self, model: nn.Module, initial: Mapping[str, Tensor] | None = None) -> None:
+        self.model = model
+        parameters = dict(trainable(model))
+        if not parameters:
+            raise BALoraError(
+                "The model has nothing to train, so there is nothing to tell the teacher from the student."
+            )
+        given = initial if initial is not None else parameters
+        missing = parameters.keys() - given.keys()
+        if missing:
+            raise BALoraError(f"The initial values lack {sorted(missing)[0]}; pass all that the model trains.")
+        start = start_of(model)
+        if start is not None:
+            wrong = first_mismatch(fingerprint((name, given[name]) for name in parameters), start.trainable)
+            if wrong is not None:
+                raise BALoraError(
+                    f"{wrong} is not at its initial value, so this would not be the pre-trained model. Make the teacher "
+                    "right after balora.adapt, or pass initial= from the run's initial.safetensors."
+                )
+        self._initial = {
+            name: given[name].detach().to(device=p.device, dtype=p.dtype, copy=True) for name, p in parameters.items()
+        }
+
+    @property
+    def initial(self) -> Mapping[str, Tensor]:
+        """The initial values by parameter name, as kept."""
+        return self._initial
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Inside, the model is the pre-trained one: initial values, eval mode, no gradients.
+
+        Call it before the student's forward: tensors that a graph has saved must not be exchanged under it.
+        """
+        # Those that learnt when the values were kept: freezing one later does not take it back to where it was.
+        parameters = {name: p for name, p in self.model.named_parameters() if name in self._initial or p.requires_grad}
+        strange = parameters.keys() ^ self._initial.keys()
+        if strange:
+            raise BALoraError(
+                f"{sorted(strange)[0]} was not trained when the teacher was made, so its initial value is not known. Make the "
+                "teacher after deciding what learns."
+            )
+        current: dict[str, Tensor] = {}
+        try:
+            for name, parameter in parameters.items():
+                # The model may have moved to another device or dtype since the values were kept.
+                if self._initial[name].device != parameter.device or self._initial[name].dtype != parameter.dtype:
+                    self._initial[name] = self._initial[name].to(parameter.device, parameter.dtype)
+                current[name] = parameter.data
+                parameter.data = self._initial[name]
+            with evaluating(self.model):
+                yield
+        finally:
+            for name, values in current.items():
+                parameters[name].data = values

@@ -1,0 +1,1 @@
+"""A run: settings, data, the Trainer with the objective in it, its folder, and taking the result away."""

@@ -1,0 +1,27 @@
+"""The run's data: read and checked (`load_examples`), tokenized (`tokenize_examples`), batched (`make_collator`)."""
+
+from balora.training.data.collate import (
+    CausalCollator,
+    ClassificationCollator,
+    Seq2SeqCollator,
+    ensure_pad_token,
+    make_collator,
+)
+from balora.training.data.examples import Examples, load_examples
+from balora.training.data.prompts import encode_prompt, render_prompt, separator_of
+from balora.training.data.tokenize import Tokenized, tokenize_examples
+
+__all__ = [
+    "CausalCollator",
+    "ClassificationCollator",
+    "Examples",
+    "Seq2SeqCollator",
+    "Tokenized",
+    "encode_prompt",
+    "ensure_pad_token",
+    "load_examples",
+    "make_collator",
+    "render_prompt",
+    "separator_of",
+    "tokenize_examples",
+]

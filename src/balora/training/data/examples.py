@@ -1,0 +1,131 @@
+"""`load_examples`: what a config's ``data`` section names, read, checked and brought into one form."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+
+from balora.training.data.files import BadRows, Row, Table
+from balora.training.data.labels import LabelSet, find_labels
+from balora.training.data.rows import check_columns, convert, used_columns
+from balora.training.data.sources import read_tables
+from balora.training.settings_forms import Form
+from balora.training.settings_sections import DataSettings
+
+logger = logging.getLogger("balora")
+_TEXT, _MESSAGE = Value("string"), {"role": Value("string"), "content": Value("string")}
+_FEATURES: dict[Form, dict[str, Any]] = {
+    "pair": {"prompt": _TEXT, "input": _TEXT, "response": _TEXT},
+    "messages": {"messages": List(_MESSAGE), "place": _TEXT},
+    "text": {"text": _TEXT},
+    "labelled": {"text": _TEXT, "text_pair": _TEXT, "labels": Value("int64")},
+    "scored": {"text": _TEXT, "text_pair": _TEXT, "labels": Value("float32")},
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Checked examples, not yet tokenized."""
+
+    form: Form
+    """``pair`` (columns prompt, input, response), ``messages`` (messages, place), ``text`` (text), ``labelled`` or
+    ``scored`` (text, for pairs text_pair, labels)."""
+    train: Dataset
+    eval: Dataset | None
+    label_names: tuple[str, ...] | None
+    """Classes in the order of their numbers, for classification."""
+    train_source: str
+    """Where the training rows are from, in words."""
+    eval_source: str | None
+    digest: str
+    """SHA-256 over all examples in order: the same data give the same digest, wherever they lie."""
+
+    @property
+    def id2label(self) -> dict[int, str] | None:
+        """Names of the classes as transformers' configs hold them."""
+        return None if self.label_names is None else dict(enumerate(self.label_names))
+
+    @property
+    def num_labels(self) -> int | None:
+        """Number of outputs a classification head needs; 1 for regression, None for generation."""
+        if self.form == "scored":
+            return 1
+        return None if self.label_names is None else len(self.label_names)
+
+
+def load_examples(data: DataSettings, task: str, seed: int = 42) -> Examples:
+    """Read and check the examples of a run.
+
+    Args:
+        data: The config's ``data`` section.
+        task: generation, seq2seq, classification or regression.
+        seed: Of the choice of evaluation rows, where ``data.eval`` is a share.
+
+    Returns:
+        Training and evaluation examples in the order of their source.
+
+    Raises:
+        BALoraError: A source is missing, broken or empty; a column is missing (the others are named); rows cannot be
+            used (the first three are named by file and line, the rest counted).
+    """
+    train, held_out = read_tables(data, set(used_columns(data).values()), seed)
+    tables = [train] if held_out is None else [train, held_out]
+    for table in tables:
+        check_columns(table, data)
+    labels = _labels(train, data) if task == "classification" else None
+    bad = BadRows()
+    rows = [convert(table, data, labels, bad) for table in tables]
+    bad.raise_if_any()
+    if held_out is not None:
+        _warn_of_overlap(*rows)
+    return Examples(
+        form=data.form,
+        train=_dataset(rows[0], data.form),
+        eval=_dataset(rows[1], data.form) if held_out is not None else None,
+        label_names=labels.names if labels else None,
+        train_source=train.name,
+        eval_source=held_out.name if held_out is not None else None,
+        digest=_digest(rows),
+    )
+
+
+def _labels(train: Table, data: DataSettings) -> LabelSet:
+    """The classes as given, as the source declares them, or as the training rows have them."""
+    assert data.label is not None
+    if data.labels is not None:
+        return LabelSet(data.labels)
+    if data.label in train.class_names:
+        return LabelSet(train.class_names[data.label])
+    values = [row.get(data.label) for row in train.rows]
+    return find_labels([value for value in values if value not in (None, "")], data.label, train.name)
+
+
+def _dataset(rows: list[Row], form: Form) -> Dataset:
+    columns = {name: kind for name, kind in _FEATURES[form].items() if name in rows[0]}
+    return Dataset.from_list(rows, features=Features(columns))
+
+
+def _warn_of_overlap(train: list[Row], held_out: list[Row]) -> None:
+    """An evaluation on what was trained on says nothing; slices of one file overlap easily."""
+    seen = {json.dumps(row, sort_keys=True) for row in train}
+    both = sum(json.dumps(row, sort_keys=True) in seen for row in held_out)
+    if both:
+        logger.warning(
+            "%s of %s evaluation rows are also among the training rows; their scores are not those of new data.",
+            f"{both:,}",
+            f"{len(held_out):,}",
+        )
+
+
+def _digest(parts: list[list[Row]]) -> str:
+    digest = hashlib.sha256()
+    for rows in parts:
+        for row in rows:
+            digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode())
+        digest.update(b"\n--\n")
+    return digest.hexdigest()

@@ -1,0 +1,89 @@
+"""Class labels: names or numbers in, numbers 0 … D-1 out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from balora.errors import BALoraError, suggest
+
+_SHOWN = 10
+_MOST = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelSet:
+    """The classes of a task, in the order of their numbers."""
+
+    names: tuple[str, ...]
+
+    def id_of(self, value: Any) -> int | None:
+        """The number of a class given by name or number, or None if there is no such class.
+
+        A number means the class of that name; where names are words, the class of that index.
+
+        Example:
+            >>> labels = LabelSet(("negative", "positive"))
+            >>> labels.id_of("positive"), labels.id_of("0"), labels.id_of(2)
+            (1, 0, None)
+        """
+        key = label_key(value)
+        if key in self.names:
+            return self.names.index(key)
+        if _is_whole(key) and not any(_is_whole(name) for name in self.names):
+            return int(key) if 0 <= int(key) < len(self.names) else None
+        return None
+
+    def complain(self, value: Any) -> str:
+        """What to say of a value that is no class."""
+        shown = ", ".join(self.names[:_SHOWN]) + (", ..." if len(self.names) > _SHOWN else "")
+        hint = suggest(label_key(value), self.names).rstrip("?").replace("Did you mean", "did you mean")
+        return f"the label {value!r} is not one of {shown}{' -' + hint + '?' if hint else ''}"
+
+
+def find_labels(values: Iterable[Any], column: str, source: str) -> LabelSet:
+    """The classes that occur in the training rows, numbers in their order and words in alphabetical order.
+
+    Args:
+        values: The label of every training row.
+        column: Its column, for messages.
+        source: Where the rows are from, for messages.
+
+    Raises:
+        BALoraError: There is one class only, or the values look like scores.
+    """
+    keys = {label_key(value) for value in values}
+    whole = [key for key in keys if _is_whole(key)]
+    if len(whole) < len(keys) and all(_is_number(key) for key in keys):
+        raise BALoraError(f"data.label: the column {column} of {source} holds scores; for them use task: regression.")
+    if len(keys) > _MOST:
+        raise BALoraError(
+            f"data.label: the column {column} of {source} has {len(keys):,} different values; is it a label?"
+        )
+    if len(keys) < 2:
+        only = f" ({next(iter(keys))!r})" if keys else ""
+        raise BALoraError(
+            f"data.label: all rows of {source} have the same {column}{only}; classification needs two classes. If more "
+            "are meant, name them in data.labels."
+        )
+    return LabelSet(tuple(sorted(keys, key=int) if len(whole) == len(keys) else sorted(keys)))
+
+
+def label_key(value: Any) -> str:
+    """A label as text: ``1``, ``1.0`` and ``"1"`` are the same class."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()
+
+
+def _is_whole(text: str) -> bool:
+    return text.lstrip("-").isdecimal()
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,178 @@
+"""From a table's rows to examples of one form; a row that cannot be learnt from is found before training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from balora.errors import BALoraError, suggest
+from balora.training.data.files import BadRows, Row, Table
+from balora.training.data.labels import LabelSet
+from balora.training.settings_sections import DataSettings
+
+_TOOLS = ("tool_calls", "tool_call_id", "function_call")
+
+
+class RowProblem(Exception):
+    """What is wrong with one row, in a few words."""
+
+
+def used_columns(data: DataSettings) -> dict[str, str]:
+    """The columns a ``data`` section names, by the key that names them.
+
+    Example:
+        >>> used_columns(DataSettings(train="d.tsv", text=("one", "two"), label="same"))
+        {'data.text[0]': 'one', 'data.text[1]': 'two', 'data.label': 'same'}
+    """
+    columns: dict[str, str] = {}
+    for key in ("prompt", "response", "input", "messages", "text", "label", "score"):
+        value = getattr(data, key)
+        if isinstance(value, tuple):
+            columns.update({f"data.{key}[{i}]": column for i, column in enumerate(value)})
+        elif value is not None:
+            columns[f"data.{key}"] = value
+    return columns
+
+
+def check_columns(table: Table, data: DataSettings) -> None:
+    """Make sure that every named column exists.
+
+    Raises:
+        BALoraError: One or more do not; the columns there are are named.
+    """
+    missing = {key: column for key, column in used_columns(data).items() if column not in table.columns}
+    if missing:
+        wanted = " and ".join(f"{column!r} ({key})" for key, column in missing.items())
+        hint = suggest(next(iter(missing.values())), table.columns)
+        noun = "column" if len(missing) == 1 else "columns"
+        raise BALoraError(f"{table.name} has no {noun} {wanted}.{hint} Its columns are {', '.join(table.columns)}.")
+
+
+def convert(table: Table, data: DataSettings, labels: LabelSet | None, bad: BadRows) -> list[Row]:
+    """Turn rows into examples.
+
+    Args:
+        table: Rows whose columns have been checked.
+        data: Which column holds what.
+        labels: The classes, for classification.
+        bad: Receives the rows that cannot be used.
+
+    Returns:
+        By form: ``prompt, input, response``; ``messages, place``; ``text``; ``text[, text_pair], labels``.
+    """
+    make = _MAKERS[data.form]
+    examples = []
+    for row, place in zip(table.rows, table.places, strict=True):
+        try:
+            example = make(row, data, labels)
+        except RowProblem as problem:
+            bad.add(place, str(problem))
+        else:
+            # A chat template may refuse a conversation later, and the place is wanted then.
+            examples.append({**example, "place": place} if data.form == "messages" else example)
+    return examples
+
+
+def _pair(row: Row, data: DataSettings, labels: LabelSet | None) -> Row:
+    assert data.prompt is not None and data.response is not None
+    given = row.get(data.input) if data.input else None
+    return {
+        "prompt": _text(row, data.prompt),
+        "input": "" if given is None else _as_text(given, str(data.input)),
+        "response": _text(row, data.response),
+    }
+
+
+def _plain(row: Row, data: DataSettings, labels: LabelSet | None) -> Row:
+    return {"text": _text(row, str(data.text))}
+
+
+def _texts(row: Row, data: DataSettings) -> Row:
+    columns = (data.text,) if isinstance(data.text, str) else data.text
+    assert columns is not None
+    return dict(zip(("text", "text_pair"), [_text(row, column) for column in columns], strict=False))
+
+
+def _labelled(row: Row, data: DataSettings, labels: LabelSet | None) -> Row:
+    assert data.label is not None and labels is not None
+    example = _texts(row, data)
+    value = _present(row, data.label)
+    number = labels.id_of(value)
+    if number is None:
+        raise RowProblem(labels.complain(value))
+    return {**example, "labels": number}
+
+
+def _scored(row: Row, data: DataSettings, labels: LabelSet | None) -> Row:
+    assert data.score is not None
+    example = _texts(row, data)
+    value = _present(row, data.score)
+    try:
+        score = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        score = math.nan
+    if not math.isfinite(score):
+        raise RowProblem(f"{data.score!r} is {_shown(value)}, not a number")
+    return {**example, "labels": score}
+
+
+def _messages(row: Row, data: DataSettings, labels: LabelSet | None) -> Row:
+    assert data.messages is not None
+    value = _present(row, data.messages)
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        raise RowProblem(f"{data.messages!r} is not a list of messages, each with role and content")
+    messages = [_message(message, number) for number, message in enumerate(value, 1)]
+    if not any(message["role"] == "assistant" for message in messages):
+        raise RowProblem("no message has the role assistant, so there is nothing to learn")
+    return {"messages": messages}
+
+
+def _message(message: Row, number: int) -> Row:
+    tools = [key for key in _TOOLS if message.get(key)]
+    if tools:
+        raise RowProblem(f"message {number} has {tools[0]}, which is not supported")
+    for key in ("role", "content"):
+        if not isinstance(message.get(key), str):
+            raise RowProblem(f"message {number} has no text under {key!r} (it has {', '.join(message) or 'nothing'})")
+    if message["role"] == "assistant" and not message["content"].strip():
+        raise RowProblem(f"message {number}, of the assistant, is empty")
+    return {"role": message["role"], "content": message["content"]}
+
+
+def _present(row: Row, column: str) -> Any:
+    if column not in row:
+        raise RowProblem(f"the column {column!r} is missing")
+    if row[column] is None or row[column] == "":
+        raise RowProblem(f"{column!r} is empty")
+    return row[column]
+
+
+def _text(row: Row, column: str) -> str:
+    text = _as_text(_present(row, column), column)
+    if not text.strip():
+        raise RowProblem(f"{column!r} is empty")
+    return text
+
+
+def _as_text(value: Any, column: str) -> str:
+    """Text as it is, a number as it is written; a list or an object is no text."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise RowProblem(f"{column!r} is {_shown(value)}, not text")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+_MAKERS: dict[str, Callable[[Row, DataSettings, LabelSet | None], Row]] = {
+    "pair": _pair,
+    "messages": _messages,
+    "text": _plain,
+    "labelled": _labelled,
+    "scored": _scored,
+}

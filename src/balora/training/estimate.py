@@ -1,0 +1,143 @@
+"""What a run will take, found without loading a weight: trainable parameters, steps, peak memory.
+
+The model is built on the meta device, adapted there, and run once there: every tensor that autograd would keep is counted, for
+any architecture, at no cost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from transformers import PreTrainedModel
+
+from balora.forward import HeadlessForward
+from balora.objective import Task
+
+_ADAM_BYTES = 12  # gradient and two moments, float32
+_TEACHER_BYTES = 4  # the initial value
+_CHUNK_BYTES = 256 * 2**20  # the loss's largest buffers together
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Sizes of a run."""
+
+    parameters: int
+    trainable: int
+    steps: int
+    weights_gib: float
+    training_gib: float
+    """Trainable tensors' gradients, moments and initial values."""
+    activations_gib: float | None
+    """What the longest batch keeps for its backward; None where the architecture could not be run without weights."""
+
+    @property
+    def peak_gib(self) -> float:
+        """Sum of the parts, a process's own size aside."""
+        return self.weights_gib + self.training_gib + (self.activations_gib or 0.0)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        share = 100 * self.trainable / self.parameters
+        activations = "unknown" if self.activations_gib is None else f"{self.activations_gib:.2f}"
+        return [
+            f"trainable parameters  {self.trainable:,} of {self.parameters:,} ({share:.2f} %)",
+            f"optimizer steps       {self.steps:,}",
+            f"peak memory           about {self.peak_gib:.2f} GiB (weights {self.weights_gib:.2f}, gradients, moments and "
+            f"teacher {self.training_gib:.2f}, activations {activations})",
+        ]
+
+
+def estimate(
+    model: nn.Module,
+    task: Task,
+    *,
+    dtype: torch.dtype,
+    batch: int,
+    length: int,
+    steps: int,
+    checkpointing: bool = False,
+) -> Estimate:
+    """Estimate a run of an adapted model on the meta device.
+
+    Args:
+        model: Adapted, on the meta device.
+        task: Decides whether the vocabulary's head is run.
+        dtype: Of the frozen weights.
+        batch: Examples per micro-batch.
+        length: Tokens of the longest example.
+        steps: Optimizer steps of the run.
+        checkpointing: Whether activations are recomputed in the backward (``gradient_checkpointing``).
+    """
+    if checkpointing and isinstance(model, PeftModel | PreTrainedModel):
+        model.gradient_checkpointing_enable()
+    parameters = list(model.parameters())
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    total = sum(p.numel() for p in parameters)
+    # peft keeps the adapter in float32 whatever the frozen weights are; full fine-tuning trains them as they are loaded.
+    adapters = 4 if trainable < total else dtype.itemsize
+    weights = (total - trainable) * dtype.itemsize + trainable * adapters
+    activations = _saved_bytes(model, task, batch, length)
+    if activations is not None and task in ("generation", "seq2seq"):
+        vocabulary = model.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
+        activations += min(_CHUNK_BYTES, 3 * 4 * batch * length * vocabulary)
+    return Estimate(
+        parameters=total,
+        trainable=trainable,
+        steps=steps,
+        weights_gib=weights / 2**30,
+        training_gib=trainable * (_ADAM_BYTES + _TEACHER_BYTES) / 2**30,
+        activations_gib=None if activations is None else activations / 2**30,
+    )
+
+
+def optimizer_steps(rows: int, training: Mapping[str, Any], processes: int = 1) -> int:
+    """Optimizer steps of a run, as the Trainer counts them: the last batch and the last accumulation may be short."""
+    if training.get("max_steps", -1) > 0:
+        return int(training["max_steps"])
+    batches = rows / (training.get("per_device_train_batch_size", 8) * processes)
+    batches = math.floor(batches) if training.get("dataloader_drop_last", False) else math.ceil(batches)
+    per_epoch = max(1, math.ceil(batches / training.get("gradient_accumulation_steps", 1)))
+    return math.ceil(per_epoch * training.get("num_train_epochs", 3.0))
+
+
+def _saved_bytes(model: nn.Module, task: Task, batch: int, length: int) -> int | None:
+    """Bytes that autograd keeps of one forward, each storage once, parameters aside."""
+    # Fake tensors, not bare meta ones: transformers knows them and does not look at their values.
+    mode = FakeTensorMode()
+    state: dict[str, Tensor] = {
+        name: mode.from_tensor(t) for name, t in itertools.chain(model.named_parameters(), model.named_buffers())
+    }
+    own = {t.untyped_storage()._cdata for t in state.values()}
+    # By storage; holding the tensor, as a freed storage's address would be given out again.
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage()._cdata, tensor)
+        return tensor
+
+    def run(**inputs: Any) -> Any:
+        return functional_call(model, state, kwargs=inputs)
+
+    try:
+        with mode, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            tokens = torch.zeros(batch, length, dtype=torch.long, device="meta")
+            inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+            if task == "seq2seq":
+                inputs["decoder_input_ids"] = tokens
+            if task in ("generation", "seq2seq"):
+                HeadlessForward(model).hidden_states(run, {**inputs, "use_cache": False})
+            else:
+                run(**inputs)
+    except Exception:  # an estimate must not stand in the way of the run it is about
+        return None
+    return sum(t.untyped_storage().nbytes() for storage, t in kept.items() if storage not in own)

@@ -1,0 +1,136 @@
+"""A run's folder: who may write into it, what it says about itself, and what is put there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from balora.errors import BALoraError
+from balora.training import checkpoint as ckpt
+from balora.training.settings import RunSettings, differences, load_settings
+
+CONFIG = "config.yaml"
+RECORD = "run.json"
+_LOCK = ".lock"
+IS_MAIN = os.environ.get("RANK", "0") == "0"
+"""Of the processes that torchrun or accelerate start for one run, one writes."""
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        settings: Of the run that wants the folder; ``settings.output`` is where it is.
+    """
+
+    def __init__(self, settings: RunSettings) -> None:
+        self.settings = settings
+        self.path = Path(settings.output)
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Make the folder, write the settings, and keep every other process out of it.
+
+        Raises:
+            BALoraError: The folder cannot be made, or another process is writing into it.
+        """
+        if not IS_MAIN:
+            yield
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / _LOCK).open("w")
+        except OSError as error:
+            raise BALoraError(
+                f"{self.path} cannot be written to: {error.strerror or error}. Choose another output."
+            ) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise BALoraError(
+                    f"Another process is running in {self.path}. Wait for it, or choose another output."
+                ) from error
+            ckpt.discard_staging(self.path)
+            write_text(self.path / CONFIG, self.settings.dump_yaml())
+            yield
+        (self.path / _LOCK).unlink(missing_ok=True)
+
+    def resume_point(self) -> Path | None:
+        """The checkpoint to resume from, None for a fresh run.
+
+        Raises:
+            BALoraError: It is not as it was written, or the run must not write into this folder.
+        """
+        self.check()
+        newest = ckpt.newest(self.path)
+        if newest is not None:
+            ckpt.verify(newest)
+        return newest
+
+    def record(self, **facts: Any) -> None:
+        """Write the run's record, keeping what was there."""
+        if not IS_MAIN:
+            return
+        path = self.path / RECORD
+        known = read_record(self.path) or {}
+        write_text(path, json.dumps({**known, **facts}, indent=2) + "\n")
+
+    def check(self) -> None:
+        """Refuse a folder that this run must not write into.
+
+        Raises:
+            BALoraError: It is a file, holds a finished run, another run's settings, or something that is no run.
+        """
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise BALoraError(f"{self.path} is a file; output names the folder of the run.")
+        record = read_record(self.path)
+        if record is None:
+            if any(name.name != _LOCK for name in self.path.iterdir()) and not (self.path / CONFIG).is_file():
+                raise BALoraError(
+                    f"{self.path} holds files that are not a run's. Choose a new or empty folder as output."
+                )
+        elif record.get("status") == "finished":
+            raise BALoraError(
+                f"{self.path} holds a finished run, which is not overwritten. Choose another output, or delete the folder first."
+            )
+        if (self.path / CONFIG).is_file() and ckpt.newest(self.path):
+            changed = differences(load_settings(self.path / CONFIG), self.settings)
+            if changed:
+                raise BALoraError(
+                    f"{self.path} holds an interrupted run with other settings ({', '.join(changed)}). Resume it with its own "
+                    f"config ({self.path / CONFIG}), or choose another output."
+                )
+        if self.settings.resume == "never" and ckpt.newest(self.path):
+            raise BALoraError(f"{self.path} holds an interrupted run, and resume is never. Choose another output.")
+
+
+def read_record(run: Path) -> dict[str, Any] | None:
+    """What ``run.json`` says, None when there is none.
+
+    Raises:
+        BALoraError: It is damaged.
+    """
+    path = run / RECORD
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text())
+    except ValueError as error:
+        raise BALoraError(f"{path} is damaged ({error}). Delete it to resume from the newest checkpoint.") from error
+    assert isinstance(record, dict)
+    return record
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file to the side and rename it, so that a reader sees the old or the new one whole."""
+    side = path.with_name(f".{path.name}.tmp")
+    side.write_text(text)
+    os.replace(side, path)

@@ -1,0 +1,148 @@
+"""`balora validate`: everything wrong with a run, at once, and what it would take, before a weight is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from balora.errors import BALoraError
+from balora.methods import find_method
+from balora.methods.adapt import check_options
+from balora.objective import Objective
+from balora.training.data import Examples, Tokenized, load_examples, tokenize_examples
+from balora.training.estimate import Estimate, estimate, optimizer_steps
+from balora.training.folder import RunFolder
+from balora.training.loading import (
+    AUTO_CLASSES,
+    load_config,
+    load_target_tokenizer,
+    load_tokenizer,
+    max_positions,
+    model_problems,
+)
+from balora.training.run import targets_of, training_arguments
+from balora.training.settings import RunSettings
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass
+class Preflight:
+    """What was found."""
+
+    problems: list[str] = dataclasses.field(default_factory=list)
+    """Each would stop the run."""
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """Worth knowing; the run goes on."""
+    estimate: Estimate | None = None
+    rows: int = 0
+
+    def lines(self) -> list[str]:
+        """For people: problems first."""
+        lines = [f"problem: {problem}" for problem in self.problems] + [f"note: {note}" for note in self.notes]
+        if self.estimate is not None:
+            lines += [f"examples              {self.rows:,}", *self.estimate.lines()]
+        return [*lines, "This config cannot be run as it is." if self.problems else "This config can be run."]
+
+    def attempt(self, step: Callable[[], T]) -> T | None:
+        """Run a check; a user's mistake becomes a problem in the list."""
+        try:
+            return step()
+        except BALoraError as error:
+            if str(error) not in self.problems:
+                self.problems.append(str(error))
+            return None
+
+
+def preflight(settings: RunSettings) -> Preflight:
+    """Check the folder, the training arguments, the tokenizer, the data and the method on the model's sizes, and estimate.
+
+    Each check goes as far as it can by itself, so that one problem does not hide the next.
+    """
+    report = Preflight()
+    report.attempt(RunFolder(settings).check)
+    report.attempt(lambda: training_arguments(settings))
+    tokenizer = report.attempt(lambda: load_tokenizer(settings))
+    target = report.attempt(lambda: load_target_tokenizer(settings))
+    examples = report.attempt(lambda: load_examples(settings.data, settings.task, settings.seed))
+    wrong = model_problems(settings)
+    report.problems += [problem for problem in wrong if problem not in report.problems]
+    config = None if wrong else report.attempt(lambda: load_config(settings))
+    rows = None
+    if tokenizer is not None and examples is not None:
+        rows = report.attempt(lambda: _tokenize(settings, examples, tokenizer, target, config, report))
+    model = None
+    if config is not None:
+        model = report.attempt(lambda: _adapted(settings, empty_model(settings, config, examples)))
+    if examples is not None:
+        objective = report.attempt(
+            lambda: Objective(settings.regularization, settings.task, num_labels=examples.num_labels)
+        )
+        report.notes += objective.notices if objective else []
+    if model is not None and rows is not None:
+        report.rows = len(rows.train)
+        report.estimate = _estimate(settings, model, rows)
+    return report
+
+
+def _tokenize(
+    settings: RunSettings,
+    examples: Examples,
+    tokenizer: PreTrainedTokenizerBase,
+    target: PreTrainedTokenizerBase | None,
+    config: PretrainedConfig | None,
+    report: Preflight,
+) -> Tokenized:
+    rows = tokenize_examples(
+        examples,
+        tokenizer,
+        settings.data,
+        settings.task,
+        target_tokenizer=target,
+        max_positions=None if config is None else max_positions(config),
+    )
+    report.notes += rows.notes
+    return rows
+
+
+def empty_model(settings: RunSettings, config: PretrainedConfig, examples: Examples | None) -> PreTrainedModel:
+    """The model without its weights, on the meta device."""
+    if examples is not None and examples.num_labels is not None:
+        config.num_labels = examples.num_labels
+    with torch.device("meta"):
+        return AUTO_CLASSES[settings.task].from_config(config, trust_remote_code=settings.trust_remote_code)
+
+
+def _adapted(settings: RunSettings, model: PreTrainedModel) -> nn.Module:
+    """The model with its adapter, sizes only: finds a rank too large and targets that match nothing."""
+    spec = find_method(settings.method.name)
+    options = check_options(
+        spec,
+        settings.method.rank,
+        settings.method.alpha,
+        settings.method.dropout,
+        targets_of(settings),
+        settings.seed,
+        settings.method.adapt_options(),
+    )
+    return spec.build(model, options).train()
+
+
+def _estimate(settings: RunSettings, model: nn.Module, rows: Tokenized) -> Estimate:
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    dtype = names.get(settings.dtype) or getattr(model.config, "dtype", None) or torch.float32  # type: ignore[union-attr]
+    longest = max(len(ids) for ids in rows.train["input_ids"])
+    return estimate(
+        model,
+        settings.task,
+        dtype=dtype,
+        batch=settings.training.get("per_device_train_batch_size", 8),
+        length=longest,
+        checkpointing=bool(settings.training.get("gradient_checkpointing", False)),
+        steps=optimizer_steps(len(rows.train), settings.training),
+    )

@@ -1,0 +1,70 @@
+"""Where a result comes from: versions, machine, data, seed. Written beside every number balora reports."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PACKAGES = ("balora", "torch", "transformers", "peft", "accelerate", "datasets", "trl")
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, hardware, the code's commit when it runs from a checkout, and the time (UTC)."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "hardware": {"device": device, "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "commit": _commit(),
+    }
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a data file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def peak_memory_mib() -> float:
+    """Most memory this process has held, in MiB: of the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    import resource  # absent on Windows, which has no resident peak to ask for either
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _commit() -> dict[str, Any] | None:
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        # Only a checkout of balora itself: an installed copy may lie inside somebody else's repository.
+        if not (Path(git("rev-parse", "--show-toplevel")) / "src" / "balora").is_dir():
+            return None
+        return {"id": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

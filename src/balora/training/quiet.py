@@ -1,0 +1,28 @@
+"""Silence where transformers reports what is no news."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import transformers
+
+
+@contextlib.contextmanager
+def quiet(*, bars: bool = False) -> Iterator[None]:
+    """No load reports inside (a head that the pre-trained weights lack comes from the run).
+
+    Args:
+        bars: Whether progress bars stay.
+    """
+    log = transformers.utils.logging
+    level, shown = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    if not bars:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if shown and not bars:
+            log.enable_progress_bar()

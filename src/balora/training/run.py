@@ -1,0 +1,207 @@
+"""`balora train`: one run, from settings to a folder that holds the result. Run again, it resumes; finished, it stays."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from balora.errors import BALoraError
+from balora.methods import adapt, find_method
+from balora.training import checkpoint as ckpt
+from balora.training.callbacks import MetricsFile, ShortLines, ShortProgress
+from balora.training.card import model_card
+from balora.training.data import Examples, load_examples, make_collator, tokenize_examples
+from balora.training.folder import RunFolder, write_text
+from balora.training.loading import load_model, load_target_tokenizer, load_tokenizer, max_positions
+from balora.training.metrics import metrics_for
+from balora.training.provenance import peak_memory_mib, provenance
+from balora.training.settings import RunSettings
+from balora.training.trainer import BALoraTrainer
+
+logger = logging.getLogger("balora")
+DEFAULTS = {"logging_steps": 10, "report_to": ["tensorboard"], "weight_decay": 0.0}
+"""Where balora's defaults are not transformers'. The paper uses no weight decay (section 3.1)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """A finished run."""
+
+    folder: Path
+    metrics: dict[str, float]
+    """Training loss and time; with evaluation rows, their loss and scores."""
+    trainer: BALoraTrainer
+
+
+def run(settings: RunSettings, say: Callable[[str], None] = lambda line: None) -> RunResult:
+    """Train as the settings say, or go on where an interrupted run stopped.
+
+    Args:
+        settings: Checked settings.
+        say: Takes lines for the user.
+
+    Raises:
+        BALoraError: Bad input, or training that cannot go on; what was saved before stays.
+    """
+    folder = RunFolder(settings)
+    resume = folder.resume_point()
+    if resume is not None:
+        say(f"Resuming from {resume}")
+    # Everything that bad input can break comes before the folder is touched.
+    trainer, tokenizer, examples = prepare(settings, resume)
+    with folder.claimed():
+        folder.record(status="running", provenance=provenance())
+        say(_summary(settings, examples, trainer))
+        try:
+            metrics = _train(trainer, folder, resume, say)
+            save_result(trainer, tokenizer, folder.path)
+        except BALoraError as error:
+            folder.record(status="failed", error=str(error))
+            raise
+        data = {
+            "train": examples.train_source,
+            "eval": examples.eval_source,
+            "digest": examples.digest,
+            "labels": list(examples.label_names) if examples.label_names else None,
+        }
+        if trainer.args.should_save:
+            write_text(folder.path / "README.md", model_card(settings, metrics, {**provenance(), "data": data}))
+        folder.record(status="finished", error=None, metrics=metrics, data=data)
+    say(
+        "  ".join(
+            f"{name} {value:.4g}" for name, value in metrics.items() if name in _SHOWN or name.startswith("eval_")
+        )
+    )
+    say(f"Done: {folder.path}")
+    return RunResult(folder.path, metrics, trainer)
+
+
+_SHOWN = ("train_loss", "train_runtime", "peak_memory_mib")
+
+
+def prepare(
+    settings: RunSettings, resume: Path | None = None
+) -> tuple[BALoraTrainer, PreTrainedTokenizerBase, Examples]:
+    """Load and check everything a run needs, up to its first step. Writes nothing.
+
+    Args:
+        settings: Checked settings.
+        resume: A whole checkpoint whose start is taken over, its decomposition not done again.
+
+    Raises:
+        BALoraError: Bad input.
+    """
+    set_seed(settings.seed)  # a new classification head is drawn from the global generator
+    tokenizer = load_tokenizer(settings)
+    examples = load_examples(settings.data, settings.task, settings.seed)
+    model = load_model(settings, examples.num_labels, examples.id2label, tokenizer=tokenizer)
+    rows = tokenize_examples(
+        examples,
+        tokenizer,
+        settings.data,
+        settings.task,
+        target_tokenizer=load_target_tokenizer(settings),
+        max_positions=max_positions(model.config),
+    )
+    initial = None if resume is None else ckpt.read_origin(resume).initial
+    adapted = adapt(
+        model,
+        settings.method.name,
+        rank=settings.method.rank,
+        alpha=settings.method.alpha,
+        dropout=settings.method.dropout,
+        target_modules=targets_of(settings),
+        seed=settings.seed,
+        initial=initial,
+        **settings.method.adapt_options(),
+    )
+    trainer = BALoraTrainer(
+        model=adapted,
+        args=training_arguments(settings),
+        train_dataset=rows.train,
+        eval_dataset=rows.eval,
+        data_collator=make_collator(settings.task, tokenizer, model),
+        compute_metrics=metrics_for(settings.task),
+        regularization=settings.regularization,
+        loss_path=settings.loss_path,
+        initial=None if initial is None else _complete(adapted, initial),
+    )
+    return trainer, tokenizer, examples
+
+
+def _train(
+    trainer: BALoraTrainer, folder: RunFolder, resume: Path | None, say: Callable[[str], None]
+) -> dict[str, float]:
+    for unwanted in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(unwanted)
+    trainer.add_callback(ShortLines(say) if trainer.args.disable_tqdm else ShortProgress())
+    trainer.add_callback(MetricsFile(folder.path))
+    metrics = dict(trainer.train(resume_from_checkpoint=str(resume) if resume else None).metrics)
+    if trainer.eval_dataset is not None:
+        metrics |= trainer.evaluate()
+    return {**metrics, "peak_memory_mib": peak_memory_mib()}
+
+
+def training_arguments(settings: RunSettings) -> TrainingArguments:
+    """The transformers arguments of a run: what the config says, over balora's defaults.
+
+    Raises:
+        BALoraError: transformers refuses a combination of values; its reason is given.
+    """
+    fixed = {
+        "output_dir": settings.output,
+        "seed": settings.seed,
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+    }
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    values = {**DEFAULTS, **settings.training, **{k: v for k, v in fixed.items() if k in known}}
+    try:
+        return TrainingArguments(**values)
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise BALoraError(f"training cannot be set up so: {error}") from error
+
+
+def save_result(trainer: BALoraTrainer, tokenizer: PreTrainedTokenizerBase, run: Path) -> Path:
+    """Write the trained tensors, their origin and the tokenizer into the run's folder, whole or not at all.
+
+    Returns:
+        ``adapter/``, or ``model/`` when every weight was trained.
+    """
+    name = "adapter" if hasattr(trainer.model, "peft_config") else "model"
+    with trainer.staged() as staging:
+        if trainer.args.should_save:
+            folder = staging / name
+            trainer._save(str(folder))
+            ckpt.write_origin(folder, trainer.origin())
+            tokenizer.save_pretrained(folder)
+    return run / name
+
+
+def _complete(model: Any, stored: dict[str, Any]) -> dict[str, Any]:
+    """All initial values of a freshly restarted model: the stored ones, and those that came with the pre-trained weights."""
+    return {name: stored.get(name, p) for name, p in model.named_parameters() if p.requires_grad}
+
+
+def targets_of(settings: RunSettings) -> str | list[str]:
+    """The target modules as `balora.adapt` takes them."""
+    targets = settings.method.target_modules
+    return targets if isinstance(targets, str) else list(targets)
+
+
+def _summary(settings: RunSettings, examples: Examples, trainer: BALoraTrainer) -> str:
+    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    weights = {
+        name: getattr(settings.regularization, name) for name in ("consistency", "diversity", "spectral", "variance")
+    }
+    terms = ", ".join(f"{name} {value:g}" for name, value in weights.items() if value) or "off"
+    return (
+        f"{find_method(settings.method.name).name} on {settings.model}: {trainable:,} trainable parameters, "
+        f"{len(trainer.train_dataset):,} examples from {examples.train_source}; regularization: {terms}"
+    )

@@ -1,0 +1,172 @@
+"""The sections of a config that say which examples to learn from and which parameters learn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from balora.errors import suggest
+from balora.methods import METHODS
+from balora.training.settings_checks import Problems
+from balora.training.settings_forms import Form, form_of
+
+
+def _not_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, not {str(value).lower()}")
+    return value
+
+
+def _check_eval(value: Any) -> float | str | None:
+    """A share strictly between 0 and 1, a split or file, or nothing (also written false)."""
+    if value is None or value is False:
+        return None
+    try:
+        share = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        if isinstance(value, str) and value.strip():
+            return value
+        share = math.nan
+    if not 0 < share < 1:
+        raise ValueError(f"is a share between 0 and 1, a split or a file, not {value!r}")
+    return share
+
+
+Whole = Annotated[int, BeforeValidator(_not_bool)]
+Number = Annotated[float, BeforeValidator(_not_bool)]
+
+
+class Section(BaseModel):
+    """Frozen, and every key it does not know is an error. A key left empty in the file means its default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_empty(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            return {str(key): value for key, value in values.items() if value is not None}
+        return values
+
+
+class DataSettings(Section):
+    """Where the examples are and which columns hold what."""
+
+    train: str = Field(description="a hub id, a .jsonl, .json, .csv, .tsv or .parquet file, or a folder of such files")
+    name: str | None = Field(default=None, description="the hub dataset's configuration, such as main or sst2")
+    split: str | None = Field(default=None, description="which rows to train on, such as train[:8000]; default train")
+    eval: Annotated[float | str | None, PlainValidator(_check_eval)] = Field(
+        default=None, description="rows to evaluate on: a share of the training rows (0.01), a split, or a file"
+    )
+    prompt: str | None = Field(default=None, description="column of the prompt")
+    response: str | None = Field(default=None, description="column of the response, the only part that is learnt")
+    input: str | None = Field(default=None, description="column of further input, for a template with a place for it")
+    messages: str | None = Field(default=None, description="column of conversations, lists of role and content")
+    text: str | tuple[str, ...] | None = Field(
+        default=None, description="column of plain text; for classification and regression one column or a pair of them"
+    )
+    label: str | None = Field(default=None, description="column of the class, a name or a number")
+    labels: tuple[str, ...] | None = Field(
+        default=None,
+        description="names of the classes in the order of their numbers; default those of the training rows, sorted",
+    )
+    score: str | None = Field(default=None, description="column of the number to predict")
+    prompt_template: str = Field(default="none", description="none, alpaca, or your own text with {prompt} in it")
+    separator: str | None = Field(
+        default=None,
+        description="what stands between prompt and response; default a new line, and nothing after your own template",
+    )
+    max_length: Whole = Field(
+        default=512, ge=2, description="most tokens of an example; what is beyond them is cut off"
+    )
+    max_target_length: Whole | None = Field(
+        default=None, ge=1, description="seq2seq: most tokens of a response; default max_length"
+    )
+    target_tokenizer: str | None = Field(
+        default=None, description="seq2seq: tokenizer of the responses, where it is another one"
+    )
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _label_names(cls, values: Any) -> Any:
+        if isinstance(values, list | tuple):
+            values = [str(value) if isinstance(value, int | float) else value for value in values]
+            if len(values) < 2 or len(set(map(str, values))) < len(values):
+                raise ValueError(f"must name at least two classes, each once, not {values!r}")
+        return values
+
+    @property
+    def form(self) -> Form:
+        """Which kind of example the named columns make."""
+        return form_of(self.model_dump())
+
+
+class MethodSettings(Section):
+    """Which fine-tuning method, and its size. A method's own options may stand here by their names."""
+
+    name: str = Field(default="balora", description="a name from `balora methods`")
+    rank: Whole = Field(default=8, ge=1, description="the adapter's rank r")
+    alpha: Number | None = Field(
+        default=None, gt=0, validate_default=True, description="the scaling is alpha / rank; default the rank"
+    )
+    dropout: Number = Field(default=0.0, ge=0, lt=1, description="probability on the adapter's input")
+    target_modules: str | tuple[str, ...] = Field(
+        default="all-linear", min_length=1, description="all-linear, a regular expression, or a list of layer names"
+    )
+    svd_iterations: Whole | None = Field(default=None, ge=0, description="power iterations of a randomised start")
+    options: dict[str, Any] = Field(default={}, validate_default=True, description="the method's own options")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_options(cls, values: Any) -> Any:
+        """Move a method's own options, written beside the common keys, to where they are kept."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("options", {}), Mapping):
+            return values
+        spec = METHODS.get(str(values.get("name", "balora")))
+        own = [key for key in values if spec and key in spec.options and key not in cls.model_fields]
+        if not own:
+            return values
+        kept = {key: value for key, value in values.items() if key not in own}
+        return {**kept, "options": {**kept.get("options", {}), **{key: values[key] for key in own}}}
+
+    @field_validator("name")
+    @classmethod
+    def _known_method(cls, name: str) -> str:
+        if name not in METHODS:
+            raise ValueError(f"is one of {', '.join(METHODS)}, not {name!r}.{suggest(name, METHODS)}")
+        return name
+
+    @field_validator("alpha")
+    @classmethod
+    def _alpha_from_rank(cls, alpha: float | None, info: ValidationInfo) -> float | None:
+        return info.data.get("rank") if alpha is None else alpha
+
+    @field_validator("options")
+    @classmethod
+    def _known_options(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        name = info.data.get("name")
+        if name is None:
+            return options
+        known = METHODS[name].options
+        given = [*options, *(["svd_iterations"] if info.data.get("svd_iterations") is not None else [])]
+        unknown = [f"Method {name} has no option {key}.{suggest(key, known)}" for key in given if key not in known]
+        if unknown:
+            raise Problems(unknown)
+        return options
+
+    def adapt_options(self) -> dict[str, Any]:
+        """The method's own options, as `balora.adapt` takes them."""
+        own = {} if self.svd_iterations is None else {"svd_iterations": self.svd_iterations}
+        return {**own, **self.options}

@@ -1,0 +1,170 @@
+"""Every row of bad input: status 2, one sentence that names the thing, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tiny import tiny_llama
+
+UNTOUCHED = "nothing was written"
+
+
+def refused(outcome, *words: str) -> None:
+    """The command stopped as it should: a sentence, no traceback."""
+    assert outcome.status == 2, outcome.err
+    assert outcome.err.startswith("balora: ")
+    assert "Traceback" not in outcome.err
+    for word in words:
+        assert word in outcome.err, outcome.err
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("methd.rank=4", ["methd", "Did you mean 'method'"]),
+        ("regularization.consistancy=0.1", ["regularization.consistancy", "'consistency'"]),
+        ("training.learning_rat=0.1", ["training.learning_rat", "'learning_rate'"]),
+        ("method.rank=0", ["method.rank"]),
+        ("method.rank=17", ["Rank 17", "16 × 32", "at most 16"]),
+        ("method.name=lorra", ["lorra", "'lora'"]),
+        ("method.target_modules=[qproj]", ["qproj", "q_proj"]),
+        ("regularization.spectral=-1", ["regularization.spectral", "at least 0"]),
+        ("regularization.temperature=0", ["regularization.temperature", "above 0"]),
+        ("regularization.top_k=1", ["regularization.top_k", "at least 2"]),
+        ("data.prompt=questoin", ["questoin", "question", "answer"]),
+        ("data.max_length=4", ["max_length", "24"]),
+        ("model=no/such/folder", ["no/such/folder"]),
+        ("data.train=absent.jsonl", ["absent.jsonl"]),
+    ],
+)
+def test_a_wrong_setting_is_named(balora, config: Path, tmp_path: Path, override: str, words: list[str]) -> None:
+    refused(balora("train", config, override), *words)
+    assert not (tmp_path / "run").exists(), UNTOUCHED
+
+
+def test_a_missing_config_is_named(balora, tmp_path: Path) -> None:
+    refused(balora("train", tmp_path / "absent.yaml"), "absent.yaml")
+
+
+def test_a_hub_id_without_network_is_named(balora, config: Path) -> None:
+    refused(balora("train", config, "model=somebody/some-model"), "somebody/some-model")
+    refused(balora("train", config, "data.train=somebody/some-data"), "somebody/some-data")
+
+
+def test_an_empty_file_is_named(balora, config: Path, train_file: Path) -> None:
+    train_file.write_text("")
+    refused(balora("train", config), train_file.name, "empty")
+
+
+def test_a_broken_line_is_named(balora, config: Path, train_file: Path) -> None:
+    lines = train_file.read_text().splitlines()
+    train_file.write_text("\n".join([*lines[:2], '{"question": "x', *lines[2:]]))
+    refused(balora("train", config), train_file.name, "3")
+
+
+def test_a_label_outside_the_known_set_is_named(balora, config: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "labels.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"text": f"row {i}", "label": "odd" if i % 2 else "even"}) + "\n" for i in range(8))
+    )
+    data = f"data={{train: '{rows}', text: text, label: label, labels: [even, uneven]}}"
+    refused(balora("train", config, "task=classification", data), "odd", "uneven")
+
+
+def test_a_finished_run_is_not_overwritten(balora, config: Path, tmp_path: Path) -> None:
+    assert balora("train", config).status == 0
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    refused(balora("train", config), "finished run")
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+@pytest.fixture
+def interrupted(balora, config: Path, tmp_path: Path) -> Path:
+    """A run that stopped after a checkpoint, as one that was killed leaves it."""
+    run = tmp_path / "run"
+    assert balora("train", config).status == 0
+    shutil.rmtree(run / "adapter")
+    shutil.rmtree(run / "checkpoint-6")
+    (run / "run.json").write_text('{"status": "running"}')
+    return run
+
+
+def test_resuming_with_another_config_is_refused(balora, config: Path, interrupted: Path) -> None:
+    refused(balora("train", config, "training.learning_rate=0.5"), "training.learning_rate")
+
+
+def test_a_damaged_checkpoint_is_refused(balora, config: Path, interrupted: Path) -> None:
+    weights = interrupted / "checkpoint-4" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    refused(balora("train", config), "adapter_model.safetensors", "checkpoint-4")
+
+
+def test_a_missing_checkpoint_file_is_refused(balora, config: Path, interrupted: Path) -> None:
+    (interrupted / "checkpoint-4" / "optimizer.pt").unlink()
+    refused(balora("train", config), "optimizer.pt", "checkpoint-4")
+
+
+def test_another_base_model_under_a_checkpoint_is_refused(
+    balora, config: Path, interrupted: Path, model_dir: Path
+) -> None:
+    tiny_llama(seed=1).save_pretrained(model_dir)
+    refused(balora("train", config), "other weights")
+
+
+def test_an_interrupted_run_goes_on(balora, config: Path, interrupted: Path) -> None:
+    outcome = balora("train", config)
+    assert outcome.status == 0, outcome.err
+    assert "Resuming" in outcome.out
+    assert (interrupted / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_weights_in_pickle_form_are_refused(balora, config: Path, model_dir: Path) -> None:
+    weights = model_dir / "model.safetensors"
+    torch.save(tiny_llama().state_dict(), model_dir / "pytorch_model.bin")
+    weights.unlink()
+    refused(balora("train", config), "allow_pickle")
+
+
+def test_remote_code_is_refused(balora, config: Path, model_dir: Path) -> None:
+    path = model_dir / "config.json"
+    settings = json.loads(path.read_text())
+    settings["model_type"] = "strange"
+    settings["auto_map"] = {"AutoConfig": "modeling.Config", "AutoModelForCausalLM": "modeling.Model"}
+    path.write_text(json.dumps(settings))
+    refused(balora("train", config), "trust_remote_code")
+
+
+def test_a_damaged_model_is_named(balora, config: Path, model_dir: Path) -> None:
+    weights = model_dir / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    refused(balora("train", config), str(model_dir))
+
+
+def test_a_tokenizer_without_pad_token_gets_one_and_says_so(balora, config: Path, model_dir: Path, caplog) -> None:
+    path = model_dir / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    del settings["pad_token"]
+    path.write_text(json.dumps(settings))
+    outcome = balora("train", config)
+    assert outcome.status == 0, outcome.err
+    assert "pad" in outcome.err + outcome.out + caplog.text
+
+
+def test_validate_lists_everything_at_once(balora, config: Path) -> None:
+    outcome = balora("validate", config, "method.rank=17", "data.prompt=questoin")
+    assert outcome.status == 2
+    assert "Rank 17" in outcome.out
+    assert "questoin" in outcome.out
+
+
+def test_validate_estimates(balora, config: Path, tmp_path: Path) -> None:
+    outcome = balora("validate", config)
+    assert outcome.status == 0, outcome.out + outcome.err
+    assert "trainable parameters" in outcome.out
+    assert "optimizer steps       6" in outcome.out
+    assert not (tmp_path / "run").exists(), UNTOUCHED

@@ -1,0 +1,80 @@
+"""A run that is killed five times reaches the same weights, bit for bit, as one that is left alone."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from balora.training.checkpoint import STAGING
+
+STEPS = 60
+
+
+def train(config: Path, output: Path) -> None:
+    """One `balora train`, as a process of its own."""
+    import sys
+
+    import torch
+
+    from balora.cli.main import main
+
+    torch.set_num_threads(1)
+    overrides = [
+        f"training.max_steps={STEPS}",
+        "training.logging_steps=1",
+        "training.save_steps=7",
+        "method.dropout=0.1",
+    ]
+    sys.argv = ["balora", "train", str(config), f"output={output}", "training.save_total_limit=2", *overrides]
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    main()
+
+
+def logged(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
+@pytest.fixture(scope="module")
+def spawn():
+    """Processes that start from one where everything is already imported, so that a kill costs no ten seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["balora.cli.main", "balora.training.run"])
+    return context.Process
+
+
+def test_killed_five_times_equals_never_killed(spawn, config: Path, tmp_path: Path) -> None:
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    process = spawn(target=train, args=(config, alone))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0
+    rng, kills = random.Random(0), 0
+    while kills < 5:
+        process = spawn(target=train, args=(config, killed))
+        process.start()
+        # Steps lost to a kill are run again, so aim at a number of lines beyond what is there now.
+        target = min(logged(killed) + rng.randint(2, 12), STEPS - 3)
+        while logged(killed) < target and process.is_alive():
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.05)
+        assert process.is_alive(), "the run ended before it could be killed"
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kills += 1
+    process = spawn(target=train, args=(config, killed))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0
+    for name in ("adapter_model.safetensors", "initial.safetensors"):
+        assert (killed / "adapter" / name).read_bytes() == (alone / "adapter" / name).read_bytes(), name
+    assert not (killed / STAGING).exists()
+    steps = [json.loads(line)["step"] for line in (killed / "metrics.jsonl").read_text().splitlines()]
+    assert list(dict.fromkeys(steps)) == list(range(1, STEPS + 1)), "every step is logged, and none twice out of order"

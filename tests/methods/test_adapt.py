@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from peft import PeftModel
+
+import balora
+from balora import BALoraError
+from balora.methods import METHODS
+from balora.methods.low_rank import lora_layers
+from tiny import tiny_bart, tiny_bert, tiny_causal, tiny_gpt2, tiny_llama, tiny_roberta, tiny_t5
+
+FAMILIES = {
+    "llama": tiny_llama,
+    "gpt2": tiny_gpt2,
+    "bert": tiny_bert,
+    "bert-regression": lambda: tiny_bert(num_labels=1),
+    "roberta": tiny_roberta,
+    "bart": tiny_bart,
+    "t5": tiny_t5,
+    "gemma2": lambda: tiny_causal("Gemma2"),
+}
+LOW_RANK = [name for name, method in METHODS.items() if method.low_rank]
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    tokens = torch.randint(4, 97, (2, 11), generator=torch.Generator().manual_seed(3))
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = tokens.flip(1)
+    model.eval()
+    with torch.no_grad():
+        return model(**inputs).logits.double()
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_function_is_unchanged_at_the_start(family, method):
+    expected = logits(FAMILIES[family]())
+    options = {} if method == "full" else {"rank": 5, "alpha": 10}
+    found = logits(balora.adapt(FAMILIES[family](), method=method, **options))
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("method", LOW_RANK)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_adapted_tensor_learns_and_no_other(family, method):
+    model = balora.adapt(FAMILIES[family](), method=method, rank=4)
+    layers = list(lora_layers(model))
+    assert layers
+    for name, parameter in model.named_parameters():
+        whole = "modules_to_save" in name
+        assert parameter.requires_grad == ("lora_" in name or whole), name
+    for name, _ in layers:
+        assert not name.startswith(("lm_head", "classifier", "score")), name
+
+
+def test_full_trains_everything():
+    model = balora.adapt(tiny_llama(), method="full")
+    assert not isinstance(model, PeftModel)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_robertas_two_layer_head_is_trained_whole_and_not_adapted():
+    model = balora.adapt(tiny_roberta(), rank=8)  # above the 3 outputs of out_proj: adapting it would be refused
+    trained = {name for name, p in model.named_parameters() if p.requires_grad and "classifier" in name}
+    prefix = "base_model.model.classifier.modules_to_save.default"
+    assert trained == {f"{prefix}.{layer}.{kind}" for layer in ("dense", "out_proj") for kind in ("weight", "bias")}
+    assert not [name for name, _ in lora_layers(model) if "classifier" in name]
+
+
+def test_a_classifier_over_an_encoder_decoder_can_be_probed():
+    config = transformers.BartConfig(
+        vocab_size=97, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4,
+        encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64, num_labels=3, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2,
+    )  # fmt: skip
+    # It reads its features at the last end-of-text token, and fails on an input without one.
+    model = balora.adapt(
+        transformers.BartForSequenceClassification(config), rank=2, target_modules=["q_proj", "v_proj"]
+    )
+    assert len(list(lora_layers(model))) == 6
+
+
+@pytest.mark.parametrize("method", LOW_RANK)
+def test_the_seed_decides_and_nothing_else(method):
+    def start(seed: int, noise: int) -> torch.Tensor:
+        torch.manual_seed(noise)
+        model = balora.adapt(tiny_llama(), method=method, rank=4, seed=seed)
+        return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
+
+    assert torch.equal(start(0, 1), start(0, 2))
+    assert torch.equal(start(0, 1), start(1, 1)) == (method != "lora")  # an exact decomposition draws nothing
+
+
+def test_it_leaves_the_global_generator_alone():
+    state = torch.random.get_rng_state()
+    balora.adapt(tiny_llama(), method="lora", rank=4)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_alpha_defaults_to_the_rank():
+    _, layer = next(lora_layers(balora.adapt(tiny_llama(), rank=6)))
+    assert layer.scaling["default"] == 1.0
+
+
+def test_dropout_reaches_the_adapter():
+    _, layer = next(lora_layers(balora.adapt(tiny_llama(), rank=6, dropout=0.25)))
+    assert layer.lora_dropout["default"].p == 0.25
+
+
+@pytest.mark.parametrize("target", [["q_proj"], r".*\.q_proj", "q_proj"])
+def test_targets_by_name_or_expression(target):
+    try:
+        model = balora.adapt(tiny_llama(), rank=4, target_modules=target)
+    except BALoraError:
+        assert target == "q_proj"  # a string is one regular expression over the whole name
+        return
+    assert {name.rsplit(".", 1)[-1] for name, _ in lora_layers(model)} == {"q_proj"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentences"),
+    [
+        ({"rank": 0}, ["method.rank is a whole number of at least 1, not 0"]),
+        ({"rank": -3}, ["method.rank", "not -3"]),
+        ({"rank": 2.5}, ["method.rank", "not 2.5"]),
+        ({"rank": True}, ["method.rank"]),
+        ({"alpha": 0}, ["method.alpha must be above 0, not 0"]),
+        ({"alpha": float("nan")}, ["method.alpha"]),
+        ({"dropout": 1.0}, ["method.dropout"]),
+        ({"target_modules": []}, ["method.target_modules is empty"]),
+        ({"svd_iteratons": 3}, ["has no option 'svd_iteratons'", "Did you mean 'svd_iterations'?"]),
+        ({"method": "lora", "svd": "exact"}, ["Method 'lora' has no option 'svd'"]),
+        ({"method": "pisa"}, ["There is no method 'pisa'", "Did you mean 'pissa'?", "balora, full, lora, pissa"]),
+        ({"rank": 0, "alpha": -1, "dropout": 2}, ["3 problems", "method.rank", "method.alpha", "method.dropout"]),
+    ],
+)
+def test_what_is_asked_is_checked_before_anything_is_touched(settings, sentences):
+    model = tiny_llama()
+    with pytest.raises(BALoraError) as caught:
+        balora.adapt(model, **settings)
+    for sentence in sentences:
+        assert sentence in str(caught.value)
+    assert not hasattr(model, "peft_config")
+
+
+def test_rank_zero_is_one_problem_not_two():
+    with pytest.raises(BALoraError) as caught:
+        balora.adapt(tiny_llama(), rank=0)
+    assert "alpha" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", LOW_RANK)
+def test_a_rank_above_a_target_is_refused_with_both_numbers_and_the_model_comes_back(method):
+    model = tiny_llama()
+    names, expected = [name for name, _ in model.named_modules()], logits(model)
+    with pytest.raises(BALoraError, match=r"Rank 33 is above .*q_proj is 32 × 32, so its rank is at most 32"):
+        balora.adapt(model, method=method, rank=33)
+    assert [name for name, _ in model.named_modules()] == names
+    assert torch.equal(logits(model), expected)
+    assert all(p.requires_grad for p in model.parameters()), "peft freezes as it wraps"
+    balora.adapt(model, method=method, rank=16)  # and a second try with less works
+
+
+def test_the_smaller_side_counts():
+    # k_proj is 16 × 32 here: two key heads of eight.
+    with pytest.raises(BALoraError, match=r"Rank 17 .*k_proj is 16 × 32, so its rank is at most 16"):
+        balora.adapt(tiny_llama(), rank=17, target_modules=["q_proj", "k_proj"])
+    balora.adapt(tiny_llama(), rank=17, target_modules=["q_proj"])
+
+
+@pytest.mark.parametrize("target", [["q_prj"], ["model.q_prj"], "q_prj"])
+def test_targets_that_match_nothing_are_refused_with_the_names_there_are(target):
+    model = tiny_llama()
+    with pytest.raises(BALoraError) as caught:
+        balora.adapt(model, rank=4, target_modules=target)
+    message = str(caught.value)
+    assert "matches no layer" in message and "There are down_proj, gate_proj, k_proj" in message
+    if "model" not in target[0]:
+        assert "Did you mean 'q_proj'?" in message
+    assert not any("lora" in name for name, _ in model.named_modules())
+    balora.adapt(model, rank=4)
+
+
+def test_a_model_that_is_adapted_already_is_refused():
+    model = balora.adapt(tiny_llama(), rank=4)
+    for again in (model, model.get_base_model()):
+        with pytest.raises(BALoraError, match="already carries an adapter"):
+            balora.adapt(again, rank=4)
+
+
+def test_the_full_method_restarts_from_a_stored_head():
+    first = balora.adapt(tiny_bert(seed=1), method="full")
+    head = {name: p.detach().clone() for name, p in first.named_parameters() if name.startswith("classifier")}
+    again = balora.adapt(tiny_bert(seed=2), method="full", initial=head)
+    assert torch.equal(again.classifier.weight, first.classifier.weight)
+    assert not torch.equal(again.bert.pooler.dense.weight, first.bert.pooler.dense.weight)
+
+
+@pytest.mark.parametrize("method", LOW_RANK)
+def test_a_restart_takes_the_stored_head_whatever_head_the_model_was_loaded_with(method):
+    first = balora.adapt(tiny_bert(), method=method, rank=4)
+    initial = {name: p.detach().clone() for name, p in first.named_parameters() if p.requires_grad}
+    head = "base_model.model.classifier.modules_to_save.default.weight"
+    initial[head] = initial[head] + 1.0  # a probe's, say
+    fresh = tiny_bert()
+    fresh.classifier.reset_parameters()
+    again = balora.adapt(fresh, method=method, rank=4, initial=initial)
+    assert torch.equal(again.get_parameter(head), initial[head])

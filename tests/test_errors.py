@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+
+from balora.errors import BALoraError, raise_all, suggest
+
+
+def test_a_user_may_catch_it_as_a_value_error():
+    assert issubclass(BALoraError, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "hint"),
+    [
+        ("consistancy", ["consistency", "diversity"], " Did you mean 'consistency'?"),
+        ("lrn_rate", ["learning_rate", "output"], " Did you mean 'learning_rate'?"),
+        ("zzz", ["consistency"], ""),
+        ("", ["consistency"], ""),
+        ("rank", [], ""),
+    ],
+)
+def test_suggest_names_the_nearest_or_nothing(word, known, hint):
+    assert suggest(word, known) == hint
+
+
+def test_suggest_takes_any_iterable():
+    assert suggest("pisa", (name for name in ("lora", "pissa"))) == " Did you mean 'pissa'?"
+
+
+def test_raise_all_without_problems_does_nothing():
+    raise_all([], "Heading")
+
+
+def test_one_problem_is_the_whole_sentence():
+    with pytest.raises(BALoraError) as caught:
+        raise_all(["The rank is 0."], "Heading")
+    assert str(caught.value) == "The rank is 0."
+
+
+def test_several_problems_are_all_listed_under_the_heading():
+    with pytest.raises(BALoraError) as caught:
+        raise_all(["The rank is 0.", "The file is missing."], "It cannot be set up")
+    assert str(caught.value) == "It cannot be set up: 2 problems.\n  - The rank is 0.\n  - The file is missing."

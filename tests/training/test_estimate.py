@@ -1,0 +1,73 @@
+"""Estimates against what really happens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+from transformers import Trainer, TrainingArguments
+
+import balora
+from balora.methods import METHODS
+from balora.methods.adapt import check_options
+from balora.training.estimate import estimate, optimizer_steps
+from tiny import tiny_bart, tiny_bert, tiny_llama
+
+
+def on_meta(build, method: str = "balora"):
+    config = build().config
+    with torch.device("meta"):
+        model = type(build())(config)
+    spec = METHODS[method]
+    return spec.build(model, check_options(spec, 4, None, 0.0, "all-linear", 0, {})).train()
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "balora"])
+def test_trainable_parameters_are_those_of_the_adapted_model(method: str) -> None:
+    real = balora.adapt(tiny_llama(), method, rank=4)
+    found = estimate(on_meta(tiny_llama, method), "generation", dtype=torch.float32, batch=2, length=16, steps=1)
+    assert found.trainable == sum(p.numel() for p in real.parameters() if p.requires_grad)
+    assert found.parameters == sum(p.numel() for p in real.parameters())
+
+
+@pytest.mark.parametrize(
+    ("build", "task"), [(tiny_llama, "generation"), (tiny_bert, "classification"), (tiny_bart, "seq2seq")]
+)
+def test_activations_are_those_that_autograd_keeps(build, task: str) -> None:
+    """Count the real model's saved tensors the same way and compare."""
+    model = balora.adapt(build(), rank=4).train()
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    storages = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    tokens = torch.randint(4, 97, (2, 24))
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if task == "seq2seq":
+        inputs["decoder_input_ids"] = tokens
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(**inputs)
+    real = sum(size for size, _ in storages.values())
+    found = estimate(on_meta(build), task, dtype=torch.float32, batch=2, length=24, steps=1)
+    assert found.activations_gib is not None
+    assert 0.5 * real < found.activations_gib * 2**30 < 2.0 * real
+
+
+@pytest.mark.parametrize(
+    ("rows", "training"),
+    [
+        (10, {"per_device_train_batch_size": 3, "num_train_epochs": 2}),
+        (10, {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 3, "num_train_epochs": 1}),
+        (10, {"per_device_train_batch_size": 4, "dataloader_drop_last": True, "num_train_epochs": 1.5}),
+        (10, {"max_steps": 7}),
+    ],
+)
+def test_steps_are_those_of_the_trainer(rows: int, training: dict, tmp_path) -> None:
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], **training)
+    trainer = Trainer(model=torch.nn.Linear(1, 1), args=args, train_dataset=TensorDataset(torch.zeros(rows, 1)))
+    *_, max_steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
+    assert optimizer_steps(rows, training) == max_steps

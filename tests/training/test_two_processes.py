@@ -1,0 +1,60 @@
+"""Data parallelism: two processes on the CPU (gloo) are one process that accumulates twice (METHOD 6.7)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import balora
+from balora.training import checkpoint as ckpt
+
+RUNS = ("generation", "full", "classification")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("two")
+    paths = [
+        str(Path(balora.__file__).resolve().parents[1]),
+        str(Path(__file__).parent),
+        str(Path(__file__).parents[1]),
+    ]
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("two_processes.py")), str(folder)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {**json.loads((folder / "report.json").read_text()), "path": folder}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_give_the_gradients_of_one_that_accumulates(name, report):
+    assert report[name]["gradient"] <= 1e-5
+    assert report[name]["weights"] <= 1e-5
+    assert report[name]["ranks"] == 0.0
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_and_log_the_same(name, report):
+    one, first, second = report[name]["logged"]
+    assert first == second
+    for key, values in one.items():
+        assert first[key] == pytest.approx(values, rel=1e-5, abs=1e-7), key
+    assert one["loss"] and one["eval_loss"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_and_write_one_whole_checkpoint_between_them(name, report):
+    assert report[name]["folder"] == ["checkpoint-3"], "the earlier one rotated away, and no staging folder left"
+    folder = report["path"] / "two" / name / "checkpoint-3"
+    ckpt.verify(folder)
+    assert {"rng_state_0.pth", "rng_state_1.pth", ckpt.INITIAL, ckpt.ORIGIN} <= {p.name for p in folder.iterdir()}
