@@ -75,7 +75,7 @@ def tiny_causal(family: str, *, seed: int = 0, **settings):
         sizes["head_dim"] = 8
     if family == "Mixtral":
         sizes["num_local_experts"] = 4
-    config = getattr(transformers, f"{family}Config")(**sizes, **settings)
+    config = getattr(transformers, f"{family}Config")(**{**sizes, **settings})
     return _seeded(getattr(transformers, f"{family}ForCausalLM"), config, seed)
 
 

@@ -48,7 +48,7 @@ def test_nan_weights_are_refused():
 
 def test_the_record_says_how_the_adapter_started():
     start = start_of(balora.adapt(tiny_llama(), method="pissa", rank=4, seed=7))
-    assert (start.method, start.shifts_base, start.seed) == ("pissa", True, 7)
+    assert (start.method, start.shifts_base, start.options.seed) == ("pissa", True, 7)
     assert not start_of(balora.adapt(tiny_llama(), method="lora", rank=4)).shifts_base
     assert start_of(tiny_llama()) is None
 

@@ -242,7 +242,7 @@ def test_the_origin_says_where_the_run_started(finished):
     assert origin.initial.keys() == trained.keys()
     for name, value in trained.items():
         assert torch.equal(origin.initial[name], value)
-    assert origin.facts["method"] == "pissa" and origin.facts["shifts_base"] is True
+    assert origin.facts["method"] == "pissa" and origin.facts["options"]["svd"] == "auto"
     assert origin.frozen.keys() == {name for name, p in model.named_parameters() if not p.requires_grad}
 
 

@@ -370,7 +370,7 @@ def test_what_a_killed_export_left_is_cleared(learnt, tmp_path: Path) -> None:
 
 def test_what_cannot_be_is_refused(exported, tmp_path: Path) -> None:
     full = exported["llama-full", "merged"][0]
-    with pytest.raises(balora.BALoraError, match="trains every weight, so the change is no LoRA"):
+    with pytest.raises(balora.BALoraError, match="trains all weights, so the change is no LoRA"):
         export(full.folder, "lora", output=tmp_path / "out")
     with pytest.raises(balora.BALoraError, match=r"to is lora or merged, not 'merge'\. Did you mean 'merged'\?"):
         export(full.folder, "merge", output=tmp_path / "out")

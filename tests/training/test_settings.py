@@ -83,7 +83,7 @@ def test_everything_is_written_out_in_the_resolved_config():
     written = yaml.safe_load(make().dump_yaml())
     assert written["data"]["max_length"] == 512
     assert written["method"] == {
-        "name": "balora", "rank": 8, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear", "svd_iterations": None,
+        "name": "balora", "rank": 8, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear",
         "options": {},
     }  # fmt: skip
     assert written["regularization"] == RegularizationConfig.for_generation().to_dict()
@@ -275,8 +275,11 @@ def test_everything_missing_is_named():
         ({"method": {"alpha": 0}}, "method.alpha must be above 0"),
         ({"method": {"alpha": float("nan")}}, "method.alpha"),
         ({"method": {"target_modules": []}}, "method.target_modules cannot be"),
-        ({"method": {"name": "lora", "svd_iterations": 4}}, "Method lora has no option svd_iterations"),
-        ({"method": {"name": "pissa", "options": {"svdd": 4}}}, "Method pissa has no option svdd. Did you mean 'svd'?"),
+        ({"method": {"name": "lora", "svd_iterations": 4}}, "Unknown key method.svd_iterations"),
+        (
+            {"method": {"name": "pissa", "options": {"svdd": 4}}},
+            "Method 'pissa' has no option 'svdd'. Did you mean 'svd'?",
+        ),
         ({"method": {"name": "lora", "svd": "exact"}}, "Unknown key method.svd"),
         ({"allow_pickle": "perhaps"}, "allow_pickle must be true or false"),
         ({"output": ""}, "output cannot be ''"),

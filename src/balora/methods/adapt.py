@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from balora.errors import BALoraError, raise_all, suggest
-from balora.methods.low_rank import ADAPTER, lora_layers, wrap
-from balora.methods.pissa import full_weight, refuse_unsuitable, shift_base
-from balora.methods.registry import AdaptOptions, Method, find_method
-from balora.methods.start import check_identity, probe_logits, remember_start, trainable
+from balora.errors import BALoraError, raise_all
+from balora.methods.low_rank import ADAPTER, with_ranks
+from balora.methods.options import check_values
+from balora.methods.registry import AdaptOptions, Batches, Method, find_method, unwrapped_on_error
+from balora.methods.shifted import shift_all
+from balora.methods.start import check_identity, own_tensors, probe_logits, remember_start
 
 
 def adapt(
@@ -26,6 +28,8 @@ def adapt(
     target_modules: str | list[str] = "all-linear",
     seed: int = 0,
     initial: Mapping[str, Tensor] | None = None,
+    total_steps: int | None = None,
+    calibration: Callable[[int], Batches] | None = None,
     **options: Any,
 ) -> nn.Module:
     """Prepare a pre-trained model for fine-tuning by a named method, its function unchanged.
@@ -40,10 +44,13 @@ def adapt(
         seed: Of the start.
         initial: The trainable tensors' initial values of an earlier run, to start from those instead of computing them
             (what a checkpoint holds).
-        **options: The method's own, for PiSSA ``svd`` and ``svd_iterations``.
+        total_steps: Optimizer steps to come; ``adalora`` must know.
+        calibration: Gives the number of batches it is asked for, one row of the training data each, ``labels`` included;
+            ``loraga``, ``corda`` and ``cordapp`` start from them.
+        **options: The method's own, as `balora methods NAME` lists them.
 
     Returns:
-        A `peft.PeftModel`, or for ``full`` the model itself.
+        A `peft.PeftModel`; for ``full``, ``bitfit`` and the bottleneck adapters the model itself.
 
     Raises:
         BALoraError: Something asked for cannot be done; the sentence names it and the way out.
@@ -58,6 +65,7 @@ def adapt(
     """
     spec = find_method(method)
     checked = check_options(spec, rank, alpha, dropout, target_modules, seed, options)
+    checked = dataclasses.replace(checked, total_steps=total_steps, calibration=calibration)
     if getattr(model, "peft_config", None):
         raise BALoraError("The model already carries an adapter. Merge it (merge_and_unload) or load the model afresh.")
     if initial is not None:
@@ -72,7 +80,7 @@ def adapt(
             parameter.requires_grad_(flag)
         raise
     check_identity(before, adapted, method)
-    remember_start(adapted, method=method, shifts_base=spec.shifts_base, seed=seed)
+    remember_start(adapted, method, checked, shifts_base=spec.shifts_base)
     return adapted
 
 
@@ -101,35 +109,37 @@ def check_options(
         problems.append(f"method.dropout is a probability from 0 to below 1, not {dropout!r}.")
     if not target_modules:
         problems.append("method.target_modules is empty; name layers, or write all-linear.")
-    problems += [
-        f"Method {spec.name!r} has no option {key!r}.{suggest(key, spec.options)}"
-        for key in extra
-        if key not in spec.options
-    ]
+    problems += check_values(spec.name, spec.options, extra)
     raise_all(problems, f"Method {spec.name!r} cannot be set up")
+    defaults = {name: option.default for name, option in spec.options.items()}
     return AdaptOptions(
-        rank=rank, alpha=alpha, dropout=dropout, target_modules=target_modules, seed=seed, extra=dict(extra)
+        rank=rank, alpha=alpha, dropout=dropout, target_modules=target_modules, seed=seed, extra={**defaults, **extra}
     )
 
 
 def _restart(spec: Method, model: PreTrainedModel, options: AdaptOptions, initial: Mapping[str, Tensor]) -> nn.Module:
     """Build from stored initial values: no decomposition, so no chance that another machine decides another one."""
-    if not spec.low_rank:
-        adapted = spec.build(model, options)
-        load_trainable(adapted, initial, strict=False)
-        return adapted
-    adapted = wrap(model, options)
-    try:
-        load_trainable(adapted, initial)
+    if spec.form == "lora":
+        options = with_ranks(options, _stored_ranks(initial) if spec.uneven else {})
+    adapted = spec.wrap(model, options)
+    with unwrapped_on_error(adapted):
+        if spec.check is not None:
+            spec.check(adapted, options)
+        # What came with the pre-trained weights (full fine-tuning) is not stored again.
+        load_trainable(adapted, initial, strict=spec.form != "model")
         if spec.shifts_base:
-            refuse_unsuitable(adapted)
-    except BALoraError:
-        adapted.unload()
-        raise
-    if spec.shifts_base:
-        for _, layer in lora_layers(adapted):
-            shift_base(layer, full_weight(layer))
+            shift_all(adapted)
     return adapted
+
+
+def _stored_ranks(initial: Mapping[str, Tensor]) -> dict[str, int]:
+    """Rank by layer, from the stored A's."""
+    ending = f".lora_A.{ADAPTER}.weight"
+    return {
+        name.removeprefix("base_model.model.").removesuffix(ending): len(value)
+        for name, value in initial.items()
+        if name.endswith(ending)
+    }
 
 
 @torch.no_grad()
@@ -146,7 +156,7 @@ def _seat_heads(model: PreTrainedModel, initial: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def load_trainable(model: nn.Module, values: Mapping[str, Tensor], *, strict: bool = True) -> None:
-    """Write stored values into a model's trainable tensors.
+    """Write stored values into a model's trainable tensors (and an adapter's frozen ones, such as LoRA-FA's A).
 
     Args:
         model: An adapted model.
@@ -156,14 +166,14 @@ def load_trainable(model: nn.Module, values: Mapping[str, Tensor], *, strict: bo
     Raises:
         BALoraError: A tensor is missing, unknown, or of another shape.
     """
-    parameters = dict(trainable(model))
+    parameters = dict(own_tensors(model))
     for name in values.keys() - parameters.keys():
         raise BALoraError(
             f"The stored values have {name}, which this model does not train. Is it another model or method?"
         )
     for name, parameter in parameters.items():
         if name not in values:
-            if strict:
+            if strict and parameter.requires_grad:
                 raise BALoraError(
                     f"The stored values lack {name}, which this model trains. Is it another model or method?"
                 )

@@ -2,45 +2,60 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from balora.errors import BALoraError, suggest
+from balora.errors import BALoraError
 from balora.methods.registry import AdaptOptions
+from balora.methods.targets import ALL_LINEAR, find_targets, no_match
 
 ADAPTER = "default"
 """peft's name for the one adapter balora makes."""
 
 
-def build_lora(model: PreTrainedModel, options: AdaptOptions) -> PeftModel:
-    """Wrap the model's target layers with LoRA: A random (Kaiming), B = 0, so that the function is unchanged.
+def wrap(
+    model: PreTrainedModel, options: AdaptOptions, *, kind: type[LoraConfig] = LoraConfig, **settings: Any
+) -> PeftModel:
+    """Make a peft model: A random (Kaiming), B = 0, so that the function is unchanged.
+
+    Args:
+        model: Changed in place.
+        options: Checked.
+        kind: peft's config class.
+        **settings: Further fields of it.
 
     Raises:
-        BALoraError: The rank exceeds a target's smaller side, or no layer is matched. The model is as it was.
+        BALoraError: The rank exceeds a target's smaller side, no layer is matched, or a stack of experts is matched that
+            the method cannot adapt. The model is as it was.
     """
-    return wrap(model, options)
-
-
-def wrap(model: PreTrainedModel, options: AdaptOptions, **lora_settings: Any) -> PeftModel:
-    """Make a peft LoRA model from checked options; ``lora_settings`` go to peft's `LoraConfig`."""
-    config = LoraConfig(
-        r=options.rank,
-        lora_alpha=options.alpha,  # type: ignore[arg-type]  # peft divides by it; a fraction is as good
-        lora_dropout=options.dropout,
-        target_modules=options.target_modules,
-        exclude_modules=_classification_head(model) if options.target_modules == "all-linear" else None,
-        task_type=task_type(model),
-        **lora_settings,
-    )
+    layers, stacks = find_targets(model, options.target_modules, head_names(model))
+    if stacks and (options.dropout > 0 or settings.get("use_dora") or kind is not LoraConfig):
+        what = "dropout on the adapter's input" if options.dropout > 0 else "this method"
+        raise BALoraError(
+            f"{stacks[0]} stacks the weights of several experts, and {what} does not work there. Name the layers to adapt "
+            "in target_modules, such as [q_proj, k_proj, v_proj, o_proj]"
+            + (", or set dropout: 0." if options.dropout else ".")
+        )
+    fields = {
+        "r": options.rank,
+        "lora_alpha": options.alpha,  # peft divides by it; a fraction is as good
+        "lora_dropout": options.dropout,
+        "target_modules": layers,
+        "target_parameters": stacks or None,
+        "exclude_modules": _classification_head(model) if layers == ALL_LINEAR else None,
+        "rank_pattern": {f"^{re.escape(name)}$": rank for name, rank in options.ranks.items()},
+        "task_type": task_type(model),
+    }
+    config = kind(**{**fields, **settings})
     try:
         # peft draws A from the global generator; fork it so that the start depends on our seed alone.
         with torch.random.fork_rng(devices=[]):
@@ -49,17 +64,9 @@ def wrap(model: PreTrainedModel, options: AdaptOptions, **lora_settings: Any) ->
     except ValueError as error:
         if "not found in the base model" not in str(error) and "No modules were targeted" not in str(error):
             raise
-        raise BALoraError(_no_match(model, options.target_modules)) from error
-    too_wide = [
-        (name, shape) for name, layer in lora_layers(peft_model) if options.rank > min(shape := weight_shape(layer))
-    ]
-    if too_wide:
-        peft_model.unload()  # give the caller's model back as it was
-        name, (rows, columns) = too_wide[0]
-        raise BALoraError(
-            f"Rank {options.rank} is above what {len(too_wide)} of the target layers can hold: {name} is {rows} × {columns}, "
-            f"so its rank is at most {min(rows, columns)}. Lower method.rank, or leave that layer out of target_modules."
-        )
+        raise BALoraError(no_match(model, options.target_modules)) from error
+    if not options.ranks:
+        _refuse_rank(peft_model, settings.get("init_r", options.rank))
     assert isinstance(peft_model, PeftModel)
     return peft_model
 
@@ -72,8 +79,32 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
 
 
 def weight_shape(layer: LoraLayer) -> tuple[int, int]:
-    """(out, in) of the layer that a LoRA layer wraps, whichever way round it is stored."""
+    """(out, in) of the layer that a LoRA layer wraps, whichever way round it is stored; of one expert in a stack."""
     return layer.out_features, layer.in_features
+
+
+def target_name(name: str, layer: LoraLayer) -> str:
+    """What a LoRA layer adapts, by its name in the pre-trained model: a layer, or a stack of expert weights.
+
+    peft wraps the second stack of a module around the first, so that the inner one's name has a ``base_layer`` more.
+    """
+    if not isinstance(layer, ParamWrapper):
+        return name
+    return re.sub(r"(\.base_layer)+$", "", name) + f".{layer.parameter_name}"
+
+
+def adapted_names(model: nn.Module) -> list[str]:
+    """Full names of everything a LoRA adapts, as ``target_modules`` takes them."""
+    return sorted(
+        target_name(name.removeprefix("base_model.model."), module)
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer) and (ADAPTER in module.lora_A or ADAPTER in module.lora_embedding_A)
+    )
+
+
+def with_ranks(options: AdaptOptions, ranks: dict[str, int]) -> AdaptOptions:
+    """The options with a rank for each layer that has another than the rest."""
+    return dataclasses.replace(options, ranks={name: rank for name, rank in ranks.items() if rank != options.rank})
 
 
 def task_type(model: nn.Module) -> TaskType | None:
@@ -88,21 +119,28 @@ def task_type(model: nn.Module) -> TaskType | None:
     return None
 
 
+def head_names(model: nn.Module) -> list[str]:
+    """The modules that make up a classification head, which every method trains whole; none where there is no such head."""
+    if task_type(model) is not TaskType.SEQ_CLS:
+        return []
+    return [name for name in SEQ_CLS_HEAD_NAMES if hasattr(model, name)]
+
+
+def _refuse_rank(peft_model: PeftModel, rank: int) -> None:
+    too_wide = [(name, shape) for name, layer in lora_layers(peft_model) if rank > min(shape := weight_shape(layer))]
+    if too_wide:
+        peft_model.unload()  # give the caller's model back as it was
+        name, (rows, columns) = too_wide[0]
+        raise BALoraError(
+            f"Rank {rank} is above what {len(too_wide)} of the target layers can hold: {name} is {rows} × {columns}, "
+            f"so its rank is at most {min(rows, columns)}. Lower method.rank, or leave that layer out of target_modules."
+        )
+
+
 def _classification_head(model: nn.Module) -> str | None:
     """A regular expression for everything in the classification head, which is trained whole, not adapted.
 
     peft's `all-linear` leaves out a head that is one layer, not the layers inside a head such as RoBERTa's.
     """
-    if task_type(model) is not TaskType.SEQ_CLS:
-        return None
-    names = [name for name in SEQ_CLS_HEAD_NAMES if hasattr(model, name)]
+    names = head_names(model)
     return rf"({'|'.join(map(re.escape, names))})(\..*)?" if names else None
-
-
-def _no_match(model: nn.Module, target: str | list[str]) -> str:
-    names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)})
-    asked = target if isinstance(target, str) else ", ".join(target)
-    first = target if isinstance(target, str) else (target[0] if target else "")
-    return (
-        f"target_modules {asked!r} matches no layer of the model.{suggest(first, names)} There are {', '.join(names)}."
-    )

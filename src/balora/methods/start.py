@@ -9,12 +9,14 @@ import contextlib
 import dataclasses
 import inspect
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from balora.errors import BALoraError
 from balora.methods.fingerprint import Fingerprint, fingerprint
+from balora.methods.registry import AdaptOptions
 
 _ATTRIBUTE = "balora_start"
 # How far the logits may move, relative to their root mean square, when the weights are split in two and rounded again.
@@ -26,15 +28,36 @@ class Start:
     """A fresh adapter's origin, kept on the model as an attribute."""
 
     method: str
+    options: AdaptOptions
+    """What it was told."""
     shifts_base: bool
-    seed: int
     trainable: Fingerprint
     """Of the trainable tensors at their initial values."""
 
+    def facts(self) -> dict[str, Any]:
+        """What building the adapter again takes, as plain values."""
+        o = self.options
+        return {
+            "method": self.method,
+            "seed": o.seed,
+            "rank": o.rank,
+            "alpha": o.alpha,
+            "total_steps": o.total_steps,
+            "options": dict(o.extra),
+        }
 
-def remember_start(model: nn.Module, *, method: str, shifts_base: bool, seed: int) -> None:
+
+def remember_start(model: nn.Module, method: str, options: AdaptOptions, *, shifts_base: bool) -> None:
     """Attach the record to a model whose trainable tensors are at their initial values."""
-    setattr(model, _ATTRIBUTE, Start(method, shifts_base, seed, fingerprint(trainable(model))))
+    options = dataclasses.replace(options, calibration=None)  # it may hold on to the data
+    setattr(model, _ATTRIBUTE, Start(method, options, shifts_base, fingerprint(trainable(model))))
+
+
+def refresh_start(model: nn.Module) -> None:
+    """Take the trainable tensors as they are now for their initial values (a head that was just fitted)."""
+    start = start_of(model)
+    if start is not None:
+        setattr(model, _ATTRIBUTE, dataclasses.replace(start, trainable=fingerprint(trainable(model))))
 
 
 def start_of(model: nn.Module) -> Start | None:
@@ -45,6 +68,11 @@ def start_of(model: nn.Module) -> Start | None:
 def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Names and tensors that the optimizer would move."""
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def own_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """What learns, and the adapter's tensors that do not (LoRA-FA's A): all that the pre-trained model has not."""
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad or ".lora_" in name)
 
 
 @contextlib.contextmanager

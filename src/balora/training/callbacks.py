@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
@@ -58,6 +59,20 @@ def short_line(state: TrainerState, logs: dict[str, Any] | None) -> str | None:
     """One log in a line that fits the screen, None when it holds nothing to show; everything is in the metrics file."""
     shown = [f"{n} {logs[n]:.4g}" for n in _SHOWN if logs and isinstance(logs.get(n), int | float)]
     return f"step {state.global_step}/{state.max_steps}  " + "  ".join(shown) if shown else None
+
+
+class AfterStep(TrainerCallback):
+    """Calls a method's own step (AdaLoRA's pruning) after the optimizer's, while the gradients are still there."""
+
+    def __init__(self, model: nn.Module, action: Callable[[nn.Module, int], None]) -> None:
+        self.model = model
+        self.action = action
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Count from 1, as the schedules of the papers do; the Trainer counts the step only afterwards."""
+        self.action(self.model, state.global_step + 1)
 
 
 class ShortProgress(ProgressCallback):

@@ -89,22 +89,23 @@ def model_card(
         assert settings is not None, "a card without settings needs a subject"
         labels = settings.data.labels or (provenance.get("data") or {}).get("labels")
         subject = Subject(base=settings.model, task=settings.task, method=settings.method.name, labels=labels)
-    low_rank = METHODS[subject.method].low_rank
+    # Whether the run's folder holds what was added to the model, not the model.
+    adapter = METHODS[subject.method].form != "model"
     parts = [
-        _front_matter(settings, subject, form, low_rank),
-        _summary(settings, subject, form, low_rank),
+        _front_matter(settings, subject, form),
+        _summary(settings, subject, form, adapter),
         *([_data(settings, provenance), _objective(settings.regularization), _training(settings)] if settings else []),
         _results(results, settings, provenance),
-        _usage(subject, form, low_rank, settings),
+        _usage(subject, form, adapter, settings),
         _limits(),
         _made_with(provenance),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front_matter(settings: RunSettings | None, subject: Subject, form: Form, low_rank: bool) -> str:
+def _front_matter(settings: RunSettings | None, subject: Subject, form: Form) -> str:
     base = subject.base if subject.base and not looks_local(subject.base) else None
-    adapter = low_rank and form != "merged"
+    adapter = METHODS[subject.method].form == "lora" and form != "merged"
     fields: dict[str, Any] = {}
     if base:
         fields |= {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"}
@@ -119,7 +120,7 @@ def _front_matter(settings: RunSettings | None, subject: Subject, form: Form, lo
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
 
 
-def _summary(settings: RunSettings | None, subject: Subject, form: Form, low_rank: bool) -> str:
+def _summary(settings: RunSettings | None, subject: Subject, form: Form, adapter: bool) -> str:
     method = METHODS[subject.method]
     base = _place(subject.base) if subject.base else "a pre-trained model"
     rows: list[tuple[str, Any]] = [
@@ -130,19 +131,19 @@ def _summary(settings: RunSettings | None, subject: Subject, form: Form, low_ran
     ]
     if subject.labels:
         rows.append(("Classes", ", ".join(f"{i} = {name}" for i, name in enumerate(subject.labels))))
-    if settings and low_rank:
+    if settings and method.form == "lora":
         own = settings.method
         targets = own.target_modules if isinstance(own.target_modules, str) else ", ".join(own.target_modules)
         rows.append(("Adapter", f"rank {own.rank}, alpha {own.alpha:g}, dropout {own.dropout:g}, on {targets}"))
-    rows.append(("In this folder", _content(form, low_rank, subject.rank)))
+    rows.append(("In this folder", _content(form, adapter, subject.rank)))
     if subject.difference:
         rows.append(("Compared with the trained model", subject.difference))
     name = Path(subject.base).name if subject.base else "A model"
     return f"# {name}, fine-tuned with {method.name}\n\n{_table(('', ''), rows)}"
 
 
-def _content(form: Form, low_rank: bool, rank: int | None) -> str:
-    if not low_rank or form == "merged":
+def _content(form: Form, adapter: bool, rank: int | None) -> str:
+    if not adapter or form == "merged":
         return "all weights, for plain transformers"
     if form == "lora":
         return f"a LoRA of rank {rank} on the untouched base model, for plain peft"
@@ -200,9 +201,9 @@ def _results(results: Mapping[str, Any], settings: RunSettings | None, provenanc
     return f"## Results\n\nMeasured in one run{seed}{where}.\n\n{_table(('Measure', 'Value'), rows)}"
 
 
-def _usage(subject: Subject, form: Form, low_rank: bool, settings: RunSettings | None) -> str:
+def _usage(subject: Subject, form: Form, adapter: bool, settings: RunSettings | None) -> str:
     kind, folder, after = _CLASSES[subject.task], "THIS_FOLDER", ""
-    if form == "run" and low_rank:
+    if form == "run" and adapter:
         folder, after = "THIS_FOLDER/adapter", _EXPORT
         code = 'import balora\nfrom transformers import AutoTokenizer\n\nmodel = balora.load("THIS_FOLDER")'
     elif form == "lora":

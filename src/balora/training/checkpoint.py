@@ -27,11 +27,17 @@ from torch import Tensor, nn
 
 from balora.errors import BALoraError
 from balora.methods.fingerprint import Fingerprint, fingerprint, first_mismatch
-from balora.methods.start import start_of
+from balora.methods.low_rank import adapted_names
+from balora.methods.registry import find_method
+from balora.methods.start import own_tensors, start_of
 
 MANIFEST = "manifest.json"
 ORIGIN = "origin.json"
 INITIAL = "initial.safetensors"
+TRAINED = "trained.safetensors"
+"""What a method of form ``tensors`` trained."""
+METHOD_STATE = "method_state.safetensors"
+"""What a method keeps beside tensors and optimizer (AdaLoRA's importance scores)."""
 STAGING = ".saving"
 _TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "iostream", "write")
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -60,6 +66,7 @@ def origin_of(model: nn.Module, initial: Mapping[str, Tensor], facts: Mapping[st
         facts: To be written beside them; the start's method and seed are added.
     """
     kept = {name: value for name, value in initial.items() if not reloadable(model, name)}
+    kept |= {name: p.detach() for name, p in own_tensors(model) if name not in initial}  # never moved
     return Origin(
         initial=kept, frozen=unkept_fingerprint(model, initial), facts={**start_facts(model), **(facts or {})}
     )
@@ -78,20 +85,32 @@ def unkept_fingerprint(model: nn.Module, initial: Mapping[str, Tensor]) -> Finge
 
 def reloadable(model: nn.Module, name: str) -> bool:
     """Whether a trainable tensor's initial value comes back with the pre-trained model: not an adapter's, not a new head's."""
-    return not isinstance(model, PeftModel) and name.split(".")[0] not in SEQ_CLS_HEAD_NAMES
+    return form_of(model) == "model" and name.split(".")[0] not in SEQ_CLS_HEAD_NAMES
 
 
 def start_facts(model: nn.Module) -> dict[str, Any]:
-    """The start's method and seed, for the record."""
+    """What building the adapter again takes: the method, what it was told, and what it adapted."""
     start = start_of(model)
-    return {"method": start.method, "shifts_base": start.shifts_base, "seed": start.seed} if start else {}
+    return {**start.facts(), "targets": adapted_names(model)} if start else {}
+
+
+def form_of(model: nn.Module) -> str:
+    """What a trained model consists of, as `Method.form` has it."""
+    start = start_of(model)
+    if start is not None:
+        return find_method(start.method).form
+    return "lora" if isinstance(model, PeftModel) else "model"
 
 
 def write_origin(folder: Path, origin: Origin) -> None:
     """Write the initial values, the fingerprint and the facts into a folder."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in origin.initial.items()}
-    save_file(tensors, folder / INITIAL)
+    write_tensors(origin.initial, folder / INITIAL)
     (folder / ORIGIN).write_text(json.dumps({"frozen": origin.frozen, **origin.facts}, indent=1))
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors by name, from whatever device, as a safetensors file."""
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
 
 
 def read_origin(folder: Path) -> Origin:
@@ -125,6 +144,8 @@ def read_trained(folder: Path, model: nn.Module) -> dict[str, Tensor]:
         BALoraError: The weights are missing or damaged.
     """
     names = {name for name, p in model.named_parameters() if p.requires_grad}
+    if form_of(model) == "tensors":
+        return read_tensors(folder / TRAINED)
     if not isinstance(model, PeftModel):
         files = sorted(folder.glob("model*.safetensors"))
         if not files:
@@ -145,7 +166,8 @@ def check_origin(model: nn.Module, initial: Mapping[str, Tensor], origin: Origin
         BALoraError: They differ; the first tensor is named.
     """
     wrong = first_mismatch(unkept_fingerprint(model, initial), origin.frozen) or first_mismatch(
-        fingerprint((n, v) for n, v in initial.items() if not reloadable(model, n)), fingerprint(origin.initial.items())
+        fingerprint((n, v) for n, v in initial.items() if not reloadable(model, n)),
+        fingerprint((n, v) for n, v in origin.initial.items() if n not in origin.frozen),
     )
     if wrong is not None:
         raise BALoraError(

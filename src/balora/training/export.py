@@ -180,7 +180,13 @@ def _from_model(
 def _refuse_impossible(source: _Source, to: Form) -> None:
     name = source.method.name
     if to == "lora" and not source.method.low_rank:
-        raise BALoraError(f"Method {name} trains every weight, so the change is no LoRA. Export it with --to merged.")
+        way_out = "Export it with --to merged." if source.method.mergeable else "balora.load gives the trained model."
+        raise BALoraError(f"Method {name} trains {source.method.trains}, so the change is no LoRA. {way_out}")
+    if to == "merged" and not source.method.mergeable:
+        raise BALoraError(
+            f"Method {name} adds layers with an activation between them, which no weight of the pre-trained model can hold, so it "
+            "cannot be merged. balora.load gives the trained model."
+        )
     if to == "lora" and source.residual:
         raise BALoraError(
             f"Method {name} moved part of the pre-trained weights into the adapter, so a LoRA on the original ones "

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from peft.utils import CONFIG_NAME
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -63,7 +64,7 @@ def load_untrained(run_dir: str | Path, *, base: str | Path | PreTrainedModel | 
     Arguments, result and errors are those of `load`.
     """
     saved = find_saved(run_dir)
-    model = _load_base(saved, base) if not saved.method.low_rank else _adapted(saved, base)
+    model = _load_base(saved, base) if saved.method.form == "model" else _adapted(saved, base)
     setattr(model, _ATTRIBUTE, saved)
     return model.eval()
 
@@ -90,7 +91,9 @@ class SavedModel:
         """What it was trained for."""
         if self.settings is not None:
             return self.settings.task
-        if self.method.low_rank:
+        if "task" in self.origin.facts:
+            return str(self.origin.facts["task"])
+        if self.method.form == "lora":
             kind = _read_json(self.folder / CONFIG_NAME).get("task_type")
         else:
             name = (_read_json(self.folder / "config.json").get("architectures") or [""])[0]
@@ -113,7 +116,7 @@ class SavedModel:
     @property
     def num_labels(self) -> int | None:
         """Outputs of the classification head; None without one."""
-        heads = [value for name, value in self.origin.initial.items() if _WRAPPED in name and value.dim() == 2]
+        heads = [v for name, v in self.origin.initial.items() if v.dim() == 2 and _of_head(name)]
         if heads:
             # The layer that makes the logits is the head's narrowest.
             return min(value.shape[0] for value in heads)
@@ -176,7 +179,7 @@ def _what_is(folder: Path) -> str:
 
 
 def _load_trained(saved: SavedModel, base: str | Path | PreTrainedModel | None) -> nn.Module:
-    if not saved.method.low_rank:
+    if saved.method.form == "model":
         # All weights were trained, so the folder is a whole model and the base has nothing to add.
         return load_model(_settings_for(saved, saved.folder), *_head_of(saved), tokenizer=saved.tokenizer())
     model = _adapted(saved, base)
@@ -188,16 +191,20 @@ def _adapted(saved: SavedModel, base: str | Path | PreTrainedModel | None) -> nn
     """The pre-trained model with the run's adapter at its initial values, checked."""
     model = base if isinstance(base, PreTrainedModel) else _load_base(saved, base)
     initial = saved.origin.initial
-    config = _read_json(saved.folder / CONFIG_NAME)
+    facts = saved.origin.facts
     _check_heads(model, initial)
+    if saved.method.form == "lora":
+        _check_targets(model, facts["targets"], saved.folder)
     adapted = adapt(
         model,
         saved.method.name,
-        rank=config["r"],
-        alpha=config["lora_alpha"],
-        target_modules=_targets(model, initial, saved.folder),
-        seed=saved.origin.facts.get("seed", 0),
+        rank=facts["rank"],
+        alpha=facts["alpha"],
+        target_modules=facts["targets"] or "all-linear",
+        seed=facts["seed"],
         initial=initial,
+        total_steps=facts["total_steps"],
+        **facts["options"],
     )
     values = {name: parameter.detach() for name, parameter in trainable(adapted)}
     ckpt.check_origin(adapted, values, _with_own_heads(saved.origin, adapted), saved.folder)
@@ -244,18 +251,20 @@ def _settings_for(saved: SavedModel, model: str | Path | None) -> RunSettings:
     return RunSettings.from_dict({**values, **{key: facts[key] for key in ("dtype", "seed") if key in facts}})
 
 
-def _targets(model: nn.Module, initial: dict[str, Tensor], where: Path) -> list[str]:
-    """Every adapted layer by its full name, from the stored values: whatever the config said, these were matched."""
-    prefix = "base_model.model."
-    names = sorted({name.partition(".lora_")[0].removeprefix(prefix) for name in initial if ".lora_" in name})
-    known = dict(model.named_modules())
-    missing = next((name for name in names if name not in known), None)
+def _check_targets(model: nn.Module, targets: list[str], where: Path) -> None:
+    """Refuse a model that lacks something the run adapted."""
+    known = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
+    missing = next((name for name in targets if name not in known), None)
     if missing is not None:
         raise BALoraError(
             f"{where} was trained on another model than this {type(model).__name__}: it adapts {missing}, which is not "
             "there. Give the pre-trained model it was made for as base."
         )
-    return names
+
+
+def _of_head(name: str) -> bool:
+    """Whether a stored tensor belongs to a classification head: peft's copy of it, or the model's own."""
+    return _WRAPPED in name or name.split(".")[0] in SEQ_CLS_HEAD_NAMES
 
 
 def _check_heads(model: nn.Module, initial: dict[str, Tensor]) -> None:

@@ -19,10 +19,12 @@ from transformers.trainer_utils import rotate_checkpoints
 from balora.config import RegularizationConfig
 from balora.errors import BALoraError
 from balora.methods.adapt import load_trainable
-from balora.methods.start import remember_start, start_of, trainable
+from balora.methods.registry import Method, find_method
+from balora.methods.start import refresh_start, start_of, trainable
 from balora.objective import Objective, all_finite
 from balora.teacher import PretrainedTeacher
 from balora.training import checkpoint as ckpt
+from balora.training.callbacks import AfterStep
 from balora.training.meter import PartsMeter
 from balora.training.probe import fit_head
 from balora.training.steps import ClassificationStep, GenerationStep, infer_task
@@ -79,6 +81,10 @@ class RegularizedMixin(_Base):
         self.loss_is_scaled_for_ga = True  # by num_items and share, see compute_loss
         self._start_checked = False
         self._origin: ckpt.Origin | None = None
+        start = start_of(unwrapped)
+        self.method: Method | None = find_method(start.method) if start else None
+        if self.method is not None and self.method.after_step is not None:
+            self.add_callback(AfterStep(unwrapped, self.method.after_step))
 
     def _probe_head(self) -> None:
         """Fit the head before the teacher is taken, so that student and teacher both start from it (METHOD 6.5)."""
@@ -86,9 +92,7 @@ class RegularizedMixin(_Base):
             score = fit_head(
                 self.model, self.get_eval_dataloader(self.train_dataset), regression=self.task == "regression"
             )
-        start = start_of(self.model)
-        if start is not None:
-            remember_start(self.model, method=start.method, shifts_base=start.shifts_base, seed=start.seed)
+        refresh_start(self.model)
         logger.info("teacher_head: probe fits the training rows with %.3f", score)
 
     # -- the loss ---------------------------------------------------------------------------------------------------
@@ -119,8 +123,12 @@ class RegularizedMixin(_Base):
         if broken is not None:
             name = {"task": "task loss", "loss": "total loss"}.get(broken, f"{broken} term")
             raise BALoraError(self._divergence(name, self.state.global_step + 1))
+        loss = parts.loss
+        if self.method is not None and self.method.penalty is not None:
+            penalty = self.method.penalty(self.model)
+            loss, extra = loss + share * penalty, {**extra, "penalty": penalty.detach()}
         self.meter.add(parts, weights, share, **extra)
-        return (parts.loss, outputs) if return_outputs else parts.loss
+        return (loss, outputs) if return_outputs else loss
 
     _loss_only = False
 
@@ -170,6 +178,16 @@ class RegularizedMixin(_Base):
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Any:
+        """The method's own optimizer where it has one, else the Trainer's."""
+        if getattr(self, "optimizer", None) is None and self.method is not None and self.method.optimizer is not None:
+            start = start_of(self.model)
+            assert start is not None
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            settings = {**settings, "weight_decay": self.args.weight_decay}
+            self.optimizer = self.method.optimizer(self.model, kind, settings, start.options.extra)
+        return super().create_optimizer(model)
 
     # -- logging ----------------------------------------------------------------------------------------------------
 
@@ -224,6 +242,8 @@ class RegularizedMixin(_Base):
             self.state.best_model_checkpoint = str(Path(self.args.output_dir) / folder.name)
         if self.args.should_save:
             ckpt.write_origin(folder, self.origin())
+            if self.method is not None and self.method.state is not None:
+                ckpt.write_tensors(self.method.state(self.model), folder / ckpt.METHOD_STATE)
             self.state.save_to_json(str(folder / "trainer_state.json"))
 
     def origin(self) -> ckpt.Origin:
@@ -234,7 +254,7 @@ class RegularizedMixin(_Base):
 
     def _facts(self) -> dict[str, Any]:
         """What a load needs to know beside the tensors: the frozen weights' dtype and the names of the classes."""
-        facts: dict[str, Any] = {"dtype": str(self.model.dtype).removeprefix("torch.")}
+        facts: dict[str, Any] = {"dtype": str(self.model.dtype).removeprefix("torch."), "task": self.task}
         if self.task == "classification":
             facts["labels"] = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
         return facts
@@ -243,10 +263,14 @@ class RegularizedMixin(_Base):
         broken = next((name for name, p in trainable(self.model) if not bool(p.isfinite().all())), None)
         if broken is not None:
             raise BALoraError(self._divergence(f"weight {broken}", self.state.global_step))
-        super()._save(output_dir, state_dict=state_dict)
+        folder = Path(output_dir or self.args.output_dir)
+        if ckpt.form_of(self.model) == "tensors":
+            folder.mkdir(parents=True, exist_ok=True)
+            ckpt.write_tensors(dict(trainable(self.model)), folder / ckpt.TRAINED)
+        else:
+            super()._save(output_dir, state_dict=state_dict)
         if not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir)
         # A pickle that nothing here reads: the settings are in the run's config.
         (folder / "training_args.bin").unlink(missing_ok=True)
         start = start_of(self.model)
@@ -262,6 +286,8 @@ class RegularizedMixin(_Base):
         target = self.model if model is None else model
         ckpt.check_origin(target, self.teacher.initial, ckpt.read_origin(folder), folder)
         load_trainable(target, ckpt.read_trained(folder, target))
+        if self.method is not None and self.method.restore is not None:
+            self.method.restore(target, ckpt.read_tensors(folder / ckpt.METHOD_STATE))
 
     def _load_best_model(self) -> None:
         load_trainable(self.model, ckpt.read_trained(Path(self.state.best_model_checkpoint), self.model))

@@ -78,7 +78,8 @@ def preflight(settings: RunSettings) -> Preflight:
         rows = report.attempt(lambda: _tokenize(settings, examples, tokenizer, target, config, report))
     model = None
     if config is not None:
-        model = report.attempt(lambda: _adapted(settings, empty_model(settings, config, examples)))
+        steps = optimizer_steps(len(rows.train), settings.training) if rows else None
+        model = report.attempt(lambda: _adapted(settings, empty_model(settings, config, examples), steps))
     if examples is not None:
         objective = report.attempt(
             lambda: Objective(settings.regularization, settings.task, num_labels=examples.num_labels)
@@ -118,7 +119,7 @@ def empty_model(settings: RunSettings, config: PretrainedConfig, examples: Examp
         return AUTO_CLASSES[settings.task].from_config(config, trust_remote_code=settings.trust_remote_code)
 
 
-def _adapted(settings: RunSettings, model: PreTrainedModel) -> nn.Module:
+def _adapted(settings: RunSettings, model: PreTrainedModel, steps: int | None) -> nn.Module:
     """The model with its adapter, sizes only: finds a rank too large and targets that match nothing."""
     spec = find_method(settings.method.name)
     options = check_options(
@@ -130,7 +131,9 @@ def _adapted(settings: RunSettings, model: PreTrainedModel) -> nn.Module:
         settings.seed,
         settings.method.adapt_options(),
     )
-    return spec.build(model, options).train()
+    if spec.needs_steps and steps is None:
+        return model  # the data is broken, which is said; how many steps there would be is not known
+    return spec.build(model, dataclasses.replace(options, total_steps=steps)).train()
 
 
 def _estimate(settings: RunSettings, model: nn.Module, rows: Tokenized) -> Estimate:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from datasets import Dataset
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -17,6 +22,7 @@ from balora.training import checkpoint as ckpt
 from balora.training.callbacks import MetricsFile, ShortLines, ShortProgress
 from balora.training.card import model_card
 from balora.training.data import Examples, load_examples, make_collator, tokenize_examples
+from balora.training.estimate import optimizer_steps
 from balora.training.folder import RunFolder, write_text
 from balora.training.loading import load_model, load_target_tokenizer, load_tokenizer, max_positions
 from balora.training.metrics import metrics_for
@@ -109,6 +115,7 @@ def prepare(
         target_tokenizer=load_target_tokenizer(settings),
         max_positions=max_positions(model.config),
     )
+    collator = make_collator(settings.task, tokenizer, model)
     initial = None if resume is None else ckpt.read_origin(resume).initial
     adapted = adapt(
         model,
@@ -119,6 +126,8 @@ def prepare(
         target_modules=targets_of(settings),
         seed=settings.seed,
         initial=initial,
+        total_steps=optimizer_steps(len(rows.train), settings.training, int(os.environ.get("WORLD_SIZE", "1"))),
+        calibration=functools.partial(some_rows, rows.train, collator, settings.seed),
         **settings.method.adapt_options(),
     )
     trainer = BALoraTrainer(
@@ -126,7 +135,7 @@ def prepare(
         args=training_arguments(settings),
         train_dataset=rows.train,
         eval_dataset=rows.eval,
-        data_collator=make_collator(settings.task, tokenizer, model),
+        data_collator=collator,
         compute_metrics=metrics_for(settings.task),
         regularization=settings.regularization,
         loss_path=settings.loss_path,
@@ -146,6 +155,12 @@ def _train(
     if trainer.eval_dataset is not None:
         metrics |= trainer.evaluate()
     return {**metrics, "peak_memory_mib": peak_memory_mib()}
+
+
+def some_rows(rows: Dataset, collator: Callable[..., Any], seed: int, count: int) -> list[dict[str, Tensor]]:
+    """``count`` rows of the training data, drawn without replacement, each a batch of its own."""
+    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    return [collator([rows[number]]) for number in chosen]
 
 
 def training_arguments(settings: RunSettings) -> TrainingArguments:
@@ -174,7 +189,7 @@ def save_result(trainer: BALoraTrainer, tokenizer: PreTrainedTokenizerBase, run:
     Returns:
         ``adapter/``, or ``model/`` when every weight was trained.
     """
-    name = "adapter" if hasattr(trainer.model, "peft_config") else "model"
+    name = "model" if ckpt.form_of(trainer.model) == "model" else "adapter"
     with trainer.staged() as staging:
         if trainer.args.should_save:
             folder = staging / name

@@ -19,6 +19,7 @@ from pydantic import (
 
 from balora.errors import suggest
 from balora.methods import METHODS
+from balora.methods.options import check_values
 from balora.training.settings_checks import Problems
 from balora.training.settings_forms import Form, form_of
 
@@ -125,7 +126,6 @@ class MethodSettings(Section):
     target_modules: str | tuple[str, ...] = Field(
         default="all-linear", min_length=1, description="all-linear, a regular expression, or a list of layer names"
     )
-    svd_iterations: Whole | None = Field(default=None, ge=0, description="power iterations of a randomised start")
     options: dict[str, Any] = Field(default={}, validate_default=True, description="the method's own options")
 
     @model_validator(mode="before")
@@ -159,14 +159,11 @@ class MethodSettings(Section):
         name = info.data.get("name")
         if name is None:
             return options
-        known = METHODS[name].options
-        given = [*options, *(["svd_iterations"] if info.data.get("svd_iterations") is not None else [])]
-        unknown = [f"Method {name} has no option {key}.{suggest(key, known)}" for key in given if key not in known]
-        if unknown:
-            raise Problems(unknown)
+        problems = check_values(name, METHODS[name].options, options)
+        if problems:
+            raise Problems(problems)
         return options
 
     def adapt_options(self) -> dict[str, Any]:
         """The method's own options, as `balora.adapt` takes them."""
-        own = {} if self.svd_iterations is None else {"svd_iterations": self.svd_iterations}
-        return {**own, **self.options}
+        return dict(self.options)
