@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -56,7 +57,7 @@ def run(settings: RunSettings, say: Callable[[str], None] = lambda line: None) -
     # Everything that bad input can break comes before the folder is touched.
     trainer, tokenizer, examples = prepare(settings, resume)
     with folder.claimed():
-        folder.record(status="running", provenance=provenance())
+        folder.record(status="running", resumed=resume is not None, provenance=provenance())
         say(_summary(settings, examples, trainer))
         try:
             metrics = _train(trainer, folder, resume, say)
@@ -72,7 +73,9 @@ def run(settings: RunSettings, say: Callable[[str], None] = lambda line: None) -
         }
         if trainer.args.should_save:
             write_text(folder.path / "README.md", model_card(settings, metrics, {**provenance(), "data": data}))
-        folder.record(status="finished", error=None, metrics=metrics, data=data)
+        folder.record(
+            status="finished", error=None, metrics=metrics, data=data, parameters=parameter_counts(trainer.model)
+        )
     say(
         "  ".join(
             f"{name} {value:.4g}" for name, value in metrics.items() if name in _SHOWN or name.startswith("eval_")
@@ -195,8 +198,17 @@ def targets_of(settings: RunSettings) -> str | list[str]:
     return targets if isinstance(targets, str) else list(targets)
 
 
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """Numbers of values in a model: all, and those that learn."""
+    parameters = list(model.parameters())
+    return {
+        "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+        "all": sum(p.numel() for p in parameters),
+    }
+
+
 def _summary(settings: RunSettings, examples: Examples, trainer: BALoraTrainer) -> str:
-    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    trainable = parameter_counts(trainer.model)["trainable"]
     weights = {
         name: getattr(settings.regularization, name) for name in ("consistency", "diversity", "spectral", "variance")
     }
