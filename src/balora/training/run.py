@@ -17,7 +17,7 @@ from balora.methods import adapt, find_method
 from balora.training import checkpoint as ckpt
 from balora.training.callbacks import MetricsFile, ShortLines, ShortProgress
 from balora.training.card import model_card
-from balora.training.data import Examples, load_examples, make_collator, tokenize_examples
+from balora.training.data import Examples, describe_conditions, load_examples, make_collator, tokenize_examples
 from balora.training.folder import RunFolder, write_text
 from balora.training.loading import load_model, load_target_tokenizer, load_tokenizer, max_positions
 from balora.training.metrics import metrics_for
@@ -59,6 +59,8 @@ def run(settings: RunSettings, say: Callable[[str], None] = lambda line: None) -
     with folder.claimed():
         folder.record(status="running", resumed=resume is not None, provenance=provenance())
         say(_summary(settings, examples, trainer))
+        if examples.conditions:
+            say(describe_conditions(examples.conditions))
         try:
             metrics = _train(trainer, folder, resume, say)
             save_result(trainer, tokenizer, folder.path)
@@ -68,6 +70,7 @@ def run(settings: RunSettings, say: Callable[[str], None] = lambda line: None) -
         data = {
             "train": examples.train_source,
             "eval": examples.eval_source,
+            "conditions": examples.conditions,
             "digest": examples.digest,
             "labels": list(examples.label_names) if examples.label_names else None,
         }

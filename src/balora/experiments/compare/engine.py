@@ -1,8 +1,8 @@
 """The local engine: runs as processes side by side on this machine.
 
 Where there is no GPU, the processes are forked from one that has done the imports and nothing else, which saves each of them ten
-seconds; their peak memory is their own, since the kernel counts a forked process from what it holds at the fork. CUDA does not
-survive a fork, so with a GPU every run starts from nothing.
+seconds; their peak memory is their own, since the kernel counts a forked process from what it holds at the fork (library pages that
+only the imports touched are left out). CUDA does not survive a fork, so with a GPU every run starts from nothing.
 """
 
 from __future__ import annotations
