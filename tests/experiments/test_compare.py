@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import balora as library
 from balora.experiments.compare import LocalEngine, Variant, compare, lay_out
 from balora.experiments.compare.worker import Task, reason
 from balora.training.folder import write_text
@@ -76,7 +77,7 @@ def test_a_killed_run_is_a_row_and_the_rest_goes_on(config: Path, tmp_path: Path
             yield from super().__call__(tasks, start_and_kill)
 
     variants = [Variant.parse("lora"), Variant.parse("pissa")]
-    made = compare(values, variants, [1], output=tmp_path / "c", jobs=2, engine=Killing(jobs=2))
+    made = compare(values, variants, [1], output=tmp_path / "c", engine=Killing(jobs=2))
     lora, pissa = made.rows
     assert killed
     assert lora.status == "failed"
@@ -86,6 +87,21 @@ def test_a_killed_run_is_a_row_and_the_rest_goes_on(config: Path, tmp_path: Path
     assert any("data.eval" in note for note in made.notes)
     again = compare(values, variants, [1], output=tmp_path / "c")
     assert [row.status for row in again.rows] == ["finished", "finished"]
+
+
+@pytest.mark.slow
+def test_on_a_local_ray(balora, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("ray", reason="Ray is absent: pip install 'balora[ray]'")
+    monkeypatch.setenv("PYTHONPATH", str(Path(library.__file__).parents[1]))
+    arguments = [config, *SHORT, "--methods", "pissa,lora", "--seeds", "1", "lora:method.rank=17"]
+    outcome = balora("compare", *arguments, "--engine", "ray", "--output", tmp_path / "ray")
+    assert outcome.status == 1, outcome.out + outcome.err
+    rows = rows_of(tmp_path / "ray")
+    assert "Rank 17" in rows["lora_seed-1"]["reason"]
+    assert balora("compare", *arguments, "--output", tmp_path / "local").status == 1
+    local = rows_of(tmp_path / "local")
+    assert rows["pissa_seed-1"]["scores"] == pytest.approx(local["pissa_seed-1"]["scores"], rel=1e-5)
+    assert "engine ray" in (tmp_path / "ray" / "table.md").read_text()
 
 
 def test_a_dry_run_writes_nothing(balora, config: Path, tmp_path: Path):

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from balora.cli.train import Config, Overrides
+
+
+class Engine(enum.Enum):
+    """Where the runs are made."""
+
+    local = "local"
+    ray = "ray"
 
 
 def compare(
@@ -27,7 +35,13 @@ def compare(
     output: Annotated[
         Path | None, typer.Option(help="The comparison's folder; the config's output with -compare by default.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs side by side; 1 by default, with Ray as many as fit.", show_default=False),
+    ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="local: processes on this machine; ray: a Ray cluster.")
+    ] = Engine.local,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and stop.")] = False,
 ) -> None:
     """Run CONFIG with every method and seed, and put the results in one table. The same command goes on where it stopped."""
@@ -55,14 +69,13 @@ def compare(
         baseline=baseline,
         scores=_listed(scores) if scores else None,
         output=output,
-        jobs=jobs,
+        engine=comparison.RayEngine(jobs) if engine is Engine.ray else comparison.LocalEngine(jobs or 1),
         say=typer.echo,
     )
     typer.echo("")
     for line in plain_lines(made):
         typer.echo(line)
-    _, folder = comparison.lay_out(values, variants, numbers, axes=axes, output=output)
-    typer.echo(f"\nTables: {folder / 'table.md'} (and .csv, .json, .tex)")
+    typer.echo(f"\nTables: {made.folder}/table.md (and .csv, .json, .tex)")
     if made.failures:
         typer.echo(f"{len(made.failures)} of {len(made.rows)} runs have no result; the same command tries them again.")
         raise typer.Exit(1)

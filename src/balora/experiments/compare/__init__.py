@@ -3,6 +3,7 @@
 from balora.experiments.compare.compare import compare, lay_out
 from balora.experiments.compare.engine import LocalEngine
 from balora.experiments.compare.plan import Cell, Variant, parse_axes, parse_seeds, plan, read_variants
+from balora.experiments.compare.ray_engine import RayEngine
 from balora.experiments.compare.rows import Row
 from balora.experiments.compare.stats import Group, summarise
 from balora.experiments.compare.tables import Comparison
@@ -12,6 +13,7 @@ __all__ = [
     "Comparison",
     "Group",
     "LocalEngine",
+    "RayEngine",
     "Row",
     "Variant",
     "compare",

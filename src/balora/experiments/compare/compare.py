@@ -70,7 +70,6 @@ def compare(
     baseline: str | None = None,
     scores: Sequence[str] | None = None,
     output: str | Path | None = None,
-    jobs: int = 1,
     engine: Engine | None = None,
     say: Say = lambda line: None,
 ) -> Comparison:
@@ -84,8 +83,7 @@ def compare(
         baseline: Name of the variant that differences are taken to, None for no differences.
         scores: Names of the scores to show; default all.
         output: The comparison's folder; default the config's output with ``-compare``.
-        jobs: Runs side by side.
-        engine: Makes the runs; default processes on this machine.
+        engine: Makes the runs; default one process at a time on this machine.
         say: Takes lines for the user.
 
     Returns:
@@ -95,6 +93,7 @@ def compare(
         BALoraError: Something asked for cannot be, or another comparison is at work in the folder. A run that fails raises
             nothing: it is a row with its reason.
     """
+    maker: Engine = engine or LocalEngine()
     names = [variant.name for variant in variants]
     if baseline is not None and baseline not in names:
         raise BALoraError(
@@ -109,14 +108,20 @@ def compare(
 
         def made() -> Comparison:
             rows = [row_of(cell, reasons.get(cell.name, NOT_RUN)) for cell in cells]
-            about = _about(config, seeds, axes or {}, rows, jobs, "local" if engine is None else type(engine).__name__)
+            about = _about(config, seeds, axes or {}, rows, maker)
             shown = score_names(rows) if not scores else list(scores)
             groups = summarise(rows, shown, baseline)
             return Comparison(
-                groups=groups, rows=rows, scores=shown, baseline=baseline, about=about, notes=_notes(rows, jobs)
+                groups=groups,
+                rows=rows,
+                scores=shown,
+                baseline=baseline,
+                about=about,
+                notes=_notes(rows, maker),
+                folder=folder,
             )
 
-        for cell, why in _run(missing, folder, engine or LocalEngine(jobs), jobs, say):
+        for cell, why in _run(missing, folder, maker, say):
             if why is not None:
                 reasons[cell.name] = why
             _write(made(), folder)  # after every run, so that an interrupted comparison leaves a table too
@@ -126,7 +131,7 @@ def compare(
     return result
 
 
-def _run(cells: Sequence[Cell], folder: Path, engine: Engine, jobs: int, say: Say) -> Iterator[tuple[Cell, str | None]]:
+def _run(cells: Sequence[Cell], folder: Path, engine: Engine, say: Say) -> Iterator[tuple[Cell, str | None]]:
     """Make the runs; give each as it ends, with the reason if it failed."""
     tasks: dict[Task, Cell] = {}
     for cell in cells:
@@ -146,7 +151,7 @@ def _run(cells: Sequence[Cell], folder: Path, engine: Engine, jobs: int, say: Sa
     for task, code in engine(list(tasks), started):
         cell = tasks[task]
         took.append(time.monotonic() - began[task])
-        left = statistics.fmean(took) * (len(tasks) - len(took)) / min(jobs, len(tasks))
+        left = statistics.fmean(took) * (len(tasks) - len(took)) / min(engine.jobs or 1, len(tasks))
         why = None if code == 0 else reason(task.log, code)
         say(f"      {cell.title}: {_outcome(row_of(cell, why or NOT_RUN))}{_left(left)}")
         yield cell, why
@@ -167,7 +172,7 @@ def _left(seconds: float) -> str:
 
 
 def _about(
-    config: Mapping[str, Any], seeds: Sequence[int], axes: Axes, rows: Sequence[Row], jobs: int, engine: str
+    config: Mapping[str, Any], seeds: Sequence[int], axes: Axes, rows: Sequence[Row], engine: Engine
 ) -> dict[str, Any]:
     digests = dict.fromkeys(row.provenance.get("data_digest") for row in rows)
     return {
@@ -175,19 +180,20 @@ def _about(
         "config": dict(config),
         "seeds": list(seeds),
         "axes": {key: list(values) for key, values in axes.items()},
-        "jobs": jobs,
-        "engine": engine,
+        "jobs": engine.jobs,
+        "engine": type(engine).__name__.removesuffix("Engine").lower(),
         "data_digests": [digest for digest in digests if digest],
     }
 
 
-def _notes(rows: Sequence[Row], jobs: int) -> list[str]:
+def _notes(rows: Sequence[Row], engine: Engine) -> list[str]:
     """What a reader of the numbers has to know, beyond the numbers."""
     done = [row for row in rows if row.status == "finished"]
     notes = []
-    if jobs > 1:
+    if engine.jobs != 1:
+        several = "Several" if engine.jobs is None else engine.jobs
         notes.append(
-            f"{jobs} runs shared the machine at a time: their times compare with each other, not with a run alone."
+            f"{several} runs at a time shared a machine: their times compare with each other, not with a run alone."
         )
     late = sum(row.seconds is None for row in done)
     if late:

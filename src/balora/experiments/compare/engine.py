@@ -22,6 +22,10 @@ from balora.experiments.compare.worker import Task, work
 class Engine(Protocol):
     """Something that makes runs."""
 
+    @property
+    def jobs(self) -> int | None:
+        """How many side by side; None for as many as fit."""
+
     def __call__(self, tasks: Sequence[Task], started: Callable[[Task], None]) -> Iterator[tuple[Task, int]]:
         """Start every task, tell ``started``, and give each with its exit status as it ends."""
 

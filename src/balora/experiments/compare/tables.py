@@ -8,6 +8,7 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from balora.experiments.compare.plan import shown
@@ -31,6 +32,8 @@ class Comparison:
     """Config, seeds, versions, hardware, commit, data digests: where the numbers come from."""
     notes: Sequence[str] = ()
     """What a reader has to know."""
+    folder: Path | None = None
+    """Where the tables are."""
 
     @property
     def axes(self) -> list[str]:
@@ -199,8 +202,8 @@ def _source(about: Mapping[str, Any]) -> str:
     code = f"commit {commit['id'][:12]}{' with changes' if commit['dirty'] else ''}, " if commit else ""
     device = made["hardware"]
     digests = ", ".join(digest[:12] for digest in about["data_digests"]) or "none"
+    at_a_time = "as many runs as fit" if about["jobs"] is None else f"{about['jobs']} run(s)"
     return (
-        f"Made {made['time']} by balora compare: {code}{versions}; {device['device']}, {device['cores']} cores, "
-        f"{about['jobs']} run(s) side by side, engine {about['engine']}; seeds {', '.join(map(str, about['seeds']))}; data digest "
-        f"{digests}."
+        f"Made {made['time']} by balora compare: {code}{versions}; {device['device']}, {device['cores']} cores, {at_a_time} at a "
+        f"time, engine {about['engine']}; seeds {', '.join(map(str, about['seeds']))}; data digest {digests}."
     )
