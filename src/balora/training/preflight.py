@@ -14,7 +14,7 @@ from balora.errors import BALoraError
 from balora.methods import find_method
 from balora.methods.adapt import check_options
 from balora.objective import Objective
-from balora.training.data import Examples, Tokenized, load_examples, tokenize_examples
+from balora.training.data import Examples, Tokenized, describe_conditions, load_examples, tokenize_examples
 from balora.training.estimate import Estimate, estimate, optimizer_steps
 from balora.training.folder import RunFolder
 from balora.training.loading import (
@@ -81,6 +81,7 @@ def preflight(settings: RunSettings) -> Preflight:
         steps = optimizer_steps(len(rows.train), settings.training) if rows else None
         model = report.attempt(lambda: _adapted(settings, empty_model(settings, config, examples), steps))
     if examples is not None:
+        report.notes += [describe_conditions(examples.conditions) + "."] if examples.conditions else []
         objective = report.attempt(
             lambda: Objective(settings.regularization, settings.task, num_labels=examples.num_labels)
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -21,7 +21,7 @@ from balora.methods import adapt, find_method
 from balora.training import checkpoint as ckpt
 from balora.training.callbacks import MetricsFile, ShortLines, ShortProgress
 from balora.training.card import model_card
-from balora.training.data import Examples, load_examples, make_collator, tokenize_examples
+from balora.training.data import Examples, describe_conditions, load_examples, make_collator, tokenize_examples
 from balora.training.estimate import optimizer_steps
 from balora.training.folder import RunFolder, write_text
 from balora.training.loading import load_model, load_target_tokenizer, load_tokenizer, max_positions
@@ -62,8 +62,10 @@ def run(settings: RunSettings, say: Callable[[str], None] = lambda line: None) -
     # Everything that bad input can break comes before the folder is touched.
     trainer, tokenizer, examples = prepare(settings, resume)
     with folder.claimed():
-        folder.record(status="running", provenance=provenance())
+        folder.record(status="running", resumed=resume is not None, provenance=provenance())
         say(_summary(settings, examples, trainer))
+        if examples.conditions:
+            say(describe_conditions(examples.conditions))
         try:
             metrics = _train(trainer, folder, resume, say)
             save_result(trainer, tokenizer, folder.path)
@@ -73,12 +75,15 @@ def run(settings: RunSettings, say: Callable[[str], None] = lambda line: None) -
         data = {
             "train": examples.train_source,
             "eval": examples.eval_source,
+            "conditions": examples.conditions,
             "digest": examples.digest,
             "labels": list(examples.label_names) if examples.label_names else None,
         }
         if trainer.args.should_save:
             write_text(folder.path / "README.md", model_card(settings, metrics, {**provenance(), "data": data}))
-        folder.record(status="finished", error=None, metrics=metrics, data=data)
+        folder.record(
+            status="finished", error=None, metrics=metrics, data=data, parameters=parameter_counts(trainer.model)
+        )
     say(
         "  ".join(
             f"{name} {value:.4g}" for name, value in metrics.items() if name in _SHOWN or name.startswith("eval_")
@@ -210,8 +215,17 @@ def targets_of(settings: RunSettings) -> str | list[str]:
     return targets if isinstance(targets, str) else list(targets)
 
 
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """Numbers of values in a model: all, and those that learn."""
+    parameters = list(model.parameters())
+    return {
+        "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+        "all": sum(p.numel() for p in parameters),
+    }
+
+
 def _summary(settings: RunSettings, examples: Examples, trainer: BALoraTrainer) -> str:
-    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    trainable = parameter_counts(trainer.model)["trainable"]
     weights = {
         name: getattr(settings.regularization, name) for name in ("consistency", "diversity", "spectral", "variance")
     }

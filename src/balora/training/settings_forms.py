@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from balora.training.settings_conditions import condition_problems
+
 Form = Literal["pair", "messages", "text", "labelled", "scored"]
 
 # What each task can learn from, and the other keys that mean something then. The first form is named first in messages.
@@ -71,7 +73,7 @@ def data_problems(data: Mapping[str, Any], task: str) -> list[str]:
         f"data.{key} means nothing for task {task} with {' and '.join(columns)}; leave it out."
         for key in sorted(given - {*columns, *also})
     ]
-    return problems + _template_problems(data) + _text_problems(data, form)
+    return problems + _template_problems(data) + _text_problems(data, form) + condition_problems(data, task, form)
 
 
 def _template_problems(data: Mapping[str, Any]) -> list[str]:

@@ -21,6 +21,7 @@ from balora.errors import suggest
 from balora.methods import METHODS
 from balora.methods.options import check_values
 from balora.training.settings_checks import Problems
+from balora.training.settings_conditions import check_duplicate, check_imbalance, check_subsample
 from balora.training.settings_forms import Form, form_of
 
 
@@ -97,6 +98,18 @@ class DataSettings(Section):
     )
     target_tokenizer: str | None = Field(
         default=None, description="seq2seq: tokenizer of the responses, where it is another one"
+    )
+    subsample: Annotated[float | int | None, PlainValidator(check_subsample)] = Field(
+        default=None, description="learn from so many of the training rows, drawn by the seed: a share or a number"
+    )
+    imbalance: Annotated[dict[str, float] | None, PlainValidator(check_imbalance)] = Field(
+        default=None, description="classification: by class, the share of its training rows to keep"
+    )
+    label_noise: Number = Field(
+        default=0.0, ge=0, le=1, description="share of the training rows whose label is made wrong"
+    )
+    duplicate: Annotated[dict[str, Any] | None, PlainValidator(check_duplicate)] = Field(
+        default=None, description="share of the training rows that occur twice, such as 0.2; or {share: 0.2, times: 5}"
     )
 
     @field_validator("labels", mode="before")

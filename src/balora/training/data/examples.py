@@ -10,6 +10,7 @@ from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
+from balora.training.data.conditions import apply_conditions
 from balora.training.data.files import BadRows, Row, Table
 from balora.training.data.labels import LabelSet, find_labels
 from balora.training.data.rows import check_columns, convert, used_columns
@@ -42,6 +43,8 @@ class Examples:
     train_source: str
     """Where the training rows are from, in words."""
     eval_source: str | None
+    conditions: dict[str, Any] | None
+    """What the data conditions did to the training rows, in numbers; None where there are none."""
     digest: str
     """SHA-256 over all examples in order: the same data give the same digest, wherever they lie."""
 
@@ -64,10 +67,10 @@ def load_examples(data: DataSettings, task: str, seed: int = 42) -> Examples:
     Args:
         data: The config's ``data`` section.
         task: generation, seq2seq, classification or regression.
-        seed: Of the choice of evaluation rows, where ``data.eval`` is a share.
+        seed: Of the choice of evaluation rows, where ``data.eval`` is a share, and of the data conditions.
 
     Returns:
-        Training and evaluation examples in the order of their source.
+        Training examples in the order of their source and under the conditions asked for, and evaluation examples as they are.
 
     Raises:
         BALoraError: A source is missing, broken or empty; a column is missing (the others are named); rows cannot be
@@ -83,6 +86,7 @@ def load_examples(data: DataSettings, task: str, seed: int = 42) -> Examples:
     bad.raise_if_any()
     if held_out is not None:
         _warn_of_overlap(*rows)
+    rows[0], conditions = apply_conditions(rows[0], data, labels, seed)
     return Examples(
         form=data.form,
         train=_dataset(rows[0], data.form),
@@ -90,6 +94,7 @@ def load_examples(data: DataSettings, task: str, seed: int = 42) -> Examples:
         label_names=labels.names if labels else None,
         train_source=train.name,
         eval_source=held_out.name if held_out is not None else None,
+        conditions=conditions,
         digest=_digest(rows),
     )
 
