@@ -70,12 +70,14 @@ class DataSettings(Section):
     eval: Annotated[float | str | None, PlainValidator(_check_eval)] = Field(
         default=None, description="rows to evaluate on: a share of the training rows (0.01), a split, or a file"
     )
-    prompt: str | None = Field(default=None, description="column of the prompt")
+    prompt: str | None = Field(
+        default=None, description="column of the prompt; conversations[0].value reaches into one"
+    )
     response: str | None = Field(default=None, description="column of the response, the only part that is learnt")
     input: str | None = Field(default=None, description="column of further input, for a template with a place for it")
     messages: str | None = Field(default=None, description="column of conversations, lists of role and content")
     text: str | tuple[str, ...] | None = Field(
-        default=None, description="column of plain text; for classification and regression one column or a pair of them"
+        default=None, description="column of plain text; with a label or score one column or a pair of them"
     )
     label: str | None = Field(default=None, description="column of the class, a name or a number")
     labels: tuple[str, ...] | None = Field(
@@ -83,7 +85,10 @@ class DataSettings(Section):
         description="names of the classes in the order of their numbers; default those of the training rows, sorted",
     )
     score: str | None = Field(default=None, description="column of the number to predict")
-    prompt_template: str = Field(default="none", description="none, alpaca, or your own text with {prompt} in it")
+    prompt_template: str = Field(
+        default="none",
+        description="none, alpaca, or your own text with {prompt} in it; with text in place of prompt, {text} and {text_pair}",
+    )
     separator: str | None = Field(
         default=None,
         description="what stands between prompt and response; default a new line, and nothing after your own template",

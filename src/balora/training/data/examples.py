@@ -10,9 +10,10 @@ from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
+from balora.errors import BALoraError
 from balora.training.data.files import BadRows, Row, Table
 from balora.training.data.labels import LabelSet, find_labels
-from balora.training.data.rows import check_columns, convert, used_columns
+from balora.training.data.rows import check_columns, convert, outer_column, used_columns
 from balora.training.data.sources import read_tables
 from balora.training.settings_forms import Form
 from balora.training.settings_sections import DataSettings
@@ -34,11 +35,11 @@ class Examples:
 
     form: Form
     """``pair`` (columns prompt, input, response), ``messages`` (messages, place), ``text`` (text), ``labelled`` or
-    ``scored`` (text, for pairs text_pair, labels)."""
+    ``scored`` (text, for pairs text_pair, labels). Classes and scores said in words are a ``pair``."""
     train: Dataset
     eval: Dataset | None
     label_names: tuple[str, ...] | None
-    """Classes in the order of their numbers, for classification."""
+    """Classes in the order of their numbers, for classification; where classes are said, the words for them."""
     train_source: str
     """Where the training rows are from, in words."""
     eval_source: str | None
@@ -55,7 +56,7 @@ class Examples:
         """Number of outputs a classification head needs; 1 for regression, None for generation."""
         if self.form == "scored":
             return 1
-        return None if self.label_names is None else len(self.label_names)
+        return len(self.label_names) if self.form == "labelled" and self.label_names else None
 
 
 def load_examples(data: DataSettings, task: str, seed: int = 42) -> Examples:
@@ -73,20 +74,23 @@ def load_examples(data: DataSettings, task: str, seed: int = 42) -> Examples:
         BALoraError: A source is missing, broken or empty; a column is missing (the others are named); rows cannot be
             used (the first three are named by file and line, the rest counted).
     """
-    train, held_out = read_tables(data, set(used_columns(data).values()), seed)
+    named = set(used_columns(data).values())
+    train, held_out = read_tables(data, named | {outer_column(column) for column in named}, seed)
     tables = [train] if held_out is None else [train, held_out]
     for table in tables:
         check_columns(table, data)
-    labels = _labels(train, data) if task == "classification" else None
+    labels = _labels(train, data) if data.form == "labelled" else None
+    words = task == "seq2seq" and data.form != "pair"
+    form: Form = "pair" if words else data.form
     bad = BadRows()
-    rows = [convert(table, data, labels, bad) for table in tables]
+    rows = [convert(table, data, labels, bad, words=words) for table in tables]
     bad.raise_if_any()
     if held_out is not None:
         _warn_of_overlap(*rows)
     return Examples(
-        form=data.form,
-        train=_dataset(rows[0], data.form),
-        eval=_dataset(rows[1], data.form) if held_out is not None else None,
+        form=form,
+        train=_dataset(rows[0], form),
+        eval=_dataset(rows[1], form) if held_out is not None else None,
         label_names=labels.names if labels else None,
         train_source=train.name,
         eval_source=held_out.name if held_out is not None else None,
@@ -97,10 +101,15 @@ def load_examples(data: DataSettings, task: str, seed: int = 42) -> Examples:
 def _labels(train: Table, data: DataSettings) -> LabelSet:
     """The classes as given, as the source declares them, or as the training rows have them."""
     assert data.label is not None
-    if data.labels is not None:
-        return LabelSet(data.labels)
-    if data.label in train.class_names:
-        return LabelSet(train.class_names[data.label])
+    declared = train.class_names.get(data.label)
+    if declared and data.labels and declared != data.labels and sorted(declared) == sorted(data.labels):
+        raise BALoraError(
+            f"data.labels has the classes of {train.name} in another order than it numbers them: {', '.join(declared)}. "
+            "Give them in that order, or leave data.labels out."
+        )
+    names = data.labels or declared
+    if names:
+        return LabelSet(names)
     values = [row.get(data.label) for row in train.rows]
     return find_labels([value for value in values if value not in (None, "")], data.label, train.name)
 
