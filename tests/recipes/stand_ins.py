@@ -14,7 +14,23 @@ from tokenizers.processors import TemplateProcessing
 
 from tiny import tiny_causal, tiny_llama, tiny_roberta, tiny_t5, tiny_tokenizer
 
-WORDS = "the cat saw a small red bird near old houses where two men sold green tea and bread".split()
+WORDS = [
+    "the",
+    "cat",
+    "saw",
+    "a",
+    "small",
+    "red",
+    "bird",
+    "near",
+    "old",
+    "houses",
+    "where",
+    "men",
+    "sold",
+    "green",
+    "tea",
+]
 GLUE = {
     "mnli": (("premise", "hypothesis"), ("entailment", "neutral", "contradiction")),
     "sst2": (("sentence",), ("negative", "positive")),
@@ -82,6 +98,15 @@ def _sentence(draw: random.Random) -> str:
 
 FAMILIES = {
     "meta-llama/Llama-2-7b-hf": "llama",
+    "meta-llama/Llama-2-13b-hf": "llama",
+    "meta-llama/Meta-Llama-3-8B": "llama",
+    "meta-llama/Meta-Llama-3-70B": "llama",
+    "mistralai/Mistral-7B-v0.1": "Mistral",
+    "mistralai/Mixtral-8x7B-v0.1": "Mixtral",
+    "google/gemma-7b": "Gemma",
+    "Qwen/Qwen1.5-7B": "Qwen2",
+    "01-ai/Yi-1.5-34B": "llama",
+    "deepseek-ai/deepseek-moe-16b-base": "llama",  # transformers has no such model; its own code has these layer names
     "microsoft/deberta-v3-base": "deberta",
     "FacebookAI/roberta-base": "roberta",
     "google-t5/t5-base": "t5",
@@ -115,7 +140,7 @@ _MODELS = {
     "deberta": _tiny_deberta,
     "roberta": tiny_roberta,
     "t5": tiny_t5,
-    "mixtral": functools.partial(tiny_causal, "Mixtral"),
+    **{family: functools.partial(tiny_causal, family) for family in ("Mistral", "Mixtral", "Gemma", "Qwen2")},
 }
 
 
@@ -124,7 +149,8 @@ def _spm_tokenizer(folder: Path) -> None:
     lines = folder / "lines.txt"
     lines.write_text("\n".join(" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))))
     sentencepiece.SentencePieceTrainer.train(
-        input=str(lines), model_prefix=str(folder / "spm"), vocab_size=40, pad_id=0, bos_id=1, eos_id=2, unk_id=3,
+        input=str(lines), model_prefix=str(folder / "spm"), vocab_size=40, hard_vocab_limit=False,
+        pad_id=0, bos_id=1, eos_id=2, unk_id=3,
         pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]", unk_piece="[UNK]", minloglevel=2,
     )  # fmt: skip
     (folder / "tokenizer_config.json").write_text('{"do_lower_case": false, "vocab_type": "spm"}')

@@ -75,7 +75,13 @@ def data_problems(data: Mapping[str, Any], task: str) -> list[str]:
         for key in sorted(given - {*columns, *also})
     ]
     template = _template_problems(data) if form == "pair" else _word_template_problems(data)
-    return problems + template + _text_problems(data, form)
+    problems += template + _text_problems(data, form)
+    further = data.get("also")
+    for number, entry in enumerate(further if isinstance(further, list | tuple) else ()):
+        if isinstance(entry, Mapping):
+            whole = data_problems({**data, **entry, "also": None}, task)
+            problems += [f"In data.also.{number}: {problem}" for problem in whole if problem not in problems]
+    return problems
 
 
 def _named(forms: Mapping[Form, tuple[str, ...]], given: set[str]) -> list[Form]:

@@ -74,16 +74,18 @@ def load_examples(data: DataSettings, task: str, seed: int = 42) -> Examples:
         BALoraError: A source is missing, broken or empty; a column is missing (the others are named); rows cannot be
             used (the first three are named by file and line, the rest counted).
     """
-    named = set(used_columns(data).values())
-    train, held_out = read_tables(data, named | {outer_column(column) for column in named}, seed)
-    tables = [train] if held_out is None else [train, held_out]
-    for table in tables:
-        check_columns(table, data)
+    train, held_out = _read(data, seed)
+    further = [(part, _read(part, seed)[0]) for part in data.sources[1:]]
     labels = _labels(train, data) if data.form == "labelled" else None
+    if labels is not None:
+        for part, table in ((data, train), *further):
+            _check_order(labels, table, part)
     words = task == "seq2seq" and data.form != "pair"
     form: Form = "pair" if words else data.form
     bad = BadRows()
-    rows = [convert(table, data, labels, bad, words=words) for table in tables]
+    rows = [convert(table, data, labels, bad, words=words) for table in (train, held_out) if table is not None]
+    for part, table in further:
+        rows[0] += convert(table, part, labels, bad, words=words)
     bad.raise_if_any()
     if held_out is not None:
         _warn_of_overlap(*rows)
@@ -92,26 +94,40 @@ def load_examples(data: DataSettings, task: str, seed: int = 42) -> Examples:
         train=_dataset(rows[0], form),
         eval=_dataset(rows[1], form) if held_out is not None else None,
         label_names=labels.names if labels else None,
-        train_source=train.name,
+        train_source=" + ".join([train.name, *(table.name for _, table in further)]),
         eval_source=held_out.name if held_out is not None else None,
         digest=_digest(rows),
     )
 
 
+def _read(data: DataSettings, seed: int) -> tuple[Table, Table | None]:
+    """The tables that one section names, their columns checked."""
+    named = set(used_columns(data).values())
+    train, held_out = read_tables(data, named | {outer_column(column) for column in named}, seed)
+    for table in (train, held_out):
+        if table is not None:
+            check_columns(table, data)
+    return train, held_out
+
+
 def _labels(train: Table, data: DataSettings) -> LabelSet:
     """The classes as given, as the source declares them, or as the training rows have them."""
     assert data.label is not None
-    declared = train.class_names.get(data.label)
-    if declared and data.labels and declared != data.labels and sorted(declared) == sorted(data.labels):
-        raise BALoraError(
-            f"data.labels has the classes of {train.name} in another order than it numbers them: {', '.join(declared)}. "
-            "Give them in that order, or leave data.labels out."
-        )
-    names = data.labels or declared
+    names = data.labels or train.class_names.get(data.label)
     if names:
         return LabelSet(names)
     values = [row.get(data.label) for row in train.rows]
     return find_labels([value for value in values if value not in (None, "")], data.label, train.name)
+
+
+def _check_order(labels: LabelSet, table: Table, data: DataSettings) -> None:
+    """Refuse a source that numbers the same classes in another order: its numbers would mean other classes here."""
+    declared = table.class_names.get(str(data.label), labels.names)
+    if declared != labels.names and sorted(declared) == sorted(labels.names):
+        raise BALoraError(
+            f"{table.name} numbers its classes in the order {', '.join(declared)}, and here they are "
+            f"{', '.join(labels.names)}; give them in its order in data.labels."
+        )
 
 
 def _dataset(rows: list[Row], form: Form) -> Dataset:
