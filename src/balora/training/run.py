@@ -19,6 +19,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from balora.errors import BALoraError
 from balora.methods import adapt, find_method
 from balora.training import checkpoint as ckpt
+from balora.training.answers import AnsweringTrainer, answers_of
 from balora.training.callbacks import MetricsFile, ShortLines, ShortProgress
 from balora.training.card import model_card
 from balora.training.data import Examples, describe_conditions, load_examples, make_collator, tokenize_examples
@@ -112,12 +113,13 @@ def prepare(
     tokenizer = load_tokenizer(settings)
     examples = load_examples(settings.data, settings.task, settings.seed)
     model = load_model(settings, examples.num_labels, examples.id2label, tokenizer=tokenizer)
+    target_tokenizer = load_target_tokenizer(settings)
     rows = tokenize_examples(
         examples,
         tokenizer,
         settings.data,
         settings.task,
-        target_tokenizer=load_target_tokenizer(settings),
+        target_tokenizer=target_tokenizer,
         max_positions=max_positions(model.config),
     )
     collator = make_collator(settings.task, tokenizer, model)
@@ -135,13 +137,15 @@ def prepare(
         calibration=functools.partial(some_rows, rows.train, collator, settings.seed),
         **settings.method.adapt_options(),
     )
-    trainer = BALoraTrainer(
+    answers = answers_of(settings, examples, rows, target_tokenizer or tokenizer)
+    scored: dict[str, Any] = {"answers": answers} if answers else {"compute_metrics": metrics_for(settings.task)}
+    trainer = (AnsweringTrainer if answers else BALoraTrainer)(
         model=adapted,
         args=training_arguments(settings),
         train_dataset=rows.train,
         eval_dataset=rows.eval,
         data_collator=collator,
-        compute_metrics=metrics_for(settings.task),
+        **scored,
         regularization=settings.regularization,
         loss_path=settings.loss_path,
         initial=None if initial is None else _complete(adapted, initial),
