@@ -10,7 +10,7 @@ import warnings
 import transformers
 import typer
 
-from balora.cli import export, methods, quickstart, train, validate
+from balora.cli import export, methods, quickstart, teacher, train, validate
 from balora.errors import BALoraError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 app.command()(train.train)
 app.command()(validate.validate)
+app.command()(teacher.teacher)
 app.command()(methods.methods)
 app.command()(export.export)
 app.command()(quickstart.quickstart)
