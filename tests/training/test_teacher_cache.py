@@ -101,7 +101,7 @@ def test_what_is_read_is_what_the_model_says(settings, model_dir, tmp_path):
 
 
 def test_an_interrupted_build_goes_on(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("balora.training.teacher_build._SHARD_ROWS", 10)
+    monkeypatch.setattr("balora.training.teacher_writer.SHARD_ROWS", 10)
     lines = []
     build_teacher(settings(), top_k=5, say=lines.append)
     assert lines == ["10 of 24 rows", "20 of 24 rows", "24 of 24 rows"]
