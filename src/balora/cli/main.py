@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from balora.cli import compare, export, methods, quickstart, train, validate
+from balora.cli import compare, export, methods, quickstart, teacher, train, validate
 from balora.errors import BALoraError
 from balora.training.quiet import quiet_libraries
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(train.train)
 app.command()(validate.validate)
+app.command()(teacher.teacher)
 app.command()(methods.methods)
 app.command()(compare.compare)
 app.command()(export.export)

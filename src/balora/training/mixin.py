@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 from transformers.trainer_utils import rotate_checkpoints
 
 from balora.config import RegularizationConfig
@@ -25,9 +26,13 @@ from balora.objective import Objective, all_finite
 from balora.teacher import PretrainedTeacher
 from balora.training import checkpoint as ckpt
 from balora.training.callbacks import AfterStep
+from balora.training.logit_memory import LogitMemory, memory_for
 from balora.training.meter import PartsMeter
 from balora.training.probe import fit_head
+from balora.training.row_keys import KEYS, KeyedCollator
 from balora.training.steps import ClassificationStep, GenerationStep, infer_task
+from balora.training.subsampling import Subsampling
+from balora.training.teacher_cache import TeacherCache
 
 logger = logging.getLogger("balora")
 
@@ -45,6 +50,8 @@ class RegularizedMixin(_Base):
         regularization: Weights, schedules and targets; default the paper's for the model's task.
         loss_path: ``fused`` (no logits are made) or ``plain`` (the formulas over full logits), to check one by the other.
         initial: The trainable tensors' initial values, when ``model`` is no longer at them.
+        teacher_cache: ``auto`` keeps a classifier's teacher logits in memory (in one process); ``off`` asks the teacher at
+            every step; a `TeacherCache` stands for it in generation.
 
     Other arguments are the Trainer's.
     """
@@ -55,6 +62,7 @@ class RegularizedMixin(_Base):
         regularization: RegularizationConfig | None = None,
         loss_path: str = "fused",
         initial: Mapping[str, Tensor] | None = None,
+        teacher_cache: TeacherCache | str = "auto",
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -75,8 +83,10 @@ class RegularizedMixin(_Base):
             self._probe_head()
         # Kept once, for the checkpoints and for the teacher alike.
         self.teacher = PretrainedTeacher(unwrapped, initial)
+        self.memory = memory_for(self.objective, teacher_cache, self.accelerator.num_processes)
         step = GenerationStep if self.objective.generates else ClassificationStep
-        self.step = step(unwrapped, self.objective, self.teacher)
+        self.step = step(unwrapped, self.objective, self.teacher, self.memory)  # type: ignore[arg-type]
+        self.draws = Subsampling(regularization, self.args.seed, self.args.process_index)
         self.meter = PartsMeter(self.task)
         self.loss_is_scaled_for_ga = True  # by num_items and share, see compute_loss
         self._start_checked = False
@@ -95,6 +105,16 @@ class RegularizedMixin(_Base):
         refresh_start(self.model)
         logger.info("teacher_head: probe fits the training rows with %.3f", score)
 
+    def get_train_dataloader(self) -> Any:
+        """The Trainer's, with the rows' keys beside each batch where the teacher is remembered by them."""
+        collate: Any = self.data_collator  # type: ignore[has-type]
+        if self.memory is not None and not isinstance(self.train_dataset, IterableDataset):
+            self.data_collator = KeyedCollator(collate)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collate
+
     # -- the loss ---------------------------------------------------------------------------------------------------
 
     def compute_loss(
@@ -106,6 +126,7 @@ class RegularizedMixin(_Base):
     ) -> Any:
         """The weighted sum of the parts for one micro-batch; in evaluation the task loss alone, as the Trainer has it."""
         inputs = {name: value for name, value in inputs.items() if name != "num_items_in_batch"}
+        keys = inputs.pop(KEYS, None)
         labels = inputs.pop("labels", None)
         if labels is None:
             raise BALoraError(f"The batch has no labels, only {', '.join(sorted(inputs))}; see the data collator.")
@@ -115,10 +136,12 @@ class RegularizedMixin(_Base):
         if not self._start_checked:
             self._check_start(model, inputs, labels)
         weights = self.objective.weights(self.state.global_step / max(1, self.state.max_steps))
+        weights["consistency"] *= self.draws.strength(self.state.global_step)
+        held = self.draws.held(self.state.global_step, len(labels), keys)
         share = 1.0 / getattr(self, "current_gradient_accumulation_steps", 1)
         # DDP averages gradients over the processes, so a sum over items is divided by their mean number per process.
         items = None if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
-        parts, extra, outputs = self.step.train(model, inputs, labels, weights, num_items=items, share=share)
+        parts, extra, outputs = self.step.train(model, inputs, labels, weights, num_items=items, share=share, held=held)
         broken = all_finite(parts)
         if broken is not None:
             name = {"task": "task loss", "loss": "total loss"}.get(broken, f"{broken} term")
@@ -244,6 +267,8 @@ class RegularizedMixin(_Base):
             ckpt.write_origin(folder, self.origin())
             if self.method is not None and self.method.state is not None:
                 ckpt.write_tensors(self.method.state(self.model), folder / ckpt.METHOD_STATE)
+            if isinstance(self.memory, LogitMemory):
+                self.memory.save(folder)
             self.state.save_to_json(str(folder / "trainer_state.json"))
 
     def origin(self) -> ckpt.Origin:
@@ -288,6 +313,8 @@ class RegularizedMixin(_Base):
         load_trainable(target, ckpt.read_trained(folder, target))
         if self.method is not None and self.method.restore is not None:
             self.method.restore(target, ckpt.read_tensors(folder / ckpt.METHOD_STATE))
+        if isinstance(self.memory, LogitMemory):
+            self.memory.load(folder, self.args.device)
 
     def _load_best_model(self) -> None:
         load_trainable(self.model, ckpt.read_trained(Path(self.state.best_model_checkpoint), self.model))

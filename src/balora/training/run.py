@@ -29,6 +29,8 @@ from balora.training.loading import load_model, load_target_tokenizer, load_toke
 from balora.training.metrics import metrics_for
 from balora.training.provenance import peak_memory_mib, provenance
 from balora.training.settings import RunSettings
+from balora.training.teacher_build import open_for_run
+from balora.training.teacher_cache import tokenizer_digest
 from balora.training.trainer import BALoraTrainer
 
 logger = logging.getLogger("balora")
@@ -124,6 +126,8 @@ def prepare(
     )
     collator = make_collator(settings.task, tokenizer, model)
     initial = None if resume is None else ckpt.read_origin(resume).initial
+    tokenizers = "" if settings.teacher_cache in ("auto", "off") else tokenizer_digest(tokenizer, target_tokenizer)
+    cache = open_for_run(settings, model, tokenizers, rows.train)
     adapted = adapt(
         model,
         settings.method.name,
@@ -149,6 +153,7 @@ def prepare(
         regularization=settings.regularization,
         loss_path=settings.loss_path,
         initial=None if initial is None else _complete(adapted, initial),
+        teacher_cache=cache or ("auto" if settings.teacher_cache == "auto" else "off"),
     )
     return trainer, tokenizer, examples
 
