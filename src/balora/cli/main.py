@@ -10,7 +10,7 @@ import warnings
 import transformers
 import typer
 
-from balora.cli import export, methods, quickstart, train, validate
+from balora.cli import evaluate, export, methods, quickstart, train, validate
 from balora.errors import BALoraError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command()(train.train)
 app.command()(validate.validate)
 app.command()(methods.methods)
 app.command()(export.export)
+app.command()(evaluate.evaluate)
 app.command()(quickstart.quickstart)
 
 
