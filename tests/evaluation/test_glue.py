@@ -128,12 +128,7 @@ def test_a_runs_classifier_and_its_regression(tmp_path: Path) -> None:
     assert result["identity"]["model"]["kind"] == "run"
     rte = write(tmp_path / "r.tsv", ["sentence1", "sentence2", "label"], [["a", "b", 0]])
     with pytest.raises(BALoraError, match="predicts one score"):
-        measure(
-            run.folder,
-            "rte",
-            write(tmp_path / "r.tsv", ["sentence1", "sentence2", "label"], [["a", "b", 0]]),
-            tmp_path / "o",
-        )
+        measure(run.folder, "rte", rte, tmp_path / "rte")
 
 
 @pytest.mark.parametrize(

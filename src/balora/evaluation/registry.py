@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterable
 
 from balora.errors import BALoraError, suggest
-from balora.evaluation import glue
+from balora.evaluation import glue, mathematics
 from balora.evaluation.results import Record
 from balora.evaluation.session import Session
 
@@ -28,6 +28,9 @@ def _glue_summary(task: glue.GlueTask) -> str:
 TASKS: dict[str, Task] = {
     name: Task(name, _glue_summary(task), functools.partial(glue.evaluate_glue, name=name))
     for name, task in glue.TASKS.items()
+} | {
+    name: Task(name, task.summary, functools.partial(mathematics.evaluate_math, name=name))
+    for name, task in mathematics.TASKS.items()
 }
 GROUPS = {"glue": tuple(glue.TASKS)}
 """Names that stand for several tasks."""

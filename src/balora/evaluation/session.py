@@ -18,6 +18,8 @@ from balora.evaluation.subject import Loaded, Subject
 from balora.evaluation.vllm_engine import VllmGenerator
 
 Say = Callable[[str], None]
+_MANY = 50
+"""Answers for which it is worth saying how many are done."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +145,7 @@ class Session:
         for done, (number, answer) in enumerate(generator.generate(prompts, sampling), 1):
             facts: dict[str, Any] = {"output": answer.text, "tokens": answer.tokens, "ended": answer.ended}
             yield requests[number], {**facts, "prompt_cut": True} if answer.prompt_cut else facts
-            if done * 10 // len(prompts) > told:
+            if len(prompts) >= _MANY and done * 10 // len(prompts) > told:
                 told = done * 10 // len(prompts)
                 self.say(f"  {done:,} of {len(prompts):,} answers")
 
