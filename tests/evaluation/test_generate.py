@@ -140,7 +140,10 @@ def test_the_chat_template_is_the_tokenizers() -> None:
     tokenizer = tiny_tokenizer()
     with pytest.raises(BALoraError, match="has no chat template"):
         Prompting("chat").text(tokenizer, "hi")
-    tokenizer.chat_template = "<s>{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[me]{% endif %}"
+    tokenizer.chat_template = (
+        "<s>{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}[me]{% endif %}"
+    )
     text = Prompting("chat").text(tokenizer, "hi", "Well")
     assert text == "<s>[user]hi[me]Well"
     assert Prompting("chat").tokens(tokenizer, text).count(1) == 1

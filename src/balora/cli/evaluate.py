@@ -53,7 +53,7 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Of sampling.", rich_help_panel=_GENERATION)] = 42,
     samples: Annotated[int, typer.Option(help="Programs per problem.", rich_help_panel=_CODE)] = 1,
     k: Annotated[str, typer.Option(help="The k of pass@k, such as 1,10.", rich_help_panel=_CODE)] = "1",
-    code_timeout: Annotated[float, typer.Option(help="Seconds a program may run.", rich_help_panel=_CODE)] = 10.0,
+    code_timeout: Annotated[float, typer.Option(help="Seconds a program may run.", rich_help_panel=_CODE)] = 15.0,
     workers: Annotated[int | None, typer.Option(help="Programs run at once.", rich_help_panel=_CODE)] = None,
     unsafe_code: Annotated[
         bool, typer.Option("--unsafe-code", help="Run programs without a sandbox.", rich_help_panel=_CODE)

@@ -68,7 +68,7 @@ class EvaluationOptions:
     """Examples in the prompt of an lm-evaluation-harness task; default the task's."""
     unsafe_code: bool = False
     """Run generated programs without a sandbox."""
-    code_timeout: float = 10.0
+    code_timeout: float = 15.0
     """Seconds a program may run."""
     workers: int | None = None
     """Programs run at once; default the number of cores."""

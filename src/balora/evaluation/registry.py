@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterable
 
 from balora.errors import BALoraError, suggest
-from balora.evaluation import glue, mathematics
+from balora.evaluation import code, glue, mathematics
 from balora.evaluation.results import Record
 from balora.evaluation.session import Session
 
@@ -21,16 +21,17 @@ class Task:
     evaluate: Callable[[Session], Record]
 
 
-def _glue_summary(task: glue.GlueTask) -> str:
-    return f"GLUE, {task.folder}: {task.main}"
+def _task(evaluate: Callable[..., Record], name: str, summary: str) -> Task:
+    return Task(name, summary, functools.partial(evaluate, name=name))
 
 
 TASKS: dict[str, Task] = {
-    name: Task(name, _glue_summary(task), functools.partial(glue.evaluate_glue, name=name))
-    for name, task in glue.TASKS.items()
-} | {
-    name: Task(name, task.summary, functools.partial(mathematics.evaluate_math, name=name))
-    for name, task in mathematics.TASKS.items()
+    task.name: task
+    for task in (
+        *(_task(glue.evaluate_glue, t.name, f"GLUE, {t.folder}: {t.main}") for t in glue.TASKS.values()),
+        *(_task(mathematics.evaluate_math, t.name, f"{t.summary}: accuracy") for t in mathematics.TASKS.values()),
+        *(_task(code.evaluate_code, t.name, t.summary) for t in code.TASKS.values()),
+    )
 }
 GROUPS = {"glue": tuple(glue.TASKS)}
 """Names that stand for several tasks."""
