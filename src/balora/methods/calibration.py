@@ -34,7 +34,16 @@ def calibration_rows(options: AdaptOptions, count: int) -> Batches:
         raise BALoraError(
             f"This method wants {count} rows of training data to start from, and there are {len(rows)}. Set method.samples lower."
         )
-    return rows
+    return [_unpadded(row) for row in rows]
+
+
+def _unpadded(row: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One row without the positions that its mask takes out; with more than one row in it, as it is."""
+    mask = row.get("attention_mask")
+    if mask is None or mask.dim() != 2 or len(mask) != 1 or bool(mask.all()):
+        return row
+    kept = mask[0].bool()
+    return {name: value[:, kept] if value.shape[:2] == mask.shape else value for name, value in row.items()}
 
 
 @torch.no_grad()

@@ -88,17 +88,18 @@ def oriented(weight_OI: Tensor, covariance_II: Tensor) -> tuple[Tensor, Tensor, 
 
     Reference: Yang et al., CorDA, 2024, eq. 1-5.
     """
-    covariance_II, inverse_II = _damped(covariance_II.to(weight_OI.device))
+    covariance_II, inverse_II = damped(covariance_II.to(weight_OI.device))
     left, values, right = torch.linalg.svd(weight_OI.float() @ covariance_II, full_matrices=False)
     return left, values, right @ inverse_II
 
 
-def _damped(covariance_II: Tensor) -> tuple[Tensor, Tensor]:
+def damped(covariance_II: Tensor) -> tuple[Tensor, Tensor]:
+    """C with enough added to its diagonal that its inverse is one, and that inverse."""
     identity = torch.eye(len(covariance_II), device=covariance_II.device)
     damping = _DAMPING * covariance_II.diagonal().mean().clamp_min(1e-12)
     while True:
-        damped = covariance_II + damping * identity
-        inverse = torch.linalg.inv(damped)
-        if torch.dist(damped @ inverse, identity) < _MOST_ERROR:
-            return damped, inverse
+        sum_II = covariance_II + damping * identity
+        inverse = torch.linalg.inv(sum_II)
+        if torch.dist(sum_II @ inverse, identity) < _MOST_ERROR:
+            return sum_II, inverse
         damping *= 2
