@@ -19,7 +19,7 @@ from pydantic import (
 
 from balora.errors import suggest
 from balora.methods import METHODS
-from balora.methods.options import check_values
+from balora.methods.registry import option_problems
 from balora.training.settings_checks import Problems
 from balora.training.settings_forms import Form, form_of
 
@@ -159,7 +159,7 @@ class MethodSettings(Section):
         name = info.data.get("name")
         if name is None:
             return options
-        problems = check_values(name, METHODS[name].options, options)
+        problems = option_problems(METHODS[name], options)
         if problems:
             raise Problems(problems)
         return options
