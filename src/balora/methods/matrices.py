@@ -49,18 +49,13 @@ class Matrix:
     def factor_a_RI(self) -> Tensor:
         """A."""
         weight = factor(self.layer.lora_A[ADAPTER])
-        return weight if self.expert is None else weight.view(experts_of(self.layer), -1, weight.shape[-1])[self.expert]
+        return weight if self.expert is None else split_a(weight, experts_of(self.layer))[self.expert]
 
     @property
     def factor_b_OR(self) -> Tensor:
         """B."""
         weight = factor(self.layer.lora_B[ADAPTER])
-        # peft lays the experts' columns side by side rank by rank: O × R × E.
-        return (
-            weight
-            if self.expert is None
-            else weight.view(weight.shape[0], -1, experts_of(self.layer))[..., self.expert]
-        )
+        return weight if self.expert is None else split_b(weight, experts_of(self.layer))[self.expert]
 
     @torch.no_grad()
     def set_factors(self, factor_a_RI: Tensor, factor_b_OR: Tensor) -> None:
@@ -78,9 +73,33 @@ class Matrix:
 def matrices(model: nn.Module) -> Iterator[Matrix]:
     """Every adapted weight matrix, an expert's each by itself, in the model's order."""
     for name, layer in lora_layers(model):
-        stacked = isinstance(layer, ParamWrapper) and frozen_weight(layer).dim() == 3
-        for expert in range(experts_of(layer)) if stacked else [None]:
+        for expert in range(experts_of(layer)) if is_stack(layer) else [None]:
             yield Matrix(name, layer, expert)
+
+
+def split_a(stored: Tensor, experts: int) -> Tensor:
+    """A of a stack as peft stores it, (E·R) × I, as E × R × I; a view."""
+    return stored.view(experts, -1, stored.shape[-1])
+
+
+def split_b(stored: Tensor, experts: int) -> Tensor:
+    """B of a stack as peft stores it, O × (R·E), the experts' columns side by side rank by rank, as E × O × R; a view."""
+    return stored.view(len(stored), -1, experts).permute(2, 0, 1)
+
+
+def join_a(split_ERI: Tensor) -> Tensor:
+    """`split_a` undone."""
+    return split_ERI.reshape(-1, split_ERI.shape[-1])
+
+
+def join_b(split_EOR: Tensor) -> Tensor:
+    """`split_b` undone."""
+    return split_EOR.permute(1, 2, 0).reshape(split_EOR.shape[1], -1)
+
+
+def is_stack(layer: LoraLayer) -> bool:
+    """Whether a LoRA layer adapts the stacked weights of several experts."""
+    return isinstance(layer, ParamWrapper) and frozen_weight(layer).dim() == 3
 
 
 def experts_of(layer: LoraLayer) -> int:

@@ -8,20 +8,22 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel
-from peft.tuners.lora.layer import Embedding, LoraLayer
+from peft import AdaLoraConfig, LoraConfig, PeftModel
+from peft.tuners.adalora.layer import AdaLoraLayer
+from peft.tuners.lora.layer import Embedding, LoraLayer, ParamWrapper
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from balora.errors import BALoraError
-from balora.methods.low_rank import ADAPTER
+from balora.methods.low_rank import ADAPTER, lora_layers, target_name
+from balora.methods.matrices import experts_of, factor, is_stack, join_a, join_b, split_a, split_b
 from balora.methods.start import trainable
 
 _PREFIX = "base_model.model."
@@ -30,17 +32,31 @@ _MODULES = f".modules_to_save.{ADAPTER}."
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-    """s·B·A on one layer."""
+    """s·B·A on one weight; of a stack of experts, all of them: E × R × I and E × O × R."""
 
     a_RI: Tensor
     b_OR: Tensor
     scaling: float
+    weight: str
+    """The weight's name in the pre-trained model."""
+    turned: bool = False
+    """Whether the model stores the weight as I × O."""
     embedding: bool = False
     """Whether peft files it under its name for embeddings."""
+    magnitude_O: Tensor | None = None
+    """DoRA's m: the length of each row of the changed weight."""
 
     def delta(self) -> Tensor:
-        """s·B·A, O × I, in float32."""
+        """s·B·A, (E ×) O × I, in float32."""
         return self.scaling * (self.b_OR.float() @ self.a_RI.float())
+
+    def add_to(self, weight: Tensor) -> Tensor:
+        """A weight, as the model stores it, with the change; in float32."""
+        weight_OI = (weight.transpose(-1, -2) if self.turned else weight).float()
+        weight_OI = weight_OI + self.delta().to(weight.device)
+        if self.magnitude_O is not None:
+            weight_OI = weight_OI * (self.magnitude_O.to(weight_OI) / weight_OI.norm(dim=1))[:, None]
+        return weight_OI.transpose(-1, -2) if self.turned else weight_OI
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +64,7 @@ class Change:
     """Everything that training changed, on the CPU; names are those of the pre-trained model."""
 
     factors: dict[str, Factors]
-    """By layer."""
+    """By the layer's name under peft."""
     modules: dict[str, Tensor]
     """Tensors of modules that were trained whole (a classification head), by parameter."""
     config: LoraConfig
@@ -68,24 +84,49 @@ def change_of(model: PeftModel, initial: Mapping[str, Tensor] | None = None) -> 
         initial: The initial values by parameter name, to be subtracted; None where they give nothing (B₀A₀ = 0).
 
     Returns:
-        The change; rank r, or 2r with ``initial``.
+        The change; rank r, or 2r with ``initial``; after AdaLoRA each layer's own.
     """
-    factors = {}
-    for name, layer in _layers(model):
-        kinds = ("lora_embedding_A", "lora_embedding_B") if isinstance(layer, Embedding) else ("lora_A", "lora_B")
-        now = [_tensor(getattr(layer, kind)[ADAPTER]) for kind in kinds]
-        if initial is not None:
-            ending = "" if isinstance(layer, Embedding) else ".weight"
-            start = [initial[f"{_PREFIX}{name}.{kind}.{ADAPTER}{ending}"] for kind in kinds]
-            now = list(difference(*now, *start))
-        a_RI, b_OR = (factor.detach().cpu().clone() for factor in now)
-        factors[name] = Factors(a_RI, b_OR, float(layer.scaling[ADAPTER]), isinstance(layer, Embedding))
+    factors = {name: _factors(name, layer, initial) for name, layer in _layers(model)}
     modules = {
         name.removeprefix(_PREFIX).replace(_MODULES, "."): parameter.detach().cpu().clone()
         for name, parameter in trainable(model)
         if _MODULES in name
     }
+    if isinstance(model.peft_config[ADAPTER], AdaLoraConfig):
+        factors = {name: found for name, found in factors.items() if found.a_RI.shape[0] > 0}
+        return Change(factors, modules, _pruned_config(model, factors))
     return Change(factors, modules, _plain_config(model, doubled=initial is not None))
+
+
+def _factors(name: str, layer: LoraLayer, initial: Mapping[str, Tensor] | None) -> Factors:
+    embedding = isinstance(layer, Embedding)
+    kinds = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
+    pair = [factor(getattr(layer, kind)[ADAPTER]) for kind in kinds]
+    start = [] if initial is None else [_initial(initial, name, kind) for kind in kinds]
+    scaling = float(layer.scaling[ADAPTER])
+    if isinstance(layer, AdaLoraLayer):
+        kept = layer.lora_E[ADAPTER].detach().flatten() != 0
+        pair = [(pair[0] * layer.lora_E[ADAPTER].detach())[kept], pair[1][:, kept]]
+        scaling /= float(layer.ranknum[ADAPTER]) + 1e-5  # as peft has it
+    stack = is_stack(layer)
+    if stack:
+        pair, start = _split(layer, pair), _split(layer, start)
+    if start:
+        pair = list(difference(*pair, *start))
+    a_RI, b_OR = (tensor.detach().cpu().clone() for tensor in pair)
+    magnitude = getattr(layer, "lora_magnitude_vector", {})
+    base = layer.get_base_layer()
+    turned = isinstance(base, Conv1D | nn.Embedding) or (stack and not layer._did_swap_in_out_features)  # type: ignore[union-attr]
+    target = target_name(name, layer)
+    return Factors(
+        a_RI,
+        b_OR,
+        scaling,
+        weight=target if isinstance(layer, ParamWrapper) else f"{target}.weight",
+        turned=turned,
+        embedding=embedding,
+        magnitude_O=magnitude[ADAPTER].weight.detach().cpu().clone() if ADAPTER in magnitude else None,
+    )
 
 
 def difference(a_RI: Tensor, b_OR: Tensor, a0_RI: Tensor, b0_OR: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,7 +143,7 @@ def difference(a_RI: Tensor, b_OR: Tensor, a0_RI: Tensor, b0_OR: Tensor) -> tupl
         b0_OR: B at the start.
 
     Returns:
-        (A': 2R × I, B': O × 2R), in the dtype of ``a_RI``.
+        (A': 2R × I, B': O × 2R), in the dtype of ``a_RI``. All of them may be stacks: E × R × I and E × O × R.
 
     Example:
         >>> a, b = difference(torch.eye(1, 3), torch.ones(4, 1), torch.eye(1, 3), torch.zeros(4, 1))
@@ -110,16 +151,16 @@ def difference(a_RI: Tensor, b_OR: Tensor, a0_RI: Tensor, b0_OR: Tensor) -> tupl
         (torch.Size([2, 3]), torch.Size([4, 2]), True)
     """
     # On the CPU in float64: the two products nearly cancel, and some accelerators have no float64.
-    both_b = torch.cat([b_OR, b0_OR.to(b_OR)], 1).cpu().double()
-    both_a = torch.cat([a_RI, -a0_RI.to(a_RI)], 0).cpu().double()
-    rank = both_a.shape[0]
+    both_b = torch.cat([b_OR, b0_OR.to(b_OR)], -1).cpu().double()
+    both_a = torch.cat([a_RI, -a0_RI.to(a_RI)], -2).cpu().double()
+    rank = both_a.shape[-2]
     left, left_r = torch.linalg.qr(both_b)
-    right, right_r = torch.linalg.qr(both_a.T)
-    u, values, vt = torch.linalg.svd(left_r @ right_r.T, full_matrices=False)
+    right, right_r = torch.linalg.qr(both_a.mT)
+    u, values, vt = torch.linalg.svd(left_r @ right_r.mT, full_matrices=False)
     root = values.sqrt()
-    new_b, new_a = left @ (u * root), (root[:, None] * vt) @ right.T
+    new_b, new_a = left @ (u * root[..., None, :]), (root[..., :, None] * vt) @ right.mT
     # A layer narrower than 2R has fewer directions than that; peft wants one rank for all, so the rest is zero.
-    missing = rank - len(values)
+    missing = rank - values.shape[-1]
     new_b, new_a = nn.functional.pad(new_b, (0, missing)), nn.functional.pad(new_a, (0, 0, 0, missing))
     return new_a.to(a_RI.dtype), new_b.to(b_OR.dtype)
 
@@ -135,9 +176,13 @@ def write_lora(change: Change, folder: Path, base: str | None, revision: str | N
     """
     state = {}
     for name, factors in change.factors.items():
-        for kind, tensor in (("A", factors.a_RI), ("B", factors.b_OR)):
+        stack = factors.a_RI.dim() == 3
+        a, b = (join_a(factors.a_RI), join_b(factors.b_OR)) if stack else (factors.a_RI, factors.b_OR)
+        for kind, tensor in (("A", a), ("B", b)):
             key = f"lora_embedding_{kind}" if factors.embedding else f"lora_{kind}.weight"
             state[f"{_PREFIX}{name}.{key}"] = tensor.contiguous()
+        if factors.magnitude_O is not None:
+            state[f"{_PREFIX}{name}.lora_magnitude_vector"] = factors.magnitude_O
     state |= {f"{_PREFIX}{name}": tensor.contiguous() for name, tensor in change.modules.items()}
     save_file(state, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     config = copy.deepcopy(change.config)
@@ -160,23 +205,21 @@ def merge_into(model: nn.Module, change: Change) -> None:
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)
-    for name, factors in change.factors.items():
-        layer = model.get_submodule(name)
-        weight = getattr(layer, "weight", None)
-        if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.dim() != 2:
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for factors in change.factors.values():
+        weight = parameters.get(factors.weight)
+        if weight is None or not weight.is_floating_point() or weight.dim() not in (2, 3):
             raise BALoraError(
-                f"{name} holds no plain weight matrix (it is quantized, or stacks several), so the change cannot be added "
-                "to it exactly. Export with --to lora; peft's merge_and_unload may take it from there."
+                f"{factors.weight} is no plain weight matrix (it is quantized, say), so the change cannot be added to it exactly. "
+                "Export with --to lora; peft's merge_and_unload may take it from there."
             )
         if len(owners[id(weight)]) > 1:
-            other = next(owner for owner in owners[id(weight)] if owner != f"{name}.weight")
+            other = next(owner for owner in owners[id(weight)] if owner != factors.weight)
             raise BALoraError(
-                f"{name} shares its weight with {other}, which a merged change would alter too. Export with --to lora."
+                f"{factors.weight.removesuffix('.weight')} shares its weight with {other}, which a merged change would alter "
+                "too. Export with --to lora."
             )
-        delta_OI = factors.delta().to(weight.device)
-        turned = isinstance(layer, Conv1D | nn.Embedding)  # these store I × O
-        weight.copy_(weight.float() + (delta_OI.T if turned else delta_OI))
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+        weight.copy_(factors.add_to(weight))
     for name, tensor in change.modules.items():
         parameters[name].copy_(tensor)
 
@@ -191,29 +234,33 @@ def unwrapped_copy(model: PeftModel, initial: Mapping[str, Tensor] | None) -> nn
     """
     base = copy.deepcopy(model).unload()
     if initial is not None:
-        start = {
-            name: Factors(
-                initial[f"{_PREFIX}{name}.lora_A.{ADAPTER}.weight"],
-                initial[f"{_PREFIX}{name}.lora_B.{ADAPTER}.weight"],
-                float(layer.scaling[ADAPTER]),
-            )
-            for name, layer in _layers(model)
-            if not isinstance(layer, Embedding)
-        }
+        start = {name: _initial_factors(name, layer, initial) for name, layer in lora_layers(model)}
         merge_into(base, Change(start, {}, _plain_config(model, doubled=False)))
     return base
+
+
+def _split(layer: LoraLayer, pair: list[Tensor]) -> list[Tensor]:
+    """A and B of a stack as E × R × I and E × O × R."""
+    return [f(t, experts_of(layer)) for f, t in zip((split_a, split_b), pair, strict=False)]
+
+
+def _initial_factors(name: str, layer: LoraLayer, initial: Mapping[str, Tensor]) -> Factors:
+    """s·B₀·A₀ of one layer."""
+    now = _factors(name, layer, None)
+    pair = [_initial(initial, name, kind) for kind in ("lora_A", "lora_B")]
+    pair = _split(layer, pair) if is_stack(layer) else pair
+    return dataclasses.replace(now, a_RI=pair[0], b_OR=pair[1])
+
+
+def _initial(initial: Mapping[str, Tensor], name: str, kind: str) -> Tensor:
+    ending = "" if "embedding" in kind else ".weight"
+    return initial[f"{_PREFIX}{name}.{kind}.{ADAPTER}{ending}"]
 
 
 def _layers(model: PeftModel) -> Iterator[tuple[str, LoraLayer]]:
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer) and (ADAPTER in module.lora_A or ADAPTER in module.lora_embedding_A):
             yield name.removeprefix(_PREFIX), module
-
-
-def _tensor(factor: Any) -> Tensor:
-    tensor = factor.weight if isinstance(factor, nn.Module) else factor
-    assert isinstance(tensor, Tensor)
-    return tensor
 
 
 def _plain_config(model: PeftModel, *, doubled: bool) -> LoraConfig:
@@ -229,3 +276,20 @@ def _plain_config(model: PeftModel, *, doubled: bool) -> LoraConfig:
         factor = 2**0.5 if config.use_rslora else 2
         config.alpha_pattern = {key: factor * value for key, value in config.alpha_pattern.items()}
     return config
+
+
+def _pruned_config(model: PeftModel, factors: Mapping[str, Factors]) -> LoraConfig:
+    """A plain LoRA of uneven ranks with AdaLoRA's scaling: s = alpha / r layer by layer."""
+    old = model.peft_config[ADAPTER]
+    ranks = {name: found.a_RI.shape[0] for name, found in factors.items()}
+    return LoraConfig(
+        r=max(ranks.values(), default=1),
+        lora_alpha=1,
+        target_modules=list(factors),
+        rank_pattern={f"^{re.escape(name)}$": rank for name, rank in ranks.items()},
+        alpha_pattern={f"^{re.escape(name)}$": factors[name].scaling * rank for name, rank in ranks.items()},
+        modules_to_save=old.modules_to_save,
+        fan_in_fan_out=old.fan_in_fan_out,
+        task_type=old.task_type,
+        inference_mode=True,
+    )
