@@ -15,7 +15,7 @@ import balora
 from balora import BALoraError
 from balora.methods import METHODS
 from balora.methods.low_rank import lora_layers
-from balora.methods.quantization import Quantized, dequantize, quantize
+from balora.methods.quantization import Quantized, dequantize, quantize, rounded_bytes
 from balora.methods.start import own_tensors, start_of
 from balora.regularizers import consistency
 from bench import adapted, logits, rows_for
@@ -52,8 +52,11 @@ def test_rounded_scales_cost_little_more():
     once, twice = (rounded(nn.Linear(256, 96), 4, double=double) for double in (False, True))
     error = [float(torch.dist(layer.dequantized(), layer.before) / layer.before.norm()) for layer in (once, twice)]
     assert 0.05 < error[0] < error[1] < 1.03 * error[0]
-    assert once.constant_bytes() == 4 * 256 * 96 // 64
-    assert twice.constant_bytes() < once.constant_bytes() / 3
+    scales = [layer.weight.quant_state.absmax.nbytes for layer in (once, twice)]
+    assert rounded_bytes((96, 256), 4, False) == once.weight.nbytes + scales[0]
+    assert (
+        rounded_bytes((96, 256), 4) == twice.weight.nbytes + scales[1] + twice.weight.quant_state.state2.absmax.nbytes
+    )
 
 
 def test_eight_bits_are_255_levels_row_by_row():
@@ -61,6 +64,7 @@ def test_eight_bits_are_255_levels_row_by_row():
     step = layer.before.abs().amax(1, keepdim=True) / 127
     assert ((layer.dequantized() - layer.before).abs() <= 0.51 * step + 1e-3 * layer.before.abs()).all()
     assert len(layer.dequantized()[0].unique()) > 30
+    assert rounded_bytes((7, 50), 8) == layer.weight.nbytes + layer.scale_O.nbytes
 
 
 @pytest.mark.parametrize("bits", [4, 8])

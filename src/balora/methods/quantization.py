@@ -8,6 +8,7 @@ Shapes: O output features, I input features.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -49,10 +50,6 @@ class Quantized:
 
     def dequantized(self) -> Tensor:
         """O × I, as the forward multiplies by it."""
-        raise NotImplementedError
-
-    def constant_bytes(self) -> int:
-        """Bytes of what belongs to the codes."""
         raise NotImplementedError
 
     def plain(self, dtype: torch.dtype) -> nn.Module:
@@ -125,6 +122,25 @@ def quantizable(model: nn.Module, heads: list[str]) -> list[str]:
         and owners[id(module.weight)] == 1
         and min(module.weight.shape) > 1
     ]
+
+
+def rounded_bytes(shape: tuple[int, ...], bits: int, double: bool = True) -> int:
+    """Memory of a quantized weight with its scales.
+
+    Args:
+        shape: (O, I).
+        bits: 4 or 8.
+        double: With 4 bits, whether the scales are rounded too.
+
+    Example:
+        >>> rounded_bytes((4096, 4096), 4) / 4096**2  # bytes for each entry
+        0.515869140625
+    """
+    entries = math.prod(shape)
+    if bits == 8:
+        return entries + 4 * shape[0]
+    blocks = math.ceil(entries / 64)
+    return math.ceil(entries / 2) + (blocks + 4 * math.ceil(blocks / 256) if double else 4 * blocks)
 
 
 @torch.no_grad()

@@ -66,18 +66,10 @@ class Linear4bit(Quantized, bnb.nn.Linear4bit):
 
     def dequantized(self) -> Tensor:
         """O × I, in the dtype it was rounded from."""
+        shape = self.weight.quant_state.shape
         state = copy.copy(self.weight.quant_state)
-        shape, state.shape = (
-            state.shape,
-            torch.Size([state.shape.numel()]),
-        )  # as one row, which is read rightly everywhere
+        state.shape = torch.Size([shape.numel()])  # as one row, which is read rightly everywhere
         return bnb.functional.dequantize_4bit(self.weight.data, state).reshape(shape)
-
-    def constant_bytes(self) -> int:
-        """Of the blocks' scales."""
-        state = self.weight.quant_state
-        nested = state.state2.absmax.nbytes if state.nested else 0
-        return int(state.absmax.nbytes + nested)
 
 
 class Linear8bit(Quantized, bnb.nn.Linear8bitLt):
@@ -135,10 +127,6 @@ class Linear8bit(Quantized, bnb.nn.Linear8bitLt):
     def dequantized(self) -> Tensor:
         """O × I, float32."""
         return bnb.functional.int8_vectorwise_dequant(self.weight.data, self.scale_O)
-
-    def constant_bytes(self) -> int:
-        """Of the rows' scales."""
-        return int(self.scale_O.nbytes)
 
 
 def ours(module: nn.Module) -> nn.Module | None:

@@ -131,11 +131,11 @@ class MethodSettings(Section):
     @model_validator(mode="before")
     @classmethod
     def _gather_options(cls, values: Any) -> Any:
-        """Move a method's own options, written beside the common keys, to where they are kept."""
+        """Move methods' own options, written beside the common keys, to where they are kept and checked."""
         if not isinstance(values, Mapping) or not isinstance(values.get("options", {}), Mapping):
             return values
-        spec = METHODS.get(str(values.get("name", "balora")))
-        own = [key for key in values if spec and key in spec.options and key not in cls.model_fields]
+        options = {key for spec in METHODS.values() for key in spec.options}
+        own = [key for key in values if key in options and key not in cls.model_fields]
         if not own:
             return values
         kept = {key: value for key, value in values.items() if key not in own}
