@@ -10,6 +10,7 @@ from transformers import Trainer, TrainingArguments
 import balora
 from balora.methods import METHODS
 from balora.methods.adapt import check_options
+from balora.methods.quantization import Quantized
 from balora.training.estimate import estimate, optimizer_steps
 from tiny import tiny_bart, tiny_bert, tiny_llama
 
@@ -28,6 +29,19 @@ def test_trainable_parameters_are_those_of_the_adapted_model(method: str) -> Non
     found = estimate(on_meta(tiny_llama, method), "generation", dtype=torch.float32, batch=2, length=16, steps=1)
     assert found.trainable == sum(p.numel() for p in real.parameters() if p.requires_grad)
     assert found.parameters == sum(p.numel() for p in real.parameters())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantized_weights_take_what_they_take(bits: int) -> None:
+    pytest.importorskip("bitsandbytes")
+    real = balora.adapt(tiny_bert(), "lora", rank=4, bits=bits, double_quantization=False)
+    taken = sum(p.nbytes for p in real.parameters())
+    layers = [m for m in real.modules() if isinstance(m, Quantized)]
+    taken += sum(m.weight.quant_state.absmax.nbytes if bits == 4 else m.scale_O.nbytes for m in layers)
+    how = {"dtype": torch.float32, "batch": 2, "length": 16, "steps": 1}
+    found = estimate(on_meta(tiny_bert, "lora"), "classification", bits=bits, double=False, **how)
+    assert found.weights_gib * 2**30 == taken
+    assert found.weights_gib < 0.75 * estimate(on_meta(tiny_bert, "lora"), "classification", **how).weights_gib
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,21 @@
 """Every fine-tuning method by name. A new one is a module with a `wrap` or a `start`, and an entry here."""
 
+from dataclasses import replace
 from functools import partial
 
 from balora.methods import adalora, bottleneck, corda, corda_plus, lora_ga, optimizers, pissa
 from balora.methods.adapt import adapt, load_trainable
+from balora.methods.dora import check_dora
 from balora.methods.full import bitfit, full
 from balora.methods.low_rank import wrap
 from balora.methods.milora import start_milora
 from balora.methods.olora import start_olora
+from balora.methods.quantization import quantization_options
 from balora.methods.registry import METHODS, AdaptOptions, Method, find_method, register
 from balora.methods.shifted import refuse_unsuitable
 
 _FACTORS = "A, B (and a classification head)"
+_BITS = quantization_options()
 
 register(
     Method(
@@ -68,6 +72,7 @@ register(
         paper="Hu et al., LoRA, 2021",
         trains=_FACTORS,
         wrap=wrap,
+        options=_BITS,
     )
 )
 register(
@@ -77,6 +82,7 @@ register(
         paper="Kalajdzievski, rsLoRA, 2023",
         trains=_FACTORS,
         wrap=partial(wrap, use_rslora=True),
+        options=_BITS,
     )
 )
 register(
@@ -101,6 +107,8 @@ register(
         paper="Liu et al., DoRA, 2024",
         trains="m, A, B (and a classification head)",
         wrap=partial(wrap, use_dora=True),
+        check=check_dora,
+        options=_BITS,
     )
 )
 register(
@@ -110,7 +118,7 @@ register(
         paper="Hayou et al., LoRA+, 2024",
         trains=_FACTORS,
         wrap=wrap,
-        options=optimizers.LORAPLUS_OPTIONS,
+        options={**optimizers.LORAPLUS_OPTIONS, **_BITS},
         optimizer=optimizers.loraplus,
     )
 )
@@ -122,6 +130,7 @@ register(
         trains="B (and a classification head)",
         wrap=optimizers.wrap_lorafa,
         optimizer=optimizers.lorafa,
+        options=_BITS,
     )
 )
 register(
@@ -135,7 +144,7 @@ register(
         start=lora_ga.start_lora_ga,
         shifts_base=True,
         needs_data=True,
-        options=lora_ga.OPTIONS,
+        options={**lora_ga.OPTIONS, **_BITS},
     )
 )
 register(
@@ -148,6 +157,7 @@ register(
         check=refuse_unsuitable,
         start=start_milora,
         shifts_base=True,
+        options=_BITS,
     )
 )
 register(
@@ -160,6 +170,7 @@ register(
         check=refuse_unsuitable,
         start=start_olora,
         shifts_base=True,
+        options=_BITS,
     )
 )
 register(
@@ -173,7 +184,7 @@ register(
         start=corda.start_corda,
         shifts_base=True,
         needs_data=True,
-        options=corda.OPTIONS,
+        options={**corda.OPTIONS, **_BITS},
     )
 )
 register(
@@ -188,7 +199,7 @@ register(
         shifts_base=True,
         needs_data=True,
         uneven=True,
-        options=corda_plus.OPTIONS,
+        options={**corda_plus.OPTIONS, **_BITS},
     )
 )
 register(
@@ -201,7 +212,7 @@ register(
         check=refuse_unsuitable,
         start=pissa.start_pissa,
         shifts_base=True,
-        options=pissa.OPTIONS,
+        options={**pissa.OPTIONS, **_BITS},
     )
 )
 register(
@@ -215,8 +226,23 @@ register(
         start=pissa.start_pissa,
         shifts_base=True,
         regularized=True,
-        options=pissa.OPTIONS,
+        options={**pissa.OPTIONS, **_BITS},
     )
 )
+for _name, _plain, _summary, _paper in [
+    ("qlora", "lora", "LoRA on weights in 4 bits (NF4).", "Dettmers et al., QLoRA, 2023"),
+    ("qpissa", "pissa", "PiSSA; the residual is frozen in 4 bits (NF4), of which rounding loses less.", "Meng et al., PiSSA, 2024"),
+    ("qbalora", "balora", "BA-LoRA; the residual is frozen in 4 bits (NF4).", "Chang et al., BA-LoRA, ICLR 2026"),
+]:  # fmt: skip
+    _entry = METHODS[_plain]
+    register(
+        replace(
+            _entry,
+            name=_name,
+            summary=_summary,
+            paper=_paper,
+            options={**_entry.options, **quantization_options(4)},
+        )
+    )
 
 __all__ = ["METHODS", "AdaptOptions", "Method", "adapt", "find_method", "load_trainable", "register"]

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from balora.errors import BALoraError, raise_all
-from balora.methods.low_rank import ADAPTER, with_ranks
-from balora.methods.options import check_values
-from balora.methods.registry import AdaptOptions, Batches, Method, find_method, unwrapped_on_error
+from balora.methods.low_rank import ADAPTER, adapted_names, head_names, with_ranks
+from balora.methods.quantization import quantize, take_over
+from balora.methods.registry import AdaptOptions, Batches, Method, find_method, option_problems, unwrapped_on_error
 from balora.methods.shifted import shift_all
 from balora.methods.start import check_identity, own_tensors, probe_logits, remember_start
 
@@ -32,7 +32,7 @@ def adapt(
     calibration: Callable[[int], Batches] | None = None,
     **options: Any,
 ) -> nn.Module:
-    """Prepare a pre-trained model for fine-tuning by a named method, its function unchanged.
+    """Prepare a pre-trained model for fine-tuning by a named method, its function unchanged (but for ``bits``, which round it).
 
     Args:
         model: A transformers model, freshly loaded. It is changed in place, as peft does.
@@ -70,6 +70,7 @@ def adapt(
         raise BALoraError("The model already carries an adapter. Merge it (merge_and_unload) or load the model afresh.")
     if initial is not None:
         _seat_heads(model, initial)
+    take_over(model)
     before = probe_logits(model)
     learnt = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
@@ -80,6 +81,8 @@ def adapt(
             parameter.requires_grad_(flag)
         raise
     check_identity(before, adapted, method)
+    if checked.extra.get("bits") and not any(p.is_meta for p in adapted.parameters()):
+        adapted = _quantized(spec, adapted, checked)
     remember_start(adapted, method, checked, shifts_base=spec.shifts_base)
     return adapted
 
@@ -109,7 +112,7 @@ def check_options(
         problems.append(f"method.dropout is a probability from 0 to below 1, not {dropout!r}.")
     if not target_modules:
         problems.append("method.target_modules is empty; name layers, or write all-linear.")
-    problems += check_values(spec.name, spec.options, extra)
+    problems += option_problems(spec, extra)
     raise_all(problems, f"Method {spec.name!r} cannot be set up")
     defaults = {name: option.default for name, option in spec.options.items()}
     return AdaptOptions(
@@ -129,6 +132,21 @@ def _restart(spec: Method, model: PreTrainedModel, options: AdaptOptions, initia
         load_trainable(adapted, initial, strict=spec.form != "model")
         if spec.shifts_base:
             shift_all(adapted)
+    return adapted
+
+
+def _quantized(spec: Method, adapted: nn.Module, options: AdaptOptions) -> nn.Module:
+    """The model with its frozen weights rounded: the adapter is taken off and put on again with the values it had."""
+    own = {name: parameter.detach() for name, parameter in own_tensors(adapted)}
+    targets = adapted_names(adapted)
+    model: Any = adapted.unload()  # type: ignore[operator]
+    quantize(model, head_names(model), options.extra["bits"], double=options.extra["double_quantization"])
+    extra = {**options.extra, "bits": None}
+    again = with_ranks(
+        dataclasses.replace(options, target_modules=targets, extra=extra), _stored_ranks(own) if spec.uneven else {}
+    )
+    adapted = spec.wrap(model, again)
+    load_trainable(adapted, own)
     return adapted
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from balora.errors import BALoraError
+from balora.methods.quantization import refuse_unquantizable
 from balora.methods.registry import AdaptOptions
 from balora.methods.targets import ALL_LINEAR, find_targets, no_match
 
@@ -37,6 +38,7 @@ def wrap(
         BALoraError: The rank exceeds a target's smaller side, no layer is matched, or a stack of experts is matched that
             the method cannot adapt. The model is as it was.
     """
+    refuse_unquantizable(model, options.extra)
     layers, stacks = find_targets(model, options.target_modules, head_names(model))
     if stacks and (options.dropout > 0 or settings.get("use_dora") or kind is not LoraConfig):
         what = "dropout on the adapter's input" if options.dropout > 0 else "this method"

@@ -45,21 +45,35 @@ def choice(default: str, meaning: str, known: Sequence[str]) -> Option:
     return Option(default, meaning, f"one of {', '.join(known)}", lambda value: value in known)
 
 
-def check_values(method: str, options: Mapping[str, Option], given: Mapping[str, Any]) -> list[str]:
+def switch(default: bool, meaning: str) -> Option:
+    """True or false."""
+    return Option(default, meaning, "true or false", lambda value: isinstance(value, bool))
+
+
+def check_values(
+    method: str,
+    options: Mapping[str, Option],
+    given: Mapping[str, Any],
+    elsewhere: Callable[[str], Sequence[str]] = lambda key: (),
+) -> list[str]:
     """What is wrong with the values given to a method's options.
 
     Args:
         method: Its name, for the sentences.
         options: Its options.
         given: Values by name.
+        elsewhere: Names the methods that have an option of a name.
 
     Example:
         >>> check_values("loraplus", {"lr_ratio": number(16.0, "rate of B over that of A")}, {"lr_rato": 4, "lr_ratio": 0})
         ["Method 'loraplus' has no option 'lr_rato'. Did you mean 'lr_ratio'?", 'method.lr_ratio is a number above 0, not 0.']
     """
-    problems = [
-        f"Method {method!r} has no option {key!r}.{suggest(key, options)}" for key in given if key not in options
-    ]
+    problems = []
+    for key in given:
+        if key not in options:
+            others = ", ".join(elsewhere(key))
+            hint = f" Methods that have it: {others}." if others else suggest(key, options)
+            problems.append(f"Method {method!r} has no option {key!r}.{hint}")
     return problems + [
         f"method.{key} is {options[key].allowed}, not {value!r}."
         for key, value in given.items()

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from balora.errors import BALoraError, suggest
-from balora.methods.options import Option
+from balora.methods.options import Option, check_values
 
 Batches = list[dict[str, Tensor]]
 """Calibration batches of one row each: what the model's forward takes, ``labels`` included."""
@@ -122,6 +122,11 @@ def unwrapped_on_error(adapted: nn.Module) -> Iterator[None]:
 
 
 METHODS: dict[str, Method] = {}
+
+
+def option_problems(spec: Method, given: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the values given to a method's own options."""
+    return check_values(spec.name, spec.options, given, lambda key: [n for n, m in METHODS.items() if key in m.options])
 
 
 def register(method: Method) -> Method:

@@ -15,10 +15,16 @@ from torch import Tensor, nn
 from balora.errors import BALoraError
 from balora.methods.low_rank import lora_layers
 from balora.methods.matrices import matrices
+from balora.methods.quantization import loaded_bits
 from balora.methods.registry import AdaptOptions
 
 Decompose = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
 """(W: O × I in float32, R, seed) to (A: R × I, B: O × R) of the part B·A that goes into the adapter."""
+
+_QUANTIZED = (
+    "{} is quantized, and a part of it cannot be taken out of rounded weights. Load the model in bfloat16 or float32 "
+    "(method.bits quantizes what remains), or use method 'lora' on the quantized one."
+)
 
 
 @torch.no_grad()
@@ -55,7 +61,7 @@ def refuse_unsuitable(model: nn.Module, options: AdaptOptions) -> None:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)
     for name, layer in lora_layers(model):
-        problem = _unsuitable(name, layer, owners)
+        problem = _QUANTIZED.format(name) if loaded_bits(model) is not None else _unsuitable(name, layer, owners)
         if problem is not None:
             raise BALoraError(problem)
 
@@ -68,10 +74,7 @@ def _unsuitable(name: str, layer: LoraLayer, owners: dict[int, list[str]]) -> st
             "[q_proj, k_proj, v_proj, o_proj], or use method 'lora'."
         )
     if not weight.is_floating_point() or weight.element_size() < 2:
-        return (
-            f"{name} is quantized, and a part of it cannot be taken out of rounded weights. Load the model in bfloat16 or "
-            "float32 (method.bits quantizes what remains), or use method 'lora' on the quantized one."
-        )
+        return _QUANTIZED.format(name)
     if len(owners[id(weight)]) > 1:
         return (
             f"{name} shares its weight with {owners[id(weight)][0]} (tied embeddings), which this start would change too. "

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from balora.errors import BALoraError
 from balora.methods.fingerprint import Fingerprint, fingerprint, first_mismatch
 from balora.methods.low_rank import adapted_names
+from balora.methods.quantization import plain_parameters
 from balora.methods.registry import find_method
 from balora.methods.start import own_tensors, start_of
 
@@ -78,7 +79,7 @@ def unkept_fingerprint(model: nn.Module, initial: Mapping[str, Tensor]) -> Finge
     The heads that peft keeps under the trained copies are left out: they are random, and never run.
     """
     frozen = (
-        (name, p) for name, p in model.named_parameters() if not p.requires_grad and ".original_module." not in name
+        (name, p) for name, p in plain_parameters(model) if not p.requires_grad and ".original_module." not in name
     )
     return fingerprint(itertools.chain(frozen, ((n, v) for n, v in initial.items() if reloadable(model, n))))
 

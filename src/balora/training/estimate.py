@@ -20,6 +20,8 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from balora.forward import HeadlessForward
+from balora.methods.low_rank import head_names
+from balora.methods.quantization import quantizable, rounded_bytes
 from balora.objective import Task
 
 _ADAM_BYTES = 12  # gradient and two moments, float32
@@ -66,6 +68,8 @@ def estimate(
     length: int,
     steps: int,
     checkpointing: bool = False,
+    bits: int | None = None,
+    double: bool = True,
 ) -> Estimate:
     """Estimate a run of an adapted model on the meta device.
 
@@ -77,6 +81,8 @@ def estimate(
         length: Tokens of the longest example.
         steps: Optimizer steps of the run.
         checkpointing: Whether activations are recomputed in the backward (``gradient_checkpointing``).
+        bits: Of the quantized weights, None for none.
+        double: Whether their scales are rounded too.
     """
     if checkpointing and isinstance(model, PeftModel | PreTrainedModel):
         model.gradient_checkpointing_enable()
@@ -86,6 +92,11 @@ def estimate(
     # peft keeps the adapter in float32 whatever the frozen weights are; full fine-tuning trains them as they are loaded.
     adapters = 4 if trainable < total else dtype.itemsize
     weights = (total - trainable) * dtype.itemsize + trainable * adapters
+    if bits is not None:
+        inner = model.get_base_model() if isinstance(model, PeftModel) else model
+        for name in quantizable(inner, head_names(inner)):
+            layer: Any = inner.get_submodule(name)
+            weights += rounded_bytes(tuple(layer.weight.shape), bits, double) - layer.weight.numel() * dtype.itemsize
     activations = _saved_bytes(model, task, batch, length)
     if activations is not None and task in ("generation", "seq2seq"):
         vocabulary = model.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]

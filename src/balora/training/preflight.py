@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from balora.errors import BALoraError
 from balora.methods import find_method
 from balora.methods.adapt import check_options
+from balora.methods.quantization import loaded_bits
 from balora.objective import Objective
 from balora.training.data import Examples, Tokenized, describe_conditions, load_examples, tokenize_examples
 from balora.training.estimate import Estimate, estimate, optimizer_steps
@@ -89,6 +90,13 @@ def preflight(settings: RunSettings) -> Preflight:
     if model is not None and rows is not None:
         report.rows = len(rows.train)
         report.estimate = _estimate(settings, model, rows)
+        bits, _ = _rounded(settings, model)
+        if bits is not None and loaded_bits(model) is None:
+            whole = report.estimate.parameters * _dtype(settings, model).itemsize / 2**30
+            report.notes.append(
+                f"the weights are loaded whole, about {whole:.2f} GiB in the machine's memory, and rounded to {bits} bits once the "
+                "start has been computed."
+            )
     return report
 
 
@@ -116,8 +124,14 @@ def empty_model(settings: RunSettings, config: PretrainedConfig, examples: Examp
     """The model without its weights, on the meta device."""
     if examples is not None and examples.num_labels is not None:
         config.num_labels = examples.num_labels
+    quantized = getattr(config, "quantization_config", None) or {}
+    quantized = quantized if isinstance(quantized, dict) else quantized.to_dict()
     with torch.device("meta"):
-        return AUTO_CLASSES[settings.task].from_config(config, trust_remote_code=settings.trust_remote_code)
+        model = AUTO_CLASSES[settings.task].from_config(config, trust_remote_code=settings.trust_remote_code)
+    for name in ("load_in_4bit", "load_in_8bit"):  # loaded, it will say so of itself
+        if quantized.get(name):
+            setattr(model, name.replace("load", "is_loaded"), True)
+    return model
 
 
 def _adapted(settings: RunSettings, model: PreTrainedModel, steps: int | None) -> nn.Module:
@@ -138,15 +152,28 @@ def _adapted(settings: RunSettings, model: PreTrainedModel, steps: int | None) -
 
 
 def _estimate(settings: RunSettings, model: nn.Module, rows: Tokenized) -> Estimate:
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    dtype = names.get(settings.dtype) or getattr(model.config, "dtype", None) or torch.float32  # type: ignore[union-attr]
-    longest = max(len(ids) for ids in rows.train["input_ids"])
+    bits, double = _rounded(settings, model)
     return estimate(
         model,
         settings.task,
-        dtype=dtype,
+        dtype=_dtype(settings, model),
         batch=settings.training.get("per_device_train_batch_size", 8),
-        length=longest,
+        length=max(len(ids) for ids in rows.train["input_ids"]),
         checkpointing=bool(settings.training.get("gradient_checkpointing", False)),
         steps=optimizer_steps(len(rows.train), settings.training),
+        bits=bits,
+        double=double,
     )
+
+
+def _dtype(settings: RunSettings, model: nn.Module) -> torch.dtype:
+    """Of the weights as they are loaded."""
+    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    return names.get(settings.dtype) or getattr(model.config, "dtype", None) or torch.float32  # type: ignore[union-attr]
+
+
+def _rounded(settings: RunSettings, model: nn.Module) -> tuple[int | None, bool]:
+    """In how many bits the frozen weights will be, and whether their scales are rounded too."""
+    options = find_method(settings.method.name).options
+    asked = {**{name: option.default for name, option in options.items()}, **settings.method.adapt_options()}
+    return loaded_bits(model) or asked.get("bits"), asked.get("double_quantization", True)

@@ -19,7 +19,7 @@ from pydantic import (
 
 from balora.errors import suggest
 from balora.methods import METHODS
-from balora.methods.options import check_values
+from balora.methods.registry import option_problems
 from balora.training.settings_checks import Problems
 from balora.training.settings_conditions import check_duplicate, check_imbalance, check_subsample
 from balora.training.settings_forms import Form, form_of
@@ -175,11 +175,11 @@ class MethodSettings(Section):
     @model_validator(mode="before")
     @classmethod
     def _gather_options(cls, values: Any) -> Any:
-        """Move a method's own options, written beside the common keys, to where they are kept."""
+        """Move methods' own options, written beside the common keys, to where they are kept and checked."""
         if not isinstance(values, Mapping) or not isinstance(values.get("options", {}), Mapping):
             return values
-        spec = METHODS.get(str(values.get("name", "balora")))
-        own = [key for key in values if spec and key in spec.options and key not in cls.model_fields]
+        options = {key for spec in METHODS.values() for key in spec.options}
+        own = [key for key in values if key in options and key not in cls.model_fields]
         if not own:
             return values
         kept = {key: value for key, value in values.items() if key not in own}
@@ -203,7 +203,7 @@ class MethodSettings(Section):
         name = info.data.get("name")
         if name is None:
             return options
-        problems = check_values(name, METHODS[name].options, options)
+        problems = option_problems(METHODS[name], options)
         if problems:
             raise Problems(problems)
         return options

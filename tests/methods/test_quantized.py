@@ -1,0 +1,300 @@
+"""Frozen weights in 4 and 8 bits: decomposed in full precision, then rounded (QLoRA, QPiSSA, QBA-LoRA)."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
+
+import balora
+from balora import BALoraError
+from balora.methods import METHODS
+from balora.methods.low_rank import lora_layers
+from balora.methods.quantization import Quantized, dequantize, quantize, rounded_bytes
+from balora.methods.start import own_tensors, start_of
+from balora.regularizers import consistency
+from bench import adapted, logits, rows_for
+from tiny import pad_rows, tiny_bart, tiny_bert, tiny_causal, tiny_gpt2, tiny_llama, tiny_t5
+
+pytest.importorskip("bitsandbytes", reason="bitsandbytes is absent: pip install 'balora[quantization]'")
+WITH_BITS = [name for name, method in METHODS.items() if "bits" in method.options and not name.startswith("q")]
+NF4 = [-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0]
+NF4 += [0.0795803, 0.1609302, 0.24611230, 0.33791524, 0.44070983, 0.56261700, 0.72295684, 1.0]
+"""The sixteen levels (Dettmers et al., QLoRA, appendix E)."""
+
+
+def quantized(model: nn.Module) -> dict[str, Quantized]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, Quantized)}
+
+
+def tokens(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in pad_rows(rows_for(model)[:4]).items() if name != "labels"}
+
+
+# -- the layers -------------------------------------------------------------------------------------------------------
+
+
+def test_four_bits_are_the_nearest_of_sixteen_levels_block_by_block():
+    layer = rounded(nn.Linear(64, 48), 4, double=False)
+    blocks = layer.before.reshape(-1, 64).double()
+    largest = blocks.abs().amax(1, keepdim=True)
+    levels = torch.tensor(NF4, dtype=torch.float64)
+    nearest = levels[((blocks / largest)[..., None] - levels).abs().argmin(-1)] * largest
+    torch.testing.assert_close(layer.dequantized().reshape(-1, 64).double(), nearest, atol=1e-6, rtol=0)
+
+
+def test_rounded_scales_cost_little_more():
+    once, twice = (rounded(nn.Linear(256, 96), 4, double=double) for double in (False, True))
+    error = [float(torch.dist(layer.dequantized(), layer.before) / layer.before.norm()) for layer in (once, twice)]
+    assert 0.05 < error[0] < error[1] < 1.03 * error[0]
+    scales = [layer.weight.quant_state.absmax.nbytes for layer in (once, twice)]
+    assert rounded_bytes((96, 256), 4, False) == once.weight.nbytes + scales[0]
+    assert (
+        rounded_bytes((96, 256), 4) == twice.weight.nbytes + scales[1] + twice.weight.quant_state.state2.absmax.nbytes
+    )
+
+
+def test_eight_bits_are_255_levels_row_by_row():
+    layer = rounded(nn.Linear(50, 7), 8)
+    step = layer.before.abs().amax(1, keepdim=True) / 127
+    assert ((layer.dequantized() - layer.before).abs() <= 0.51 * step + 1e-3 * layer.before.abs()).all()
+    assert len(layer.dequantized()[0].unique()) > 30
+    assert rounded_bytes((7, 50), 8) == layer.weight.nbytes + layer.scale_O.nbytes
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    "columns", [64, 48, 33]
+)  # rows of 48 lie across blocks, where bitsandbytes' own product is wrong
+@pytest.mark.parametrize("training", [True, False])
+def test_forward_and_gradient_are_those_of_the_rounded_weight(bits, columns, training):
+    layer = rounded(nn.Linear(columns, 96), bits).train(training)
+    assert torch.dist(layer.dequantized(), layer.before) < 0.11 * layer.before.norm()
+    x = torch.randn(3, 5, columns, requires_grad=True)
+    with torch.no_grad():
+        layer.eval()(x)  # an evaluation in between changes nothing
+    layer.train(training)
+    found = layer(x)
+    found.square().sum().backward()
+    truth = nn.functional.linear(x.detach(), layer.dequantized(), layer.bias)
+    torch.testing.assert_close(found, truth, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(x.grad, 2 * truth @ layer.dequantized(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_autocast_computes_in_its_dtype_and_leaves_the_bias_alone(bits):
+    layer = rounded(nn.Linear(64, 32), bits)
+    bias = layer.bias.detach().clone()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(2, 64)).dtype == torch.bfloat16
+    assert layer(torch.randn(2, 64)).dtype == torch.float32
+    assert layer.bias.dtype == torch.float32 and torch.equal(layer.bias, bias)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_casting_or_copying_a_model_leaves_what_is_rounded_alone(bits):
+    layer = rounded(nn.Linear(64, 32), bits)
+    expected = layer.dequantized()
+    layer(torch.randn(2, 64))
+    for changed in (copy.deepcopy(layer), layer.to(torch.bfloat16).float().to("cpu")):
+        assert torch.equal(changed.dequantized(), expected)
+        torch.testing.assert_close(changed(torch.eye(64)) - changed.bias, expected.T, atol=1e-6, rtol=0)
+
+
+def rounded(linear: nn.Linear, bits: int, *, double: bool = True):
+    with torch.no_grad():
+        linear.weight.normal_()
+    model = nn.ModuleDict({"layer": linear})
+    quantize(model, [], bits, double=double)
+    assert model["layer"] is not linear
+    model["layer"].before = linear.weight.detach()
+    return model["layer"]
+
+
+# -- the model --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2, tiny_bert, tiny_bart])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_is_rounded_is_the_residual(make, bits):
+    exact = dict(lora_layers(adapted(make, "pissa")))
+    model = adapted(make, "pissa", bits=bits)
+    found = dict(lora_layers(model))
+    assert found.keys() == exact.keys()
+    for name, layer in found.items():
+        base, other = layer.get_base_layer(), exact[name].get_base_layer()
+        residual = other.weight.T if isinstance(other, Conv1D) else other.weight
+        assert base.bits == bits
+        error = torch.dist(base.dequantized(), residual) / residual.norm()
+        assert 1e-4 < error < {4: 0.12, 8: 0.015}[bits], name
+        for kind in ("lora_A", "lora_B"):
+            assert torch.equal(getattr(layer, kind)["default"].weight, getattr(exact[name], kind)["default"].weight)
+    # Its ordinary form, put together from the same numbers, is the same function.
+    plain = copy.deepcopy(model).unload()
+    dequantize(plain, torch.float32)
+    assert not quantized(plain)
+    again = adapted(lambda: plain, "lora")
+    for name, layer in dict(lora_layers(again)).items():
+        for kind in ("lora_A", "lora_B"):
+            getattr(layer, kind)["default"].weight.data.copy_(getattr(found[name], kind)["default"].weight)
+    inputs = tokens(model)
+    torch.testing.assert_close(logits(again, inputs), logits(model, inputs), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", WITH_BITS)
+def test_every_method_that_has_the_option_carries_it(method):
+    model = adapted(tiny_llama, method, bits=8 if method == "dora" else 4)
+    full = adapted(tiny_llama, method)
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {
+        n for n, p in full.named_parameters() if p.requires_grad
+    }
+    assert len(quantized(model)) == 14
+    batch = pad_rows(rows_for(model)[:4])
+    model.train()(**batch).loss.backward()
+    moved = [p for p in model.parameters() if p.grad is not None and p.grad.abs().max() > 0]
+    assert len(moved) >= 14
+    # Built again from its initial values it is the same, to the bit.
+    start = start_of(model)
+    again = balora.adapt(
+        tiny_llama(),
+        method,
+        rank=4,
+        initial={name: p.detach() for name, p in own_tensors(model)},
+        **start.options.extra,
+    )
+    assert torch.equal(logits(again, tokens(model)), logits(model, tokens(model)))
+
+
+def test_heads_embeddings_and_what_stays_in_float32_are_left_alone():
+    names = quantized(adapted(tiny_bert, "qlora"))
+    assert any("attention" in name for name in names) and not any("classifier" in name for name in names)
+    assert not any("lm_head" in name or "embed" in name for name in quantized(adapted(tiny_llama, "qlora")))
+    assert not any(
+        ".wo." in name for name in quantized(adapted(tiny_t5, "qlora"))
+    )  # its forward casts to the weight's dtype
+
+
+def test_the_teacher_is_the_rounded_model_after_any_step():
+    model = adapted(tiny_llama, "qbalora")
+    inputs, expected = tokens(model), logits(model, tokens(model))
+    teacher = balora.PretrainedTeacher(model)
+    with torch.no_grad():
+        for _, parameter in own_tensors(model):
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    assert (logits(model, inputs) - expected).abs().max() > 0.1
+    with teacher.active():
+        assert torch.equal(model(**inputs).logits, expected)
+
+
+def test_dora_in_four_bits_needs_whole_blocks():
+    make, targets = partial(tiny_llama, hidden=64), {"target_modules": ["q_proj", "v_proj"]}
+    assert_alike = partial(torch.testing.assert_close, atol=1e-4, rtol=1e-4)
+    model, lora = (adapted(make, method, bits=4, **targets) for method in ("dora", "lora"))
+    for name, layer in lora_layers(model):
+        weight = make().get_submodule(name).weight
+        assert_alike(layer.lora_magnitude_vector["default"].weight, weight.norm(dim=1))
+        # m / ‖Q(W)‖ scales the rows of Q(W), so that their lengths are those of W.
+        x, base = torch.eye(64), layer.get_base_layer().dequantized()
+        scale = weight.norm(dim=1) / base.norm(dim=1)
+        assert_alike(layer.eval()(x).detach().T, (base * scale[:, None]).detach())
+    assert (logits(model, tokens(model)) - logits(lora, tokens(lora))).abs().max() > 1e-3
+    with pytest.raises(BALoraError, match=r"multiple of 64 inputs, and .*down_proj has 48: .* Use bits: 8"):
+        adapted(make, "dora", bits=4)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    gradients = []
+    for checkpointing in (False, True):
+        model = adapted(tiny_llama, "qpissa").train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model(**pad_rows(rows_for(model)[:4])).loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*gradients)
+
+
+# -- how far from the pre-trained model -------------------------------------------------------------------------------
+
+
+def test_rounding_the_residual_loses_less_on_real_weights(stories):
+    """The point of QPiSSA: what is rounded is smaller, and so is the rounding."""
+    full = AutoModelForCausalLM.from_pretrained(stories)
+    text = torch.randint(3, 500, (1, 60), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = full(text).logits[0]
+
+    def distances(method: str, rank: int, bits: int) -> tuple[float, float]:
+        model = balora.adapt(AutoModelForCausalLM.from_pretrained(stories), method, rank=rank, bits=bits).eval()
+        with torch.no_grad():
+            divergence = float(consistency(model(text).logits[0], expected, 1.0))
+        lost = kept = 0.0
+        for name, layer in lora_layers(model):
+            weight = full.get_submodule(name).weight.detach()
+            now = layer.get_base_layer().dequantized() + layer.get_delta_weight("default").detach()
+            lost, kept = lost + float((now - weight).square().sum()), kept + float(weight.square().sum())
+        return (lost / kept) ** 0.5, divergence
+
+    qlora, small, large = distances("qlora", 8, 4), distances("qpissa", 8, 4), distances("qpissa", 32, 4)
+    assert 0.085 < qlora[0] < 0.1
+    assert small[0] < 0.75 * qlora[0] and large[0] < 0.4 * qlora[0]
+    assert large[1] < small[1] < qlora[1] < 0.6
+    eight = distances("lora", 8, 8)
+    assert eight[0] < 0.007 and eight[1] < 0.003
+
+
+# -- models that come quantized ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[4, 8])
+def bits_and_model(request, tmp_path):
+    tiny_llama().save_pretrained(tmp_path)
+    kind = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"} if request.param == 4 else {"load_in_8bit": True}
+    return request.param, AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=BitsAndBytesConfig(**kind))
+
+
+def test_a_model_loaded_in_few_bits_takes_a_lora(bits_and_model):
+    bits, loaded = bits_and_model
+    model = balora.adapt(loaded, "lora", rank=4)
+    assert {layer.bits for layer in quantized(model).values()} == {bits} and len(quantized(model)) == 14
+    ours = adapted(tiny_llama, "lora", bits=bits, double_quantization=False)
+    torch.testing.assert_close(logits(model, tokens(model)), logits(ours, tokens(model)), atol=1e-4, rtol=1e-4)
+    model.train()(**pad_rows(rows_for(model)[:4])).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_a_model_loaded_in_few_bits_cannot_be_decomposed(bits_and_model):
+    bits, loaded = bits_and_model
+    with pytest.raises(
+        BALoraError, match=r"quantized, and a part of it cannot be taken out.*method\.bits quantizes what remains"
+    ):
+        balora.adapt(loaded, "qpissa" if bits == 4 else "pissa", rank=4)
+    with pytest.raises(BALoraError, match=rf"loaded in {bits} bits already, and method\.bits asks for {12 - bits}"):
+        balora.adapt(loaded, "lora", rank=4, bits=12 - bits)
+
+
+# -- what cannot be ---------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_quantized_says_so(monkeypatch):
+    with pytest.raises(
+        BALoraError, match=r"stacks the weights of several experts, which bitsandbytes.*Leave out method\.bits"
+    ):
+        adapted(lambda: tiny_causal("Mixtral"), "qlora")
+    with pytest.raises(
+        BALoraError, match=r"'adalora' has no option 'bits'\. Methods that have it: lora, rslora, dora,"
+    ):
+        adapted(tiny_llama, "adalora", bits=4)
+    with pytest.raises(BALoraError, match=r"method\.bits is 4 or 8, not 2"):
+        adapted(tiny_llama, "pissa", bits=2)
+    broken = tiny_llama()
+    broken.model.layers[1].mlp.up_proj.weight.data[0, 0] = 1e6
+    with pytest.raises(BALoraError, match=r"layers\.1\.mlp\.up_proj cannot be rounded to 8 bits"):
+        balora.adapt(broken, "lora", rank=4, bits=8)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    with pytest.raises(BALoraError, match=r"needs bitsandbytes, which is not installed\. Install it with `pip install"):
+        balora.adapt(tiny_llama(), "qlora", rank=4)
