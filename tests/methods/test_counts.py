@@ -116,7 +116,9 @@ ENCODER_DECODERS = {
     }),
 }  # fmt: skip
 for _name, (_make, _block, _parts) in PLACES.items():
-    _whole = {part: [f"{_block.format(i)}.{name}" for i in range(L) for name in names] for part, names in _parts.items()}
+    _whole = {
+        part: [f"{_block.format(i)}.{name}" for i in range(L) for name in names] for part, names in _parts.items()
+    }
     ENCODER_DECODERS[_name] = (_make, _whole)
 
 

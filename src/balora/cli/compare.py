@@ -51,10 +51,10 @@ def compare(
     from balora.experiments.compare.tables import plain_lines
     from balora.training.settings_yaml import apply_overrides, read_config
 
-    general, variants = comparison.read_variants(_listed(methods), overrides or [])
+    general, variants = comparison.read_variants(listed(methods), overrides or [])
     values = apply_overrides(read_config(config), general)
     axes = comparison.parse_axes(vary or [])
-    numbers = comparison.parse_seeds(_listed(seeds))
+    numbers = comparison.parse_seeds(listed(seeds))
     if dry_run:
         cells, folder = comparison.lay_out(values, variants, numbers, axes=axes, output=output)
         for cell in cells:
@@ -67,7 +67,7 @@ def compare(
         numbers,
         axes=axes,
         baseline=baseline,
-        scores=_listed(scores) if scores else None,
+        scores=listed(scores) if scores else None,
         output=output,
         engine=comparison.RayEngine(jobs) if engine is Engine.ray else comparison.LocalEngine(jobs or 1),
         say=typer.echo,
@@ -81,5 +81,6 @@ def compare(
         raise typer.Exit(1)
 
 
-def _listed(text: str) -> list[str]:
+def listed(text: str) -> list[str]:
+    """Words with commas between them."""
     return [part.strip() for part in text.split(",") if part.strip()]

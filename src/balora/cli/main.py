@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from balora.cli import compare, evaluate, export, methods, quickstart, teacher, train, validate
+from balora.cli import compare, evaluate, export, methods, quickstart, reproduce, teacher, train, validate
 from balora.errors import BALoraError
 from balora.training.quiet import quiet_libraries
 
@@ -23,6 +23,7 @@ app.command()(validate.validate)
 app.command()(teacher.teacher)
 app.command()(methods.methods)
 app.command()(compare.compare)
+app.command()(reproduce.reproduce)
 app.command()(export.export)
 app.command()(evaluate.evaluate)
 app.command()(quickstart.quickstart)

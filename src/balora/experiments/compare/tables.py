@@ -48,7 +48,7 @@ class Comparison:
 
 def to_markdown(made: Comparison) -> str:
     """The table, the differences to the baseline, the runs that failed, and where it all comes from."""
-    parts = [_markdown(_header(made), [_cells(made, group) for group in made.groups])]
+    parts = [markdown_table(_header(made), [_cells(made, group) for group in made.groups])]
     parts.append(
         "Mean ± standard deviation over seeds. Time is that of training; memory is the peak of the run's process; trainable counts "
         "the values that learn."
@@ -56,7 +56,7 @@ def to_markdown(made: Comparison) -> str:
     if made.baseline is not None:
         parts += [
             f"Difference to {made.baseline}, paired by seed",
-            _markdown(*_difference_table(made)),
+            markdown_table(*_difference_table(made)),
             _interval(made),
         ]
     if made.failures:
@@ -127,8 +127,8 @@ def _header(made: Comparison) -> list[str]:
 
 def _cells(made: Comparison, group: Group) -> list[str]:
     axes = [shown(group.axes[key]) if key in group.axes else "-" for key in made.axes]
-    scores = [_spread(group.scores.get(name), group.finished, 4) for name in made.scores]
-    seconds, memory = (_spread(s, group.finished, 0, significant=3) for s in (group.seconds, group.peak_memory_mib))
+    scores = [cell_text(group.scores.get(name), group.finished, 4) for name in made.scores]
+    seconds, memory = (cell_text(s, group.finished, 0, significant=3) for s in (group.seconds, group.peak_memory_mib))
     trainable = "-" if group.trainable is None else f"{group.trainable.mean:,.0f}"
     return [group.variant, *axes, f"{group.finished}/{group.planned}", *scores, seconds, memory, trainable]
 
@@ -139,7 +139,7 @@ def _difference_table(made: Comparison) -> tuple[list[str], list[list[str]]]:
         [
             group.variant,
             *(shown(group.axes[key]) if key in group.axes else "-" for key in made.axes),
-            *(_gap(group.differences.get(name)) for name in made.scores),
+            *(difference_text(group.differences.get(name)) for name in made.scores),
         ]
         for group in others
     ]
@@ -160,7 +160,7 @@ def _costs(group: Group) -> dict[str, Spread | None]:
     return {"seconds": group.seconds, "peak_memory_mib": group.peak_memory_mib, "trainable": group.trainable}
 
 
-def _spread(spread: Spread | None, of: int, digits: int, significant: int | None = None) -> str:
+def cell_text(spread: Spread | None, of: int, digits: int = 4, significant: int | None = None) -> str:
     """``0.8230 ± 0.0041``; with ``(2 of 3)`` where some finished runs have no such number."""
     if spread is None:
         return "-"
@@ -171,13 +171,15 @@ def _spread(spread: Spread | None, of: int, digits: int, significant: int | None
     return text if spread.count == of else f"{text} ({spread.count} of {of})"
 
 
-def _gap(gap: Difference | None) -> str:
+def difference_text(gap: Difference | None) -> str:
+    """``+0.0120 [+0.0050, +0.0190]``."""
     if gap is None:
         return "-"
     return f"{gap.mean:+.4f}" + ("" if gap.low is None else f" [{gap.low:+.4f}, {gap.high:+.4f}]")
 
 
-def _markdown(header: list[str], lines: list[list[str]]) -> str:
+def markdown_table(header: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table."""
     rows = [header, ["---"] * len(header), *lines]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
