@@ -14,6 +14,7 @@ from transformers import EvalPrediction
 
 from balora.errors import BALoraError
 from balora.training.answers import Answers
+from balora.training.preflight import preflight
 from balora.training.run import prepare, run
 from balora.training.settings import RunSettings
 from tiny import tiny_t5, tiny_tokenizer
@@ -144,8 +145,10 @@ def test_scores_of_numbers() -> None:
 
 
 def test_a_word_the_tokenizer_cannot_write_is_refused(model: Path, rows: Path, tmp_path: Path) -> None:
-    with pytest.raises(BALoraError, match=r"writes the answer 'né' as .* choose other words"):
-        prepare(settings(model, rows, tmp_path / "run", label="label", labels=["né", "ok", "yes"]))
+    wrong = settings(model, rows, tmp_path / "run", label="label", labels=["né", "ok", "yes"])
+    with pytest.raises(BALoraError, match=r"writes the answer 'né' as .* choose other words") as error:
+        prepare(wrong)
+    assert preflight(wrong).problems == [str(error.value)], "validate says it, too"
 
 
 def test_words_that_do_not_fit_are_refused(model: Path, rows: Path, tmp_path: Path) -> None:

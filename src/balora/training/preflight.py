@@ -14,6 +14,7 @@ from balora.errors import BALoraError
 from balora.methods import find_method
 from balora.methods.adapt import check_options
 from balora.objective import Objective
+from balora.training.answers import answers_of
 from balora.training.data import Examples, Tokenized, load_examples, tokenize_examples
 from balora.training.estimate import Estimate, estimate, optimizer_steps
 from balora.training.folder import RunFolder
@@ -107,6 +108,7 @@ def _tokenize(
         max_positions=None if config is None else max_positions(config),
     )
     report.notes += rows.notes
+    report.attempt(lambda: answers_of(settings, examples, rows, target or tokenizer))
     return rows
 
 

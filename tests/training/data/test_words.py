@@ -39,7 +39,8 @@ def test_answers_are_read_as_classes(answer: str, number: int) -> None:
 
 
 def test_what_is_no_number_is_unreadable() -> None:
-    assert [read_score(answer) for answer in ("3 . 8", "", "high")] == [3.8, UNREADABLE, UNREADABLE]
+    assert read_score("3 . 8") == 3.8
+    assert [read_score(answer) for answer in ("", "high", "nan", "inf")] == [UNREADABLE] * 4
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
