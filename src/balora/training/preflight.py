@@ -15,6 +15,7 @@ from balora.methods import find_method
 from balora.methods.adapt import check_options
 from balora.methods.quantization import loaded_bits
 from balora.objective import Objective
+from balora.training.answers import answers_of
 from balora.training.data import Examples, Tokenized, describe_conditions, load_examples, tokenize_examples
 from balora.training.estimate import Estimate, estimate, optimizer_steps
 from balora.training.folder import RunFolder
@@ -117,6 +118,7 @@ def _tokenize(
         max_positions=None if config is None else max_positions(config),
     )
     report.notes += rows.notes
+    report.attempt(lambda: answers_of(settings, examples, rows, target or tokenizer))
     return rows
 
 

@@ -81,7 +81,8 @@ def data_problems(data: Mapping[str, Any], task: str) -> list[str]:
     further = data.get("also")
     for number, entry in enumerate(further if isinstance(further, list | tuple) else ()):
         if isinstance(entry, Mapping):
-            whole = data_problems({**data, **entry, "also": None}, task)
+            own = {key: value for key, value in entry.items() if value is not None}
+            whole = data_problems({**data, **own, "also": None}, task)
             problems += [f"In data.also.{number}: {problem}" for problem in whole if problem not in problems]
     return problems
 

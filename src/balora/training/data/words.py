@@ -8,6 +8,7 @@ Reference: Raffel et al., T5, 2020, sections 2.3 and 2.4.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 UNREADABLE = -1
@@ -43,9 +44,10 @@ def read_score(answer: str) -> float:
         (3.8, -1.0)
     """
     try:
-        return float(_bare(answer))
+        score = float(_bare(answer))
     except ValueError:
         return float(UNREADABLE)
+    return score if math.isfinite(score) else float(UNREADABLE)
 
 
 def _bare(text: str) -> str:
