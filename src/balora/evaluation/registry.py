@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterable
 
 from balora.errors import BALoraError, suggest
-from balora.evaluation import code, glue, mathematics
+from balora.evaluation import code, glue, mathematics, mt_bench
 from balora.evaluation.results import Record
 from balora.evaluation.session import Session
 
@@ -31,6 +31,7 @@ TASKS: dict[str, Task] = {
         *(_task(glue.evaluate_glue, t.name, f"GLUE, {t.folder}: {t.main}") for t in glue.TASKS.values()),
         *(_task(mathematics.evaluate_math, t.name, f"{t.summary}: accuracy") for t in mathematics.TASKS.values()),
         *(_task(code.evaluate_code, t.name, t.summary) for t in code.TASKS.values()),
+        _task(mt_bench.evaluate_mt_bench, mt_bench.NAME, "conversations of two turns, rated 1 to 10 by a judge"),
     )
 }
 GROUPS = {"glue": tuple(glue.TASKS)}

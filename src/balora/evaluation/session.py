@@ -108,12 +108,12 @@ class Session:
         """The frame around the questions of a task."""
         return prompting_for(self.options.prompt_template, self.subject.settings, default, separator)
 
-    def sampling(self, max_new_tokens: int, stops: tuple[str, ...] = (), temperature: float | None = None) -> Sampling:
+    def sampling(self, max_new_tokens: int, stops: tuple[str, ...] = (), temperature: float = 0.0) -> Sampling:
         """How to generate: the task's values where the user gives none."""
         options = self.options
         return Sampling(
             max_new_tokens=options.max_new_tokens or max_new_tokens,
-            temperature=options.temperature if temperature is None else temperature,
+            temperature=temperature if options.temperature is None else options.temperature,
             top_p=options.top_p,
             seed=options.seed,
             stops=stops,
