@@ -134,12 +134,8 @@ def test_a_run_is_measured_with_its_adapter(tmp_path: Path, arc: Path) -> None:
 
 
 def test_names_are_ours_first_and_then_the_harnesss() -> None:
-    assert [task.name for task in find_tasks(["gsm8k", "lm_eval:gsm8k", "hellaswag"])] == [
-        "gsm8k",
-        "gsm8k",
-        "hellaswag",
-    ]
-    ours, theirs, _ = find_tasks(["gsm8k", "lm_eval:gsm8k", "hellaswag"])
+    ours, theirs, only_theirs = find_tasks(["gsm8k", "lm_eval:gsm8k", "hellaswag"])
+    assert [ours.name, theirs.name, only_theirs.name] == ["gsm8k", "lm_eval:gsm8k", "hellaswag"]
     assert "harness" in theirs.summary and "harness" not in ours.summary
     with pytest.raises(BALoraError, match=r"There is no task 'sst3'.*'sst2'"):
         find_tasks(["sst3"])
