@@ -16,6 +16,7 @@ import pytest
 from balora import BALoraError
 from balora.evaluation import sandbox as module
 from balora.evaluation.sandbox import Limits, Sandbox
+from balora.evaluation.seccomp import seccomp_filter
 
 MIB = 2**20
 
@@ -220,6 +221,39 @@ def test_getting_rights_back(sandbox: Sandbox) -> None:
         assert not sandbox.run(program).passed, program
 
 
+@pytest.mark.skipif(seccomp_filter() is None, reason="the numbers of this architecture's system calls are not known")
+@pytest.mark.parametrize(
+    "call",
+    [
+        "libc.unshare(0x10000000)",  # a namespace of users, in which one would be root
+        "libc.syscall(56 if x86 else 220, 0x10000000 | 17, 0, 0, 0, 0)",  # clone into one
+        "libc.shmget(0, 1 << 20, 0o1666)",  # memory that is no process's
+        "libc.memfd_create(b'x', 0)",
+        "libc.syscall(425, 4, 0)",  # io_uring
+        "libc.mount(b'none', b'/tmp', b'tmpfs', 0, None)",
+        "libc.ptrace(16, 1, 0, 0)",
+    ],
+)
+def test_what_leads_around_the_limits_is_refused(sandbox: Sandbox, call: str) -> None:
+    program = f"""
+import ctypes, errno, platform
+x86 = platform.machine() == "x86_64"
+libc = ctypes.CDLL(None, use_errno=True)
+assert {call} == -1 and ctypes.get_errno() == errno.EPERM, ctypes.get_errno()
+"""
+    assert sandbox.run(program).result == "passed"
+
+
+def test_honest_programs_may_still_start_threads_and_processes(sandbox: Sandbox) -> None:
+    program = """
+import subprocess, threading
+from concurrent.futures import ThreadPoolExecutor
+assert list(ThreadPoolExecutor(2).map(abs, [-1, -2])) == [1, 2]
+assert subprocess.run(["/bin/echo", "hi"], capture_output=True).stdout == b"hi\\n"
+"""
+    assert sandbox.run(program).result == "passed"
+
+
 def test_crashing_the_interpreter(sandbox: Sandbox) -> None:
     assert sandbox.run("import ctypes\nctypes.string_at(0)").result == "killed by SIGSEGV"
 
@@ -261,7 +295,7 @@ def test_it_holds_for_an_ordinary_user_too(sandbox: Sandbox, tmp_path: Path) -> 
     folder = Path("/tmp") / f"balora-user-{os.getpid()}"
     try:
         (folder / "balora" / "evaluation").mkdir(parents=True)
-        for name in ("sandbox.py", "sandbox_child.py"):
+        for name in ("sandbox.py", "sandbox_child.py", "seccomp.py"):
             shutil.copy(package / name, folder / "balora" / "evaluation" / name)
         shutil.copy(package.parent / "errors.py", folder / "balora" / "errors.py")
         subprocess.run(["chmod", "-R", "a+rX", str(folder)], check=True)

@@ -48,7 +48,9 @@ def evaluate(
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Most tokens of an answer. Default: the task's.", rich_help_panel=_GENERATION)
     ] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.", rich_help_panel=_GENERATION)] = 0.0,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 is greedy. Default: the task's.", rich_help_panel=_GENERATION)
+    ] = None,
     top_p: Annotated[float, typer.Option(help="Share that is sampled from.", rich_help_panel=_GENERATION)] = 1.0,
     seed: Annotated[int, typer.Option(help="Of sampling.", rich_help_panel=_GENERATION)] = 42,
     samples: Annotated[int, typer.Option(help="Programs per problem.", rich_help_panel=_CODE)] = 1,

@@ -28,6 +28,8 @@ class JudgeOptions:
     """Tries per answer when the endpoint fails, times out or limits the rate."""
     max_tokens: int = 2048
     """Most tokens of a judgment."""
+    pause: float = 1.0
+    """Seconds before the second try; each further pause is twice as long."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,8 +52,8 @@ class EvaluationOptions:
     """Programs per problem, for pass@k."""
     ks: tuple[int, ...] = (1,)
     """The k of pass@k."""
-    temperature: float = 0.0
-    """0 is greedy."""
+    temperature: float | None = None
+    """0 is greedy; None is the task's own, which is greedy for all but MT-Bench."""
     top_p: float = 1.0
     """Share of the probability that is sampled from."""
     seed: int = 42
@@ -80,11 +82,11 @@ class EvaluationOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise BALoraError(f"{name} must be at least 1, not {value}.")
-        if self.temperature < 0:
+        if self.temperature is not None and self.temperature < 0:
             raise BALoraError(f"temperature must be at least 0, not {self.temperature:g}.")
         if not 0 < self.top_p <= 1:
             raise BALoraError(f"top_p must be above 0 and at most 1, not {self.top_p:g}.")
-        if self.samples > 1 and self.temperature == 0:
+        if self.samples > 1 and not self.temperature:
             raise BALoraError(
                 f"Greedy generation would write the same program {self.samples} times. Give a temperature (0.2 is usual for "
                 "pass@1, 0.8 for larger k), or samples 1."

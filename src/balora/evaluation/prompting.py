@@ -46,8 +46,26 @@ class Prompting:
             BALoraError: The template is ``chat`` and the tokenizer has none.
         """
         if self.template == CHAT:
-            return chat_text(tokenizer, [{"role": "user", "content": question}]) + reply
+            return self.chat(tokenizer, [{"role": "user", "content": question}]) + reply
         return render_prompt(self.template, question) + separator_of(self.template, self.separator) + reply
+
+    def chat(self, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+        """A conversation as the tokenizer's chat template writes it, ready for the assistant's next message.
+
+        Raises:
+            BALoraError: The tokenizer has no chat template, or it refuses the conversation.
+        """
+        if not tokenizer.chat_template:
+            raise BALoraError(
+                f"The tokenizer {tokenizer.name_or_path} has no chat template. Give another prompt template "
+                "(--prompt-template alpaca), or a chat model."
+            )
+        try:
+            return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+        except TemplateError as error:
+            raise BALoraError(
+                f"The chat template of {tokenizer.name_or_path} refuses the conversation: {error}."
+            ) from error
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         """The tokens of such a text; a chat template writes the start token itself."""
@@ -80,23 +98,4 @@ def prompting_for(
     return Prompting(settings.data.prompt_template, settings.data.separator)
 
 
-def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
-    """A conversation as the tokenizer's chat template writes it, ready for the assistant's next message.
-
-    Raises:
-        BALoraError: The tokenizer has no chat template, or it refuses the conversation.
-    """
-    if not tokenizer.chat_template:
-        raise BALoraError(
-            f"The tokenizer {tokenizer.name_or_path} has no chat template. Give another prompt template (--prompt-template "
-            "alpaca), or a chat model."
-        )
-    try:
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
-    except TemplateError as error:
-        raise BALoraError(
-            f"The chat template of {tokenizer.name_or_path} refuses the conversation: {error}."
-        ) from error
-
-
-__all__ = ["CHAT", "Message", "Prompting", "chat_text", "prompting_for"]
+__all__ = ["CHAT", "Message", "Prompting", "prompting_for"]

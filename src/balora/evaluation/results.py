@@ -86,15 +86,31 @@ class Journal:
         """Those samples that lack a fact, in order."""
         return [sample for sample in samples if fact not in self.records.get(sample, {})]
 
-    def finish(self, samples: Iterable[str], scores: Mapping[str, Any], about: Mapping[str, Any]) -> Record:
-        """Write the result, and return it."""
+    def finish(
+        self,
+        samples: Iterable[str],
+        scores: Mapping[str, Any],
+        about: Mapping[str, Any],
+        records: Iterable[Record] | None = None,
+    ) -> Record:
+        """Write the result.
+
+        Args:
+            samples: Names of those that were scored.
+            scores: With ``main``, the name of the one that stands for all.
+            about: What else is worth knowing.
+            records: The samples, where they are not what the journal has.
+
+        Returns:
+            What was written.
+        """
         result = {
             "task": self.task,
             "scores": scores,
             "identity": self.identity,
             **about,
             "provenance": provenance(),
-            "samples": [{"id": sample, **self.records[sample]} for sample in samples],
+            "samples": list(records or ({"id": sample, **self.records[sample]} for sample in samples)),
         }
         write_text(self.result_path, json.dumps(plain(result), indent=1, ensure_ascii=False) + "\n")
         return result

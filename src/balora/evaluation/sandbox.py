@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from balora.errors import BALoraError
+from balora.evaluation.seccomp import seccomp_filter
 
 _CHILD = Path(__file__).with_name("sandbox_child.py")
 _INSIDE = "/run/child.py"
@@ -112,9 +113,10 @@ class Sandbox:
 
     @contextlib.contextmanager
     def _process(self) -> Iterator[subprocess.Popen[bytes]]:
-        with tempfile.TemporaryDirectory(prefix="balora-code-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="balora-code-") as scratch, self._filter() as filtered:
             process = subprocess.Popen(
-                self.command(),
+                self.command(filtered),
+                pass_fds=[] if filtered is None else [filtered],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -133,8 +135,24 @@ class Sandbox:
                         pipe.close()  # type: ignore[union-attr]
                 process.wait()
 
-    def command(self) -> list[str]:
-        """What is started: bubblewrap, and in it Python with the child's program."""
+    @contextlib.contextmanager
+    def _filter(self) -> Iterator[int | None]:
+        """A descriptor from which bubblewrap reads the filter of system calls."""
+        program = None if self.unsafe else seccomp_filter()
+        if program is None:
+            yield None
+            return
+        with tempfile.TemporaryFile() as file:
+            file.write(program)
+            file.seek(0)
+            yield file.fileno()
+
+    def command(self, filtered: int | None = None) -> list[str]:
+        """What is started: bubblewrap, and in it Python with the child's program.
+
+        Args:
+            filtered: A descriptor with the filter of system calls.
+        """
         if self.unsafe:
             return [sys.executable, "-I", "-S", "-B", str(_CHILD)]
         assert self._bwrap is not None
@@ -150,6 +168,7 @@ class Sandbox:
             *("--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
             *rights,
             *("--die-with-parent", "--new-session", "--clearenv"),
+            *([] if filtered is None else ["--seccomp", str(filtered)]),
             *("--setenv", "HOME", "/tmp", "--setenv", "PATH", "/usr/bin:/bin", "--setenv", "OMP_NUM_THREADS", "1"),
             *_system(),
             *_interpreter()[1],

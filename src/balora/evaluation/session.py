@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,18 +103,26 @@ class Session:
 
     def journal(self, task: str, rows: Rows, **identity: Any) -> Journal:
         """The task's samples so far, those of this model on these data in this way."""
-        return Journal(self.folder, task, {"model": self.subject.identity, "data": rows.digest, **identity})
+        return self.journal_of(task, data=rows.digest, **identity)
+
+    def journal_of(self, task: str, **identity: Any) -> Journal:
+        """The same for a task whose data are not ours to read."""
+        return Journal(self.folder, task, {"model": self._identity, **identity})
+
+    @functools.cached_property
+    def _identity(self) -> dict[str, Any]:
+        return self.subject.identity
 
     def prompting(self, default: str, separator: str | None = None) -> Prompting:
         """The frame around the questions of a task."""
         return prompting_for(self.options.prompt_template, self.subject.settings, default, separator)
 
-    def sampling(self, max_new_tokens: int, stops: tuple[str, ...] = (), temperature: float | None = None) -> Sampling:
+    def sampling(self, max_new_tokens: int, stops: tuple[str, ...] = (), temperature: float = 0.0) -> Sampling:
         """How to generate: the task's values where the user gives none."""
         options = self.options
         return Sampling(
             max_new_tokens=options.max_new_tokens or max_new_tokens,
-            temperature=options.temperature if temperature is None else temperature,
+            temperature=temperature if options.temperature is None else options.temperature,
             top_p=options.top_p,
             seed=options.seed,
             stops=stops,
