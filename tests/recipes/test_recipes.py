@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import datasets
+import peft
 import pytest
 import stand_ins
 import torch
@@ -17,7 +18,7 @@ from balora import RegularizationConfig
 from balora.training.data import load_examples, render_prompt
 from balora.training.data.prompts import template_of
 from balora.training.folder import read_record
-from balora.training.preflight import _adapted, preflight
+from balora.training.preflight import preflight
 from balora.training.run import run
 from balora.training.settings import load_settings
 from balora.training.settings_yaml import read_config
@@ -133,7 +134,11 @@ def test_deberta_trains_the_parameters_that_table_2_counts() -> None:
     )  # fmt: skip
     with torch.device("meta"):
         model = transformers.DebertaV2ForSequenceClassification(config)
-    adapted = _adapted(settings, model)
+    # The same layers and sizes as PiSSA's, which would ask for weights to decompose.
+    lora = peft.LoraConfig(
+        r=settings.method.rank, target_modules=settings.method.target_modules, task_type=peft.TaskType.SEQ_CLS
+    )
+    adapted = peft.get_peft_model(model, lora)
     trained = {n: p.numel() for n, p in adapted.named_parameters() if p.requires_grad}
     assert sum(count for n, count in trained.items() if "lora_" in n) == 1_327_104, "1.33M"
     assert sum(count for n, count in trained.items() if "lora_" not in n) == 2 * 768 + 2, "and the classifier"
