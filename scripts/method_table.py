@@ -21,13 +21,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "methods_by_family.md"
 sys.path.insert(0, str(ROOT / "tests"))
 
-from bench import SMALL, adapted, backward, rows_for, step_of  # noqa: E402
-from families import FAMILIES, REGRESSION  # noqa: E402
-from tiny import pad_rows  # noqa: E402
-
 from balora import BALoraError  # noqa: E402
 from balora.methods import METHODS, find_method  # noqa: E402
 from balora.methods.adapt import check_options  # noqa: E402
+from bench import SMALL, adapted, backward, rows_for, step_of  # noqa: E402
+from families import FAMILIES, REGRESSION  # noqa: E402
+from tiny import pad_rows  # noqa: E402
 
 ATTENTION = r".*(self_attn|attention|attn|SelfAttention|EncDecAttention)\..*"
 WORKS, IN_ATTENTION = "✓", "◐"
@@ -37,9 +36,9 @@ INTRODUCTION = """\
 Written by `scripts/method_table.py`, which tries every pair on a tiny model made from the family's real transformers config; a test
 compares this page with what the code does. Where a cell is a number, `balora validate` says why before anything is loaded.
 
-- ✓ works on all linear layers (and on every expert): the function is unchanged at the start, and a step with all regularizers moves all
-  that learns.
-- ◐ works where `target_modules` names the attention layers; on the experts it is refused with the reason numbered beside it.
+- ✓ works on all linear layers (and on every expert): the function is unchanged at the start, and a step with all regularizers moves
+  all that learns.
+- ◐ works where `target_modules` names the attention layers; on the experts it is refused, for the reason numbered.
 """
 
 
@@ -76,9 +75,7 @@ def tried(
     reason = next((said for make in makes if (said := refused(make, method)) is not None), None)
     if reason is None:
         return WORKS, None
-    narrow = METHODS[method].low_rank and all(
-        refused(make, method, target_modules=ATTENTION) is None for make in makes
-    )
+    narrow = METHODS[method].low_rank and all(refused(make, method, target_modules=ATTENTION) is None for make in makes)
     return IN_ATTENTION if narrow else "", reason
 
 

@@ -1,4 +1,4 @@
-"""Each method against something else than itself: peft's own form of it, a formula worked out by hand, a property its paper claims."""
+"""Each method against something else than itself: peft's form of it, a formula worked out by hand, a property its paper claims."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ def test_doras_magnitude_is_the_norm_of_each_output_and_its_direction_has_norm_o
 def test_olora_starts_as_pefts_own():
     settings = LoraConfig(r=4, lora_alpha=10, target_modules="all-linear", init_lora_weights="olora")
     reference = dict(get_peft_model(tiny_llama(), settings).named_parameters())
-    found = {name: p for name, p in adapted(tiny_llama, "olora", rank=4, alpha=10).named_parameters() if "lora_" in name}
+    found = {
+        name: p for name, p in adapted(tiny_llama, "olora", rank=4, alpha=10).named_parameters() if "lora_" in name
+    }
     assert found
     for name, value in adapted(tiny_llama, "olora", rank=4, alpha=10).named_parameters():
         torch.testing.assert_close(value, reference[name], atol=1e-5, rtol=1e-4, msg=name)
@@ -225,7 +227,13 @@ def test_the_covariance_is_the_plain_one_whatever_the_padding(side):
         order = (lambda a, b: [a, b]) if side == "right" else (lambda a, b: [b, a])
         padded.append({name: torch.cat(order(value, extra[name]), dim=1) for name, value in row.items()})
     options = balora.methods.AdaptOptions(
-        rank=4, alpha=4, dropout=0, target_modules="all-linear", seed=0, extra={}, calibration=lambda count: padded[:count]
+        rank=4,
+        alpha=4,
+        dropout=0,
+        target_modules="all-linear",
+        seed=0,
+        extra={},
+        calibration=lambda count: padded[:count],
     )
     found = input_covariances(model, calibration_rows(options, 4))
     for name in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"):
