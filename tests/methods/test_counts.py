@@ -21,9 +21,10 @@ BERT = L * [*[(D, D)] * 4, (F, D), (D, F)] + [(D, D)]
 LLAMA = L * [(D, D), (16, D), (16, D), (D, D), (F, D), (F, D), (D, F)]
 
 PER_MATRIX = {
-    **dict.fromkeys(
-        ["lora", "rslora", "loraplus", "loraga", "pissa", "balora", "milora", "olora", "corda"], lambda o, i: R * (o + i)
-    ),
+    **{
+        method: lambda o, i: R * (o + i)
+        for method in ("lora", "rslora", "loraplus", "loraga", "pissa", "balora", "milora", "olora", "corda")
+    },
     "lorafa": lambda o, i: R * o,  # B alone
     "dora": lambda o, i: R * (o + i) + o,  # and one magnitude for every output
     "adalora": lambda o, i: R0 * (o + i + 1),  # P, Q and Λ, before pruning

@@ -1,4 +1,4 @@
-"""Each method against something else than itself: peft's own form, a formula worked out by hand, a property its paper claims."""
+"""Each method against something else than itself: peft's form of it, a formula worked out by hand, a property its paper claims."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 
 from balora.errors import BALoraError
-from balora.methods.calibration import calibration_rows, input_covariances
+from balora.methods.calibration import calibration_rows, input_covariances, rows_wanted
 from balora.methods.low_rank import lora_layers
 from balora.methods.matrices import matrices
 from balora.methods.options import choice, whole
@@ -50,7 +50,7 @@ def start_corda(model: nn.Module, options: AdaptOptions) -> None:
     Raises:
         BALoraError: No data was given.
     """
-    covariances = input_covariances(model, calibration_rows(options, options.extra["samples"]))
+    covariances = input_covariances(model, calibration_rows(options, rows_wanted(options.extra)))
     start_oriented(model, covariances, options.extra["mode"])
 
 

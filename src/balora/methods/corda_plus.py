@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from balora.methods.calibration import calibration_rows, input_covariances
+from balora.methods.calibration import calibration_rows, input_covariances, rows_wanted
 from balora.methods.corda import damped, start_oriented
 from balora.methods.low_rank import lora_layers, with_ranks, wrap
 from balora.methods.matrices import matrices
@@ -39,7 +39,7 @@ def start_corda_plus(model: nn.Module, options: AdaptOptions) -> nn.Module:
     Reference: Yang et al., CorDA++, 2025, eq. 7-10.
     """
     size = options.extra["samples"]
-    rows = calibration_rows(options, options.extra["candidates"] * size)
+    rows = calibration_rows(options, rows_wanted(options.extra))
     weights = {matrix.name: matrix.weight_OI.float() for matrix in matrices(model)}
     best: dict[str, tuple[float, Tensor]] = {}
     for number in range(options.extra["candidates"]):

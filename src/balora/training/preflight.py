@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from balora.errors import BALoraError
 from balora.methods import find_method
 from balora.methods.adapt import check_options
+from balora.methods.calibration import check_enough, rows_wanted
 from balora.methods.quantization import loaded_bits
 from balora.objective import Objective
 from balora.training.answers import answers_of
@@ -78,6 +79,8 @@ def preflight(settings: RunSettings) -> Preflight:
     rows = None
     if tokenizer is not None and examples is not None:
         rows = report.attempt(lambda: _tokenize(settings, examples, tokenizer, target, config, report))
+        if rows is not None:
+            report.attempt(lambda: _check_rows(settings, len(rows.train)))
     model = None
     if config is not None:
         steps = optimizer_steps(len(rows.train), settings.training) if rows else None
@@ -120,6 +123,14 @@ def _tokenize(
     report.notes += rows.notes
     report.attempt(lambda: answers_of(settings, examples, rows, target or tokenizer))
     return rows
+
+
+def _check_rows(settings: RunSettings, rows: int) -> None:
+    """Whether there is enough to start from, for a method that starts from the data."""
+    spec = find_method(settings.method.name)
+    if spec.needs_data:
+        defaults = {name: option.default for name, option in spec.options.items()}
+        check_enough(rows_wanted({**defaults, **settings.method.adapt_options()}), rows)
 
 
 def empty_model(settings: RunSettings, config: PretrainedConfig, examples: Examples | None) -> PreTrainedModel:
