@@ -18,7 +18,7 @@ from balora.losses.remembered import RememberedTeacher
 from balora.losses.tokens import TokenTerms, token_terms_
 from balora.regularizers.checks import refuse_second_derivative
 
-CPU_BUDGET = 64 * 2**20
+CPU_BUDGET = 32 * 2**20
 ACCELERATOR_BUDGET = 512 * 2**20
 _TILE_BYTES = 8 * 2**20
 
@@ -73,12 +73,13 @@ def chunk_tokens_for(budget: int | None, hidden_MD: Tensor, head: LinearHead, *,
     """Choose the tokens to a chunk so that all of its buffers together stay within a memory budget.
 
     Larger chunks make better matrix products: one of 512 tokens, d 512, with 32 000 columns took 190 ms in chunks of
-    128, 157 in chunks of 256 (where the default lands) and 144 in one piece, on one core of a Xeon at 2.5 GHz. Chunks
+    128, 157 in chunks of 256 (where the default lands, student and teacher together) and 144 in one piece, on one core of
+    a Xeon at 2.5 GHz. Chunks
     come out of equal size, as a small last one would waste the product. On a CPU a tile's scratch, 8 MiB or a single
     row, comes on top.
 
     Args:
-        budget: Bytes; None for the default, 64 MiB on a CPU and 512 MiB on an accelerator.
+        budget: Bytes; None for the default, 32 MiB on a CPU and 512 MiB on an accelerator.
         hidden_MD: The valid tokens, for their number, dtype and device.
         head: For V, and the soft cap, which wants its slope kept.
         teacher: Whether the teacher's logits stand beside the student's.

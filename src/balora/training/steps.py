@@ -102,17 +102,14 @@ class GenerationStep:
             terms |= {"keep": held.keep, "consistency_mask_M": _at_tokens(held, mask_BT)}
             terms |= self._teacher(model, inputs, mask_BT, held, fused)
         if fused:
-            hidden_BTd, outputs = self.headless.hidden_states(model, inputs)
             head = self.headless.head()
             assert head is not None
-            parts = self.objective.generation(
-                hidden_BTd[mask_BT].to(head.weight_VD.dtype),
-                labels_M,
-                terms.pop("teacher", None),
-                weights,
-                **terms,
-                **self._head_arguments(head),
-            )
+            terms |= self._head_arguments(
+                head
+            )  # before the forward, whose activations would stand beside the spectral basis
+            hidden_BTd, outputs = self.headless.hidden_states(model, inputs)
+            hidden_Md = hidden_BTd[mask_BT].to(head.weight_VD.dtype)
+            parts = self.objective.generation(hidden_Md, labels_M, terms.pop("teacher", None), weights, **terms)
         else:
             outputs = model(**inputs)
             parts = self.objective.generation_from_logits(
