@@ -24,7 +24,7 @@ FAMILIES = {
     "gemma2": lambda: tiny_causal("Gemma2"),
 }
 WITHOUT_BIASES = ("llama", "t5", "gemma2")
-EXACT = ("pissa", "balora", "milora", "olora", "loraga", "corda", "cordapp")
+EXACT = ("pissa", "qpissa", "balora", "qbalora", "milora", "olora", "loraga", "corda", "cordapp")
 LOW_RANK = [name for name, method in METHODS.items() if method.low_rank]
 
 

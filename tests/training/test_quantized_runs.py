@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import balora
 from balora import BALoraError
+from balora.methods.fingerprint import first_mismatch
 from balora.methods.quantization import Quantized, take_over
 from balora.training import checkpoint as ckpt
 from bench import adapted
@@ -56,6 +57,21 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does_to_the_bit(method, 
         match=r"checkpoint-2 was trained on other weights than these: .*q_proj\.base_layer\.weight differs|_proj",
     ):
         trainer(other, tmp_path, config=ALL_TERMS, max_steps=6).train(resume_from_checkpoint=str(middle))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_fingerprint_sees_codes_and_scales(bits):
+    model = adapted(tiny_llama, "lora", bits=bits)
+    before = ckpt.unkept_fingerprint(model, {})
+    name = "base_model.model.model.layers.1.mlp.up_proj.base_layer"
+    layer = model.get_submodule(name)
+    scale = layer.weight.quant_state.offset if bits == 4 else layer.scale_O[:1]
+    scale *= 1.01
+    assert first_mismatch(ckpt.unkept_fingerprint(model, {}), before) == f"{name}.weight"
+    scale /= 1.01
+    assert first_mismatch(ckpt.unkept_fingerprint(model, {}), before) is None
+    layer.weight.data[3:9] ^= 1
+    assert first_mismatch(ckpt.unkept_fingerprint(model, {}), before) == f"{name}.weight"
 
 
 @pytest.mark.parametrize(
