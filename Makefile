@@ -9,7 +9,9 @@ PYTEST_ARGS ?= -n 2 --dist loadscope
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help quickstart test test-slow check lint format-check types layers doctest docs docs-serve package pretrain format clean
+BENCH = OMP_NUM_THREADS=$$(nproc) $(BIN)/python benchmarks
+
+.PHONY: bench bench-gpu bench-report help quickstart test test-slow check lint format-check types layers doctest docs docs-serve package pretrain format clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -75,6 +77,20 @@ package: $(VENV)/.dev  ## build the wheel and the sdist, and look into them
 	rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	$(BIN)/python .ci/check_package.py dist
+
+# --- measure ----------------------------------------------------------------------------------------------------------
+bench: $(VENV)/.run  ## all benchmarks of a CPU, on all its cores: a quarter of an hour on two quiet ones
+	$(BENCH)/step_time.py
+	$(BENCH)/memory.py
+	$(BENCH)/classification.py
+	$(BENCH)/sweep.py
+	$(BENCH)/pissa_start.py
+
+bench-gpu: $(VENV)/.run  ## those of a GPU, under 8 minutes
+	$(BENCH)/gpu.py
+
+bench-report: $(VENV)/.run  ## tables and plots of docs/cost.md from the rows
+	$(BIN)/python benchmarks/report.py
 
 format: $(VENV)/.dev  ## put it into form
 	$(BIN)/ruff format .

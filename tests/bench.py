@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 
 import balora
+from balora import PretrainedTeacher, RegularizationConfig
 from balora.methods import METHODS
+from balora.objective import Objective
+from balora.training.steps import ClassificationStep, GenerationStep, infer_task
 from tiny import labelled_rows, pad_rows, pair_rows, token_rows
 
 SMALL = {
@@ -60,3 +63,30 @@ def logits(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     model.eval()
     with torch.no_grad():
         return model(**batch).logits
+
+
+EVERY_TERM = {
+    "consistency": 0.5, "diversity": 0.3, "spectral": 0.2, "spectral_rank": 2, "consistency_schedule": "constant",
+    "focus_schedule": "constant",
+}  # fmt: skip
+
+
+def step_of(model, *, loss_path: str = "fused", teacher: PretrainedTeacher | None = None):
+    """What takes a model's micro-batches through teacher, student and objective, every term on."""
+    task = infer_task(model)
+    config = RegularizationConfig(**EVERY_TERM)
+    if task == "regression":
+        config = RegularizationConfig(consistency=0.5, diversity=0.0, spectral=0.0)
+    objective = Objective(config, task, num_labels=getattr(model.config, "num_labels", None), loss_path=loss_path)
+    kind = GenerationStep if objective.generates else ClassificationStep
+    return kind(model, objective, teacher or PretrainedTeacher(model))
+
+
+def backward(step, batch: dict[str, torch.Tensor]):
+    """The parts of one micro-batch, and the gradients of all that learns."""
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    weights = step.objective.weights(0.5)
+    parts, _, _ = step.train(step.model, inputs, batch["labels"], weights, num_items=None, share=1.0)
+    step.model.zero_grad()
+    parts.loss.backward()
+    return parts, {name: p.grad for name, p in step.model.named_parameters() if p.grad is not None}

@@ -62,6 +62,12 @@ class RegularizationConfig:
     """Share of training, in [0, 1], in which two_phase is 0 (or over which the warm-ups rise)."""
     focus_ramp: float = 0.05
     """Share of training, in [0, 1], over which two_phase rises to its full weight after the warm-up."""
+    consistency_every: int = 1
+    """n ≥ 1: the consistency term, with its teacher's forward, in one step of n, drawn at random, n times as strong there.
+
+    Not in the paper. The expected gradient is unchanged, its variance is not; see cost.md."""
+    consistency_fraction: float = 1.0
+    """f in (0, 1]: the consistency term over a share of the sequences, drawn at random, one over f as strong. Likewise."""
     teacher_head: str = "initial"
     """Classification: `initial` takes the freshly made head as teacher (the paper's reading); `probe` fits it first."""
     diversity_target: str = "logits"
@@ -77,10 +83,14 @@ class RegularizationConfig:
         ]
         if not _is_number(self.temperature) or self.temperature <= 0:
             problems.append(f"regularization.temperature must be above 0, not {self.temperature!r}.")
-        for name, least in (("top_k", 2), ("spectral_rank", 1)):
+        for name, least in (("top_k", 2), ("spectral_rank", 1), ("consistency_every", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 problems.append(f"regularization.{name} must be a whole number of at least {least}, not {value!r}.")
+        if not _is_number(self.consistency_fraction) or not 0 < self.consistency_fraction <= 1:
+            problems.append(
+                f"regularization.consistency_fraction must be above 0 and at most 1, not {self.consistency_fraction!r}."
+            )
         for name in ("focus_warmup", "focus_ramp"):
             value = getattr(self, name)
             if not _is_number(value) or not 0 <= value <= 1:

@@ -22,7 +22,7 @@ from balora.losses import LinearHead
 from balora.methods.low_rank import ADAPTER
 from balora.methods.start import evaluating
 
-SAMPLE = 256
+SAMPLE = 64
 """Positions at which a head is tried and a start compared: over a whole batch the logits would be the largest tensor of the run."""
 
 

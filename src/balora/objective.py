@@ -100,17 +100,22 @@ class Objective:
         *,
         num_items: Tensor | int | None = None,
         share: float = 1.0,
+        keep: float = 1.0,
         **head: Any,
     ) -> Parts:
-        """Parts from hidden states that never became logits; ``head`` are the head's keywords of `generation_loss`."""
-        return generation_loss(
+        """Parts from hidden states that never became logits; ``head`` are further keywords of `generation_loss`.
+
+        ``keep`` is the share of sequences that the consistency mask draws: the term is taken 1 / keep as strong.
+        """
+        parts = generation_loss(
             hidden_Md,
             labels_M,
             teacher_hidden_MD=teacher_hidden_Md,
             num_items=num_items,
-            **self._generation_terms(weights, share),
+            **self._generation_terms(weights, share, keep),
             **head,
         )
+        return _whole(parts, keep)
 
     def generation_from_logits(
         self,
@@ -121,11 +126,19 @@ class Objective:
         *,
         num_items: Tensor | int | None = None,
         share: float = 1.0,
+        keep: float = 1.0,
+        **teacher: Any,
     ) -> Parts:
         """The plain form over full logits: for checking, and for heads that are not a plain matrix."""
-        return plain_generation_loss(
-            logits_MV, labels_M, teacher_logits_MV, num_items=num_items, **self._generation_terms(weights, share)
+        parts = plain_generation_loss(
+            logits_MV,
+            labels_M,
+            teacher_logits_MV,
+            num_items=num_items,
+            **self._generation_terms(weights, share, keep),
+            **teacher,
         )
+        return _whole(parts, keep)
 
     def classification(
         self,
@@ -137,6 +150,8 @@ class Objective:
         *,
         num_items: Tensor | int | None = None,
         share: float = 1.0,
+        keep: float = 1.0,
+        consistency_rows: Tensor | None = None,
     ) -> Parts:
         """Parts of eq. 8, or of its regression form (appendix D.2: the consistency is a squared error).
 
@@ -148,6 +163,8 @@ class Objective:
             weights: From `weights`.
             num_items: Examples in the whole accumulated batch; default N.
             share: Weight of this micro-batch among those accumulated, for the batch statistics.
+            keep: The share of examples that ``consistency_rows`` draws: the term is taken 1 / keep as strong.
+            consistency_rows: Which rows the teacher's logits are of; default all.
 
         Raises:
             BALoraError: The labels are not one class number, or one score, per row.
@@ -168,10 +185,11 @@ class Objective:
             task = F.cross_entropy(logits_ND, labels_N.reshape(rows))
         if weights["consistency"] > 0:
             assert teacher_logits_ND is not None
-            raw["consistency"] = scale * (
-                consistency_mse(logits_ND, teacher_logits_ND)
+            held_ND = logits_ND if consistency_rows is None else logits_ND[consistency_rows]
+            raw["consistency"] = (scale * len(held_ND) / (rows * keep)) * (
+                consistency_mse(held_ND, teacher_logits_ND)
                 if self.task == "regression"
-                else consistency(logits_ND, teacher_logits_ND, self.config.temperature)
+                else consistency(held_ND, teacher_logits_ND, self.config.temperature)
             )
         spread = features_Nd if self.config.diversity_target == "features" else logits_ND
         for part, term in (("diversity", covariance), ("variance", variance_hinge)):
@@ -189,9 +207,9 @@ class Objective:
         values = {part: raw[part].detach() if part in raw else None for part in WEIGHTS}
         return Parts(loss=loss, task=(scale * task).detach(), **values)
 
-    def _generation_terms(self, weights: dict[str, float], share: float) -> dict[str, Any]:
+    def _generation_terms(self, weights: dict[str, float], share: float, keep: float) -> dict[str, Any]:
         return {
-            "consistency": weights["consistency"],
+            "consistency": weights["consistency"] / keep,
             "diversity": weights["diversity"],
             "spectral": weights["spectral"] * share,
             "temperature": self.config.temperature,
@@ -222,6 +240,13 @@ class Objective:
                 "diversity_target: features gives it something to act on."
             )
         return dataclasses.replace(config, **off)
+
+
+def _whole(parts: Parts, keep: float) -> Parts:
+    """The consistency as an estimate of that over all sequences, where it is taken over a share of them."""
+    if keep == 1.0 or parts.consistency is None:
+        return parts
+    return dataclasses.replace(parts, consistency=parts.consistency / keep)
 
 
 def all_finite(parts: Parts) -> str | None:

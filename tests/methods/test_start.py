@@ -34,7 +34,7 @@ def test_a_changed_function_is_refused_by_how_much():
     check_identity(before, model, "balora")
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight.mul_(1.1)
-    with pytest.raises(BALoraError, match=r"Method 'balora' changed .* a logit moved by \d\.\d+ of"):
+    with pytest.raises(BALoraError, match=r"Method 'balora' changed .* its logits moved by \d\.\d+ of"):
         check_identity(before, model, "balora")
 
 

@@ -49,6 +49,7 @@ def trainer(model: nn.Module, folder, *, kind: type = BALoraTrainer, config=ALL_
             "initial",
             "data_collator",
             "optimizers",
+            "teacher_cache",
         )
         if name in changes
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import resource
 import shutil
@@ -12,11 +13,15 @@ import pytest
 import torch
 from peft import PeftModel
 from small_runs import ALL_TERMS, CONSTANT, Do, flat, history, pissa, trainer
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 
 import balora
 from balora import BALoraError, RegularizationConfig
+from balora.methods import METHODS
+from balora.methods.low_rank import lora_layers
+from balora.methods.start import own_tensors
 from balora.training import checkpoint as ckpt
+from bench import adapted
 from tiny import labelled_rows, pair_rows, tiny_bart, tiny_bert, tiny_gpt2, tiny_llama, tiny_t5, token_rows
 
 EVERY_TWO = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
@@ -96,6 +101,64 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does_to_the_bit(name, tm
     assert torch.equal(flat(resumed.model), flat(uninterrupted.model))
     assert not torch.equal(flat(resumed.model), torch.cat([v.flatten() for v in resumed.teacher.initial.values()]))
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_resumes_to_the_bit_from_its_stored_start(method, tmp_path):
+    def start(**options):
+        # GPT-2 has biases for BitFit, and its weights lie the other way round.
+        return trainer(adapted(tiny_gpt2, method, total_steps=6, **options), tmp_path, **EVERY_TWO)
+
+    uninterrupted = start()
+    uninterrupted.train()
+    middle = tmp_path / "checkpoint-2"
+    for later in (4, 6):
+        shutil.rmtree(tmp_path / f"checkpoint-{later}")
+    # As a run does it: the start is taken over, so another seed changes nothing and no data is asked for.
+    resumed = start(seed=7, calibration=None, initial=ckpt.read_origin(middle).initial)
+    resumed.train(resume_from_checkpoint=str(middle))
+    assert history(resumed, "loss") == history(uninterrupted, "loss")
+    own, expected = (dict(own_tensors(run.model)) for run in (resumed, uninterrupted))
+    assert own.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(own[name], value), name
+    assert not torch.equal(flat(resumed.model), torch.cat([v.flatten() for v in resumed.teacher.initial.values()]))
+
+
+class Ranks(TrainerCallback):
+    """Counts the singular values that AdaLoRA has left, after every step."""
+
+    def __init__(self) -> None:
+        self.left: dict[int, int] = {}
+
+    def on_step_end(self, args, state, control, model=None, **_):
+        values = [layer.lora_E["default"] for _, layer in lora_layers(model)]
+        self.left[state.global_step] = sum(int(value.count_nonzero()) for value in values)
+
+
+@pytest.mark.parametrize("at", [2, 6])
+def test_adalora_resumes_in_the_middle_of_its_pruning_and_after_it(at, tmp_path):
+    def start(**options):
+        model = adapted(tiny_llama, "adalora", total_steps=8, beta1=0.97, beta2=0.97, **options)
+        return trainer(
+            model, tmp_path, **{**EVERY_TWO, "max_steps": 8, "learning_rate": 3e-3}, callbacks=[ranks := Ranks()]
+        ), ranks
+
+    uninterrupted, ranks = start()
+    uninterrupted.train()
+    final = 4 * len(list(lora_layers(uninterrupted.model)))  # ranks of 6 are to become 4 on average by step 6
+    assert ranks.left[1] > ranks.left[2] > ranks.left[3] > final, "step 2 lies in the middle of the pruning"
+    assert ranks.left[6] == ranks.left[7] == ranks.left[8] == final
+    middle = tmp_path / f"checkpoint-{at}"
+    resumed, again = start(initial=ckpt.read_origin(middle).initial)
+    resumed.train(resume_from_checkpoint=str(middle))
+    assert torch.equal(flat(resumed.model), flat(uninterrupted.model))
+    assert again.left == {step: count for step, count in ranks.left.items() if step > at}
+    if at == 2:  # without what the allocator remembers it would end elsewhere
+        forgetful, _ = start(initial=ckpt.read_origin(middle).initial)
+        forgetful.method = dataclasses.replace(forgetful.method, restore=None)
+        forgetful.train(resume_from_checkpoint=str(middle))
+        assert not torch.equal(flat(forgetful.model), flat(uninterrupted.model))
 
 
 def test_a_resume_from_the_stored_start_needs_no_decomposition(tmp_path):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-import warnings
 
-import transformers
 import typer
 
-from balora.cli import export, methods, quickstart, train, validate
+from balora.cli import compare, evaluate, export, methods, quickstart, reproduce, teacher, train, validate
 from balora.errors import BALoraError
+from balora.training.quiet import quiet_libraries
 
 app = typer.Typer(
     name="balora",
@@ -22,14 +20,18 @@ app = typer.Typer(
 )
 app.command()(train.train)
 app.command()(validate.validate)
+app.command()(teacher.teacher)
 app.command()(methods.methods)
+app.command()(compare.compare)
+app.command()(reproduce.reproduce)
 app.command()(export.export)
+app.command()(evaluate.evaluate)
 app.command()(quickstart.quickstart)
 
 
 def main() -> None:
     """Run the command; a user's mistake is one sentence and status 2, never a traceback."""
-    _quiet_libraries()
+    quiet_libraries()
     try:
         app()
     except BALoraError as error:
@@ -45,15 +47,6 @@ def main() -> None:
 def _stop(sentence: str, status: int) -> None:
     print(f"balora: {sentence}", file=sys.stderr)
     sys.exit(status)
-
-
-def _quiet_libraries() -> None:
-    """Keep the libraries' chatter off the screen; what matters to the user balora says itself."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("balora").setLevel(logging.INFO)
-    transformers.utils.logging.disable_progress_bar()  # of loading weights; the bar of training is another
-    transformers.utils.logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", module=r"(transformers|peft|trl|accelerate|torch)\b.*")
 
 
 if __name__ == "__main__":

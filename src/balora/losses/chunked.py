@@ -7,7 +7,7 @@ Shapes: M valid tokens, m tokens of a chunk or tile, d hidden size (D as a suffi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from balora.losses.remembered import RememberedTeacher
 from balora.losses.tokens import TokenTerms, token_terms_
 from balora.regularizers.checks import refuse_second_derivative
 
-CPU_BUDGET = 64 * 2**20
+CPU_BUDGET = 32 * 2**20
 ACCELERATOR_BUDGET = 512 * 2**20
 _TILE_BYTES = 8 * 2**20
 
@@ -31,31 +31,55 @@ class TokenPass:
         labels_M: Targets in [0, V); nothing ignored is left.
         terms: Which terms, how strong.
         items: What the sums are divided by.
-        chunk: Tokens to a chunk.
         teacher_hidden_MD: Where the consistency weight is not 0.
         teacher: The teacher's head; None where it is the student's.
         remembered: What is kept of the teacher, in place of its hidden states.
+        chunk_tokens: Tokens to a chunk; None for what the budget holds.
+        memory_budget: Bytes for a chunk's buffers; None for the default.
     """
 
     labels_M: Tensor
     terms: TokenTerms
     items: float | Tensor
-    chunk: int
     teacher_hidden_MD: Tensor | None = None
     teacher: LinearHead | None = None
     remembered: RememberedTeacher | None = None
+    chunk_tokens: int | None = None
+    memory_budget: int | None = None
+
+    def chunk(self, hidden_MD: Tensor, head: LinearHead) -> int:
+        """Tokens to a chunk, for these hidden states and this head."""
+        teacher = self.teacher_hidden_MD is not None
+        return self.chunk_tokens or chunk_tokens_for(self.memory_budget, hidden_MD, head, teacher=teacher)
+
+    def at(self, positions: Tensor) -> TokenPass:
+        """The same for some of the positions."""
+        return replace(
+            self,
+            labels_M=self.labels_M[positions],
+            teacher_hidden_MD=None if self.teacher_hidden_MD is None else self.teacher_hidden_MD[positions],
+            remembered=None if self.remembered is None else self.remembered.at(positions),
+        )
+
+    def alone(self, positions: Tensor) -> TokenPass:
+        """The same for some of the positions, without the consistency."""
+        terms = replace(self.terms, consistency=0.0)
+        return replace(
+            self, labels_M=self.labels_M[positions], terms=terms, teacher_hidden_MD=None, teacher=None, remembered=None
+        )
 
 
 def chunk_tokens_for(budget: int | None, hidden_MD: Tensor, head: LinearHead, *, teacher: bool) -> int:
     """Choose the tokens to a chunk so that all of its buffers together stay within a memory budget.
 
     Larger chunks make better matrix products: one of 512 tokens, d 512, with 32 000 columns took 190 ms in chunks of
-    128, 157 in chunks of 256 (where the default lands) and 144 in one piece, on one core of a Xeon at 2.5 GHz. Chunks
+    128, 157 in chunks of 256 (where the default lands, student and teacher together) and 144 in one piece, on one core of
+    a Xeon at 2.5 GHz. Chunks
     come out of equal size, as a small last one would waste the product. On a CPU a tile's scratch, 8 MiB or a single
     row, comes on top.
 
     Args:
-        budget: Bytes; None for the default, 64 MiB on a CPU and 512 MiB on an accelerator.
+        budget: Bytes; None for the default, 32 MiB on a CPU and 512 MiB on an accelerator.
         hidden_MD: The valid tokens, for their number, dtype and device.
         head: For V, and the soft cap, which wants its slope kept.
         teacher: Whether the teacher's logits stand beside the student's.
@@ -150,10 +174,11 @@ def _meet_the_head(hidden_MD: Tensor, head: LinearHead, plan: TokenPass, gradien
     tokens, width, teacher_MD = len(hidden_MD), head.vocabulary, plan.teacher_hidden_MD
     wide = torch.promote_types(hidden_MD.dtype, torch.float32)
     values_3M = hidden_MD.new_zeros(3, tokens, dtype=wide)
-    scores = hidden_MD.new_empty(min(plan.chunk, tokens) * (1 if teacher_MD is None else 2), width, dtype=wide)
+    chunk = plan.chunk(hidden_MD, head)
+    scores = hidden_MD.new_empty(min(chunk, tokens) * (1 if teacher_MD is None else 2), width, dtype=wide)
     tile = _tile_rows(scores)
-    for start in range(0, tokens, plan.chunk):
-        rows = slice(start, min(start + plan.chunk, tokens))
+    for start in range(0, tokens, chunk):
+        rows = slice(start, min(start + chunk, tokens))
         sides = _scores(hidden_MD[rows], head, None if teacher_MD is None else teacher_MD[rows], plan, scores)
         for first in range(start, rows.stop, tile):
             part = slice(first, min(first + tile, rows.stop))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from balora.errors import BALoraError, raise_all
-from balora.losses.chunked import TokenPass, chunk_tokens_for, token_loss
+from balora.losses.chunked import TokenPass, token_loss
 from balora.losses.head import LinearHead
 from balora.losses.parts import Parts
 from balora.losses.plain import IGNORED, divisor
@@ -40,6 +40,7 @@ def generation_loss(
     teacher_head_VD: Tensor | None = None,
     teacher_bias_V: Tensor | None = None,
     remembered_teacher: RememberedTeacher | None = None,
+    consistency_mask_M: Tensor | None = None,
     logit_scale: float = 1.0,
     softcap: float | None = None,
     spectral_basis: SpectralBasis | None = None,
@@ -73,11 +74,13 @@ def generation_loss(
         teacher_bias_V: The teacher's bias, likewise.
         remembered_teacher: What is kept of the teacher at each position, in place of its hidden states; the consistency
             is then :func:`balora.regularizers.consistency_topk`.
+        consistency_mask_M: Where the consistency is summed, true or false at each position; default everywhere. What
+            the teacher holds elsewhere is not looked at.
         logit_scale: s.
         softcap: c; None for none.
         spectral_basis: What :meth:`SpectralBasis.from_head` made of this head once, so that it is not made again here.
         chunk_tokens: Tokens to a chunk; default what ``memory_budget`` holds.
-        memory_budget: Bytes for a chunk's buffers; default 64 MiB on a CPU and 512 MiB on an accelerator.
+        memory_budget: Bytes for a chunk's buffers; default 32 MiB on a CPU and 512 MiB on an accelerator.
 
     Returns:
         The parts; float32 or wider. Without a valid token everything is 0, still on the graph, with zero gradients.
@@ -104,7 +107,8 @@ def generation_loss(
     raise_all(
         _wrong_settings(weights, temperature, top_k, spectral_rank, chunk_tokens, memory_budget)
         + _wrong_shapes(hidden_MD, labels_M, head, teacher_hidden_MD, teacher)
-        + _wrong_memory(remembered_teacher, temperature, labels_M, bool(consistency), teacher_hidden_MD is not None),
+        + _wrong_memory(remembered_teacher, temperature, labels_M, bool(consistency), teacher_hidden_MD is not None)
+        + _wrong_mask(consistency_mask_M, labels_M),
         "The generation loss cannot be computed",
     )
 
@@ -119,12 +123,14 @@ def generation_loss(
             labels_M,
             terms,
             divisor(num_items, len(labels_M)),
-            chunk_tokens or chunk_tokens_for(memory_budget, hidden_MD, head, teacher=teacher_hidden_MD is not None),
             None if teacher_hidden_MD is None else teacher_hidden_MD.detach()[valid].to(dtype),
             None if teacher is None else teacher.to(dtype),
             None if remembered_teacher is None else remembered_teacher.at(valid),
+            chunk_tokens,
+            memory_budget,
         )
-        loss, means_3 = token_loss(hidden_MD, head, plan)
+        mask_M = None if consistency_mask_M is None or not consistency else consistency_mask_M[valid]
+        loss, means_3 = token_loss(hidden_MD, head, plan) if mask_M is None else _in_two(hidden_MD, head, plan, mask_M)
         ratio = None
         if spectral:
             ratio = logit_spectral_ratio(hidden_MD, head, spectral_rank, spectral_basis, memory_budget)
@@ -136,6 +142,13 @@ def generation_loss(
         diversity=means_3[2] if diversity else None,
         spectral=None if ratio is None else ratio.detach(),
     )
+
+
+def _in_two(hidden_MD: Tensor, head: LinearHead, plan: TokenPass, mask_M: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens that have a teacher, and those that have none: every token meets the head once, as ever."""
+    held, free = mask_M.nonzero().squeeze(1), mask_M.logical_not().nonzero().squeeze(1)
+    one, other = token_loss(hidden_MD[held], head, plan.at(held)), token_loss(hidden_MD[free], head, plan.alone(free))
+    return one[0] + other[0], one[1] + other[1]
 
 
 def _teacher_head(head: LinearHead, weight_VD: Tensor | None, bias_V: Tensor | None) -> LinearHead | None:
@@ -212,6 +225,15 @@ def _wrong_shapes(
             f"{tuple(teacher.weight_VD.shape)}."
         )
     return problems
+
+
+def _wrong_mask(mask_M: Tensor | None, labels_M: Tensor) -> list[str]:
+    if mask_M is None or (mask_M.dtype == torch.bool and mask_M.shape == labels_M.shape):
+        return []
+    return [
+        f"consistency_mask_M is one true or false for each of the {len(labels_M)} positions, and it is {mask_M.dtype} of "
+        f"shape {tuple(mask_M.shape)}."
+    ]
 
 
 def _wrong_memory(

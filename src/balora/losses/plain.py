@@ -31,6 +31,7 @@ def plain_generation_loss(
     spectral_rank: int = 10,
     num_items: float | Tensor | None = None,
     remembered_teacher: RememberedTeacher | None = None,
+    consistency_mask_M: Tensor | None = None,
 ) -> Parts:
     r"""Cross-entropy plus the weighted regularizers of generation, from full logits.
 
@@ -52,6 +53,7 @@ def plain_generation_loss(
         spectral_rank: k of the spectrum.
         num_items: n; default the number of valid tokens.
         remembered_teacher: What is kept of the teacher at each position, in place of its logits.
+        consistency_mask_M: Where the consistency is summed, true or false at each position; default everywhere.
 
     Returns:
         The parts; float32 or wider. Without a valid token everything is 0, still on the graph, with zero gradients.
@@ -72,21 +74,22 @@ def plain_generation_loss(
             f"There are {len(student_logits_MV)} rows of logits and labels of shape {tuple(labels_M.shape)}."
         )
     valid_M = labels_M != IGNORED
+    picked_M = valid_M if consistency_mask_M is None else valid_M & consistency_mask_M
+    held_MV, picked = widened(student_logits_MV[picked_M]), int(picked_M.sum())
     student_MV, labels_M = widened(student_logits_MV[valid_M]), labels_M[valid_M]
     tokens, items = len(labels_M), divisor(num_items, len(labels_M))
 
     parts = {"task": torch.nn.functional.cross_entropy(student_MV, labels_M, reduction="sum") / items}
     weights = {"task": 1.0, "consistency": consistency, "diversity": diversity, "spectral": spectral}
     if consistency and remembered_teacher is not None:
-        known = remembered_teacher.at(valid_M)
-        term = consistency_topk(student_MV, known.tokens_MK, known.log_probs_MK, known.log_tail_M, temperature)
-        parts["consistency"] = term * tokens / items
+        known = remembered_teacher.at(picked_M)
+        term = consistency_topk(held_MV, known.tokens_MK, known.log_probs_MK, known.log_tail_M, temperature)
+        parts["consistency"] = term * picked / items
     elif consistency:
         if teacher_logits_MV is None:
             raise BALoraError("The consistency term needs the teacher's logits; pass them, or a weight of 0.")
         require_same_shape(student_logits_MV, teacher_logits_MV, "logits")
-        teacher_MV = teacher_logits_MV[valid_M]
-        parts["consistency"] = consistency_term(student_MV, teacher_MV, temperature) * tokens / items
+        parts["consistency"] = consistency_term(held_MV, teacher_logits_MV[picked_M], temperature) * picked / items
     if diversity:
         parts["diversity"] = topk_negative_entropy(student_MV, top_k) * tokens / items
     if spectral:

@@ -14,6 +14,7 @@ from torch import Tensor
 from balora.errors import BALoraError
 from balora.losses.head import LinearHead
 from balora.losses.topk import topk_of_rows
+from balora.regularizers.checks import widened
 
 _BUDGET = 64 * 2**20
 
@@ -70,20 +71,27 @@ class RememberedTeacher:
         wide = torch.promote_types(hidden_MD.dtype, torch.float32)
         head, top_k = head.to(hidden_MD.dtype), min(top_k, head.vocabulary)
         chunk = max(memory_budget // (2 * wide.itemsize * head.vocabulary), 1)
-        none = hidden_MD.new_empty(0, top_k, dtype=wide)
-        tokens, log_probs, log_tail = [none.long()], [none], [none[:, 0]]
+        parts = [_kept_(hidden_MD.new_empty(0, head.vocabulary, dtype=wide), top_k)]
         for hidden_mD in hidden_MD.split(chunk):
             scores_mV = hidden_mD.new_empty(len(hidden_mD), head.vocabulary, dtype=wide)
             head.affine(hidden_mD, 1.0, scores_mV)
             if head.softcap is not None:
                 scores_mV.div_(head.softcap).tanh_().mul_(head.softcap)
-            scores_mV.div_(temperature)
-            values_mK, columns_mK = topk_of_rows(scores_mV, top_k)
-            total_m1 = scores_mV.logsumexp(dim=-1, keepdim=True)
-            tail_m1 = scores_mV.scatter_(1, columns_mK, -torch.inf).logsumexp(dim=-1, keepdim=True)
-            tokens.append(columns_mK)
-            log_probs.append(values_mK - total_m1)
-            log_tail.append((tail_m1 - total_m1).squeeze(1))
+            parts.append(_kept_(scores_mV.div_(temperature), top_k))
+        return cls._joined(parts, temperature)
+
+    @classmethod
+    @torch.no_grad()
+    def of_logits(cls, logits_MV: Tensor, *, top_k: int, temperature: float) -> RememberedTeacher:
+        """Make it from the pre-trained model's own logits, as :meth:`of` does; for a head that is no linear map."""
+        top_k = min(top_k, logits_MV.shape[1])
+        pieces = logits_MV.split(64) if len(logits_MV) else [logits_MV]
+        parts = [_kept_(widened(piece_mV) / temperature, top_k) for piece_mV in pieces]
+        return cls._joined(parts, temperature)
+
+    @classmethod
+    def _joined(cls, parts: list[tuple[Tensor, Tensor, Tensor]], temperature: float) -> RememberedTeacher:
+        tokens, log_probs, log_tail = zip(*parts, strict=True)
         return cls(torch.cat(tokens), torch.cat(log_probs), torch.cat(log_tail), temperature)
 
     def at(self, positions: Tensor | slice) -> RememberedTeacher:
@@ -94,3 +102,11 @@ class RememberedTeacher:
 
     def __len__(self) -> int:
         return len(self.tokens_MK)
+
+
+def _kept_(scores_mV: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, log-probabilities and log-tail of softened scores, which are overwritten."""
+    values_mK, columns_mK = topk_of_rows(scores_mV, top_k)
+    total_m1 = scores_mV.logsumexp(dim=-1, keepdim=True)
+    tail_m1 = scores_mV.scatter_(1, columns_mK, -torch.inf).logsumexp(dim=-1, keepdim=True)
+    return columns_mK, values_mK - total_m1, (tail_m1 - total_m1).squeeze(1)

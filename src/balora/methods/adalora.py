@@ -37,7 +37,7 @@ def wrap_adalora(model: PreTrainedModel, options: AdaptOptions) -> PeftModel:
     """Wrap with P Λ Q, Λ = 0.
 
     Raises:
-        BALoraError: The number of steps is not known, or leaves no time for pruning.
+        BALoraError: The number of steps is not known, or leaves no time for pruning, or there is no rank to prune.
 
     Reference: Zhang et al., AdaLoRA, 2023, eq. 3-12.
     """
@@ -52,12 +52,18 @@ def wrap_adalora(model: PreTrainedModel, options: AdaptOptions) -> PeftModel:
             f"Method adalora has no step left to prune in: of {steps} steps, warmup {extra['warmup']:g} takes {warmup} and final "
             f"{extra['final']:g} takes {final}. Lower one of them, or train longer."
         )
+    initial = extra["initial_rank"] or math.ceil(1.5 * options.rank)
+    if initial <= options.rank:
+        raise BALoraError(
+            f"Method adalora prunes from initial_rank {initial} down to rank {options.rank}, and there is nothing in between. "
+            "Set method.initial_rank above method.rank, or use method 'lora'."
+        )
     return wrap(
         model,
         options,
         kind=AdaLoraConfig,
         r=8,  # not read; another value makes peft warn
-        init_r=extra["initial_rank"] or math.ceil(1.5 * options.rank),
+        init_r=initial,
         target_r=options.rank,
         tinit=warmup,
         tfinal=final,

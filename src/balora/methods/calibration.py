@@ -6,7 +6,7 @@ Rows are run one by one, so that no padding is counted. Shapes: O output feature
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -30,11 +30,34 @@ def calibration_rows(options: AdaptOptions, count: int) -> Batches:
             "This method starts from data: pass calibration=, a function that gives batches of one row each."
         )
     rows = options.calibration(count)
-    if len(rows) < count:
+    check_enough(count, len(rows))
+    return [_unpadded(row) for row in rows]
+
+
+def rows_wanted(extra: Mapping[str, Any]) -> int:
+    """How many rows a start from data takes, by its method's options."""
+    return int(extra["samples"]) * int(extra.get("candidates", 1))
+
+
+def check_enough(wanted: int, there: int) -> None:
+    """Refuse too little data.
+
+    Raises:
+        BALoraError: There are fewer rows than the start wants.
+    """
+    if there < wanted:
         raise BALoraError(
-            f"This method wants {count} rows of training data to start from, and there are {len(rows)}. Set method.samples lower."
+            f"This method wants {wanted} rows of training data to start from, and there are {there}. Set method.samples lower."
         )
-    return rows
+
+
+def _unpadded(row: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One row without the positions that its mask takes out; with more than one row in it, as it is."""
+    mask = row.get("attention_mask")
+    if mask is None or mask.dim() != 2 or len(mask) != 1 or bool(mask.all()):
+        return row
+    kept = mask[0].bool()
+    return {name: value[:, kept] if value.shape[:2] == mask.shape else value for name, value in row.items()}
 
 
 @torch.no_grad()
@@ -145,4 +168,4 @@ def _quiet_eval(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-__all__ = ["calibration_rows", "input_covariances", "weight_gradients"]
+__all__ = ["calibration_rows", "check_enough", "input_covariances", "rows_wanted", "weight_gradients"]

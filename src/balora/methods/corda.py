@@ -10,7 +10,7 @@ from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 
 from balora.errors import BALoraError
-from balora.methods.calibration import calibration_rows, input_covariances
+from balora.methods.calibration import calibration_rows, input_covariances, rows_wanted
 from balora.methods.low_rank import lora_layers
 from balora.methods.matrices import matrices
 from balora.methods.options import choice, whole
@@ -50,7 +50,7 @@ def start_corda(model: nn.Module, options: AdaptOptions) -> None:
     Raises:
         BALoraError: No data was given.
     """
-    covariances = input_covariances(model, calibration_rows(options, options.extra["samples"]))
+    covariances = input_covariances(model, calibration_rows(options, rows_wanted(options.extra)))
     start_oriented(model, covariances, options.extra["mode"])
 
 
@@ -88,17 +88,18 @@ def oriented(weight_OI: Tensor, covariance_II: Tensor) -> tuple[Tensor, Tensor, 
 
     Reference: Yang et al., CorDA, 2024, eq. 1-5.
     """
-    covariance_II, inverse_II = _damped(covariance_II.to(weight_OI.device))
+    covariance_II, inverse_II = damped(covariance_II.to(weight_OI.device))
     left, values, right = torch.linalg.svd(weight_OI.float() @ covariance_II, full_matrices=False)
     return left, values, right @ inverse_II
 
 
-def _damped(covariance_II: Tensor) -> tuple[Tensor, Tensor]:
+def damped(covariance_II: Tensor) -> tuple[Tensor, Tensor]:
+    """C with enough added to its diagonal that its inverse is one, and that inverse."""
     identity = torch.eye(len(covariance_II), device=covariance_II.device)
     damping = _DAMPING * covariance_II.diagonal().mean().clamp_min(1e-12)
     while True:
-        damped = covariance_II + damping * identity
-        inverse = torch.linalg.inv(damped)
-        if torch.dist(damped @ inverse, identity) < _MOST_ERROR:
-            return damped, inverse
+        sum_II = covariance_II + damping * identity
+        inverse = torch.linalg.inv(sum_II)
+        if torch.dist(sum_II @ inverse, identity) < _MOST_ERROR:
+            return sum_II, inverse
         damping *= 2

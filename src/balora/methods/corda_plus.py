@@ -13,8 +13,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from balora.methods.calibration import calibration_rows, input_covariances
-from balora.methods.corda import start_oriented
+from balora.methods.calibration import calibration_rows, input_covariances, rows_wanted
+from balora.methods.corda import damped, start_oriented
 from balora.methods.low_rank import lora_layers, with_ranks, wrap
 from balora.methods.matrices import matrices
 from balora.methods.options import choice, whole
@@ -39,7 +39,7 @@ def start_corda_plus(model: nn.Module, options: AdaptOptions) -> nn.Module:
     Reference: Yang et al., CorDA++, 2025, eq. 7-10.
     """
     size = options.extra["samples"]
-    rows = calibration_rows(options, options.extra["candidates"] * size)
+    rows = calibration_rows(options, rows_wanted(options.extra))
     weights = {matrix.name: matrix.weight_OI.float() for matrix in matrices(model)}
     best: dict[str, tuple[float, Tensor]] = {}
     for number in range(options.extra["candidates"]):
@@ -58,7 +58,11 @@ def start_corda_plus(model: nn.Module, options: AdaptOptions) -> nn.Module:
 
 
 def _spectrum(weight_OI: Tensor, covariance_II: Tensor, of: str) -> tuple[Tensor, float]:
-    """(σ of W·C in float64 on the CPU, descending; log π of the chosen matrix)."""
+    """(σ of W·C in float64 on the CPU, descending; log π of the chosen matrix).
+
+    C is damped as it is for the decomposition: of fewer tokens than inputs it is singular, and σ_min would be rounding.
+    """
+    covariance_II, _ = damped(covariance_II)
     product = torch.linalg.svdvals(weight_OI.float() @ covariance_II.to(weight_OI.device)).double().cpu()
     chosen = product if of == "wc" else torch.linalg.svdvals(covariance_II.float()).double().cpu()
     return product, log_compactness(chosen, weight_OI.shape[0])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from balora.errors import BALoraError
-from balora.methods.calibration import calibration_rows, weight_gradients
+from balora.methods.calibration import calibration_rows, rows_wanted, weight_gradients
 from balora.methods.low_rank import lora_layers, weight_shape
 from balora.methods.options import number, whole
 from balora.methods.registry import AdaptOptions
@@ -27,7 +27,7 @@ def start_lora_ga(model: nn.Module, options: AdaptOptions) -> None:
     Raises:
         BALoraError: No data was given, or a layer has no gradient.
     """
-    gradients = weight_gradients(model, calibration_rows(options, options.extra["samples"]))
+    gradients = weight_gradients(model, calibration_rows(options, rows_wanted(options.extra)))
     with torch.no_grad():
         for matrix, gradient_OI in gradients:
             matrix.set_factors(*aligned(gradient_OI, matrix.rank, options.extra["gamma"]))

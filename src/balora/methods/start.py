@@ -19,8 +19,9 @@ from balora.methods.fingerprint import Fingerprint, fingerprint
 from balora.methods.registry import AdaptOptions
 
 _ATTRIBUTE = "balora_start"
-# How far the logits may move, relative to their root mean square, when the weights are split in two and rounded again.
-_TOLERANCE = {torch.float32: 2e-3, torch.float64: 2e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
+# How far the logits may move (root mean square, relative to theirs) when the weights are split in two and rounded again. Not
+# the furthest of them: in bfloat16 one token that is sent to another expert moves by more than its size.
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +119,10 @@ def check_identity(before: Tensor | None, model: nn.Module, method: str) -> None
     if before is None or after is None:
         return
     dtype = min((p.dtype for p in model.parameters() if p.is_floating_point()), key=lambda d: d.itemsize)
-    moved = float((after - before).abs().max() / before.square().mean().sqrt().clamp_min(1e-3))
+    size, change = (x.square().mean().sqrt() for x in (before, after - before))
+    moved = float(change / size.clamp_min(1e-3))
     if not moved <= _TOLERANCE.get(dtype, 0.5):
         raise BALoraError(
-            f"Method {method!r} changed the pre-trained model's function at its start: a logit moved by {moved:.3g} of "
+            f"Method {method!r} changed the pre-trained model's function at its start: its logits moved by {moved:.3g} of "
             "their usual size. Two target layers may share one weight, or the weights may hold NaN; adapt a freshly loaded model."
         )

@@ -12,7 +12,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ProgressCallback
 
 METRICS = "metrics.jsonl"
-_SHOWN = ("loss", "task", "consistency", "diversity", "variance", "spectral", "learning_rate", "eval_loss")
+_SHOWN = (
+    *("loss", "task", "consistency", "diversity", "variance", "spectral", "learning_rate"),
+    *("eval_loss", "eval_accuracy", "eval_matthews", "eval_pearson"),
+)
 
 
 class MetricsFile(TrainerCallback):

@@ -16,6 +16,7 @@ from transformers import BitsAndBytesConfig
 
 from balora.config import RegularizationConfig
 from balora.methods import METHODS
+from balora.training.data import describe_conditions
 from balora.training.data.hub import looks_local
 from balora.training.export_quantized import loading_code
 from balora.training.settings import HARMLESS, RunSettings
@@ -172,6 +173,8 @@ def _data(settings: RunSettings, provenance: Mapping[str, Any]) -> str:
     if data.prompt:
         rows.append(("Prompt template", _code(data.prompt_template)))
     rows.append(("Longest example", f"{data.max_length} tokens"))
+    if known.get("conditions"):
+        rows.append(("Conditions", _plain(describe_conditions(known["conditions"]).partition(": ")[2])))
     if known.get("digest"):
         rows.append(("Digest", _plain(known["digest"])))
     return f"## Data\n\n{_table(('', ''), rows)}"

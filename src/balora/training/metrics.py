@@ -17,10 +17,15 @@ def metrics_for(task: str) -> Callable[[EvalPrediction], dict[str, float]] | Non
 
 def classification_scores(prediction: EvalPrediction) -> dict[str, float]:
     """Accuracy, macro-averaged F1 and Matthews' correlation of the likeliest class."""
-    found, truth = np.asarray(prediction.predictions).argmax(-1), prediction.label_ids
+    return class_scores(np.asarray(prediction.predictions).argmax(-1), np.asarray(prediction.label_ids))
+
+
+def class_scores(found: np.ndarray, truth: np.ndarray, classes: int | None = None) -> dict[str, float]:
+    """Scores of class numbers; F1 is averaged over the first ``classes``, by default over those that occur."""
+    labels = None if classes is None else list(range(classes))
     return {
         "accuracy": float(accuracy_score(truth, found)),
-        "f1_macro": float(f1_score(truth, found, average="macro", zero_division=0)),
+        "f1_macro": float(f1_score(truth, found, labels=labels, average="macro", zero_division=0)),
         "matthews": float(matthews_corrcoef(truth, found)),
     }
 

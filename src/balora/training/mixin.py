@@ -8,43 +8,40 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.trainer_utils import rotate_checkpoints
+from torch.utils.data import IterableDataset
 
 from balora.config import RegularizationConfig
 from balora.errors import BALoraError
-from balora.methods.adapt import load_trainable
 from balora.methods.registry import Method, find_method
-from balora.methods.start import refresh_start, start_of, trainable
+from balora.methods.start import refresh_start, start_of
 from balora.objective import Objective, all_finite
 from balora.teacher import PretrainedTeacher
-from balora.training import checkpoint as ckpt
 from balora.training.callbacks import AfterStep
+from balora.training.logit_memory import memory_for
 from balora.training.meter import PartsMeter
 from balora.training.probe import fit_head
+from balora.training.row_keys import KEYS, KeyedCollator
+from balora.training.saving import SavingMixin
 from balora.training.steps import ClassificationStep, GenerationStep, infer_task
+from balora.training.subsampling import Subsampling
+from balora.training.teacher_cache import TeacherCache
 
 logger = logging.getLogger("balora")
 
-# A mixin: at run time it stands before whichever Trainer it is mixed into.
-if TYPE_CHECKING:
-    from transformers import Trainer as _Base
-else:
-    _Base = object
 
-
-class RegularizedMixin(_Base):
+class RegularizedMixin(SavingMixin):
     """Put before a `transformers.Trainer` class in the bases.
 
     Args:
         regularization: Weights, schedules and targets; default the paper's for the model's task.
         loss_path: ``fused`` (no logits are made) or ``plain`` (the formulas over full logits), to check one by the other.
         initial: The trainable tensors' initial values, when ``model`` is no longer at them.
+        teacher_cache: ``auto`` keeps a classifier's teacher logits in memory (in one process); ``off`` asks the teacher at
+            every step; a `TeacherCache` stands for it in generation.
 
     Other arguments are the Trainer's.
     """
@@ -55,6 +52,7 @@ class RegularizedMixin(_Base):
         regularization: RegularizationConfig | None = None,
         loss_path: str = "fused",
         initial: Mapping[str, Tensor] | None = None,
+        teacher_cache: TeacherCache | str = "auto",
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -75,12 +73,13 @@ class RegularizedMixin(_Base):
             self._probe_head()
         # Kept once, for the checkpoints and for the teacher alike.
         self.teacher = PretrainedTeacher(unwrapped, initial)
+        self.memory = memory_for(self.objective, teacher_cache, self.accelerator.num_processes)
         step = GenerationStep if self.objective.generates else ClassificationStep
-        self.step = step(unwrapped, self.objective, self.teacher)
+        self.step = step(unwrapped, self.objective, self.teacher, self.memory)  # type: ignore[arg-type]
+        self.draws = Subsampling(regularization, self.args.seed, self.args.process_index)
         self.meter = PartsMeter(self.task)
         self.loss_is_scaled_for_ga = True  # by num_items and share, see compute_loss
         self._start_checked = False
-        self._origin: ckpt.Origin | None = None
         start = start_of(unwrapped)
         self.method: Method | None = find_method(start.method) if start else None
         if self.method is not None and self.method.after_step is not None:
@@ -95,6 +94,16 @@ class RegularizedMixin(_Base):
         refresh_start(self.model)
         logger.info("teacher_head: probe fits the training rows with %.3f", score)
 
+    def get_train_dataloader(self) -> Any:
+        """The Trainer's, with the rows' keys beside each batch where the teacher is remembered by them."""
+        collate: Any = self.data_collator  # type: ignore[has-type]
+        if self.memory is not None and not isinstance(self.train_dataset, IterableDataset):
+            self.data_collator = KeyedCollator(collate)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collate
+
     # -- the loss ---------------------------------------------------------------------------------------------------
 
     def compute_loss(
@@ -106,6 +115,7 @@ class RegularizedMixin(_Base):
     ) -> Any:
         """The weighted sum of the parts for one micro-batch; in evaluation the task loss alone, as the Trainer has it."""
         inputs = {name: value for name, value in inputs.items() if name != "num_items_in_batch"}
+        keys = inputs.pop(KEYS, None)
         labels = inputs.pop("labels", None)
         if labels is None:
             raise BALoraError(f"The batch has no labels, only {', '.join(sorted(inputs))}; see the data collator.")
@@ -115,10 +125,12 @@ class RegularizedMixin(_Base):
         if not self._start_checked:
             self._check_start(model, inputs, labels)
         weights = self.objective.weights(self.state.global_step / max(1, self.state.max_steps))
+        weights["consistency"] *= self.draws.strength(self.state.global_step)
+        held = self.draws.held(self.state.global_step, len(labels), keys)
         share = 1.0 / getattr(self, "current_gradient_accumulation_steps", 1)
         # DDP averages gradients over the processes, so a sum over items is divided by their mean number per process.
         items = None if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
-        parts, extra, outputs = self.step.train(model, inputs, labels, weights, num_items=items, share=share)
+        parts, extra, outputs = self.step.train(model, inputs, labels, weights, num_items=items, share=share, held=held)
         broken = all_finite(parts)
         if broken is not None:
             name = {"task": "task loss", "loss": "total loss"}.get(broken, f"{broken} term")
@@ -164,14 +176,6 @@ class RegularizedMixin(_Base):
                 "after balora.adapt, or the forward is random in eval mode. Adapt a freshly loaded model."
             )
 
-    def _divergence(self, name: str, step: int) -> str:
-        last = ckpt.newest(Path(self.args.output_dir))
-        after = f"The last good checkpoint is {last}." if last else "There is no checkpoint yet."
-        return (
-            f"The {name} became NaN or infinite at step {step}. {after} Lower the learning rate or that term's weight, or use "
-            "bfloat16 or float32 in place of float16."
-        )
-
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """The Trainer's, but nothing where a resumed run has no step left: it would take one more, and be another run."""
         if self.state.global_step >= self.state.max_steps:
@@ -201,96 +205,6 @@ class RegularizedMixin(_Base):
         if self.accelerator.num_processes == 1:
             return values
         return self.accelerator.reduce(values.to(self.args.device), reduction="mean").cpu()
-
-    # -- checkpoints ------------------------------------------------------------------------------------------------
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write to the side, seal, rename; rotate old ones only when the new one is whole."""
-        run = Path(self.args.output_dir)
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            with self.staged() as staging:
-                self._staging = staging
-                super()._save_checkpoint(model, trial)
-                folder = staging / f"checkpoint-{self.state.global_step}"
-                self._complete(folder)
-        finally:
-            self._staging = None
-            self.args.save_total_limit = limit
-        if self.args.should_save:
-            rotate_checkpoints(
-                output_dir=str(run),
-                save_total_limit=limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
-
-    def staged(self) -> AbstractContextManager[Path]:
-        """The folder beside the run's results to write one into; the main process makes it and moves it into place."""
-        return ckpt.staged(
-            Path(self.args.output_dir), main=self.args.should_save, wait=self.accelerator.wait_for_everyone
-        )
-
-    _staging: Path | None = None
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
-
-    def _complete(self, folder: Path) -> None:
-        if self.state.best_global_step == self.state.global_step:
-            # The Trainer saw the staging folder; the state must name the place where the checkpoint will be.
-            self.state.best_model_checkpoint = str(Path(self.args.output_dir) / folder.name)
-        if self.args.should_save:
-            ckpt.write_origin(folder, self.origin())
-            if self.method is not None and self.method.state is not None:
-                ckpt.write_tensors(self.method.state(self.model), folder / ckpt.METHOD_STATE)
-            self.state.save_to_json(str(folder / "trainer_state.json"))
-
-    def origin(self) -> ckpt.Origin:
-        """Where the run started; computed once, as the frozen weights do not change."""
-        if self._origin is None:
-            self._origin = ckpt.origin_of(self.model, self.teacher.initial, self._facts())
-        return self._origin
-
-    def _facts(self) -> dict[str, Any]:
-        """What a load needs to know beside the tensors: the frozen weights' dtype and the names of the classes."""
-        facts: dict[str, Any] = {"dtype": str(self.model.dtype).removeprefix("torch."), "task": self.task}
-        if self.task == "classification":
-            facts["labels"] = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
-        return facts
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        broken = next((name for name, p in trainable(self.model) if not bool(p.isfinite().all())), None)
-        if broken is not None:
-            raise BALoraError(self._divergence(f"weight {broken}", self.state.global_step))
-        folder = Path(output_dir or self.args.output_dir)
-        if ckpt.form_of(self.model) == "tensors":
-            folder.mkdir(parents=True, exist_ok=True)
-            ckpt.write_tensors(dict(trainable(self.model)), folder / ckpt.TRAINED)
-        else:
-            super()._save(output_dir, state_dict=state_dict)
-        if not self.args.should_save:
-            return
-        # A pickle that nothing here reads: the settings are in the run's config.
-        (folder / "training_args.bin").unlink(missing_ok=True)
-        start = start_of(self.model)
-        if start is not None and start.shifts_base:
-            ckpt.guard(folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Load the trained tensors after checking that the folder is whole and the frozen weights are the same."""
-        folder = Path(resume_from_checkpoint)
-        if not (folder / ckpt.MANIFEST).is_file():
-            raise BALoraError(f"{folder} is not a checkpoint that balora wrote ({ckpt.MANIFEST} is missing).")
-        ckpt.verify(folder)
-        target = self.model if model is None else model
-        ckpt.check_origin(target, self.teacher.initial, ckpt.read_origin(folder), folder)
-        load_trainable(target, ckpt.read_trained(folder, target))
-        if self.method is not None and self.method.restore is not None:
-            self.method.restore(target, ckpt.read_tensors(folder / ckpt.METHOD_STATE))
-
-    def _load_best_model(self) -> None:
-        load_trainable(self.model, ckpt.read_trained(Path(self.state.best_model_checkpoint), self.model))
 
     # -- what cannot be honoured ------------------------------------------------------------------------------------
 

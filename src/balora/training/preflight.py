@@ -13,9 +13,11 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from balora.errors import BALoraError
 from balora.methods import find_method
 from balora.methods.adapt import check_options
+from balora.methods.calibration import check_enough, rows_wanted
 from balora.methods.quantization import loaded_bits
 from balora.objective import Objective
-from balora.training.data import Examples, Tokenized, load_examples, tokenize_examples
+from balora.training.answers import answers_of
+from balora.training.data import Examples, Tokenized, describe_conditions, load_examples, tokenize_examples
 from balora.training.estimate import Estimate, estimate, optimizer_steps
 from balora.training.folder import RunFolder
 from balora.training.loading import (
@@ -77,11 +79,14 @@ def preflight(settings: RunSettings) -> Preflight:
     rows = None
     if tokenizer is not None and examples is not None:
         rows = report.attempt(lambda: _tokenize(settings, examples, tokenizer, target, config, report))
+        if rows is not None:
+            report.attempt(lambda: _check_rows(settings, len(rows.train)))
     model = None
     if config is not None:
         steps = optimizer_steps(len(rows.train), settings.training) if rows else None
         model = report.attempt(lambda: _adapted(settings, empty_model(settings, config, examples), steps))
     if examples is not None:
+        report.notes += [describe_conditions(examples.conditions) + "."] if examples.conditions else []
         objective = report.attempt(
             lambda: Objective(settings.regularization, settings.task, num_labels=examples.num_labels)
         )
@@ -116,7 +121,16 @@ def _tokenize(
         max_positions=None if config is None else max_positions(config),
     )
     report.notes += rows.notes
+    report.attempt(lambda: answers_of(settings, examples, rows, target or tokenizer))
     return rows
+
+
+def _check_rows(settings: RunSettings, rows: int) -> None:
+    """Whether there is enough to start from, for a method that starts from the data."""
+    spec = find_method(settings.method.name)
+    if spec.needs_data:
+        defaults = {name: option.default for name, option in spec.options.items()}
+        check_enough(rows_wanted({**defaults, **settings.method.adapt_options()}), rows)
 
 
 def empty_model(settings: RunSettings, config: PretrainedConfig, examples: Examples | None) -> PreTrainedModel:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import warnings
 from collections.abc import Iterator
 
 import transformers
@@ -26,3 +28,12 @@ def quiet(*, bars: bool = False) -> Iterator[None]:
         log.set_verbosity(level)
         if shown and not bars:
             log.enable_progress_bar()
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' chatter off the screen for good; what matters to the user balora says itself."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("balora").setLevel(logging.INFO)
+    transformers.utils.logging.disable_progress_bar()  # of loading weights; the bar of training is another
+    transformers.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", module=r"(transformers|peft|trl|accelerate|torch)\b.*")

@@ -12,22 +12,25 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from balora.errors import BALoraError
 from balora.methods import adapt, find_method
 from balora.training import checkpoint as ckpt
+from balora.training.answers import AnsweringTrainer, answers_of
 from balora.training.callbacks import MetricsFile, ShortLines, ShortProgress
 from balora.training.card import model_card
-from balora.training.data import Examples, load_examples, make_collator, tokenize_examples
+from balora.training.data import Examples, describe_conditions, load_examples, make_collator, tokenize_examples
 from balora.training.estimate import optimizer_steps
 from balora.training.folder import RunFolder, write_text
 from balora.training.loading import load_model, load_target_tokenizer, load_tokenizer, max_positions
 from balora.training.metrics import metrics_for
 from balora.training.provenance import peak_memory_mib, provenance
 from balora.training.settings import RunSettings
+from balora.training.teacher_build import open_for_run
+from balora.training.teacher_cache import tokenizer_digest
 from balora.training.trainer import BALoraTrainer
 
 logger = logging.getLogger("balora")
@@ -62,8 +65,10 @@ def run(settings: RunSettings, say: Callable[[str], None] = lambda line: None) -
     # Everything that bad input can break comes before the folder is touched.
     trainer, tokenizer, examples = prepare(settings, resume)
     with folder.claimed():
-        folder.record(status="running", provenance=provenance())
+        folder.record(status="running", resumed=resume is not None, provenance=provenance())
         say(_summary(settings, examples, trainer))
+        if examples.conditions:
+            say(describe_conditions(examples.conditions))
         try:
             metrics = _train(trainer, folder, resume, say)
             save_result(trainer, tokenizer, folder.path)
@@ -73,12 +78,15 @@ def run(settings: RunSettings, say: Callable[[str], None] = lambda line: None) -
         data = {
             "train": examples.train_source,
             "eval": examples.eval_source,
+            "conditions": examples.conditions,
             "digest": examples.digest,
             "labels": list(examples.label_names) if examples.label_names else None,
         }
         if trainer.args.should_save:
             write_text(folder.path / "README.md", model_card(settings, metrics, {**provenance(), "data": data}))
-        folder.record(status="finished", error=None, metrics=metrics, data=data)
+        folder.record(
+            status="finished", error=None, metrics=metrics, data=data, parameters=parameter_counts(trainer.model)
+        )
     say(
         "  ".join(
             f"{name} {value:.4g}" for name, value in metrics.items() if name in _SHOWN or name.startswith("eval_")
@@ -107,16 +115,19 @@ def prepare(
     tokenizer = load_tokenizer(settings)
     examples = load_examples(settings.data, settings.task, settings.seed)
     model = load_model(settings, examples.num_labels, examples.id2label, tokenizer=tokenizer)
+    target_tokenizer = load_target_tokenizer(settings)
     rows = tokenize_examples(
         examples,
         tokenizer,
         settings.data,
         settings.task,
-        target_tokenizer=load_target_tokenizer(settings),
+        target_tokenizer=target_tokenizer,
         max_positions=max_positions(model.config),
     )
     collator = make_collator(settings.task, tokenizer, model)
     initial = None if resume is None else ckpt.read_origin(resume).initial
+    tokenizers = "" if settings.teacher_cache in ("auto", "off") else tokenizer_digest(tokenizer, target_tokenizer)
+    cache = open_for_run(settings, model, tokenizers, rows.train)
     adapted = adapt(
         model,
         settings.method.name,
@@ -130,16 +141,19 @@ def prepare(
         calibration=functools.partial(some_rows, rows.train, collator, settings.seed),
         **settings.method.adapt_options(),
     )
-    trainer = BALoraTrainer(
+    answers = answers_of(settings, examples, rows, target_tokenizer or tokenizer)
+    scored: dict[str, Any] = {"answers": answers} if answers else {"compute_metrics": metrics_for(settings.task)}
+    trainer = (AnsweringTrainer if answers else BALoraTrainer)(
         model=adapted,
         args=training_arguments(settings),
         train_dataset=rows.train,
         eval_dataset=rows.eval,
         data_collator=collator,
-        compute_metrics=metrics_for(settings.task),
+        **scored,
         regularization=settings.regularization,
         loss_path=settings.loss_path,
         initial=None if initial is None else _complete(adapted, initial),
+        teacher_cache=cache or ("auto" if settings.teacher_cache == "auto" else "off"),
     )
     return trainer, tokenizer, examples
 
@@ -210,8 +224,17 @@ def targets_of(settings: RunSettings) -> str | list[str]:
     return targets if isinstance(targets, str) else list(targets)
 
 
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """Numbers of values in a model: all, and those that learn."""
+    parameters = list(model.parameters())
+    return {
+        "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+        "all": sum(p.numel() for p in parameters),
+    }
+
+
 def _summary(settings: RunSettings, examples: Examples, trainer: BALoraTrainer) -> str:
-    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    trainable = parameter_counts(trainer.model)["trainable"]
     weights = {
         name: getattr(settings.regularization, name) for name in ("consistency", "diversity", "spectral", "variance")
     }

@@ -80,6 +80,12 @@ class RunSettings(Section):
     loss_path: Literal["fused", "plain"] = Field(
         default="fused", description="fused: no full logits; plain: the formulas, for checking"
     )
+    teacher_cache: str = Field(
+        default="auto",
+        min_length=1,
+        description="a folder that `balora teacher` built (generation, seq2seq); auto: a classifier's teacher is asked once "
+        "about each example; off: the teacher runs at every step",
+    )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
         default="float32", description="in what the model's weights are held; auto: as they are stored"
     )

@@ -92,12 +92,21 @@ def _locate(loc: tuple[int | str, ...], model: type[BaseModel]) -> tuple[str, ty
     section = model
     for part in loc:
         names.append(str(part))
-        field = section.model_fields.get(str(part))
-        inner = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        if isinstance(part, int):
+            continue
+        field = section.model_fields.get(part)
+        inner = _section_in(field.annotation) if field else None
+        if inner is None:
             break
         section = inner
     return ".".join(names), section
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The settings class that a field holds, itself or in a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for member in typing.get_args(annotation) if (found := _section_in(member))), None)
 
 
 def _sentence(path: str, item: Any, section: type[BaseModel]) -> str:

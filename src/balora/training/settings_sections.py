@@ -21,6 +21,7 @@ from balora.errors import suggest
 from balora.methods import METHODS
 from balora.methods.registry import option_problems
 from balora.training.settings_checks import Problems
+from balora.training.settings_conditions import check_duplicate, check_imbalance, check_subsample
 from balora.training.settings_forms import Form, form_of
 
 
@@ -62,21 +63,42 @@ class Section(BaseModel):
         return values
 
 
+class FurtherData(Section):
+    """Another source of training rows: what is not given is as in the ``data`` section around it."""
+
+    train: str
+    name: str | None = None
+    split: str | None = None
+    prompt: str | None = None
+    response: str | None = None
+    input: str | None = None
+    messages: str | None = None
+    text: str | tuple[str, ...] | None = None
+    label: str | None = None
+    score: str | None = None
+
+
 class DataSettings(Section):
     """Where the examples are and which columns hold what."""
 
     train: str = Field(description="a hub id, a .jsonl, .json, .csv, .tsv or .parquet file, or a folder of such files")
     name: str | None = Field(default=None, description="the hub dataset's configuration, such as main or sst2")
     split: str | None = Field(default=None, description="which rows to train on, such as train[:8000]; default train")
-    eval: Annotated[float | str | None, PlainValidator(_check_eval)] = Field(
-        default=None, description="rows to evaluate on: a share of the training rows (0.01), a split, or a file"
+    also: tuple[FurtherData, ...] | None = Field(
+        default=None,
+        description="further training data: a list of sections with train, and name, split and the columns that differ",
     )
-    prompt: str | None = Field(default=None, description="column of the prompt")
+    eval: Annotated[float | str | None, PlainValidator(_check_eval)] = Field(
+        default=None, description="rows to evaluate on: a share of the rows of train (0.01), a split, or a file"
+    )
+    prompt: str | None = Field(
+        default=None, description="column of the prompt; conversations[0].value reaches into one"
+    )
     response: str | None = Field(default=None, description="column of the response, the only part that is learnt")
     input: str | None = Field(default=None, description="column of further input, for a template with a place for it")
     messages: str | None = Field(default=None, description="column of conversations, lists of role and content")
     text: str | tuple[str, ...] | None = Field(
-        default=None, description="column of plain text; for classification and regression one column or a pair of them"
+        default=None, description="column of plain text; with a label or score one column or a pair of them"
     )
     label: str | None = Field(default=None, description="column of the class, a name or a number")
     labels: tuple[str, ...] | None = Field(
@@ -84,7 +106,10 @@ class DataSettings(Section):
         description="names of the classes in the order of their numbers; default those of the training rows, sorted",
     )
     score: str | None = Field(default=None, description="column of the number to predict")
-    prompt_template: str = Field(default="none", description="none, alpaca, or your own text with {prompt} in it")
+    prompt_template: str = Field(
+        default="none",
+        description="none, alpaca, or your own text with {prompt} in it; with text in place of prompt, {text} and {text_pair}",
+    )
     separator: str | None = Field(
         default=None,
         description="what stands between prompt and response; default a new line, and nothing after your own template",
@@ -98,6 +123,18 @@ class DataSettings(Section):
     target_tokenizer: str | None = Field(
         default=None, description="seq2seq: tokenizer of the responses, where it is another one"
     )
+    subsample: Annotated[float | int | None, PlainValidator(check_subsample)] = Field(
+        default=None, description="learn from so many of the training rows, drawn by the seed: a share or a number"
+    )
+    imbalance: Annotated[dict[str, float] | None, PlainValidator(check_imbalance)] = Field(
+        default=None, description="classification: by class, the share of its training rows to keep"
+    )
+    label_noise: Number = Field(
+        default=0.0, ge=0, le=1, description="share of the training rows whose label is made wrong"
+    )
+    duplicate: Annotated[dict[str, Any] | None, PlainValidator(check_duplicate)] = Field(
+        default=None, description="share of the training rows that occur twice, such as 0.2; or {share: 0.2, times: 5}"
+    )
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -107,6 +144,13 @@ class DataSettings(Section):
             if len(values) < 2 or len(set(map(str, values))) < len(values):
                 raise ValueError(f"must name at least two classes, each once, not {values!r}")
         return values
+
+    @property
+    def sources(self) -> tuple[DataSettings, ...]:
+        """A section for each source of training rows: this one, then those under ``also``."""
+        alone: dict[str, Any] = {"also": None, "name": None, "split": None, "eval": None}
+        further = [entry.model_dump(exclude_none=True) for entry in self.also or ()]
+        return (self, *(self.model_copy(update={**alone, **entry}) for entry in further))
 
     @property
     def form(self) -> Form:

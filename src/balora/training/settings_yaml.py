@@ -1,6 +1,7 @@
 """Read a config file and its overrides into plain values: YAML as people expect it, mistakes with their line.
 
-PyYAML follows YAML 1.1, where ``2e-5`` is a text and ``no`` is false. Here scalars are read as YAML 1.2 reads them.
+PyYAML follows YAML 1.1, where ``2e-5`` is a text and ``no`` is false. Here scalars are read as YAML 1.2 reads them. A file may
+build on others (``extends``), so that many runs share what they have in common.
 """
 
 from __future__ import annotations
@@ -63,12 +64,48 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """Read a YAML config file into a mapping.
+    """Read a YAML config file into a mapping, with the files that it extends merged in.
+
+    ``extends`` names one file or several, relative to the file that it stands in. Later files win over earlier ones and the file
+    itself over all of them; sections are merged key by key, everything else is replaced, and a key left empty is put back to its
+    default.
 
     Raises:
-        BALoraError: The file is missing or unreadable, is not YAML (with the line), or is not a mapping.
+        BALoraError: A file is missing or unreadable, is not YAML (with the line), is not a mapping, or extends itself.
     """
-    path = Path(path)
+    return _extended(Path(path), ())
+
+
+def _extended(path: Path, open_files: tuple[Path, ...]) -> dict[str, Any]:
+    """One file over those it extends; ``open_files`` are the ones whose turn is not over."""
+    if path.resolve() in open_files:
+        circle = " -> ".join(p.name for p in (*open_files[open_files.index(path.resolve()) :], path))
+        raise BALoraError(f"The config files extend each other in a circle: {circle}.")
+    values = _read_file(path)
+    names = values.pop("extends", None) or []
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise BALoraError(f"extends in {path} is the name of a file or a list of them, not {names!r}.")
+    merged: dict[str, Any] = {}
+    for name in names:
+        base = path.parent / Path(name).expanduser()
+        if not base.is_file():
+            siblings = [p.name for p in base.parent.glob("*.y*ml")] if base.parent.is_dir() else []
+            raise BALoraError(f"{path} extends {name}, and there is no file {base}.{suggest(base.name, siblings)}")
+        merged = _merged(merged, _extended(base, (*open_files, path.resolve())))
+    return _merged(merged, values)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Two mappings as one: sections key by key, otherwise what is above."""
+    both = dict(below)
+    for key, value in above.items():
+        under = both.get(key)
+        both[key] = _merged(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+    return both
+
+
+def _read_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:

@@ -1,6 +1,6 @@
-"""One micro-batch through teacher, student and objective: the two shapes this takes.
+"""One micro-batch through teacher, student and objective, for models that generate; what a model is trained for.
 
-Shapes: B sequences, T positions, M valid tokens, N examples, D classes, d hidden or pooled size, V vocabulary.
+Shapes: B sequences, T positions, M valid tokens, d hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,20 +11,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import CausalLMOutput, SequenceClassifierOutput
+from transformers.modeling_outputs import CausalLMOutput
 
 from balora.errors import BALoraError
 from balora.forward import HeadlessForward, valid_targets
-from balora.losses import LinearHead, Parts, SpectralBasis
+from balora.losses import LinearHead, Parts, RememberedTeacher, SpectralBasis
 from balora.methods.low_rank import task_type
 from balora.methods.start import evaluating
 from balora.objective import Objective, Task
-from balora.pooled import pooled_features
 from balora.regularizers import consistency
 from balora.teacher import PretrainedTeacher
+from balora.training.classification import ClassificationStep
+from balora.training.start_check import NO_TERMS, rounding
+from balora.training.subsampling import Held, rows_of
+from balora.training.teacher_cache import TeacherCache
 
 logger = logging.getLogger("balora")
-_NO_TERMS = {"consistency": 0.0, "diversity": 0.0, "spectral": 0.0, "variance": 0.0}
+__all__ = ["ClassificationStep", "GenerationStep", "infer_task"]
 
 
 def infer_task(model: nn.Module) -> Task:
@@ -58,10 +61,14 @@ def infer_task(model: nn.Module) -> Task:
 class GenerationStep:
     """Causal and sequence-to-sequence models: hidden states at the valid positions, the head met once in the loss."""
 
-    def __init__(self, model: nn.Module, objective: Objective, teacher: PretrainedTeacher) -> None:
+    def __init__(
+        self, model: nn.Module, objective: Objective, teacher: PretrainedTeacher, cache: TeacherCache | None = None
+    ) -> None:
         self.model = model
         self.objective = objective
         self.teacher = teacher
+        self.cache = cache
+        self._cache_checked = False
         self.shift = objective.task == "generation"
         self.headless = HeadlessForward(model)
         self._fused: bool | None = None if objective.loss_path == "fused" else False
@@ -80,33 +87,36 @@ class GenerationStep:
         *,
         num_items: Tensor | None,
         share: float,
+        held: Held | None = None,
     ) -> tuple[Parts, dict[str, Tensor], Any]:
         """Parts of one micro-batch, no further statistics, and the model's outputs."""
+        held = held or Held()
         inputs = self._prepared(inputs, labels)
         mask_BT, labels_M = valid_targets(labels, shift=self.shift)
+        skipped = weights["consistency"] > 0 and held.nobody
+        if skipped:
+            weights = {**weights, "consistency": 0.0}
         terms: dict[str, Any] = {"num_items": num_items, "share": share}
-        if self._takes_fused(model, inputs):
-            teacher_Md, teacher_head = self._teacher_hidden(model, inputs, mask_BT, weights)
-            hidden_BTd, outputs = self.headless.hidden_states(model, inputs)
+        fused = self._takes_fused(model, inputs)
+        if weights["consistency"] > 0:
+            terms |= {"keep": held.keep, "consistency_mask_M": _at_tokens(held, mask_BT)}
+            terms |= self._teacher(model, inputs, mask_BT, held, fused)
+        if fused:
             head = self.headless.head()
             assert head is not None
-            parts = self.objective.generation(
-                hidden_BTd[mask_BT].to(head.weight_VD.dtype),
-                labels_M,
-                teacher_Md,
-                weights,
-                **terms,
-                **self._head_arguments(head, teacher_head),
-            )
+            terms |= self._head_arguments(
+                head
+            )  # before the forward, whose activations would stand beside the spectral basis
+            hidden_BTd, outputs = self.headless.hidden_states(model, inputs)
+            hidden_Md = hidden_BTd[mask_BT].to(head.weight_VD.dtype)
+            parts = self.objective.generation(hidden_Md, labels_M, terms.pop("teacher", None), weights, **terms)
         else:
-            teacher_MV = None
-            if weights["consistency"] > 0:
-                with self.teacher.active():
-                    teacher_MV = model(**inputs).logits[mask_BT]
             outputs = model(**inputs)
             parts = self.objective.generation_from_logits(
-                outputs.logits[mask_BT], labels_M, teacher_MV, weights, **terms
+                outputs.logits[mask_BT], labels_M, terms.pop("teacher", None), weights, **terms
             )
+        if skipped:  # of nobody the term is 0, and counts as that in the mean
+            parts = dataclasses.replace(parts, consistency=torch.zeros_like(parts.task))
         return self._with_router_loss(parts, outputs, share), {}, outputs
 
     def evaluate(
@@ -120,10 +130,10 @@ class GenerationStep:
             head = self.headless.head()
             assert head is not None
             hidden_Md = hidden_BTd[mask_BT].to(head.weight_VD.dtype)
-            parts = self.objective.generation(hidden_Md, labels_M, None, _NO_TERMS, **self._head_arguments(head, None))
+            parts = self.objective.generation(hidden_Md, labels_M, None, NO_TERMS, **self._head_arguments(head))
             return parts.loss, CausalLMOutput(loss=parts.loss)
         logits = model(**inputs).logits
-        parts = self.objective.generation_from_logits(logits[mask_BT], labels_M, None, _NO_TERMS)
+        parts = self.objective.generation_from_logits(logits[mask_BT], labels_M, None, NO_TERMS)
         return parts.loss, CausalLMOutput(loss=parts.loss, logits=logits if keep_logits else None)
 
     def start_divergence(self, model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> tuple[float, float]:
@@ -134,7 +144,7 @@ class GenerationStep:
             teacher_MV = self.headless.logits_at(model, inputs, mask_BT).float()
         with evaluating(self.model):
             student_MV = self.headless.logits_at(model, inputs, mask_BT).float()
-            return float(consistency(student_MV, teacher_MV, 1.0)), _rounding(self.model)
+            return float(consistency(student_MV, teacher_MV, 1.0)), rounding(self.model)
 
     def _prepared(self, inputs: dict[str, Any], labels: Tensor) -> dict[str, Any]:
         """What the model is called with: no cache, and for an encoder-decoder its labels one place to the right.
@@ -164,31 +174,60 @@ class GenerationStep:
                 )
         return self._fused
 
-    def _teacher_hidden(
-        self, model: nn.Module, inputs: dict[str, Any], mask_BT: Tensor, weights: dict[str, float]
-    ) -> tuple[Tensor | None, LinearHead | None]:
-        if not weights["consistency"] > 0:
-            return None, None
+    def _teacher(
+        self, model: nn.Module, inputs: dict[str, Any], mask_BT: Tensor, held: Held, fused: bool
+    ) -> dict[str, Any]:
+        """What the loss takes of the teacher: what is remembered, or its outputs at the valid tokens (0 where not held)."""
+        if self.cache is not None:
+            return {"remembered_teacher": self._remembered(model, inputs, mask_BT, held)}
+        count = len(mask_BT)
+        inputs, here_BT = rows_of(inputs, held.rows, count), rows_of({"": mask_BT}, held.rows, count)[""]
+        own: dict[str, Any] = {}
         with self.teacher.active():
-            hidden_BTd, _ = self.headless.hidden_states(model, inputs)
-            head = self.headless.head()
-            assert head is not None
-            # A view of the values as they are now: the parameter itself goes back to the student's afterwards.
-            hidden_Md = hidden_BTd[mask_BT].to(head.weight_VD.dtype)
-            return hidden_Md, (_detached(head) if self._head_learns() else None)
+            if fused:
+                found_Md, head = self._hidden_at(model, inputs, here_BT)
+                if self._head_learns():
+                    own = {"teacher_head_VD": head.weight_VD, "teacher_bias_V": head.bias_V}
+            else:
+                found_Md = model(**inputs).logits[here_BT]
+        mask_M = _at_tokens(held, mask_BT)
+        if mask_M is not None:
+            found_Md = found_Md.new_zeros(len(mask_M), found_Md.shape[1]).masked_scatter_(mask_M[:, None], found_Md)
+        return {"teacher": found_Md, **own}
+
+    def _hidden_at(self, model: nn.Module, inputs: dict[str, Any], mask_BT: Tensor) -> tuple[Tensor, LinearHead]:
+        """Hidden states at the valid tokens, and the head as it is now, as constants."""
+        hidden_BTd, _ = self.headless.hidden_states(model, inputs)
+        head = self.headless.head()
+        assert head is not None
+        # A view of the values as they are now: the parameter itself goes back to the student's afterwards.
+        return hidden_BTd[mask_BT].to(head.weight_VD.dtype), _detached(head)
+
+    def _remembered(self, model: nn.Module, inputs: dict[str, Any], mask_BT: Tensor, held: Held) -> RememberedTeacher:
+        """What the cache holds of these tokens; compared once with what the teacher says."""
+        assert self.cache is not None
+        if held.keys is None:
+            raise BALoraError(
+                "The batches do not say which rows they are made of, so a teacher cache cannot be used; train on a "
+                "dataset with a length, and in batches of whole rows, or leave teacher_cache out."
+            )
+        memory = self.cache.take(held.keys, mask_BT.device)
+        if not self._cache_checked:
+            self._cache_checked = True
+            with self.teacher.active():
+                self.cache.check(memory, self.headless.logits_at(model, inputs, mask_BT))
+        return memory
 
     def _head_learns(self) -> bool:
         return any(p.requires_grad for p in self.headless.module.parameters())
 
-    def _head_arguments(self, head: LinearHead, teacher_head: LinearHead | None) -> dict[str, Any]:
+    def _head_arguments(self, head: LinearHead) -> dict[str, Any]:
         arguments: dict[str, Any] = {
             "head_VD": head.weight_VD,
             "bias_V": head.bias_V,
             "logit_scale": head.logit_scale,
             "softcap": head.softcap,
         }
-        if teacher_head is not None:
-            arguments |= {"teacher_head_VD": teacher_head.weight_VD, "teacher_bias_V": teacher_head.bias_V}
         if self.objective.config.spectral > 0 and not self._head_learns() and head.softcap is None:
             arguments["spectral_basis"] = self._spectral_basis(head)
         return arguments
@@ -208,86 +247,12 @@ class GenerationStep:
         return dataclasses.replace(parts, loss=parts.loss + config.router_aux_loss_coef * share * router)
 
 
-class ClassificationStep:
-    """Sequence classifiers and regressors: logits, and pooled features where a target asks for them."""
-
-    def __init__(self, model: nn.Module, objective: Objective, teacher: PretrainedTeacher) -> None:
-        self.model = model
-        self.objective = objective
-        self.teacher = teacher
-        self._rows_checked = False
-
-    def count_items(self, labels: Tensor) -> Tensor:
-        """Examples of a micro-batch, as a scalar tensor."""
-        return torch.tensor(labels.shape[0])
-
-    def train(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        labels: Tensor,
-        weights: dict[str, float],
-        *,
-        num_items: Tensor | None,
-        share: float,
-    ) -> tuple[Parts, dict[str, Tensor], Any]:
-        """Parts of one micro-batch, the logits' variance (METHOD 6.15), and the model's outputs."""
-        teacher_ND = None
-        if weights["consistency"] > 0:
-            with self.teacher.active():
-                teacher_ND = model(**inputs).logits
-        features_Nd = None
-        if self.objective.needs_features:
-            with pooled_features(self.model, inputs) as caught:
-                outputs = model(**inputs)
-            features_Nd = caught[-1]
-        else:
-            outputs = model(**inputs)
-        logits_ND = outputs.logits
-        self._check_rows(logits_ND.shape[0])
-        parts = self.objective.classification(
-            logits_ND, labels, teacher_ND, features_Nd, weights, num_items=num_items, share=share
-        )
-        spread = logits_ND.detach().float().var(0, correction=0).mean()
-        return parts, {"logit_variance": spread}, outputs
-
-    def _check_rows(self, rows: int) -> None:
-        """Say once when the batches are too small for the spectral term to move (METHOD 6.3)."""
-        config = self.objective.config
-        if not self._rows_checked and config.spectral > 0 and config.spectral_rank >= rows:
-            logger.warning(
-                "The spectral term is constant: with %d rows in a batch and spectral_rank %d the ratio of eq. 7 is 1 whatever "
-                "the model does, so its gradient is 0. Choose spectral_rank below %d, or a larger per_device_train_batch_size.",
-                rows,
-                config.spectral_rank,
-                rows,
-            )
-        self._rows_checked = True
-
-    def evaluate(
-        self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, *, keep_logits: bool
-    ) -> tuple[Tensor, Any]:
-        """Mean task loss over the batch and the logits."""
-        logits = model(**inputs).logits
-        parts = self.objective.classification(logits, labels, None, None, _NO_TERMS)
-        return parts.loss, SequenceClassifierOutput(loss=parts.loss, logits=logits)
-
-    def start_divergence(self, model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> tuple[float, float]:
-        """KL(teacher ‖ student) in eval mode, for regression the squared difference, and what rounding allows."""
-        with self.teacher.active():
-            teacher_ND = model(**inputs).logits.float()
-        with evaluating(self.model):
-            student_ND = model(**inputs).logits.float()
-            if self.objective.task == "regression":
-                return float((student_ND - teacher_ND).square().mean()), _rounding(self.model)
-            return float(consistency(student_ND, teacher_ND, 1.0)), _rounding(self.model)
+def _at_tokens(held: Held, mask_BT: Tensor) -> Tensor | None:
+    """Which of the valid tokens belong to a sequence that is drawn; None for all."""
+    drawn_B = held.mask(len(mask_BT), mask_BT.device)
+    return None if drawn_B is None else drawn_B[:, None].expand_as(mask_BT)[mask_BT]
 
 
 def _detached(head: LinearHead) -> LinearHead:
     bias_V = None if head.bias_V is None else head.bias_V.detach()
     return dataclasses.replace(head, weight_VD=head.weight_VD.detach(), bias_V=bias_V)
-
-
-def _rounding(model: nn.Module) -> float:
-    half = any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters())
-    return 1e-4 if half else 1e-6

@@ -7,6 +7,7 @@ from balora.training.data.collate import (
     ensure_pad_token,
     make_collator,
 )
+from balora.training.data.conditions import describe as describe_conditions
 from balora.training.data.examples import Examples, load_examples
 from balora.training.data.prompts import encode_prompt, render_prompt, separator_of
 from balora.training.data.tokenize import Tokenized, tokenize_examples
@@ -17,6 +18,7 @@ __all__ = [
     "Examples",
     "Seq2SeqCollator",
     "Tokenized",
+    "describe_conditions",
     "encode_prompt",
     "ensure_pad_token",
     "load_examples",

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from balora.training.data.chat import Unrenderable, encode_chat, require_chat_template
 from balora.training.data.collate import IGNORED
 from balora.training.data.files import BadRows
-from balora.training.data.prompts import bare_ids, render_prompt, separator_of, start_ids
+from balora.training.data.prompts import bare_ids, render_prompt, separator_of, start_ids, template_of
 from balora.training.settings_forms import Form
 from balora.training.settings_sections import DataSettings
 
@@ -54,7 +54,7 @@ def make_encoder(
     max_positions: int | None,
 ) -> Encoder:
     """The way from a batch of examples of this form to tokens."""
-    template = data.prompt_template
+    template = template_of(data)
     if task == "seq2seq":
         target = target_tokenizer or tokenizer
         most, key = (

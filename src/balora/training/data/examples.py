@@ -10,9 +10,11 @@ from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
+from balora.errors import BALoraError
+from balora.training.data.conditions import apply_conditions
 from balora.training.data.files import BadRows, Row, Table
 from balora.training.data.labels import LabelSet, find_labels
-from balora.training.data.rows import check_columns, convert, used_columns
+from balora.training.data.rows import check_columns, convert, outer_column, used_columns
 from balora.training.data.sources import read_tables
 from balora.training.settings_forms import Form
 from balora.training.settings_sections import DataSettings
@@ -34,14 +36,16 @@ class Examples:
 
     form: Form
     """``pair`` (columns prompt, input, response), ``messages`` (messages, place), ``text`` (text), ``labelled`` or
-    ``scored`` (text, for pairs text_pair, labels)."""
+    ``scored`` (text, for pairs text_pair, labels). Classes and scores said in words are a ``pair``."""
     train: Dataset
     eval: Dataset | None
     label_names: tuple[str, ...] | None
-    """Classes in the order of their numbers, for classification."""
+    """Classes in the order of their numbers, for classification; where classes are said, the words for them."""
     train_source: str
     """Where the training rows are from, in words."""
     eval_source: str | None
+    conditions: dict[str, Any] | None
+    """What the data conditions did to the training rows, in numbers; None where there are none."""
     digest: str
     """SHA-256 over all examples in order: the same data give the same digest, wherever they lie."""
 
@@ -55,7 +59,7 @@ class Examples:
         """Number of outputs a classification head needs; 1 for regression, None for generation."""
         if self.form == "scored":
             return 1
-        return None if self.label_names is None else len(self.label_names)
+        return len(self.label_names) if self.form == "labelled" and self.label_names else None
 
 
 def load_examples(data: DataSettings, task: str, seed: int = 42) -> Examples:
@@ -64,45 +68,71 @@ def load_examples(data: DataSettings, task: str, seed: int = 42) -> Examples:
     Args:
         data: The config's ``data`` section.
         task: generation, seq2seq, classification or regression.
-        seed: Of the choice of evaluation rows, where ``data.eval`` is a share.
+        seed: Of the choice of evaluation rows, where ``data.eval`` is a share, and of the data conditions.
 
     Returns:
-        Training and evaluation examples in the order of their source.
+        Training examples in the order of their source and under the conditions asked for, and evaluation examples as they are.
 
     Raises:
         BALoraError: A source is missing, broken or empty; a column is missing (the others are named); rows cannot be
             used (the first three are named by file and line, the rest counted).
     """
-    train, held_out = read_tables(data, set(used_columns(data).values()), seed)
-    tables = [train] if held_out is None else [train, held_out]
-    for table in tables:
-        check_columns(table, data)
-    labels = _labels(train, data) if task == "classification" else None
+    train, held_out = _read(data, seed)
+    further = [(part, _read(part, seed)[0]) for part in data.sources[1:]]
+    labels = _labels(train, data) if data.form == "labelled" else None
+    if labels is not None:
+        for part, table in ((data, train), *further):
+            _check_order(labels, table, part)
+    words = task == "seq2seq" and data.form != "pair"
+    form: Form = "pair" if words else data.form
     bad = BadRows()
-    rows = [convert(table, data, labels, bad) for table in tables]
+    rows = [convert(table, data, labels, bad, words=words) for table in (train, held_out) if table is not None]
+    for part, table in further:
+        rows[0] += convert(table, part, labels, bad, words=words)
     bad.raise_if_any()
     if held_out is not None:
         _warn_of_overlap(*rows)
+    rows[0], conditions = apply_conditions(rows[0], data, labels, seed)
     return Examples(
-        form=data.form,
-        train=_dataset(rows[0], data.form),
-        eval=_dataset(rows[1], data.form) if held_out is not None else None,
+        form=form,
+        train=_dataset(rows[0], form),
+        eval=_dataset(rows[1], form) if held_out is not None else None,
         label_names=labels.names if labels else None,
-        train_source=train.name,
+        train_source=" + ".join([train.name, *(table.name for _, table in further)]),
         eval_source=held_out.name if held_out is not None else None,
+        conditions=conditions,
         digest=_digest(rows),
     )
+
+
+def _read(data: DataSettings, seed: int) -> tuple[Table, Table | None]:
+    """The tables that one section names, their columns checked."""
+    named = set(used_columns(data).values())
+    train, held_out = read_tables(data, named | {outer_column(column) for column in named}, seed)
+    for table in (train, held_out):
+        if table is not None:
+            check_columns(table, data)
+    return train, held_out
 
 
 def _labels(train: Table, data: DataSettings) -> LabelSet:
     """The classes as given, as the source declares them, or as the training rows have them."""
     assert data.label is not None
-    if data.labels is not None:
-        return LabelSet(data.labels)
-    if data.label in train.class_names:
-        return LabelSet(train.class_names[data.label])
+    names = data.labels or train.class_names.get(data.label)
+    if names:
+        return LabelSet(names)
     values = [row.get(data.label) for row in train.rows]
     return find_labels([value for value in values if value not in (None, "")], data.label, train.name)
+
+
+def _check_order(labels: LabelSet, table: Table, data: DataSettings) -> None:
+    """Refuse a source that numbers the same classes in another order: its numbers would mean other classes here."""
+    declared = table.class_names.get(str(data.label), labels.names)
+    if declared != labels.names and sorted(declared) == sorted(labels.names):
+        raise BALoraError(
+            f"{table.name} numbers its classes in the order {', '.join(declared)}, and here they are "
+            f"{', '.join(labels.names)}; give them in its order in data.labels."
+        )
 
 
 def _dataset(rows: list[Row], form: Form) -> Dataset:

@@ -47,8 +47,14 @@ def unreachable(error: BaseException) -> bool:
     return False
 
 
-def load_hub_dataset(name: str, configuration: str | None, split: str) -> datasets.Dataset:
+def load_hub_dataset(name: str, configuration: str | None, split: str, *, key: str = "data.train") -> datasets.Dataset:
     """Load one split of a hub dataset.
+
+    Args:
+        name: Its id.
+        configuration: Its configuration, where it has several.
+        split: A split expression.
+        key: Where the user can name a local file instead.
 
     Raises:
         BALoraError: The hub cannot be reached, or has no such dataset, configuration or split.
@@ -61,7 +67,7 @@ def load_hub_dataset(name: str, configuration: str | None, split: str) -> datase
         if unreachable(error):
             raise BALoraError(
                 f"{name} is no local file or folder, and as a hub id it could not be reached; check the connection, or "
-                "give a local file in data.train."
+                f"give a local file in {key}."
             ) from error
         if isinstance(error, datasets.exceptions.DatasetNotFoundError):
             raise BALoraError(

@@ -12,7 +12,8 @@ Generation: ``start + prompt + separator + response + end``.
 * Longer than ``max_length``: the response is cut on its right, never the prompt.
 
 Encoder-decoder models take ``prompt`` in the encoder, without separator, and ``response`` in the decoder, each with the
-special tokens that its tokenizer adds, which also survive truncation.
+special tokens that its tokenizer adds, which also survive truncation. Where the response is the word for a class or a score,
+the texts are the prompt: `template_of`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import re
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+
+from balora.training.settings_sections import DataSettings
 
 _INTRO = "Below is an instruction that describes a task{0}. Write a response that appropriately completes the request."
 _NAMED = {
@@ -52,6 +55,23 @@ def render_prompt(template: str, prompt: str, given: str = "") -> str:
     named = _WITH_INPUT if given.strip() and template in _WITH_INPUT else _NAMED
     values = {"prompt": prompt, "input": given}
     return _PLACE.sub(lambda place: values[place[1]], named.get(template, template))
+
+
+def template_of(data: DataSettings) -> str:
+    """A config's template with its places named as `render_prompt` names them.
+
+    A text and the second of a pair take the places of prompt and input; without a template a pair is joined by a space.
+
+    Example:
+        >>> template_of(DataSettings(train="d.tsv", text=("a", "b"), label="l", prompt_template="rte 1: {text} 2: {text_pair}"))
+        'rte 1: {prompt} 2: {input}'
+    """
+    template = data.prompt_template
+    if data.form not in ("labelled", "scored"):
+        return template
+    if template == "none":
+        return "{prompt} {input}" if isinstance(data.text, tuple) and len(data.text) == 2 else template
+    return template.replace("{text}", "{prompt}").replace("{text_pair}", "{input}")
 
 
 def separator_of(template: str, separator: str | None = None) -> str:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 from balora.errors import BALoraError, suggest
 from balora.training.data.files import BadRows, Row, Table
 from balora.training.data.labels import LabelSet
+from balora.training.data.words import score_word
 from balora.training.settings_sections import DataSettings
 
+# A column, or a place inside one: conversations[0].value
+_PATH = re.compile(r"(?P<column>.*?)(?P<steps>(?:\[\d+\]|\.[^.\[\]]+)+)")
+_STEP = re.compile(r"\[(?P<index>\d+)\]|\.(?P<key>[^.\[\]]+)")
 _TOOLS = ("tool_calls", "tool_call_id", "function_call")
 
 
@@ -35,13 +40,25 @@ def used_columns(data: DataSettings) -> dict[str, str]:
     return columns
 
 
+def outer_column(name: str) -> str:
+    """The column that holds what a name such as ``conversations[0].value`` reaches into.
+
+    Example:
+        >>> outer_column("conversations[0].value"), outer_column("sentence")
+        ('conversations', 'sentence')
+    """
+    match = _PATH.fullmatch(name)
+    return match["column"] if match else name
+
+
 def check_columns(table: Table, data: DataSettings) -> None:
     """Make sure that every named column exists.
 
     Raises:
         BALoraError: One or more do not; the columns there are are named.
     """
-    missing = {key: column for key, column in used_columns(data).items() if column not in table.columns}
+    used = used_columns(data).items()
+    missing = {k: c for k, c in used if c not in table.columns and outer_column(c) not in table.columns}
     if missing:
         wanted = " and ".join(f"{column!r} ({key})" for key, column in missing.items())
         hint = suggest(next(iter(missing.values())), table.columns)
@@ -49,14 +66,17 @@ def check_columns(table: Table, data: DataSettings) -> None:
         raise BALoraError(f"{table.name} has no {noun} {wanted}.{hint} Its columns are {', '.join(table.columns)}.")
 
 
-def convert(table: Table, data: DataSettings, labels: LabelSet | None, bad: BadRows) -> list[Row]:
+def convert(
+    table: Table, data: DataSettings, labels: LabelSet | None, bad: BadRows, *, words: bool = False
+) -> list[Row]:
     """Turn rows into examples.
 
     Args:
         table: Rows whose columns have been checked.
         data: Which column holds what.
-        labels: The classes, for classification.
+        labels: The classes, where ``data.label`` names a column.
         bad: Receives the rows that cannot be used.
+        words: Whether a class or score becomes the word for it, and the texts the prompt.
 
     Returns:
         By form: ``prompt, input, response``; ``messages, place``; ``text``; ``text[, text_pair], labels``.
@@ -69,6 +89,8 @@ def convert(table: Table, data: DataSettings, labels: LabelSet | None, bad: BadR
         except RowProblem as problem:
             bad.add(place, str(problem))
         else:
+            if words:
+                example = _in_words(example, labels)
             # A chat template may refuse a conversation later, and the place is wanted then.
             examples.append({**example, "place": place} if data.form == "messages" else example)
     return examples
@@ -76,7 +98,7 @@ def convert(table: Table, data: DataSettings, labels: LabelSet | None, bad: BadR
 
 def _pair(row: Row, data: DataSettings, labels: LabelSet | None) -> Row:
     assert data.prompt is not None and data.response is not None
-    given = row.get(data.input) if data.input else None
+    given = _value(row, data.input) if data.input and outer_column(data.input) in row else None
     return {
         "prompt": _text(row, data.prompt),
         "input": "" if given is None else _as_text(given, str(data.input)),
@@ -117,6 +139,13 @@ def _scored(row: Row, data: DataSettings, labels: LabelSet | None) -> Row:
     return {**example, "labels": score}
 
 
+def _in_words(example: Row, labels: LabelSet | None) -> Row:
+    """A labelled or scored example as prompt and response."""
+    value = example["labels"]
+    word = score_word(value) if labels is None else labels.names[value]
+    return {"prompt": example["text"], "input": example.get("text_pair", ""), "response": word}
+
+
 def _messages(row: Row, data: DataSettings, labels: LabelSet | None) -> Row:
     assert data.messages is not None
     value = _present(row, data.messages)
@@ -141,11 +170,26 @@ def _message(message: Row, number: int) -> Row:
 
 
 def _present(row: Row, column: str) -> Any:
+    value = _value(row, column)
+    if value is None or value == "":
+        raise RowProblem(f"{column!r} is empty")
+    return value
+
+
+def _value(row: Row, name: str) -> Any:
+    """What a column holds, or what ``conversations[0].value`` reaches into a column for."""
+    if name in row:
+        return row[name]
+    column = outer_column(name)
     if column not in row:
         raise RowProblem(f"the column {column!r} is missing")
-    if row[column] is None or row[column] == "":
-        raise RowProblem(f"{column!r} is empty")
-    return row[column]
+    value = row[column]
+    for step in _STEP.finditer(name, len(column)):
+        try:
+            value = value[step["key"] or int(step["index"])]
+        except (KeyError, IndexError, TypeError) as error:
+            raise RowProblem(f"{name!r} is not there: {column!r} is {_shown(row[column])}") from error
+    return value
 
 
 def _text(row: Row, column: str) -> str:

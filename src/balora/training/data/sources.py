@@ -25,6 +25,8 @@ _ALIASES = {
     "valid": "validation",
     "val": "validation",
     "eval": "validation",
+    "dev_matched": "validation_matched",
+    "dev_mismatched": "validation_mismatched",
 }
 _SLICE = re.compile(r"(?P<name>.*?)(?P<slice>\[[^\[\]]*\])?")
 

@@ -1,0 +1,70 @@
+"""Measure one variant in a process of its own: seconds of its steps and the peak of its resident set above the loaded model."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+from shapes import Shape
+
+PRELOADED = ["torch", "transformers", "peft", "balora.training.steps", "variants"]
+
+
+def measure(variant: str, shape: Shape, steps: int = 2) -> dict[str, Any]:
+    """Run the steps in a fresh process; only imports are shared with the others.
+
+    Returns:
+        ``peak_mib`` above the loaded, adapted model (a second model, optimizer states and all counted), ``loaded_mib``,
+        ``seconds`` of each step after the first; or ``status`` with what went wrong.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(theirs, variant, shape, steps))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError:  # killed: out of memory, most likely
+        process.join()
+        return {"status": f"died with exit code {process.exitcode}"}
+    finally:
+        process.join()
+
+
+def _run(answer: Any, variant: str, shape: Shape, steps: int) -> None:
+    import variants as made
+
+    try:
+        model = made.load(variant, shape)
+        batches = shape.batches(1)
+        _give_back()
+        loaded = _resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
+        ready, opened = made.prepare(variant, shape, model, batches)
+        seconds = []
+        with opened:
+            for _ in range(steps):
+                begun = time.perf_counter()
+                ready.step(batches[0])
+                seconds.append(time.perf_counter() - begun)
+        peak = _resident("VmHWM")
+        answer.send({"peak_mib": peak - loaded, "loaded_mib": loaded, "seconds": seconds[1:] or seconds})
+    except (RuntimeError, MemoryError) as error:
+        answer.send({"status": f"{type(error).__name__}: {str(error)[:200]}"})
+
+
+def _resident(field: str) -> float:
+    """MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(field + ":"))
+
+
+def _give_back() -> None:
+    """Free what loading used: the system's allocator would keep some of it."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,0 +1,36 @@
+"""Peak memory of each variant above its loaded model, a fresh process for each: `python benchmarks/memory.py`. Linux."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from fresh import measure
+from rows import Rows
+from shapes import MAIN, TINY, WIDE
+
+
+def main() -> None:
+    """Read the options and measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tiny", action="store_true", help="to try the script")
+    parser.add_argument("--variants", nargs="+", default=["stock", "online", "cached", "reference"])
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args()
+    rows = Rows("memory", given.output)
+    shapes = [TINY, dataclasses.replace(TINY, vocabulary=401)] if given.tiny else [MAIN, WIDE]
+    for shape in shapes:
+        peaks = {}
+        for variant in given.variants:
+            # One step of the reference at the wide vocabulary is a minute of singular values; its peak is in the first.
+            found = measure(variant, shape, steps=1 if variant == "reference" else 2)
+            rows.add(kind="variant", variant=variant, shape=shape, **found)
+            peaks[variant] = found.get("peak_mib")
+        for variant, peak in peaks.items():
+            if peak and peaks.get("stock") and variant != "stock":
+                rows.add(kind="ratio", above=variant, below="stock", shape=shape, ratio=peak / peaks["stock"])
+
+
+if __name__ == "__main__":
+    main()

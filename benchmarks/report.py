@@ -1,0 +1,255 @@
+"""Write the tables and plots of docs/cost.md from the rows: `python benchmarks/report.py` (or `make bench-report`)."""
+
+from __future__ import annotations
+
+import io
+import re
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from rows import read
+from shapes import LLAMA_7B, MAIN, WIDE
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "cost.md"
+ASSETS = ROOT / "docs" / "assets"
+NAMES = {
+    "stock": "PiSSA in stock peft and transformers",
+    "online": "balora, teacher at every step",
+    "cached": "balora, teacher remembered",
+    "off": "balora, regularizers off",
+    "forward": "one forward of the stock model, no gradient",
+    "reference": "BA-LoRA as a plain reading has it",
+}
+COLOURS = {"stock": "#E69F00", "online": "#009E73", "cached": "#56B4E9", "reference": "#999999", "off": "#0072B2"}
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Fill in every table that has rows, and draw every plot that has."""
+    text = PAGE.read_text()
+    tables = {
+        "targets": targets(),
+        "steps": steps(),
+        "memory": memory(),
+        "start": start(),
+        "gpu": gpu(),
+        "machine": machine(),
+    }
+    for name, table in tables.items():
+        mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        assert mark.search(text), f"docs/cost.md has no place for {name}"
+        text = mark.sub(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)
+    PAGE.write_text(text)
+    ASSETS.mkdir(exist_ok=True)
+    if read("sweep"):
+        sweep_plot()
+    if read("step_time"):
+        variants_plot()
+
+
+def targets() -> str:
+    """Every target beside what was measured."""
+    lines = ["| what | target | measured | |", "|---|---|---|---|"]
+    found = [
+        ("step time, ours online / stock PiSSA", "≤ 1.20", _ratio("step_time", "online", "stock")),
+        ("step time, ours cached / stock PiSSA", "≤ 0.90", _ratio("step_time", "cached", "stock")),
+        ("step time, plain reading / ours online", "≥ 3.0", _ratio("step_time", "reference", "online")),
+        (
+            "peak memory above the loaded model, ours online / stock",
+            "≤ 0.70",
+            _ratio("memory", "online", "stock", MAIN.name),
+        ),
+        ("the same at V 128 256", "≤ 0.40", _ratio("memory", "online", "stock", WIDE.name)),
+        ("classification, 3 epochs, cached / stock PiSSA", "≤ 1.05", _ratio("classification", "cached", "stock")),
+        ("CUDA, 7B shape: ours online / (stock + one forward)", "≤ 1.05", _over_floor()),
+        ("CUDA, 7B shape: peak memory, ours online / stock", "≤ 1.00", _gpu_peak()),
+        ("PiSSA start, 7B shape, CUDA, seconds", "≤ 30", _start_seconds()),
+    ]
+    for what, target, value in found:
+        bound = float(target.split()[1])
+        good = value is not None and (value >= bound if target[0] == "≥" else value <= bound)
+        verdict = "not measured yet" if value is None else "reached" if good else "**missed**"
+        lines.append(f"| {what} | {target} | {'–' if value is None else f'{value:.2f}'} | {verdict} |")
+    return "\n".join(lines)
+
+
+def steps() -> str:
+    """Seconds and tokens per second of each variant."""
+    rows = _of("step_time", "variant")
+    if not rows:
+        return _nothing("step_time")
+    lines = ["| variant | seconds a step | quartiles | tokens a second |", "|---|---|---|---|"]
+    for row in sorted(rows, key=lambda row: row["seconds"]["median"]):
+        s = row["seconds"]
+        quartiles = f"{s['low']:.2f} – {s['high']:.2f}"
+        lines.append(f"| {NAMES[row['variant']]} | {s['median']:.2f} | {quartiles} | {row['tokens_per_second']:,.0f} |")
+    equal = _of("step_time", "equality")[0]
+    lines += [
+        "",
+        "Before timing, ours and the plain reading are compared on the same weights, a step away from the start: the "
+        f"loss differs by {equal['loss']:.0e} of itself, the gradient by {equal['gradient']:.0e}.",
+    ]
+    return "\n".join(lines)
+
+
+def memory() -> str:
+    """Peak MiB of each variant."""
+    rows = _of("memory", "variant")
+    if not rows:
+        return _nothing("memory")
+    lines = ["| variant | vocabulary | peak above the loaded model, MiB | over stock |", "|---|---|---|---|"]
+    stock = {row["shape"]["vocabulary"]: row.get("peak_mib") for row in rows if row["variant"] == "stock"}
+    for row in rows:
+        size, peak = row["shape"]["vocabulary"], row.get("peak_mib")
+        if peak is None:
+            lines.append(f"| {NAMES[row['variant']]} | {size:,} | {row['status']} | |")
+        else:
+            over = peak / stock[size] if stock.get(size) else float("nan")
+            lines.append(f"| {NAMES[row['variant']]} | {size:,} | {peak:,.0f} | {over:.2f} |")
+    return "\n".join(lines)
+
+
+def start() -> str:
+    """Seconds and error of a PiSSA start."""
+    rows = _of("pissa_start", "model")
+    if not rows:
+        return _nothing("pissa_start")
+    lines = [
+        "| decomposition | device | seconds for all 224 matrices | error over the exact one's |",
+        "|---|---|---|---|",
+    ]
+    names = {"exact": "exact", "ours": "ours, randomised, 6 iterations", "peft_niter_16": "peft, `pissa_niter_16`"}
+    lines += [
+        f"| {names[r['method']]} | {r['where']} | {r['seconds']:,.0f} | {r['error_over_exact']:.5f} |" for r in rows
+    ]
+    return "\n".join(lines)
+
+
+def gpu() -> str:
+    """Ratios of the GPU script."""
+    rows = _of("gpu", "ratio")
+    if not rows:
+        return "Not measured yet: `make bench-gpu` on a machine with a GPU writes the rows, `make bench-report` this table."
+    peaks = {(r["variant"], r["shape"]["name"], r["shape"]["checkpointing"]): r for r in _of("gpu", "peak")}
+    lines = ["| shape | checkpointing | variant | over stock | over stock + one forward | peak GiB | over stock's |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for r in rows:
+        shape = r["shape"]
+        peak = peaks[(r["above"], shape["name"], shape["checkpointing"])]["peak_mib"]
+        lines.append(
+            f"| {shape['name']} | {'yes' if shape['checkpointing'] else 'no'} | {NAMES[r['above']]} | {r['ratio']['median']:.2f} | "
+            f"{r['over_floor']['median']:.2f} | {(peak or 0) / 1024:.1f} | {r['peak_ratio'] or 0:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """On what the rows were measured."""
+    lines = []
+    for name in ("step_time", "memory", "sweep", "classification", "pissa_start", "gpu"):
+        rows = read(name)
+        if rows:
+            row = rows[-1]
+            hardware, versions = row["hardware"], row["versions"]
+            commit = row["commit"] or {"id": "unknown", "dirty": False}
+            lines.append(
+                f"- `{name}`: {hardware['device']}, {hardware['threads']} threads, torch {versions['torch']}, transformers "
+                f"{versions['transformers']}, peft {versions['peft']}, {row['time'][:10]}, commit {commit['id'][:8]}"
+                + (" with changes" if commit["dirty"] else "")
+            )
+    return "\n".join(lines) or "No rows yet."
+
+
+def sweep_plot() -> None:
+    """Time and memory over each axis, stock and ours."""
+    rows = [row for row in _of("sweep", "point") if row["status"] == "ok"]
+    axes_of = list(dict.fromkeys(row["axis"] for row in rows))
+    titles = {"vocabulary": "vocabulary, thousands", "length": "tokens of one sequence", "batch": "sequences of 256",
+              "prompt": "share of prompt"}  # fmt: skip
+    figure = Figure(figsize=(2.6 * len(axes_of), 4.6), layout="constrained")
+    grid = figure.subplots(2, len(axes_of), squeeze=False)
+    for column, axis in enumerate(axes_of):
+        for line, (key, label) in enumerate((("seconds", "seconds a step"), ("peak_mib", "peak MiB above the model"))):
+            plot = grid[line][column]
+            for variant in ("stock", "online"):
+                points = [(row["value"], row[key]) for row in rows if row["axis"] == axis and row["variant"] == variant]
+                xs = [x / 1000 if axis == "vocabulary" else x for x, _ in points]
+                plot.plot(xs, [y for _, y in points], marker="o", markersize=3, color=COLOURS[variant],
+                          label={"stock": "stock PiSSA", "online": "balora"}[variant])  # fmt: skip
+            plot.set_ylim(bottom=0)
+            _finish(plot, titles[axis] if line else "", label if not column else "")
+    grid[0][0].legend(frameon=False, fontsize=8)
+    _save(figure, "cost-sweep.svg")
+
+
+def variants_plot() -> None:
+    """Step time and peak memory of the variants as bars."""
+    times = {row["variant"]: row["seconds"]["median"] for row in _of("step_time", "variant")}
+    peaks = {r["variant"]: r.get("peak_mib") for r in _of("memory", "variant") if r["shape"]["name"] == MAIN.name}
+    figure = Figure(figsize=(7.2, 2.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for plot, found, label in ((left, times, "seconds a step"), (right, peaks, "peak MiB above the model")):
+        names = [name for name in ("reference", "stock", "online", "cached") if found.get(name)]
+        plot.barh(range(len(names)), [found[n] for n in names], color=[COLOURS[n] for n in names])
+        short = {"reference": "plain reading", "stock": "stock PiSSA", "online": "balora", "cached": "balora, cached"}
+        plot.set_yticks(range(len(names)), [short[n] for n in names])
+        plot.invert_yaxis()
+        _finish(plot, label, "")
+    _save(figure, "cost-variants.svg")
+
+
+def _finish(plot: Any, x: str, y: str) -> None:
+    plot.set_xlabel(x, fontsize=9)
+    plot.set_ylabel(y, fontsize=9)
+    plot.tick_params(labelsize=8)
+    plot.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure: Figure, name: str) -> None:
+    buffer = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    (ASSETS / name).write_text(buffer.getvalue())
+
+
+def _of(name: str, kind: str) -> list[Row]:
+    return [row for row in read(name) if row["kind"] == kind]
+
+
+def _ratio(name: str, above: str, below: str, shape: str | None = None) -> float | None:
+    for row in _of(name, "ratio"):
+        if (row["above"], row["below"]) == (above, below) and shape in (None, row.get("shape", {}).get("name")):
+            return row["ratio"]["median"] if isinstance(row["ratio"], dict) else row["ratio"]
+    return None
+
+
+def _gpu_rows() -> Iterable[Row]:
+    return (r for r in _of("gpu", "ratio") if r["above"] == "online" and r["shape"]["name"] == LLAMA_7B.name)
+
+
+def _over_floor() -> float | None:
+    found = [row["over_floor"]["median"] for row in _gpu_rows()]
+    return max(found) if found else None
+
+
+def _gpu_peak() -> float | None:
+    found = [row["peak_ratio"] for row in _gpu_rows() if row["peak_ratio"]]
+    return max(found) if found else None
+
+
+def _start_seconds() -> float | None:
+    found = [r["seconds"] for r in _of("gpu", "model") if r["method"] == "ours" and r["where"] == "cuda"]
+    return statistics.median(found) if found else None
+
+
+def _nothing(name: str) -> str:
+    return f"No rows yet: `python benchmarks/{name}.py` writes them."
+
+
+if __name__ == "__main__":
+    main()

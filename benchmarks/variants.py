@@ -1,0 +1,176 @@
+"""What is compared: one training step each of stock PiSSA, a plain reading of BA-LoRA, and ours in its forms.
+
+``stock`` is peft and transformers without regularizers, ``reference`` a second model with full logits (`reference.py`),
+``online`` ours with the teacher's forward at every step, ``cached`` ours with the teacher on disk, ``off`` ours without
+regularizers, ``forward`` one forward of the stock model without gradients: the floor of what a teacher can cost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import peft
+import torch
+from torch import Tensor, nn
+
+import balora
+from balora.methods.fingerprint import fingerprint
+from balora.objective import Objective
+from balora.training.row_keys import row_key
+from balora.training.steps import GenerationStep
+from balora.training.subsampling import Held
+from balora.training.teacher_cache import Identity, TeacherCache
+from balora.training.teacher_writer import TeacherWriter
+from reference import CONSISTENCY, DIVERSITY, SPECTRAL, reference_loss
+from shapes import Shape
+
+NAMES = ("stock", "reference", "online", "cached", "off", "forward")
+WEIGHTS = {"consistency": CONSISTENCY, "diversity": DIVERSITY, "spectral": SPECTRAL, "variance": 0.0}
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+KEPT_TOKENS = 64
+Batch = dict[str, Tensor]
+
+
+class Variant:
+    """A model and how it takes a step."""
+
+    def __init__(
+        self,
+        name: str,
+        shape: Shape,
+        model: nn.Module,
+        loss: Callable[[Batch], Tensor],
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.loss = loss
+        self.optimizer = optimizer or optimizer_of(model)
+        if shape.checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def step(self, batch: Batch) -> None:
+        """Forward, backward, optimizer."""
+        if self.name == "forward":
+            self.model.eval()
+            with torch.no_grad():
+                self.loss(batch)
+            return
+        self.model.train()
+        self.loss(batch).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW over what learns."""
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, weight_decay=0.0)
+
+
+def load(name: str, shape: Shape, device: str = "cpu", svd: str = "pissa_niter_4") -> nn.Module:
+    """The adapted model of a variant, at its start.
+
+    Args:
+        name: One of `NAMES`.
+        shape: Its sizes.
+        device: Where.
+        svd: How peft starts the stock one; it does not matter to the cost of a step.
+    """
+    model = shape.model(device)
+    if name in ("stock", "forward"):
+        config = peft.LoraConfig(
+            r=shape.rank, lora_alpha=shape.rank, target_modules=TARGETS, init_lora_weights=svd, task_type="CAUSAL_LM"
+        )
+        return peft.get_peft_model(model, config)
+    return balora.adapt(model, "balora", rank=shape.rank, target_modules=TARGETS, svd="randomized", svd_iterations=1)
+
+
+def prepare(
+    name: str,
+    shape: Shape,
+    model: nn.Module,
+    batches: list[Batch],
+    *,
+    own_teacher: balora.PretrainedTeacher | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> tuple[Variant, contextlib.ExitStack]:
+    """What a variant needs beside its loaded model: a teacher, a cache; and what is to be closed in the end.
+
+    Args:
+        name: One of `NAMES`.
+        shape: For the second model of the reference.
+        model: From `load`.
+        batches: Those it will be given, for the cache.
+        own_teacher: Where several variants share a model that has moved from its start; default made here.
+        optimizer: Likewise.
+    """
+    open_until_then = contextlib.ExitStack()
+    if name in ("stock", "forward"):
+        return Variant(name, shape, model, lambda batch: model(**batch).loss, optimizer), open_until_then
+    if name == "reference":
+        teacher = shape.model(str(batches[0]["input_ids"].device))
+        return Variant(
+            name, shape, model, lambda batch: reference_loss(model, teacher, batch), optimizer
+        ), open_until_then
+    own_teacher = own_teacher or balora.PretrainedTeacher(model)
+    cache = None
+    if name == "cached":
+        folder = Path(open_until_then.enter_context(tempfile.TemporaryDirectory())) / "cache"
+        with own_teacher.active():
+            cache = _cache(folder, model, batches)
+    step = GenerationStep(model, Objective(balora.RegularizationConfig(), "generation"), own_teacher, cache)
+    weights = dict.fromkeys(WEIGHTS, 0.0) if name == "off" else WEIGHTS
+    keys = {id(batch): [row_key(row) for row in rows_of_batch(batch)] for batch in batches} if cache else {}
+
+    def loss(batch: Batch) -> Tensor:
+        inputs = dict(batch)
+        labels = inputs.pop("labels")
+        held = Held(keys=keys.get(id(batch)))
+        parts, _, _ = step.train(model, inputs, labels, weights, num_items=None, share=1.0, held=held)
+        return parts.loss
+
+    return Variant(name, shape, model, loss, optimizer), open_until_then
+
+
+def rows_of_batch(batch: Batch) -> list[dict[str, Tensor]]:
+    """The batch as a dataset has it, row by row."""
+    return [{name: value[row].cpu() for name, value in batch.items()} for row in range(len(batch["labels"]))]
+
+
+def _cache(folder: Path, model: nn.Module, batches: list[Batch]) -> TeacherCache:
+    """Built by the adapted model with its teacher active, which is the pre-trained one."""
+    identity = Identity(
+        fingerprint(model.named_parameters()), "", str(model.dtype).removeprefix("torch."), temperature=2.0
+    )
+    writer = TeacherWriter(
+        folder, model, identity, lambda rows: {n: torch.stack([row[n] for row in rows]) for n in rows[0]},
+        shift=True, top_k=KEPT_TOKENS, batch_size=len(batches[0]["labels"]),
+    )  # fmt: skip
+    writer.add([row for batch in batches for row in rows_of_batch(batch)])
+    return TeacherCache(folder)
+
+
+def same_as_reference(shape: Shape) -> dict[str, float]:
+    """How far ours is from the plain reading, in loss and gradient, a step away from the start."""
+    model = load("online", shape)
+    batches = shape.batches(1)
+    reference, _ = prepare("reference", shape, model, batches)
+    ours, _ = prepare("online", shape, model, batches)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(parameter.std() * torch.randn(parameter.shape, generator=generator))
+    found = []
+    for variant in (reference, ours):
+        loss = variant.loss(batches[0])
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found.append((float(loss.detach()), copy.deepcopy(gradient)))
+        model.zero_grad()
+    (plain, gradient), (fast, other) = found
+    return {"loss": abs(fast - plain) / abs(plain), "gradient": float((other - gradient).norm() / gradient.norm())}

@@ -1,0 +1,98 @@
+"""Logits of a classifier over texts, and whose classes are whose.
+
+Shapes: B rows, T positions, D classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from balora.errors import BALoraError
+from balora.evaluation.subject import Loaded
+from balora.training.data.encode import limit_of
+from balora.training.loading import max_positions
+from balora.training.settings import RunSettings
+
+
+class Predictor:
+    """Runs a classification or regression model.
+
+    Args:
+        loaded: The model.
+        settings: The run's, whose length limit is kept; None for a plain model.
+        batch_size: Rows at once.
+
+    Raises:
+        BALoraError: The model has no classification head.
+    """
+
+    def __init__(self, loaded: Loaded, settings: RunSettings | None, batch_size: int) -> None:
+        if loaded.task not in ("classification", "regression"):
+            raise BALoraError(
+                f"GLUE's tasks need a classifier, and this is a model for {loaded.task}. Train one with task: classification "
+                "(or regression), or give a folder with a ...ForSequenceClassification model."
+            )
+        self.loaded = loaded
+        self.batch_size = batch_size
+        positions = max_positions(loaded.model.config)  # type: ignore[arg-type]
+        asked = 512 if settings is None else settings.data.max_length
+        self._limit = limit_of(loaded.tokenizer, asked, "", positions).tokens
+
+    def classes_for(self, classes: Sequence[str], task: str) -> list[str]:
+        """The task's name for each of the model's classes, in the model's order.
+
+        The model's own names decide where they are the task's; numbers and ``LABEL_0`` mean the task's order.
+
+        Raises:
+            BALoraError: The model has other classes than the task.
+        """
+        own = list(self.loaded.labels or ())
+        if self.loaded.task == "classification" and len(own) == len(classes):
+            keys = [name.removeprefix("LABEL_") for name in own]
+            if sorted(keys) == sorted(classes):
+                return keys
+            if sorted(keys) == [str(number) for number in range(len(classes))]:
+                return [classes[int(key)] for key in keys]
+        raise BALoraError(
+            f"{task} has the classes {', '.join(classes)} and the model {', '.join(own) or 'predicts one score'}. Evaluate a "
+            f"model that was trained for {task}."
+        )
+
+    def require_scores(self, task: str) -> list[str]:
+        """Make sure that the model predicts one number.
+
+        Raises:
+            BALoraError: It predicts classes.
+        """
+        if self.loaded.task != "regression":
+            raise BALoraError(
+                f"{task} is scored by a number per row, and the model predicts classes. Train task: regression."
+            )
+        return ["score"]
+
+    @torch.inference_mode()
+    def predict(self, rows: Sequence[Sequence[str]]) -> Iterator[tuple[int, list[float]]]:
+        """Logits of every row, in batches of like length.
+
+        Args:
+            rows: One text or a pair each.
+
+        Yields:
+            The row's number and its D logits.
+        """
+        tokenizer, model = self.loaded.tokenizer, self.loaded.model
+        encoded = [tokenizer(*texts, truncation=True, max_length=self._limit) for texts in rows]
+        order = sorted(range(len(rows)), key=lambda number: (-len(encoded[number]["input_ids"]), number))
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            inputs: Any = tokenizer.pad(
+                [encoded[number] for number in batch], padding_side="right", return_tensors="pt"
+            )
+            logits_BD = model(**inputs.to(self.loaded.device)).logits.float()
+            yield from zip(batch, logits_BD.tolist(), strict=True)
+
+
+__all__ = ["Predictor"]

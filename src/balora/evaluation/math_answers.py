@@ -1,0 +1,126 @@
+r"""The final answer in a worked solution: after "The answer is:", in ``\boxed{}``, or after ``####``."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+_SAID = re.compile(r"the answer is[^\S\n]*:?", re.IGNORECASE)
+_MARKED = re.compile(r"####")
+_BOXED = re.compile(r"\\(?:boxed|fbox)\s*(\{|\S+)")
+_NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+(?:\.\d+)?)?")
+_FRACTION = re.compile(r"([-+]?)\\[dt]?frac\s*\{?\s*(\d+)\s*\}?\s*\{?\s*(\d+)\s*\}?")
+_WRAPPED = re.compile(r"\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}")
+
+
+def final_answer(solution: str) -> str | None:
+    r"""The answer that a solution ends on, or None where it names none.
+
+    The last of its kind counts, and the kinds in this order: what follows "The answer is:" (to the end of the line), the
+    content of ``\boxed{}``, what follows ``####``.
+
+    Example:
+        >>> final_answer("So 3 * 6 = 18.\n#### 18\nThe answer is: $18.")
+        '$18'
+        >>> final_answer(r"Hence $x = \boxed{\frac{1}{2}}$, as we know.")
+        '\\frac{1}{2}'
+        >>> final_answer("It is 5, I think.") is None
+        True
+    """
+    said = [_line(solution, match.end()) for match in _SAID.finditer(solution)]
+    for answer in reversed(said):
+        inner = last_boxed(answer)
+        if inner or answer:
+            return inner or answer
+    boxed = last_boxed(solution)
+    if boxed is not None:
+        return boxed
+    marked = [_line(solution, match.end()) for match in _MARKED.finditer(solution)]
+    return next((answer for answer in reversed(marked) if answer), None)
+
+
+def last_boxed(text: str) -> str | None:
+    r"""The content of the last ``\boxed``, its braces balanced.
+
+    Example:
+        >>> last_boxed(r"\boxed{1} or rather \boxed{\frac{1}{\sqrt{2}}}.")
+        '\\frac{1}{\\sqrt{2}}'
+        >>> last_boxed(r"$\boxed 7$")
+        '7'
+    """
+    content = None
+    for match in _BOXED.finditer(text):
+        found = _braced(text, match.start(1)) if match[1] == "{" else match[1].rstrip("$.,")
+        content = found if found is not None else content
+    return content
+
+
+def number_in(answer: str | None) -> str | None:
+    r"""The first number in an answer, its thousands separators gone; None where there is none.
+
+    Example:
+        >>> number_in("$1,234.50 dollars"), number_in(r"\frac{3}{4}"), number_in("about .5"), number_in("none")
+        ('1234.50', '3/4', '.5', None)
+    """
+    if answer is None:
+        return None
+    plain = _FRACTION.sub(r"\1\2/\3", answer).replace("\\!", "").replace("{,}", ",")
+    match = _NUMBER.search(plain)
+    return None if match is None else match[0].replace(",", "").replace(" ", "")
+
+
+def same_number(one: str | None, other: str | None) -> bool:
+    """Whether two numbers, as `number_in` gives them, are equal exactly.
+
+    Example:
+        >>> same_number("18.00", "18"), same_number("1/3", "0.33"), same_number(None, "3")
+        (True, False, False)
+    """
+    values = _value(one), _value(other)
+    return None not in values and values[0] == values[1]
+
+
+def same_text(one: str, other: str) -> bool:
+    r"""Whether two answers are written alike, up to spaces, ``$``, ``\text`` and the sizes of brackets.
+
+    Example:
+        >>> same_text(r"\left( 3, \frac{\pi}{2} \right)", r"(3,\dfrac{\pi}{2})"), same_text(r"\text{Evelyn}", "Evelyn")
+        (True, True)
+    """
+    return bool(one.strip()) and _bare(one) == _bare(other)
+
+
+def _value(number: str | None) -> Fraction | None:
+    try:
+        top, _, bottom = (number or "").partition("/")
+        return Fraction(top) / Fraction(bottom or 1)
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def _bare(text: str) -> str:
+    text = _WRAPPED.sub(r"\1", text)
+    for what, instead in (("\\left", ""), ("\\right", ""), ("\\dfrac", "\\frac"), ("\\tfrac", "\\frac"), ("\\!", "")):
+        text = text.replace(what, instead)
+    return re.sub(r"[\s$]|\\[ ,;]", "", text).rstrip(".")
+
+
+def _line(text: str, start: int) -> str:
+    """The rest of a line, without the full stop that ends it."""
+    line = text[start:].split("\n", 1)[0].strip()
+    return re.sub(r"(?<=.)\.$", "", line).strip()
+
+
+def _braced(text: str, start: int) -> str | None:
+    depth = 0
+    for place in range(start, len(text)):
+        if text[place] == "\\":
+            continue
+        escaped = place > 0 and text[place - 1] == "\\"
+        depth += 0 if escaped else {"{": 1, "}": -1}.get(text[place], 0)
+        if depth == 0:
+            return text[start + 1 : place].strip()
+    return None
+
+
+__all__ = ["final_answer", "last_boxed", "number_in", "same_number", "same_text"]

@@ -1,0 +1,134 @@
+"""An experiment as data: what is compared on what, at which scale, and how it is shown."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from balora.experiments.compare import Comparison, Variant
+from balora.experiments.compare.plan import Axes
+from balora.experiments.reproduce.places import Places
+from balora.training.settings_yaml import read_config
+
+Scale = Literal["small", "paper"]
+SEEDS = (42, 1024, 2024)
+"""The paper's seeds."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+    """One comparison of an experiment."""
+
+    name: str
+    """Of its folder."""
+    title: str
+    """What it is, in a few words."""
+    config: Callable[[Places], dict[str, Any]]
+    """The runs' config."""
+    variants: Sequence[Variant]
+    baseline: str | None
+    score: str
+    """The score that the experiment is about."""
+    axes: Axes = dataclasses.field(default_factory=dict)
+    seconds: float | None = None
+    """What a run was measured to take on one core, None where nobody measured."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A table or figure of the paper."""
+
+    name: str
+    title: str
+    source: str
+    """Where in the paper."""
+    reported: str
+    """What the authors report there, in one sentence, marked as theirs."""
+    small: Sequence[Study]
+    paper: Sequence[Study]
+    limits: str
+    """In what the small scale is a stand-in."""
+    show: Callable[[Mapping[str, Comparison], Sequence[Study], Path], list[str]]
+    """Writes the table or figure into a folder, and returns the Markdown that shows it."""
+
+    def studies(self, scale: Scale) -> Sequence[Study]:
+        """The comparisons at a scale."""
+        return self.small if scale == "small" else self.paper
+
+
+def from_recipe(name: str, **changes: Mapping[str, Any]) -> Callable[[Places], dict[str, Any]]:
+    """A study's config from a recipe.
+
+    Args:
+        name: Of the recipe, such as ``llama-2-7b/metamathqa``.
+        changes: Sections to change key by key.
+    """
+
+    def config(places: Places) -> dict[str, Any]:
+        values = read_config(places.recipe(name))
+        for section, keys in changes.items():
+            values[section] = {**(values.get(section) or {}), **keys}
+        return values
+
+    return config
+
+
+def stories_on_gsm8k(places: Places, **data: Any) -> dict[str, Any]:
+    """The small scale's generation task. The model is too small for arithmetic: what can be compared is the loss on answers."""
+    return {
+        "model": places.stories,
+        "task": "generation",
+        "data": {
+            "train": places.data("gsm8k/train.jsonl"),
+            "subsample": 800,
+            "eval": f"{places.data('gsm8k/test.jsonl')}[:200]",
+            "prompt": "question",
+            "response": "answer",
+            "max_length": 384,
+            **data,
+        },
+        "method": {"name": "balora", "rank": 8},
+        "training": {
+            **_QUIET,
+            "learning_rate": 2.0e-3,
+            "lr_scheduler_type": "cosine",
+            "per_device_train_batch_size": 8,
+        },
+    }
+
+
+def minilm_on_sst2(places: Places, **data: Any) -> dict[str, Any]:
+    """The small scale's classification task."""
+    return {
+        "model": places.minilm,
+        "task": "classification",
+        "data": {
+            "train": places.data("glue/SST-2/train.tsv"),
+            "subsample": 1000,
+            "eval": f"{places.data('glue/SST-2/dev.tsv')}[:400]",
+            "text": "sentence",
+            "label": "label",
+            "max_length": 48,
+            **data,
+        },
+        "method": {"name": "balora", "rank": 8},
+        "training": {
+            **_QUIET,
+            "learning_rate": 1.0e-3,
+            "lr_scheduler_type": "linear",
+            "per_device_train_batch_size": 16,
+        },
+    }
+
+
+_QUIET = {
+    "num_train_epochs": 1,
+    "warmup_steps": 6,
+    "per_device_eval_batch_size": 50,
+    "logging_steps": 20,
+    "save_strategy": "no",
+    "report_to": "none",
+    "use_cpu": True,
+}

@@ -1,0 +1,136 @@
+"""Run an experiment, or say what running it would take, and write its page."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from balora.errors import BALoraError
+from balora.experiments.compare import Cell, Comparison, compare, lay_out
+from balora.experiments.compare.engine import Engine
+from balora.experiments.compare.rows import is_finished
+from balora.experiments.reproduce.experiment import SEEDS, Experiment, Scale, Study
+from balora.experiments.reproduce.places import Places, missing
+from balora.training.folder import read_record, write_text
+from balora.training.settings_yaml import apply_overrides
+
+Say = Callable[[str], None]
+PAGE = "README.md"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user asks for."""
+
+    experiment: Experiment
+    scale: Scale
+    output: Path
+    places: Places
+    seeds: Sequence[int] = SEEDS
+    overrides: Sequence[str] = ()
+
+    def config(self, study: Study) -> dict[str, Any]:
+        """A study's config with the user's overrides."""
+        return apply_overrides(study.config(self.places), self.overrides)
+
+    def cells(self, study: Study) -> list[Cell]:
+        """A study's runs."""
+        config, output = self.config(study), self.output / study.name
+        return lay_out(config, study.variants, self.seeds, axes=study.axes, output=output)[0]
+
+
+def dry_run(request: Request) -> list[str]:
+    """The runs, what they take, and what is missing, as lines; nothing is run or written.
+
+    Raises:
+        BALoraError: A study's settings cannot be used.
+    """
+    lines = [
+        f"{request.experiment.name}: {request.experiment.title} ({request.experiment.source}), scale {request.scale}"
+    ]
+    total, everything_timed = 0.0, True
+    for study in request.experiment.studies(request.scale):
+        cells = request.cells(study)
+        left = [cell for cell in cells if not is_finished(cell)]
+        each = _seconds(study, cells)
+        everything_timed &= each is not None
+        total += (each or 0.0) * len(left)
+        cost = "time not known" if each is None else f"about {each:.0f} s each"
+        names = ", ".join(variant.name for variant in study.variants)
+        axes = "".join(f" × {key} {list(values)}" for key, values in study.axes.items())
+        lines.append(f"  {study.title}: {len(cells)} runs, {len(cells) - len(left)} finished, {cost}")
+        lines.append(f"    {names}{axes} × seeds {', '.join(map(str, request.seeds))}")
+        lines += [f"    missing: {what}" for what in missing(request.config(study))]
+    if everything_timed:
+        lines.append(f"  about {total / 60:.0f} min one after the other on one core (--jobs 2 on two cores: half)")
+    else:
+        lines.append(
+            f"  `balora validate {request.places.recipes}/...` estimates memory and steps of a run once its model can be read"
+        )
+    return lines
+
+
+def reproduce(request: Request, engine: Engine, say: Say = lambda line: None) -> Path:
+    """Run what is missing of an experiment and write its page.
+
+    Returns:
+        The page.
+
+    Raises:
+        BALoraError: Something it needs is not here, or a study cannot be run. A run that fails is a row of its table.
+    """
+    experiment, studies = request.experiment, request.experiment.studies(request.scale)
+    for study in studies:  # a mistake in the settings comes before hours of runs, and before what is missing
+        request.cells(study)
+    absent = list(
+        dict.fromkeys(what for study in studies for what in missing(request.config(study)) if "no such" in what)
+    )
+    if absent:
+        raise BALoraError(
+            f"{experiment.name} at scale {request.scale} needs what is not here: {'; '.join(absent)}. Say where it is with "
+            "--shared."
+        )
+    made: dict[str, Comparison] = {}
+    for study in studies:
+        say(f"\n{study.title}")
+        made[study.name] = compare(
+            request.config(study),
+            study.variants,
+            request.seeds,
+            axes=study.axes,
+            baseline=study.baseline,
+            output=request.output / study.name,
+            engine=engine,
+            say=say,
+        )
+        # After every study, so that an interrupted experiment leaves a page too.
+        write_text(request.output / PAGE, _page(request, made))
+    return request.output / PAGE
+
+
+def _page(request: Request, made: Mapping[str, Comparison]) -> str:
+    experiment, studies = request.experiment, request.experiment.studies(request.scale)
+    head = [f"# {experiment.name}: {experiment.title}", f"Of the paper: {experiment.source}. {experiment.reported}"]
+    if request.scale == "small":
+        head.append(f"**This is a small stand-in, not the paper's experiment.** {experiment.limits}")
+    changed = f" with {' '.join(request.overrides)}" if request.overrides else ""
+    head.append(f"Made by `balora reproduce {experiment.name} --scale {request.scale}`{changed}.")
+    undone = [study.title for study in studies if study.name not in made]
+    tail = [f"Not run yet: {', '.join(undone)}."] if undone else []
+    failed = sum(len(comparison.failures) for comparison in made.values())
+    tail += [f"{failed} runs have no result; the studies' own tables say why."] if failed else []
+    tail.append("\n".join(f"- [{study.title}]({study.name}/table.md)" for study in studies if study.name in made))
+    return "\n\n".join([*head, *experiment.show(made, studies, request.output), *tail]) + "\n"
+
+
+def _seconds(study: Study, cells: Sequence[Cell]) -> float | None:
+    """Mean time of the study's finished runs here, else what was measured elsewhere."""
+    found = []
+    for cell in cells:
+        with contextlib.suppress(BALoraError):  # a damaged record is reported when the run's turn comes
+            metrics = (read_record(cell.folder) or {}).get("metrics") or {}
+            found += [metrics["train_runtime"]] if "train_runtime" in metrics else []
+    return sum(found) / len(found) if found else study.seconds

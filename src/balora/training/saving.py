@@ -1,0 +1,135 @@
+"""Checkpoints of a regularized Trainer: written to the side and sealed, with where the run started; checked before use."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from transformers.trainer_utils import rotate_checkpoints
+
+from balora.errors import BALoraError
+from balora.methods.adapt import load_trainable
+from balora.methods.registry import Method
+from balora.methods.start import start_of, trainable
+from balora.teacher import PretrainedTeacher
+from balora.training import checkpoint as ckpt
+from balora.training.logit_memory import LogitMemory
+from balora.training.teacher_cache import TeacherCache
+
+# A mixin: at run time it stands before whichever Trainer it is mixed into.
+if TYPE_CHECKING:
+    from transformers import Trainer as _Base
+else:
+    _Base = object
+
+
+class SavingMixin(_Base):
+    """The part of `RegularizedMixin` that saves and loads."""
+
+    teacher: PretrainedTeacher
+    task: str
+    method: Method | None
+    memory: TeacherCache | LogitMemory | None
+    _origin: ckpt.Origin | None = None
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write to the side, seal, rename; rotate old ones only when the new one is whole."""
+        run = Path(self.args.output_dir)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            with self.staged() as staging:
+                self._staging = staging
+                super()._save_checkpoint(model, trial)
+                folder = staging / f"checkpoint-{self.state.global_step}"
+                self._complete(folder)
+        finally:
+            self._staging = None
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            rotate_checkpoints(
+                output_dir=str(run),
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+
+    def staged(self) -> AbstractContextManager[Path]:
+        """The folder beside the run's results to write one into; the main process makes it and moves it into place."""
+        return ckpt.staged(
+            Path(self.args.output_dir), main=self.args.should_save, wait=self.accelerator.wait_for_everyone
+        )
+
+    _staging: Path | None = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
+
+    def _complete(self, folder: Path) -> None:
+        if self.state.best_global_step == self.state.global_step:
+            # The Trainer saw the staging folder; the state must name the place where the checkpoint will be.
+            self.state.best_model_checkpoint = str(Path(self.args.output_dir) / folder.name)
+        if self.args.should_save:
+            ckpt.write_origin(folder, self.origin())
+            if self.method is not None and self.method.state is not None:
+                ckpt.write_tensors(self.method.state(self.model), folder / ckpt.METHOD_STATE)
+            if isinstance(self.memory, LogitMemory):
+                self.memory.save(folder)
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+
+    def origin(self) -> ckpt.Origin:
+        """Where the run started; computed once, as the frozen weights do not change."""
+        if self._origin is None:
+            self._origin = ckpt.origin_of(self.model, self.teacher.initial, self._facts())
+        return self._origin
+
+    def _facts(self) -> dict[str, Any]:
+        """What a load needs to know beside the tensors: the frozen weights' dtype and the names of the classes."""
+        facts: dict[str, Any] = {"dtype": str(self.model.dtype).removeprefix("torch."), "task": self.task}
+        if self.task == "classification":
+            facts["labels"] = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
+        return facts
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        broken = next((name for name, p in trainable(self.model) if not bool(p.isfinite().all())), None)
+        if broken is not None:
+            raise BALoraError(self._divergence(f"weight {broken}", self.state.global_step))
+        folder = Path(output_dir or self.args.output_dir)
+        if ckpt.form_of(self.model) == "tensors":
+            folder.mkdir(parents=True, exist_ok=True)
+            ckpt.write_tensors(dict(trainable(self.model)), folder / ckpt.TRAINED)
+        else:
+            super()._save(output_dir, state_dict=state_dict)
+        if not self.args.should_save:
+            return
+        # A pickle that nothing here reads: the settings are in the run's config.
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        start = start_of(self.model)
+        if start is not None and start.shifts_base:
+            ckpt.guard(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load the trained tensors after checking that the folder is whole and the frozen weights are the same."""
+        folder = Path(resume_from_checkpoint)
+        if not (folder / ckpt.MANIFEST).is_file():
+            raise BALoraError(f"{folder} is not a checkpoint that balora wrote ({ckpt.MANIFEST} is missing).")
+        ckpt.verify(folder)
+        target = self.model if model is None else model
+        ckpt.check_origin(target, self.teacher.initial, ckpt.read_origin(folder), folder)
+        load_trainable(target, ckpt.read_trained(folder, target))
+        if self.method is not None and self.method.restore is not None:
+            self.method.restore(target, ckpt.read_tensors(folder / ckpt.METHOD_STATE))
+        if isinstance(self.memory, LogitMemory):
+            self.memory.load(folder, self.args.device)
+
+    def _load_best_model(self) -> None:
+        load_trainable(self.model, ckpt.read_trained(Path(self.state.best_model_checkpoint), self.model))
+
+    def _divergence(self, name: str, step: int) -> str:
+        last = ckpt.newest(Path(self.args.output_dir))
+        after = f"The last good checkpoint is {last}." if last else "There is no checkpoint yet."
+        return (
+            f"The {name} became NaN or infinite at step {step}. {after} Lower the learning rate or that term's weight, or use "
+            "bfloat16 or float32 in place of float16."
+        )

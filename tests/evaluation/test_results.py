@@ -1,0 +1,71 @@
+"""The journal: nothing is repeated, nothing mixed, nothing half-read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from balora import BALoraError
+from balora.evaluation.results import FolderLock, Journal
+
+
+def test_a_second_journal_has_what_the_first_one_wrote(tmp_path: Path) -> None:
+    first = Journal(tmp_path, "gsm8k", {"model": "a"})
+    first.add("0", output="18")
+    first.add("1", output="3")
+    first.add("0", correct=True)
+    second = Journal(tmp_path, "gsm8k", {"model": "a"})
+    assert second.records == {"0": {"output": "18", "correct": True}, "1": {"output": "3"}}
+    assert second.missing(["0", "1", "2"], "correct") == ["1", "2"]
+
+
+def test_samples_of_another_model_are_refused_by_name(tmp_path: Path) -> None:
+    Journal(tmp_path, "gsm8k", {"model": "a", "data": "d"}).add("0", output="18")
+    with pytest.raises(BALoraError, match=r"another model\. Choose another output"):
+        Journal(tmp_path, "gsm8k", {"model": "b", "data": "d"})
+
+
+def test_a_line_cut_by_a_kill_is_done_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "gsm8k", {"model": "a"})
+    journal.add("0", output="18")
+    with journal.path.open("a") as file:
+        file.write('{"id": "1", "outp')
+    again = Journal(tmp_path, "gsm8k", {"model": "a"})
+    assert list(again.records) == ["0"]
+    again.add("1", output="3")
+    assert list(Journal(tmp_path, "gsm8k", {"model": "a"}).records) == ["0", "1"]
+
+
+def test_a_kill_within_the_first_line_leaves_a_fresh_start(tmp_path: Path) -> None:
+    (tmp_path / "gsm8k.samples.jsonl").write_text('{"identi')
+    journal = Journal(tmp_path, "gsm8k", {"model": "a"})
+    journal.add("0", output="18")
+    assert list(Journal(tmp_path, "gsm8k", {"model": "a"}).records) == ["0"]
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "gsm8k", {"model": "a"})
+    with journal.path.open("a") as file:
+        file.write("not json\n")
+    with pytest.raises(BALoraError, match=r"gsm8k\.samples\.jsonl is damaged"):
+        Journal(tmp_path, "gsm8k", {"model": "a"})
+
+
+def test_the_result_holds_the_samples_that_were_scored_and_where_they_come_from(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "gsm8k", {"model": "a"})
+    for number in range(3):
+        journal.add(str(number), output=str(number))
+    journal.finish(["0", "1"], {"accuracy": float("nan")}, {"data": "test.jsonl"})
+    result = json.loads((tmp_path / "gsm8k.json").read_text())
+    assert [sample["id"] for sample in result["samples"]] == ["0", "1"]
+    assert result["scores"] == {"accuracy": None}
+    assert result["data"] == "test.jsonl" and result["provenance"]["versions"]["torch"]
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
+    with FolderLock(tmp_path), pytest.raises(BALoraError, match="Another process"):
+        FolderLock(tmp_path).__enter__()
+    with FolderLock(tmp_path):
+        pass

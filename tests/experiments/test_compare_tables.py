@@ -1,0 +1,100 @@
+"""Statistics over seeds, and the four forms of the table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+
+import pytest
+
+from balora.experiments.compare import Comparison, Row, summarise
+from balora.experiments.compare.stats import Spread, bootstrap
+from balora.experiments.compare.tables import plain_lines, to_csv, to_json, to_latex, to_markdown
+
+
+def row(variant: str, seed: int, score: float | None, *, axes=None, **more) -> Row:
+    done = score is not None
+    return Row(
+        run=f"{variant}-{seed}", variant=variant, method=variant, regularized=False, axes=axes or {}, seed=seed,
+        status="finished" if done else "failed", reason=None if done else "It broke.", provenance={},
+        scores={"accuracy": score} if done else {}, **{"seconds": 2.0, "peak_memory_mib": 500.0, "trainable": 1234, **more},
+    )  # fmt: skip
+
+
+ROWS = [
+    row("pissa", 1, 0.5), row("pissa", 2, 0.9), row("pissa", 3, None),
+    row("lora_x", 1, 0.6), row("lora_x", 2, 0.8), row("lora_x", 3, 0.4),
+]  # fmt: skip
+ABOUT = {
+    "provenance": {"time": "t", "versions": {"torch": "2"}, "hardware": {"device": "d", "cores": 2}, "commit": None},
+    "seeds": [1, 2, 3], "jobs": 1, "engine": "local", "data_digests": ["abc"],
+}  # fmt: skip
+
+
+def comparison(rows=ROWS, baseline="pissa") -> Comparison:
+    groups = summarise(rows, ["accuracy"], baseline)
+    return Comparison(groups=groups, rows=rows, scores=["accuracy"], baseline=baseline, about=ABOUT)
+
+
+def test_mean_and_sample_deviation():
+    spread = Spread.of([1.0, 2.0, 4.0])
+    assert spread.mean == pytest.approx(7 / 3)
+    assert spread.deviation == pytest.approx(math.sqrt(7 / 3))
+    assert Spread.of([1.0]) == Spread(1.0, None, 1)
+    assert Spread.of([math.nan, None]) is None
+    assert Spread.of([math.nan, 2.0]).count == 1
+
+
+def test_differences_are_paired_by_seed():
+    pissa, lora = summarise(ROWS, ["accuracy"], "pissa")
+    assert (pissa.finished, pissa.planned, pissa.differences) == (2, 3, {})
+    gap = lora.differences["accuracy"]
+    assert gap.pairs == 2, "seed 3 of the baseline failed"
+    assert gap.mean == pytest.approx(0.0), "not the difference of the means, 0.6 - 0.7"
+    assert (gap.low, gap.high) == pytest.approx((-0.1, 0.1))
+
+
+def test_pairs_are_of_the_same_point_on_the_axes():
+    rows = [row(name, 1, score, axes={"rank": rank}) for name, rank, score in
+            [("pissa", 1, 0.1), ("pissa", 2, 0.2), ("lora", 1, 0.5), ("lora", 2, 0.5)]]  # fmt: skip
+    rows.append(row("full", 1, 0.9))
+    gaps = {(g.variant, g.axes.get("rank")): g.differences for g in summarise(rows, ["accuracy"], "pissa")}
+    assert gaps["lora", 1]["accuracy"].mean == pytest.approx(0.4)
+    assert gaps["lora", 2]["accuracy"].mean == pytest.approx(0.3)
+    assert gaps["full", None] == {}, "one run cannot be compared with two baselines"
+    against_full = {(g.variant, g.axes.get("rank")): g.differences for g in summarise(rows, ["accuracy"], "full")}
+    assert against_full["lora", 1]["accuracy"].mean == pytest.approx(-0.4)
+
+
+def test_the_bootstrap_is_that_of_the_mean():
+    values = [0.0] * 50 + [1.0] * 50
+    low, high = bootstrap(values)
+    assert (low, high) == pytest.approx((0.5 - 1.96 * 0.05, 0.5 + 1.96 * 0.05), abs=0.011)
+    assert bootstrap(values) == (low, high), "seeded"
+
+
+def test_the_forms_say_the_same():
+    made = comparison()
+    markdown, latex = to_markdown(made), to_latex(made)
+    assert "| lora_x | 3/3 | 0.6000 ± 0.2000 | 2.0 ± 0.0 | 500 ± 0 | 1,234 |" in markdown
+    assert r"lora\_x & 3/3 & 0.6000 $\pm$ 0.2000" in latex
+    assert "| pissa | 2/3 |" in markdown
+    for text in (markdown, latex):
+        assert "pissa-3: It broke." in text
+    assert "With 2 pairs it is too narrow" in markdown
+    lines = list(csv.DictReader(io.StringIO(to_csv(made))))
+    assert float(lines[1]["accuracy_mean"]) == pytest.approx(0.6)
+    assert float(lines[1]["accuracy_difference"]) == pytest.approx(0.0)
+    assert lines[0]["accuracy_difference"] == ""
+    whole = json.loads(to_json(made))
+    assert whole["groups"][1]["scores"]["accuracy"]["mean"] == pytest.approx(0.6)
+    assert len(whole["rows"]) == 6
+    assert any("0.6000 ± 0.2000" in line for line in plain_lines(made))
+
+
+def test_a_score_that_is_not_a_number_is_counted_out_and_said():
+    made = comparison([row("pissa", 1, 0.5), row("pissa", 2, math.nan)], baseline=None)
+    assert "0.5000 (1 of 2)" in to_markdown(made)
+    assert json.loads(to_json(made))["rows"][1]["scores"]["accuracy"] is None

@@ -1,0 +1,87 @@
+"""A stand-in for an OpenAI-compatible endpoint on this machine, which answers, dawdles, refuses and talks nonsense."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+Behaviour = Callable[["JudgeServer", dict], object]
+
+
+class JudgeServer:
+    """What was asked, and how it is answered: one behaviour after the other, then the last one for ever."""
+
+    def __init__(self, *behaviours: str | float) -> None:
+        self.behaviours = list(behaviours)
+        self.asked: list[dict] = []
+        self.headers: list[dict] = []
+        self.url = ""
+        self._lock = threading.Lock()
+
+    def next(self, body: dict, headers: dict) -> str | float:
+        with self._lock:
+            self.asked.append(body)
+            self.headers.append(headers)
+            return self.behaviours.pop(0) if len(self.behaviours) > 1 else self.behaviours[0]
+
+
+def reply(text: str) -> bytes:
+    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
+
+
+@contextmanager
+def judge_server(*behaviours: str | float) -> Iterator[JudgeServer]:
+    judge = JudgeServer(*behaviours)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            what = judge.next({**body, "path": self.path}, dict(self.headers))
+            if isinstance(what, int | float):
+                return self.send(200, reply(f"It will do.\n\nRating: [[{what}]]"))
+            if what == "slow":
+                time.sleep(1.5)
+                return self.send(200, reply("Rating: [[1]]"))
+            if what == "limited":
+                return self.send(429, b'{"error": {"message": "too fast"}}', {"Retry-After": "0.05"})
+            if what == "broken":
+                return self.send(500, b"oops")
+            if what == "denied":
+                return self.send(401, b'{"error": {"message": "bad key"}}')
+            if what == "elsewhere":
+                return self.send(302, b"", {"Location": "http://127.0.0.1:9/"})
+            if what == "dropped":
+                return self.connection.close()
+            if what == "garbage":
+                return self.send(200, b"<html>hello</html>")
+            if what == "empty":
+                return self.send(200, b'{"choices": []}')
+            return self.send(200, reply(what))
+
+        def send(self, status: int, body: bytes, headers: dict | None = None) -> None:
+            try:
+                self.send_response(status)
+                for name, value in (headers or {}).items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+            except OSError:
+                return  # the caller has gone
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    judge.url = f"http://127.0.0.1:{server.server_port}/v1"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield judge
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,112 @@
+"""The bench that every method passes, on real models and data: it learns, its teacher stays, it comes back from disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+import balora
+from balora.methods import METHODS
+from balora.regularizers import consistency
+from balora.training.run import RunResult, run
+from balora.training.settings import RunSettings
+from bench import SMALL, UNROUNDED
+
+STEPS, ROWS = 50, 16
+RATES = {"full": 1e-3, "bitfit": 1e-2, "adalora": 5e-2, "houlsby": 1e-2, "pfeiffer": 2e-2}
+"""Learning rates that move a model of some hundred thousand parameters far in fifty steps; 5e-3 for the rest."""
+
+
+def settings_for(method: str, shared: Path, folder: Path) -> RunSettings:
+    """A Llama learns to ask GSM8K's questions; it has no biases, so BitFit has a BART spell words."""
+    data, model, task = "gsm8k/train.jsonl", "stories260K", "generation"
+    columns = {"text": "question", "max_length": 40}
+    if method == "bitfit":
+        data, model, task = "g2p/pairs.jsonl", "bart-g2p", "seq2seq"
+        target = str(shared / "models" / model / "target")
+        columns = {"prompt": "word", "response": "phonemes", "target_tokenizer": target}
+    rows = folder / "rows.jsonl"
+    with (shared / "data" / data).open() as file:
+        rows.write_text("".join(next(file) for _ in range(ROWS)))
+    return RunSettings.from_dict({
+        "model": str(shared / "models" / model), "task": task, "data": {"train": str(rows), **columns},
+        "method": {"name": method, "rank": 4, **SMALL.get(method, {})},
+        "regularization": {"consistency": 0.02, "diversity": 0.01, "spectral": 0.01, "focus_schedule": "constant"},
+        "training": {
+            "max_steps": STEPS, "per_device_train_batch_size": 2, "learning_rate": RATES.get(method, 5e-3), "use_cpu": True,
+            "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True, "report_to": [],
+        },
+        "output": str(folder / "run"),
+    })  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    settings: RunSettings
+    result: RunResult
+
+    @property
+    def model(self) -> nn.Module:
+        return self.result.trainer.model
+
+    @property
+    def batch(self) -> dict[str, torch.Tensor]:
+        """Rows it learnt from."""
+        trainer = self.result.trainer
+        inputs = dict(trainer.data_collator([trainer.train_dataset[number] for number in range(4)]))
+        if self.settings.task == "seq2seq":
+            inputs["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
+        return inputs
+
+    def pre_trained(self) -> nn.Module:
+        """Loaded anew; in 4 bits also adapted anew, as the rounded model is what such a run starts from."""
+        if self.settings.method.name not in UNROUNDED:
+            return balora.load_untrained(self.result.folder)
+        kind = AutoModelForSeq2SeqLM if self.settings.task == "seq2seq" else AutoModelForCausalLM
+        return kind.from_pretrained(self.settings.model).eval()
+
+
+@pytest.fixture(scope="module", params=sorted(METHODS))
+def trained(request, shared_dir: Path, tmp_path_factory) -> Trained:
+    """One run of each method, for all that is asked of it."""
+    settings = settings_for(request.param, shared_dir, tmp_path_factory.mktemp(request.param))
+    return Trained(settings, run(settings))
+
+
+def outputs(model: nn.Module, batch: dict[str, torch.Tensor]):
+    model.eval()
+    with torch.no_grad():
+        return model(**batch)
+
+
+def test_fifty_steps_with_every_regularizer_lower_the_loss(trained):
+    lines = [json.loads(line) for line in (trained.result.folder / "metrics.jsonl").read_text().splitlines()]
+    for term in ("consistency", "diversity", "spectral"):
+        assert lines[STEPS // 2][f"{term}_weighted"] != 0, term
+    before, after = (float(outputs(m, trained.batch).loss) for m in (trained.pre_trained(), trained.model))
+    assert after < 0.8 * before, (before, after)
+
+
+def test_the_teacher_is_the_pre_trained_model_still(trained):
+    teacher, batch = trained.result.trainer.teacher, trained.batch
+    expected = outputs(trained.pre_trained(), batch).logits.double()
+    away = float(consistency(outputs(trained.model, batch).logits.double(), expected, 1.0))
+    assert away > 0.05, "the student has moved far away"
+    with teacher.active():
+        found = outputs(trained.model, batch).logits.double()
+    assert float(consistency(found, expected, 1.0)) < 1e-6
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+    back = float(consistency(outputs(trained.model, batch).logits.double(), expected, 1.0))
+    assert back == away, "and is back"
+
+
+def test_it_comes_back_from_disk_to_the_bit(trained):
+    batch = trained.batch
+    loaded = balora.load(trained.result.folder)
+    assert torch.equal(outputs(loaded, batch).logits, outputs(trained.model, batch).logits)

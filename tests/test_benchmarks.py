@@ -1,0 +1,59 @@
+"""The benchmarks run, on tiny models, and compare like with like."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import balora
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks are not here")
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(balora.__file__).parents[1])}
+
+
+def test_ours_and_the_plain_reading_are_one_loss(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    shapes, variants = importlib.import_module("shapes"), importlib.import_module("variants")
+    off = variants.same_as_reference(shapes.TINY)
+    assert off["loss"] <= 1e-4 and off["gradient"] <= 1e-4
+    monkeypatch.setattr("reference.CONSISTENCY", 0.05)
+    assert variants.same_as_reference(shapes.TINY)["gradient"] > 1e-4
+
+
+def test_the_gpu_script_goes_through_on_any_machine(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(
+        "sys.argv", ["gpu.py", "--tiny", "--rounds", "1", "--parts", "7b", "start", "--output", str(tmp_path)]
+    )
+    importlib.import_module("gpu").main()
+    rows = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    assert all(row["status"] == "ok" and row["versions"]["torch"] and row["hardware"]["threads"] for row in rows)
+    assert {"load", "peak", "variant", "ratio", "matrix", "model", "total"} == {row["kind"] for row in rows}
+    measured = {(r["shape"]["checkpointing"], r["above"]) for r in rows if r["kind"] == "ratio"}
+    assert {(False, "online"), (True, "online"), (False, "cached"), (True, "cached")} <= measured
+
+
+@pytest.mark.slow
+def test_the_gpu_script_needs_the_core_alone():
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import gpu; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, BENCHMARKS], capture_output=True, text=True, env=ENVIRONMENT, check=True
+    )
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    assert not loaded & {"datasets", "trl", "pydantic", "typer", "sklearn", "matplotlib", "pyarrow"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["step_time", "memory", "sweep", "classification", "pissa_start"])
+def test_the_scripts_go_through(script, tmp_path):
+    command = [sys.executable, BENCHMARKS / f"{script}.py", "--tiny", "--output", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=ENVIRONMENT, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert all(json.loads(line)["status"] == "ok" for line in (tmp_path / f"{script}.jsonl").read_text().splitlines())
