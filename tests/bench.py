@@ -55,6 +55,8 @@ def carries(make, method: str) -> str | None:
 
 
 NAMES = tuple(METHODS)
+UNROUNDED = tuple(n for n, m in METHODS.items() if getattr(m.options.get("bits"), "default", None) is None)
+"""Methods that start as exactly the pre-trained model; the others round its weights first (methods/test_quantized.py)."""
 
 
 def logits(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:

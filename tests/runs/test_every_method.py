@@ -16,7 +16,7 @@ from balora.methods import METHODS
 from balora.regularizers import consistency
 from balora.training.run import RunResult, run
 from balora.training.settings import RunSettings
-from bench import SMALL
+from bench import SMALL, UNROUNDED
 
 STEPS, ROWS = 50, 16
 RATES = {"full": 1e-3, "bitfit": 1e-2, "adalora": 5e-2, "houlsby": 1e-2, "pfeiffer": 2e-2}
@@ -65,7 +65,9 @@ class Trained:
         return inputs
 
     def pre_trained(self) -> nn.Module:
-        """Loaded anew."""
+        """Loaded anew; in 4 bits also adapted anew, as the rounded model is what such a run starts from."""
+        if self.settings.method.name not in UNROUNDED:
+            return balora.load_untrained(self.result.folder)
         kind = AutoModelForSeq2SeqLM if self.settings.task == "seq2seq" else AutoModelForCausalLM
         return kind.from_pretrained(self.settings.model).eval()
 

@@ -199,9 +199,18 @@ def dequantize(model: nn.Module, dtype: torch.dtype) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, Quantized):
             model.set_submodule(name, module.plain(dtype))
-    for bits in (4, 8):
-        if hasattr(model, f"is_loaded_in_{bits}bit"):
-            setattr(model, f"is_loaded_in_{bits}bit", False)
+    for name in ("is_loaded_in_4bit", "is_loaded_in_8bit", "hf_quantizer", "quantization_method"):
+        if getattr(model, name, None):
+            setattr(model, name, None)
+    conversions = getattr(model, "_weight_conversions", None)
+    if conversions is not None:  # what transformers does to a stored model as it loads, and undoes as it saves
+        model._weight_conversions = [c for c in conversions if not _is_bitsandbytes(c)]  # type: ignore[assignment]
+    if hasattr(getattr(model, "config", None), "quantization_config"):
+        del model.config.quantization_config  # type: ignore[union-attr]
+
+
+def _is_bitsandbytes(conversion: Any) -> bool:
+    return any(type(step).__module__.endswith(".bitsandbytes") for step in getattr(conversion, "operations", ()))
 
 
 def plain_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

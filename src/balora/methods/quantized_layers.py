@@ -3,8 +3,8 @@
 Their own (0.50) do not go with training beside a teacher. On the CPU, the 4-bit one repacks its weights in evaluation, to be
 multiplied in bfloat16, where the processor can, and takes the scales of other blocks where a row is a multiple of 16 but not
 of 64; the 8-bit one rounds its inputs to 8 bits in evaluation alone, so that teacher and student would be two models. The
-latter also loses its scales when it is moved after a forward, and both round a frozen bias for good when they meet a narrower
-input. So on the CPU the product is taken here, and elsewhere by bitsandbytes.
+latter also leaves its scales behind when a model is moved after a forward, and both round a frozen bias for good when they
+meet a narrower input. So on the CPU the product is taken here, and elsewhere by bitsandbytes.
 Shapes: O output features, I input features.
 """
 

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from transformers import BitsAndBytesConfig
 
 from balora.config import RegularizationConfig
 from balora.methods import METHODS
 from balora.training.data import describe_conditions
 from balora.training.data.hub import looks_local
+from balora.training.export_quantized import loading_code
 from balora.training.settings import HARMLESS, RunSettings
 
 Form = Literal["run", "lora", "merged"]
@@ -64,6 +66,10 @@ class Subject:
     """Of the exported LoRA."""
     difference: str | None = None
     """What the comparison of an export with the trained model found, in words."""
+    note: str | None = None
+    """What has to be known of a LoRA that was trained on weights in few bits."""
+    rounding: BitsAndBytesConfig | None = None
+    """How its base has to be loaded, where in few bits."""
 
 
 def model_card(
@@ -139,6 +145,8 @@ def _summary(settings: RunSettings | None, subject: Subject, form: Form, adapter
     rows.append(("In this folder", _content(form, adapter, subject.rank)))
     if subject.difference:
         rows.append(("Compared with the trained model", subject.difference))
+    if subject.note:
+        rows.append(("Trained in few bits", subject.note))
     name = Path(subject.base).name if subject.base else "A model"
     return f"# {name}, fine-tuned with {method.name}\n\n{_table(('', ''), rows)}"
 
@@ -212,8 +220,10 @@ def _usage(subject: Subject, form: Form, adapter: bool, settings: RunSettings | 
     elif form == "lora":
         revision = f', revision="{settings.revision}"' if settings and settings.revision else ""
         base = f'"{_address(subject.base)}"{revision}{_label_arguments(subject)}'
+        also, bits = loading_code(subject.rounding)
+        base += ", quantization_config=bits" if bits else ""
         code = (
-            f"from peft import PeftModel\nfrom transformers import {kind}, AutoTokenizer\n\n"
+            f"{also}from peft import PeftModel\nfrom transformers import {kind}, AutoTokenizer\n\n{bits}"
             f'base = {kind}.from_pretrained({base})\nmodel = PeftModel.from_pretrained(base, "THIS_FOLDER")'
         )
     else:

@@ -24,6 +24,7 @@ from balora.training.card import Subject, model_card
 from balora.training.export_base import PlainBase, add_drawn
 from balora.training.export_check import Agreement, compare, make_probe, narrowest_dtype, probe_outputs
 from balora.training.export_folder import refuse_occupied, to_the_side
+from balora.training.export_quantized import in_few_bits, rounded_base
 from balora.training.export_weights import Change, change_of, merge_into, write_lora
 from balora.training.folder import read_record
 from balora.training.load import SavedModel, load, saved_of
@@ -47,6 +48,8 @@ class ExportReport:
     """Of the LoRA; None for a merged model."""
     agreement: Agreement | None
     """None where the check was switched off."""
+    note: str | None = None
+    """What has to be known of a model that was trained in 4 or 8 bits."""
 
     @property
     def largest_difference(self) -> float | None:
@@ -57,7 +60,7 @@ class ExportReport:
         """One sentence for people."""
         what = f"a LoRA of rank {self.rank}" if self.to == "lora" else "a merged model"
         compared = "not compared with the trained model" if self.agreement is None else str(self.agreement)
-        return f"Wrote {what} to {self.output}: {compared}."
+        return f"Wrote {what} to {self.output}: {compared}." + (f" {self.note}" if self.note else "")
 
     def __str__(self) -> str:
         return self.describe()
@@ -76,11 +79,17 @@ class _Source:
     task: str
     tokenizer: PreTrainedTokenizerBase | None
     saved: SavedModel | None
+    bits: int | None = None
+    """Of the frozen weights the model was trained on."""
 
     @property
     def residual(self) -> bool:
         """Whether all that is known of the pre-trained weights is what the start left of them."""
         return self.method.shifts_base and self.initial is None
+
+    def as_is(self, to: Form) -> bool:
+        """Whether the frozen weights are taken as they stand: nothing else is known, or they were trained on in few bits."""
+        return self.residual or (to == "merged" and self.bits is not None)
 
 
 def export(
@@ -152,7 +161,8 @@ def _from_run(path: str | Path, base: str | Path | None) -> _Source:
         allow_pickle=settings is not None and settings.allow_pickle,
     )
     initial = saved.origin.initial if saved.method.shifts_base else None
-    return _Source(model, saved.method, initial, plain, infer_task(model), saved.tokenizer(), saved)
+    plain, bits = rounded_base(plain, model)
+    return _Source(model, saved.method, initial, plain, infer_task(model), saved.tokenizer(), saved, bits)
 
 
 def _from_model(
@@ -174,7 +184,8 @@ def _from_model(
             initial = PretrainedTeacher(model, initial)  # checks that they are what this adapter started from
     values = initial.initial if isinstance(initial, PretrainedTeacher) and method.shifts_base else None
     plain = dataclasses.replace(PlainBase.under(model, None if base is None else str(base)), trained=model)
-    return _Source(model, method, values, plain, infer_task(model), saved.tokenizer() if saved else None, saved)
+    plain, bits = rounded_base(plain, model)
+    return _Source(model, method, values, plain, infer_task(model), saved.tokenizer() if saved else None, saved, bits)
 
 
 def _refuse_impossible(source: _Source, to: Form) -> None:
@@ -201,7 +212,12 @@ def _export(source: _Source, to: Form, output: Path, check: bool) -> ExportRepor
     dtype = narrowest_dtype(model)
     probe = make_probe(model, source.tokenizer) if check else []
     trained = probe_outputs(model, probe)
-    change = _change(source) if source.method.low_rank else None
+    note = None
+    if to == "lora" and source.bits is not None:
+        start = source.base.load(source.initial) if source.initial is not None else None
+        trained, note = in_few_bits(model, start, source.initial, probe, trained)
+        del start
+    change = _change(source, to) if source.method.low_rank else None
     with to_the_side(output) as side:
         if change is None:
             model.save_pretrained(side)  # type: ignore[operator]
@@ -215,15 +231,16 @@ def _export(source: _Source, to: Form, output: Path, check: bool) -> ExportRepor
             if not agreement.holds:
                 raise BALoraError(_disagreement(source, to, agreement))
         rank = change.config.r if change is not None and to == "lora" else None
-        _write_rest(source, to, side, rank, agreement)
+        _write_rest(source, to, side, rank, agreement, note)
     files = tuple(sorted(path for path in output.rglob("*") if path.is_file()))
-    return ExportReport(to, output, files, rank, agreement)
+    return ExportReport(to, output, files, rank, agreement, note)
 
 
-def _change(source: _Source) -> Change:
+def _change(source: _Source, to: Form) -> Change:
     assert isinstance(source.model, PeftModel)
-    change = change_of(source.model, source.initial)
-    return change if source.residual else add_drawn(change, source.model, source.base.drawn())
+    as_is = source.as_is(to)
+    change = change_of(source.model, None if as_is else source.initial)
+    return change if as_is else add_drawn(change, source.model, source.base.drawn())
 
 
 def _write(source: _Source, change: Change, to: Form, side: Path) -> None:
@@ -231,7 +248,7 @@ def _write(source: _Source, change: Change, to: Form, side: Path) -> None:
         write_lora(change, side, source.base.address, source.base.revision)
         return
     # What the start left of the weights and the whole adapter make the same sum as the weights and what changed.
-    merged = source.base.load(source.initial, as_is=source.residual)
+    merged = source.base.load(source.initial, as_is=source.as_is(to))
     merge_into(merged, change)
     merged.save_pretrained(side)  # type: ignore[operator]
 
@@ -243,7 +260,9 @@ def _load_back(source: _Source, to: Form, side: Path) -> nn.Module:
     return source.base.kind.from_pretrained(side).to(source.base.device)
 
 
-def _write_rest(source: _Source, to: Form, side: Path, rank: int | None, agreement: Agreement | None) -> None:
+def _write_rest(
+    source: _Source, to: Form, side: Path, rank: int | None, agreement: Agreement | None, note: str | None
+) -> None:
     """Tokenizers and the card."""
     if source.tokenizer is not None:
         source.tokenizer.save_pretrained(side)
@@ -262,6 +281,8 @@ def _write_rest(source: _Source, to: Form, side: Path, rank: int | None, agreeme
         labels=[config.id2label[number] for number in range(config.num_labels)] if classifies else None,
         rank=rank,
         difference=None if agreement is None else str(agreement),
+        note=note,
+        rounding=source.base.rounding if to == "lora" else None,
     )
     card = model_card(settings, record.get("metrics", {}), provenance, form=to, subject=subject)
     (side / "README.md").write_text(card, encoding="utf-8")

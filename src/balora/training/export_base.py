@@ -13,10 +13,11 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from balora.errors import BALoraError
 from balora.methods.low_rank import ADAPTER
+from balora.methods.quantization import Quantized, take_over
 from balora.training.data.hub import looks_local
 from balora.training.export_weights import Change, unwrapped_copy
 from balora.training.quiet import quiet
@@ -41,6 +42,8 @@ class PlainBase:
     allow_pickle: bool = False
     trained: nn.Module | None = None
     """The adapted model, to be copied where there is no place."""
+    rounding: BitsAndBytesConfig | None = None
+    """How its weights are rounded as it is loaded."""
 
     @classmethod
     def under(
@@ -80,25 +83,36 @@ class PlainBase:
         """
         if as_is or self.address is None:
             assert isinstance(self.trained, PeftModel), "a model of a run has a place"
-            return unwrapped_copy(self.trained, None if as_is else initial).eval()
-        return self._from_pretrained()[0].to(self.device).eval()
+            return unwrapped_copy(self.trained, None if as_is else initial, widened=as_is).eval()
+        # bitsandbytes rounds where it loads.
+        rounded = {"quantization_config": self.rounding, "device_map": {"": self.device}} if self.rounding else {}
+        model = self._from_pretrained(**rounded)[0]
+        take_over(model)
+        return (model if rounded else model.to(self.device)).eval()
 
     def drawn(self) -> list[str]:
         """Parameters that the pre-trained weights lack, which each load draws anew at random."""
         if self.address is None:
             return []
-        report = self._from_pretrained(device_map="meta")[1]
+        came_in_few_bits = (
+            getattr(self.config, "quantization_config", None) is not None
+        )  # which no load does without weights
+        report = self._from_pretrained(device_map={"": self.device} if came_in_few_bits else "meta")[1]
         return sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
 
     def _from_pretrained(self, **more: Any) -> tuple[nn.Module, dict[str, Any]]:
         classifies = self.kind.__name__.endswith("ForSequenceClassification")
+        config = copy.deepcopy(self.config)
+        came_so = getattr(config, "quantization_config", None)
+        if came_so is not None and not isinstance(came_so, dict):  # once loaded it is an object, which no load takes
+            config.quantization_config = came_so.to_dict()
         with quiet(), torch.random.fork_rng(devices=[]):
             # Not the run's seed: what is drawn at random must not agree by luck.
             torch.manual_seed(_OTHER_SEED)
             try:
                 return self.kind.from_pretrained(  # type: ignore[no-any-return]
                     self.address,
-                    config=copy.deepcopy(self.config),
+                    config=config,
                     dtype=self.dtype,
                     revision=self.revision or "main",
                     use_safetensors=None if self.allow_pickle else True,
@@ -136,6 +150,7 @@ def add_drawn(change: Change, model: nn.Module, drawn: list[str]) -> Change:
         if isinstance(layer, LoraLayer):
             delta = layer.get_delta_weight(ADAPTER)  # type: ignore[operator]
             layer = layer.get_base_layer()
+            layer = layer.plain(delta.dtype) if isinstance(layer, Quantized) else layer
             modules[f"{name}.weight"] = (layer.weight.float() + delta.float()).to(layer.weight.dtype).cpu()
         for key, parameter in layer.named_parameters():
             modules.setdefault(f"{name}.{key}", parameter.detach().cpu().clone())

@@ -24,9 +24,11 @@ from transformers.pytorch_utils import Conv1D
 from balora.errors import BALoraError
 from balora.methods.low_rank import ADAPTER, lora_layers, target_name
 from balora.methods.matrices import experts_of, factor, is_stack, join_a, join_b, split_a, split_b
+from balora.methods.quantization import dequantize
 from balora.methods.start import trainable
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
+"""What peft puts before the names of the pre-trained model."""
 _MODULES = f".modules_to_save.{ADAPTER}."
 
 
@@ -88,7 +90,7 @@ def change_of(model: PeftModel, initial: Mapping[str, Tensor] | None = None) -> 
     """
     factors = {name: _factors(name, layer, initial) for name, layer in _layers(model)}
     modules = {
-        name.removeprefix(_PREFIX).replace(_MODULES, "."): parameter.detach().cpu().clone()
+        name.removeprefix(PREFIX).replace(_MODULES, "."): parameter.detach().cpu().clone()
         for name, parameter in trainable(model)
         if _MODULES in name
     }
@@ -116,7 +118,11 @@ def _factors(name: str, layer: LoraLayer, initial: Mapping[str, Tensor] | None) 
     a_RI, b_OR = (tensor.detach().cpu().clone() for tensor in pair)
     magnitude = getattr(layer, "lora_magnitude_vector", {})
     base = layer.get_base_layer()
-    turned = isinstance(base, Conv1D | nn.Embedding) or (stack and not layer._did_swap_in_out_features)  # type: ignore[union-attr]
+    turned = (
+        isinstance(base, Conv1D | nn.Embedding)
+        or getattr(base, "turned", False)
+        or (stack and not layer._did_swap_in_out_features)
+    )  # type: ignore[union-attr]
     target = target_name(name, layer)
     return Factors(
         a_RI,
@@ -180,10 +186,10 @@ def write_lora(change: Change, folder: Path, base: str | None, revision: str | N
         a, b = (join_a(factors.a_RI), join_b(factors.b_OR)) if stack else (factors.a_RI, factors.b_OR)
         for kind, tensor in (("A", a), ("B", b)):
             key = f"lora_embedding_{kind}" if factors.embedding else f"lora_{kind}.weight"
-            state[f"{_PREFIX}{name}.{key}"] = tensor.contiguous()
+            state[f"{PREFIX}{name}.{key}"] = tensor.contiguous()
         if factors.magnitude_O is not None:
-            state[f"{_PREFIX}{name}.lora_magnitude_vector"] = factors.magnitude_O
-    state |= {f"{_PREFIX}{name}": tensor.contiguous() for name, tensor in change.modules.items()}
+            state[f"{PREFIX}{name}.lora_magnitude_vector"] = factors.magnitude_O
+    state |= {f"{PREFIX}{name}": tensor.contiguous() for name, tensor in change.modules.items()}
     save_file(state, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     config = copy.deepcopy(change.config)
     config.base_model_name_or_path, config.revision = base, revision
@@ -225,16 +231,19 @@ def merge_into(model: nn.Module, change: Change) -> None:
 
 
 @torch.no_grad()
-def unwrapped_copy(model: PeftModel, initial: Mapping[str, Tensor] | None) -> nn.Module:
+def unwrapped_copy(model: PeftModel, initial: Mapping[str, Tensor] | None, *, widened: bool = False) -> nn.Module:
     """A copy of the model under the adapter, with what the start took out of its weights put back.
 
     Args:
         model: An adapted model; it stays as it is.
         initial: The initial values, None where the start took nothing out.
+        widened: Whether weights in 4 or 8 bits become ordinary ones; always with ``initial``.
     """
     base = copy.deepcopy(model).unload()
+    if widened or initial is not None:
+        dequantize(base, model.dtype)
     if initial is not None:
-        start = {name: _initial_factors(name, layer, initial) for name, layer in lora_layers(model)}
+        start = {name: initial_factors(name, layer, initial) for name, layer in lora_layers(model)}
         merge_into(base, Change(start, {}, _plain_config(model, doubled=False)))
     return base
 
@@ -244,7 +253,7 @@ def _split(layer: LoraLayer, pair: list[Tensor]) -> list[Tensor]:
     return [f(t, experts_of(layer)) for f, t in zip((split_a, split_b), pair, strict=False)]
 
 
-def _initial_factors(name: str, layer: LoraLayer, initial: Mapping[str, Tensor]) -> Factors:
+def initial_factors(name: str, layer: LoraLayer, initial: Mapping[str, Tensor]) -> Factors:
     """s·B₀·A₀ of one layer."""
     now = _factors(name, layer, None)
     pair = [_initial(initial, name, kind) for kind in ("lora_A", "lora_B")]
@@ -254,13 +263,13 @@ def _initial_factors(name: str, layer: LoraLayer, initial: Mapping[str, Tensor])
 
 def _initial(initial: Mapping[str, Tensor], name: str, kind: str) -> Tensor:
     ending = "" if "embedding" in kind else ".weight"
-    return initial[f"{_PREFIX}{name}.{kind}.{ADAPTER}{ending}"]
+    return initial[f"{PREFIX}{name}.{kind}.{ADAPTER}{ending}"]
 
 
 def _layers(model: PeftModel) -> Iterator[tuple[str, LoraLayer]]:
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer) and (ADAPTER in module.lora_A or ADAPTER in module.lora_embedding_A):
-            yield name.removeprefix(_PREFIX), module
+            yield name.removeprefix(PREFIX), module
 
 
 def _plain_config(model: PeftModel, *, doubled: bool) -> LoraConfig:
