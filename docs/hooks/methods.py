@@ -37,6 +37,8 @@ def describe(name: str, where: str) -> str:
     rows = _options(entry["options"]) if "options" in entry else []
     if rows:
         lines += ["", "| option | default | is | meaning |", "|---|---|---|---|", *rows]
+    if "options" in entry and "_BITS" in ast.dump(entry["options"]):
+        lines += ["", "The frozen weights may be held in 4 or 8 bits: [`bits`](quantization.md)."]
     return "\n".join(lines)
 
 
@@ -47,7 +49,11 @@ def _fields(node: ast.AST) -> dict[str, ast.expr] | None:
 
 
 def _options(where: ast.expr) -> list[str]:
-    """Rows of a table from a dict of options, named as `module.NAME`."""
+    """Rows of a table from a dict of options, named as `module.NAME`, alone or beside others in a dict."""
+    if isinstance(where, ast.Dict):
+        return [row for part in where.values for row in _options(part)]
+    if isinstance(where, ast.Name):  # those of quantization, which have a page of their own
+        return []
     assert isinstance(where, ast.Attribute) and isinstance(where.value, ast.Name)
     constants = _assignments(_parsed(where.value.id))
     table = constants[where.attr]
