@@ -26,10 +26,12 @@ def describe(name: str, where: str) -> str:
     """One method's entry in the registry as Markdown."""
     tree = _parsed("__init__")
     constants = _assignments(tree)
-    entry = next(
-        (fields for call in ast.walk(tree) if (fields := _fields(call)) and _text(fields["name"], constants) == name),
-        None,
-    )
+    entries: dict[str, dict[str, ast.expr]] = {}
+    for call in ast.walk(tree):
+        fields = _fields(call, entries)
+        if fields:
+            entries[_text(fields["name"], constants)] = fields
+    entry = entries.get(name)
     if entry is None:
         raise PluginError(f"{where}: no method {name} is registered in balora/methods/__init__.py.")
     summary, paper, trains = (_text(entry[field], constants) for field in ("summary", "paper", "trains"))
@@ -42,10 +44,13 @@ def describe(name: str, where: str) -> str:
     return "\n".join(lines)
 
 
-def _fields(node: ast.AST) -> dict[str, ast.expr] | None:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Method":
-        return {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
-    return None
+def _fields(node: ast.AST, known: dict[str, dict[str, ast.expr]]) -> dict[str, ast.expr] | None:
+    """Fields of `Method(...)`, or of `replace(METHODS[name], ...)` on top of that method's."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("Method", "replace")):
+        return None
+    own = {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
+    base = [known[ast.literal_eval(part.slice)] for part in node.args if isinstance(part, ast.Subscript)]
+    return {**base[0], **own} if base else own
 
 
 def _options(where: ast.expr) -> list[str]:

@@ -16,6 +16,7 @@ from balora.methods.shifted import refuse_unsuitable
 
 _FACTORS = "A, B (and a classification head)"
 _BITS = quantization_options()
+_FOUR_BITS = quantization_options(4)
 
 register(
     Method(
@@ -229,20 +230,31 @@ register(
         options={**pissa.OPTIONS, **_BITS},
     )
 )
-for _name, _plain, _summary, _paper in [
-    ("qlora", "lora", "LoRA on weights in 4 bits (NF4).", "Dettmers et al., QLoRA, 2023"),
-    ("qpissa", "pissa", "PiSSA; the residual is frozen in 4 bits (NF4), of which rounding loses less.", "Meng et al., PiSSA, 2024"),
-    ("qbalora", "balora", "BA-LoRA; the residual is frozen in 4 bits (NF4).", "Chang et al., BA-LoRA, ICLR 2026"),
-]:  # fmt: skip
-    _entry = METHODS[_plain]
-    register(
-        replace(
-            _entry,
-            name=_name,
-            summary=_summary,
-            paper=_paper,
-            options={**_entry.options, **quantization_options(4)},
-        )
+# The same on rounded weights.
+register(
+    replace(
+        METHODS["lora"],
+        name="qlora",
+        summary="LoRA on weights in 4 bits (NF4).",
+        paper="Dettmers et al., QLoRA, 2023",
+        options={**_FOUR_BITS},
     )
+)
+register(
+    replace(
+        METHODS["pissa"],
+        name="qpissa",
+        summary="PiSSA; the residual is frozen in 4 bits (NF4), of which rounding loses less.",
+        options={**pissa.OPTIONS, **_FOUR_BITS},
+    )
+)
+register(
+    replace(
+        METHODS["balora"],
+        name="qbalora",
+        summary="BA-LoRA; the residual is frozen in 4 bits (NF4).",
+        options={**pissa.OPTIONS, **_FOUR_BITS},
+    )
+)
 
 __all__ = ["METHODS", "AdaptOptions", "Method", "adapt", "find_method", "load_trainable", "register"]
