@@ -47,20 +47,31 @@ def _fields(node: ast.AST) -> dict[str, ast.expr] | None:
 
 
 def _options(where: ast.expr) -> list[str]:
-    """Rows of a table from a dict of options, named as `module.NAME`."""
-    assert isinstance(where, ast.Attribute) and isinstance(where.value, ast.Name)
-    constants = _assignments(_parsed(where.value.id))
-    table = constants[where.attr]
-    assert isinstance(table, ast.Dict)
+    """Rows of a table from options, as `_table` takes them."""
     rows = []
-    for key, call in zip(table.keys, table.values, strict=True):
+    for key, (call, constants) in _table(where, {}).items():
         assert isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
         default, meaning = (ast.literal_eval(argument) for argument in call.args[:2])
         limits = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
         shown = "–" if default is None else f"`{default}`"
         kind = _allowed(call, limits, constants)
-        rows.append(f"| `{ast.literal_eval(key)}` | {shown} | {kind} | {' '.join(meaning.split())} |")
+        rows.append(f"| `{key}` | {shown} | {kind} | {' '.join(meaning.split())} |")
     return rows
+
+
+def _table(where: ast.expr, constants: dict[str, ast.expr]) -> dict[str, tuple[ast.expr, dict[str, ast.expr]]]:
+    """Calls by option, each with its module's constants: of `module.NAME`, `NAME` or a dict, other such dicts unpacked in it."""
+    if isinstance(where, ast.Attribute):
+        assert isinstance(where.value, ast.Name)
+        constants = _assignments(_parsed(where.value.id))
+        return _table(constants[where.attr], constants)
+    if isinstance(where, ast.Name):
+        return _table(constants[where.id], constants)
+    assert isinstance(where, ast.Dict)
+    found: dict[str, tuple[ast.expr, dict[str, ast.expr]]] = {}
+    for key, value in zip(where.keys, where.values, strict=True):
+        found |= _table(value, constants) if key is None else {ast.literal_eval(key): (value, constants)}
+    return found
 
 
 def _allowed(call: ast.Call, limits: dict[str | None, Any], constants: dict[str, ast.expr]) -> str:
@@ -68,6 +79,8 @@ def _allowed(call: ast.Call, limits: dict[str | None, Any], constants: dict[str,
     kind = call.func.id
     if kind == "whole":
         return f"a whole number of at least {limits.get('least', 0)}"
+    if kind == "switch":
+        return "true or false"
     if kind == "number":
         upper = f" and at most {limits['most']:g}" if "most" in limits else ""
         return f"a number above {limits.get('least', 0.0):g}{upper}"
