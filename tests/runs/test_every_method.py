@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 import balora
 from balora.methods import METHODS
 from balora.regularizers import consistency
+from balora.training.load import load_untrained
 from balora.training.run import RunResult, run
 from balora.training.settings import RunSettings
 from bench import SMALL, UNROUNDED
@@ -67,7 +68,7 @@ class Trained:
     def pre_trained(self) -> nn.Module:
         """Loaded anew; in 4 bits also adapted anew, as the rounded model is what such a run starts from."""
         if self.settings.method.name not in UNROUNDED:
-            return balora.load_untrained(self.result.folder)
+            return load_untrained(self.result.folder)
         kind = AutoModelForSeq2SeqLM if self.settings.task == "seq2seq" else AutoModelForCausalLM
         return kind.from_pretrained(self.settings.model).eval()
 

@@ -28,11 +28,13 @@ CHATS = Dataset.from_list(
 )
 
 
-def model(make=tiny_llama) -> torch.nn.Module:
-    return balora.adapt(make(), rank=4)
+def model(make=tiny_llama, method="balora") -> torch.nn.Module:
+    return balora.adapt(make(), method, rank=4)
 
 
-def trainer(folder, *, kind: type = BALoraSFTTrainer, config=ALL_TERMS, data=PAIRS, make=tiny_llama, **changes):
+def trainer(
+    folder, *, kind: type = BALoraSFTTrainer, config=ALL_TERMS, data=PAIRS, make=tiny_llama, method="balora", **changes
+):
     quiet = {
         "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "max_steps": 3, "learning_rate": 1e-2,
         "logging_steps": 1, "save_strategy": "no", "report_to": [], "use_cpu": True, "disable_tqdm": True, "bf16": False,
@@ -50,7 +52,7 @@ def trainer(folder, *, kind: type = BALoraSFTTrainer, config=ALL_TERMS, data=PAI
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return kind(
-            model=model(make), args=SFTConfig(str(folder), **{**quiet, **changes}), train_dataset=data,
+            model=model(make, method), args=SFTConfig(str(folder), **{**quiet, **changes}), train_dataset=data,
             processing_class=tokenizer, **own,
         )  # fmt: skip
 
@@ -168,3 +170,11 @@ def test_a_checkpoint_is_whole_and_resumes_to_the_bit(tmp_path):
     again = trainer(tmp_path, **settings)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert torch.equal(flat(first.model), flat(again.model))
+
+
+def test_an_adapter_on_weights_in_four_bits_stays_as_it_started(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    run = trainer(tmp_path, method="qbalora")  # trl would round it to bfloat16
+    assert {p.dtype for p in run.model.parameters() if p.requires_grad} == {torch.float32}
+    run.train()
+    assert history(run, "consistency")[0] < 1e-6 < history(run, "consistency")[-1]

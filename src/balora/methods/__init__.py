@@ -1,22 +1,18 @@
 """Every fine-tuning method by name. A new one is a module with a `wrap` or a `start`, and an entry here."""
 
-from dataclasses import replace
 from functools import partial
 
-from balora.methods import adalora, bottleneck, corda, corda_plus, lora_ga, optimizers, pissa
+from balora.methods import adalora, bottleneck, corda, corda_plus, lora_ga, optimizers, pissa, quantization
 from balora.methods.adapt import adapt, load_trainable
 from balora.methods.dora import check_dora
 from balora.methods.full import bitfit, full
 from balora.methods.low_rank import wrap
 from balora.methods.milora import start_milora
 from balora.methods.olora import start_olora
-from balora.methods.quantization import quantization_options
 from balora.methods.registry import METHODS, AdaptOptions, Method, find_method, register
 from balora.methods.shifted import refuse_unsuitable
 
 _FACTORS = "A, B (and a classification head)"
-_BITS = quantization_options()
-_FOUR_BITS = quantization_options(4)
 
 register(
     Method(
@@ -73,7 +69,7 @@ register(
         paper="Hu et al., LoRA, 2021",
         trains=_FACTORS,
         wrap=wrap,
-        options=_BITS,
+        options=quantization.OPTIONS,
     )
 )
 register(
@@ -83,7 +79,7 @@ register(
         paper="Kalajdzievski, rsLoRA, 2023",
         trains=_FACTORS,
         wrap=partial(wrap, use_rslora=True),
-        options=_BITS,
+        options=quantization.OPTIONS,
     )
 )
 register(
@@ -109,7 +105,7 @@ register(
         trains="m, A, B (and a classification head)",
         wrap=partial(wrap, use_dora=True),
         check=check_dora,
-        options=_BITS,
+        options=quantization.OPTIONS,
     )
 )
 register(
@@ -119,7 +115,7 @@ register(
         paper="Hayou et al., LoRA+, 2024",
         trains=_FACTORS,
         wrap=wrap,
-        options={**optimizers.LORAPLUS_OPTIONS, **_BITS},
+        options={**optimizers.LORAPLUS_OPTIONS, **quantization.OPTIONS},
         optimizer=optimizers.loraplus,
     )
 )
@@ -131,7 +127,7 @@ register(
         trains="B (and a classification head)",
         wrap=optimizers.wrap_lorafa,
         optimizer=optimizers.lorafa,
-        options=_BITS,
+        options=quantization.OPTIONS,
     )
 )
 register(
@@ -145,7 +141,7 @@ register(
         start=lora_ga.start_lora_ga,
         shifts_base=True,
         needs_data=True,
-        options={**lora_ga.OPTIONS, **_BITS},
+        options={**lora_ga.OPTIONS, **quantization.OPTIONS},
     )
 )
 register(
@@ -158,7 +154,7 @@ register(
         check=refuse_unsuitable,
         start=start_milora,
         shifts_base=True,
-        options=_BITS,
+        options=quantization.OPTIONS,
     )
 )
 register(
@@ -171,7 +167,7 @@ register(
         check=refuse_unsuitable,
         start=start_olora,
         shifts_base=True,
-        options=_BITS,
+        options=quantization.OPTIONS,
     )
 )
 register(
@@ -185,7 +181,7 @@ register(
         start=corda.start_corda,
         shifts_base=True,
         needs_data=True,
-        options={**corda.OPTIONS, **_BITS},
+        options={**corda.OPTIONS, **quantization.OPTIONS},
     )
 )
 register(
@@ -200,7 +196,7 @@ register(
         shifts_base=True,
         needs_data=True,
         uneven=True,
-        options={**corda_plus.OPTIONS, **_BITS},
+        options={**corda_plus.OPTIONS, **quantization.OPTIONS},
     )
 )
 register(
@@ -213,7 +209,7 @@ register(
         check=refuse_unsuitable,
         start=pissa.start_pissa,
         shifts_base=True,
-        options={**pissa.OPTIONS, **_BITS},
+        options={**pissa.OPTIONS, **quantization.OPTIONS},
     )
 )
 register(
@@ -227,33 +223,44 @@ register(
         start=pissa.start_pissa,
         shifts_base=True,
         regularized=True,
-        options={**pissa.OPTIONS, **_BITS},
+        options={**pissa.OPTIONS, **quantization.OPTIONS},
     )
 )
-# The same on rounded weights.
 register(
-    replace(
-        METHODS["lora"],
+    Method(
         name="qlora",
         summary="LoRA on weights in 4 bits (NF4).",
         paper="Dettmers et al., QLoRA, 2023",
-        options={**_FOUR_BITS},
+        trains=_FACTORS,
+        wrap=wrap,
+        options=quantization.FOUR_BITS,
     )
 )
 register(
-    replace(
-        METHODS["pissa"],
+    Method(
         name="qpissa",
-        summary="PiSSA; the residual is frozen in 4 bits (NF4), of which rounding loses less.",
-        options={**pissa.OPTIONS, **_FOUR_BITS},
+        summary="PiSSA on weights in 4 bits (NF4): what is rounded is the residual, and loses less.",
+        paper="Meng et al., PiSSA, 2024",
+        trains=_FACTORS,
+        wrap=wrap,
+        check=refuse_unsuitable,
+        start=pissa.start_pissa,
+        shifts_base=True,
+        options={**pissa.OPTIONS, **quantization.FOUR_BITS},
     )
 )
 register(
-    replace(
-        METHODS["balora"],
+    Method(
         name="qbalora",
-        summary="BA-LoRA; the residual is frozen in 4 bits (NF4).",
-        options={**pissa.OPTIONS, **_FOUR_BITS},
+        summary="BA-LoRA on a residual in 4 bits (NF4).",
+        paper="Chang et al., BA-LoRA, ICLR 2026",
+        trains=_FACTORS,
+        wrap=wrap,
+        check=refuse_unsuitable,
+        start=pissa.start_pissa,
+        shifts_base=True,
+        regularized=True,
+        options={**pissa.OPTIONS, **quantization.FOUR_BITS},
     )
 )
 
