@@ -192,6 +192,7 @@ def test_the_command_prints_scores_and_writes_results(balora, tmp_path: Path, ss
     [
         (["--tasks", "sst2", "--data", "sst2"], ["TASK=PLACE"]),
         (["--tasks", "sst2", "--data", "sst2=absent.tsv"], ["absent.tsv"]),
+        (["--tasks", "sst2", "--data", "sts2=x.tsv"], ["'sts2'", "Did you mean 'sst2'"]),
         (["--tasks", "sst2", "--limit", "0"], ["limit", "at least 1"]),
         (["--tasks", "sst2", "--k", "one"], ["--k"]),
         (["--tasks", "sst2", "--samples", "4"], ["temperature"]),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from balora.errors import BALoraError, suggest
 from balora.evaluation.options import EvaluationOptions
-from balora.evaluation.registry import Task, find_tasks
+from balora.evaluation.registry import GROUPS, Task, find_tasks
 from balora.evaluation.results import FolderLock, Record
 from balora.evaluation.session import Session
 from balora.evaluation.subject import Subject
@@ -54,6 +55,7 @@ def evaluate(
     """
     options = options or EvaluationOptions()
     wanted = find_tasks(tasks)
+    _check_places(options.data, wanted)
     subject = Subject(str(model), options)
     folder = Path(output) if output is not None else subject.folder
     results: dict[str, Record] = {}
@@ -64,6 +66,18 @@ def evaluate(
             results[task.name] = task.evaluate(session)
             say(f"  {describe(task, results[task.name])}  ({time.monotonic() - started:.1f} s)")
     return Evaluation(folder, results)
+
+
+def _check_places(places: Mapping[str, str], tasks: Sequence[Task]) -> None:
+    """Refuse data for a task that is not evaluated: most likely its name is misspelt, and other data would be taken."""
+    names = {task.name for task in tasks}
+    names |= {name.removeprefix("lm_eval:") for name in names} | {name.removesuffix("_mismatched") for name in names}
+    names |= {group for group, members in GROUPS.items() if names & set(members)}
+    for name in places:
+        if name not in names:
+            raise BALoraError(
+                f"Data were given for {name!r}, which is not among the tasks ({', '.join(sorted(names))}).{suggest(name, names)}"
+            )
 
 
 def describe(task: Task, result: Record) -> str:
