@@ -1,4 +1,4 @@
-"""Write the tables and plots of docs/cost.md from the rows: `python benchmarks/report.py` (or `make bench-report`)."""
+"""Write the tables and plots of docs/cost.md from the rows that there are: `make bench-report`."""
 
 from __future__ import annotations
 
@@ -45,13 +45,12 @@ def main() -> None:
     for name, table in tables.items():
         mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         assert mark.search(text), f"docs/cost.md has no place for {name}"
-        text = mark.sub(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text)
+        text = mark.sub(lambda found, table=table: f"{found[1]}\n{table}\n\n{found[2]}", text)
     PAGE.write_text(text)
     ASSETS.mkdir(exist_ok=True)
-    if read("sweep"):
-        sweep_plot()
-    if read("step_time"):
-        variants_plot()
+    for name, rows, draw in (("sweep", "sweep", sweep_plot), ("variants", "step_time", variants_plot)):
+        figure = draw() if read(rows) else _empty(rows)
+        _save(figure, f"cost-{name}.svg")
 
 
 def targets() -> str:
@@ -175,7 +174,7 @@ def machine() -> str:
     return "\n".join(lines) or "No rows yet."
 
 
-def sweep_plot() -> None:
+def sweep_plot() -> Figure:
     """Time and memory over each axis, stock and ours."""
     rows = [row for row in _of("sweep", "point") if row["status"] == "ok"]
     axes_of = list(dict.fromkeys(row["axis"] for row in rows))
@@ -194,10 +193,10 @@ def sweep_plot() -> None:
             plot.set_ylim(bottom=0)
             _finish(plot, titles[axis] if line else "", label if not column else "")
     grid[0][0].legend(frameon=False, fontsize=8)
-    _save(figure, "cost-sweep.svg")
+    return figure
 
 
-def variants_plot() -> None:
+def variants_plot() -> Figure:
     """Step time and peak memory of the variants as bars."""
     times = {row["variant"]: row["seconds"]["median"] for row in _of("step_time", "variant")}
     rows = [r for r in _of("memory", "variant") if r["shape"]["name"] == MAIN.name and r["heap"] == "default"]
@@ -211,7 +210,13 @@ def variants_plot() -> None:
         plot.set_yticks(range(len(names)), [short[n] for n in names])
         plot.invert_yaxis()
         _finish(plot, label, "")
-    _save(figure, "cost-variants.svg")
+    return figure
+
+
+def _empty(name: str) -> Figure:
+    figure = Figure(figsize=(5, 0.5))
+    figure.text(0.02, 0.4, f"No rows yet: benchmarks/{name}.py writes them.", fontsize=9)
+    return figure
 
 
 def _finish(plot: Any, x: str, y: str) -> None:
