@@ -11,20 +11,30 @@ from typing import Any
 
 from shapes import Shape
 
+_MMAP_THRESHOLD = -3  # glibc's M_MMAP_THRESHOLD
 PRELOADED = ["torch", "transformers", "peft", "balora.training.steps", "variants"]
 
 
-def measure(variant: str, shape: Shape, steps: int = 2) -> dict[str, Any]:
-    """Run the steps in a fresh process; only imports are shared with the others.
+def measure(variant: str, shape: Shape, steps: int = 2, *, returned: bool = False) -> dict[str, Any]:
+    """Run the steps in a fresh process.
+
+    Args:
+        variant: What.
+        shape: On which model.
+        steps: How many.
+        returned: Have the C library give every large block back when it is freed (and share the imports with the other
+            measurements, to save time). Left to itself it keeps freed blocks, and how many depends on the order in which
+            they were taken: the peak then says how much was held within some ten percent.
 
     Returns:
         ``peak_mib`` above the loaded, adapted model (a second model, optimizer states and all counted), ``loaded_mib``,
         ``seconds`` of each step after the first; or ``status`` with what went wrong.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context: Any = multiprocessing.get_context("forkserver" if returned else "spawn")
+    if returned:
+        context.set_forkserver_preload(PRELOADED)
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(theirs, variant, shape, steps))
+    process = context.Process(target=_run, args=(theirs, variant, shape, steps, returned))
     process.start()
     theirs.close()
     try:
@@ -36,8 +46,11 @@ def measure(variant: str, shape: Shape, steps: int = 2) -> dict[str, Any]:
         process.join()
 
 
-def _run(answer: Any, variant: str, shape: Shape, steps: int) -> None:
+def _run(answer: Any, variant: str, shape: Shape, steps: int, returned: bool) -> None:
     import variants as made
+
+    if returned:
+        ctypes.CDLL("libc.so.6").mallopt(_MMAP_THRESHOLD, 2**20)
 
     try:
         model = made.load(variant, shape)

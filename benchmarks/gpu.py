@@ -26,7 +26,7 @@ from shapes import LLAMA_7B, LLAMA_8B, TINY, Shape
 from variants import Variant, load, optimizer_of, prepare
 
 # What holds more beside the model comes later, so that nothing stands in the peak of one that does without it.
-ORDER = ("stock", "forward", "online", "cached", "off")
+ORDER = ("stock", "forward", "offloaded", "online", "cached", "off")
 
 
 class Clock:
@@ -76,8 +76,8 @@ def measure(rows: Rows, shape: Shape, rounds: int, device: str, names: tuple[str
         for name in names:
             try:
                 clock.forget()
-                if own_teacher is None and name not in ("stock", "forward", "reference"):
-                    own_teacher = balora.PretrainedTeacher(model, start)
+                if name in ("offloaded", "online"):
+                    own_teacher = balora.PretrainedTeacher(model, start, offload=name == "offloaded")
                 ready[name], opened = prepare(name, here, model, batches, own_teacher=own_teacher, optimizer=optimizer)
                 temporary.enter_context(opened)
                 ready[name].step(batches[0])  # warm, with all that is made once

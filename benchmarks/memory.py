@@ -19,17 +19,20 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     rows = Rows("memory", given.output)
-    shapes = [TINY, dataclasses.replace(TINY, vocabulary=401)] if given.tiny else [MAIN, WIDE]
-    for shape in shapes:
+    main_shape, wide = (TINY, dataclasses.replace(TINY, vocabulary=401)) if given.tiny else (MAIN, WIDE)
+    for shape, heap in ((main_shape, "default"), (main_shape, "returned"), (wide, "default")):
         peaks = {}
         for variant in given.variants:
+            if variant == "reference" and heap == "returned":
+                continue
             # One step of the reference at the wide vocabulary is a minute of singular values; its peak is in the first.
-            found = measure(variant, shape, steps=1 if variant == "reference" else 2)
-            rows.add(kind="variant", variant=variant, shape=shape, **found)
+            found = measure(variant, shape, steps=1 if variant == "reference" else 2, returned=heap == "returned")
+            rows.add(kind="variant", variant=variant, heap=heap, shape=shape, **found)
             peaks[variant] = found.get("peak_mib")
         for variant, peak in peaks.items():
             if peak and peaks.get("stock") and variant != "stock":
-                rows.add(kind="ratio", above=variant, below="stock", shape=shape, ratio=peak / peaks["stock"])
+                ratio = peak / peaks["stock"]
+                rows.add(kind="ratio", above=variant, below="stock", heap=heap, shape=shape, ratio=ratio)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def main() -> None:
             shape = dataclasses.replace(base, **{axis: value})
             for variant in VARIANTS:
                 # The first step allocates; of long ones a single further one will do.
-                found = measure(variant, shape, steps=2 if shape.batch * shape.length > 4000 else 4)
+                found = measure(variant, shape, steps=2 if shape.batch * shape.length > 4000 else 4, returned=True)
                 seconds = found.pop("seconds", None)
                 if seconds:
                     found["seconds"] = statistics.median(seconds)

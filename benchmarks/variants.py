@@ -1,8 +1,9 @@
 """What is compared: one training step each of stock PiSSA, a plain reading of BA-LoRA, and ours in its forms.
 
 ``stock`` is peft and transformers without regularizers, ``reference`` a second model with full logits (`reference.py`),
-``online`` ours with the teacher's forward at every step, ``cached`` ours with the teacher on disk, ``off`` ours without
-regularizers, ``forward`` one forward of the stock model without gradients: the floor of what a teacher can cost.
+``online`` ours with the teacher's forward at every step, ``offloaded`` the same with the teacher's values in the host's
+memory, ``cached`` ours with the teacher on disk, ``off`` ours without regularizers, ``forward`` one forward of the stock
+model without gradients: the floor of what a teacher can cost.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from balora.training.teacher_writer import TeacherWriter
 from reference import CONSISTENCY, DIVERSITY, SPECTRAL, reference_loss
 from shapes import Shape
 
-NAMES = ("stock", "reference", "online", "cached", "off", "forward")
+NAMES = ("stock", "reference", "online", "offloaded", "cached", "off", "forward")
 WEIGHTS = {"consistency": CONSISTENCY, "diversity": DIVERSITY, "spectral": SPECTRAL, "variance": 0.0}
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 KEPT_TOKENS = 64
@@ -116,7 +117,7 @@ def prepare(
         return Variant(
             name, shape, model, lambda batch: reference_loss(model, teacher, batch), optimizer
         ), open_until_then
-    own_teacher = own_teacher or balora.PretrainedTeacher(model)
+    own_teacher = own_teacher or balora.PretrainedTeacher(model, offload=name == "offloaded")
     cache = None
     if name == "cached":
         folder = Path(open_until_then.enter_context(tempfile.TemporaryDirectory())) / "cache"

@@ -223,3 +223,28 @@ def test_a_tensor_that_learns_only_later_is_refused():
         teacher.active(),
     ):
         pass
+
+
+def test_values_that_wait_elsewhere_make_the_same_teacher():
+    model = balora.adapt(tiny_llama(), rank=4)
+    here, there = PretrainedTeacher(model), PretrainedTeacher(model, offload=True)
+    kept = {name: value.data_ptr() for name, value in there.initial.items()}
+    tokens = torch.randint(4, 97, (2, 9))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    student = model(tokens).logits
+    logits = []
+    for teacher in (here, there):
+        with teacher.active():
+            logits.append(model(tokens).logits)
+    assert torch.equal(*logits) and not torch.equal(logits[0], student)
+    assert torch.equal(model(tokens).logits, student)
+    assert {name: value.data_ptr() for name, value in there.initial.items()} == kept
+    # Lent to a model elsewhere (here: in another dtype), the values stay where and as they are; without, they follow.
+    model.double()
+    for teacher, dtype in ((there, torch.float32), (here, torch.float64)):
+        with teacher.active():
+            model(tokens)
+        assert {value.dtype for value in teacher.initial.values()} == {dtype}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from balora.errors import BALoraError
@@ -28,6 +29,10 @@ class PretrainedTeacher:
         BALoraError: The model has been trained since `balora.adapt` made it and ``initial`` is not given, or ``initial``
             is not what the adapter started from: such a teacher would not be the pre-trained model.
 
+    With ``offload`` the values stay in the host's memory (pinned where there is a GPU) and are copied over for each
+    forward of the teacher, when the student's activations are not there yet: the peak on the device is then that of
+    training without a teacher.
+
     Example:
         >>> import balora, torch, transformers
         >>> config = transformers.LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
@@ -40,8 +45,9 @@ class PretrainedTeacher:
         False
     """
 
-    def __init__(self, model: nn.Module, initial: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, model: nn.Module, initial: Mapping[str, Tensor] | None = None, *, offload: bool = False) -> None:
         self.model = model
+        self.offload = offload
         parameters = dict(trainable(model))
         if not parameters:
             raise BALoraError(
@@ -59,9 +65,7 @@ class PretrainedTeacher:
                     f"{wrong} is not at its initial value, so this would not be the pre-trained model. Make the teacher "
                     "right after balora.adapt, or pass initial= from the run's initial.safetensors."
                 )
-        self._initial = {
-            name: given[name].detach().to(device=p.device, dtype=p.dtype, copy=True) for name, p in parameters.items()
-        }
+        self._initial = {name: self._kept(given[name], p) for name, p in parameters.items()}
 
     @property
     def initial(self) -> Mapping[str, Tensor]:
@@ -85,13 +89,19 @@ class PretrainedTeacher:
         current: dict[str, Tensor] = {}
         try:
             for name, parameter in parameters.items():
-                # The model may have moved to another device or dtype since the values were kept.
-                if self._initial[name].device != parameter.device or self._initial[name].dtype != parameter.dtype:
-                    self._initial[name] = self._initial[name].to(parameter.device, parameter.dtype)
+                lent = self._initial[name].to(parameter.device, parameter.dtype, non_blocking=True)
+                if not self.offload:  # the model may have moved to another device or dtype since the values were kept
+                    self._initial[name] = lent
                 current[name] = parameter.data
-                parameter.data = self._initial[name]
+                parameter.data = lent
             with evaluating(self.model):
                 yield
         finally:
             for name, values in current.items():
                 parameters[name].data = values
+
+    def _kept(self, value: Tensor, parameter: nn.Parameter) -> Tensor:
+        if not self.offload:
+            return value.detach().to(device=parameter.device, dtype=parameter.dtype, copy=True)
+        kept = value.detach().to(device="cpu", dtype=parameter.dtype, copy=True)
+        return kept.pin_memory() if torch.cuda.is_available() else kept

@@ -15,7 +15,7 @@ from balora import BALoraError
 from balora.losses import LinearHead, RememberedTeacher, generation_loss
 from balora.training.run import run
 from balora.training.settings import RunSettings, load_settings
-from balora.training.teacher_build import build_teacher
+from balora.training.teacher_build import build_teacher, find_cache
 from balora.training.teacher_cache import TeacherCache
 from tiny import tiny_bart, tiny_causal, tiny_llama, tiny_tokenizer
 
@@ -177,6 +177,8 @@ def test_the_builder_refuses_too(balora, config, settings, tmp_path):
     assert outcome.status == 2 and "teacher_cache names no folder" in outcome.err and "Traceback" not in outcome.err
     outcome = balora("teacher", config, "teacher_cache=x", "--top-k", "0")
     assert outcome.status == 2 and "At least one token" in outcome.err
+    outcome = balora("validate", config, f"teacher_cache={tmp_path / 'nowhere'}")
+    assert outcome.status == 2 and "holds no teacher cache" in outcome.out
     labelled = yaml.safe_load(config.read_text())
     labelled |= {
         "task": "classification",
@@ -185,6 +187,8 @@ def test_the_builder_refuses_too(balora, config, settings, tmp_path):
     }
     with pytest.raises(BALoraError, match="in memory by itself"):
         build_teacher(RunSettings.from_dict(labelled))
+    with pytest.raises(BALoraError, match="set teacher_cache to auto or off"):
+        find_cache(RunSettings.from_dict(labelled))
 
 
 def test_a_cache_of_another_model_is_found_out_by_what_it_says(settings, tmp_path):

@@ -19,7 +19,7 @@ from balora.losses.tokens import TokenTerms, token_terms_
 from balora.regularizers.checks import refuse_second_derivative
 
 CPU_BUDGET = 32 * 2**20
-ACCELERATOR_BUDGET = 512 * 2**20
+ACCELERATOR_BUDGET = 256 * 2**20
 _TILE_BYTES = 8 * 2**20
 
 
@@ -79,7 +79,7 @@ def chunk_tokens_for(budget: int | None, hidden_MD: Tensor, head: LinearHead, *,
     row, comes on top.
 
     Args:
-        budget: Bytes; None for the default, 32 MiB on a CPU and 512 MiB on an accelerator.
+        budget: Bytes; None for the default, 32 MiB on a CPU and 256 MiB on an accelerator.
         hidden_MD: The valid tokens, for their number, dtype and device.
         head: For V, and the soft cap, which wants its slope kept.
         teacher: Whether the teacher's logits stand beside the student's.

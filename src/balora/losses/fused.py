@@ -80,7 +80,7 @@ def generation_loss(
         softcap: c; None for none.
         spectral_basis: What :meth:`SpectralBasis.from_head` made of this head once, so that it is not made again here.
         chunk_tokens: Tokens to a chunk; default what ``memory_budget`` holds.
-        memory_budget: Bytes for a chunk's buffers; default 32 MiB on a CPU and 512 MiB on an accelerator.
+        memory_budget: Bytes for a chunk's buffers; default 32 MiB on a CPU and 256 MiB on an accelerator.
 
     Returns:
         The parts; float32 or wider. Without a valid token everything is 0, still on the graph, with zero gradients.

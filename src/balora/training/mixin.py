@@ -42,6 +42,7 @@ class RegularizedMixin(SavingMixin):
         initial: The trainable tensors' initial values, when ``model`` is no longer at them.
         teacher_cache: ``auto`` keeps a classifier's teacher logits in memory (in one process); ``off`` asks the teacher at
             every step; a `TeacherCache` stands for it in generation.
+        teacher_offload: Whether the initial values wait in the host's memory between the teacher's forwards.
 
     Other arguments are the Trainer's.
     """
@@ -53,6 +54,7 @@ class RegularizedMixin(SavingMixin):
         loss_path: str = "fused",
         initial: Mapping[str, Tensor] | None = None,
         teacher_cache: TeacherCache | str = "auto",
+        teacher_offload: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -72,7 +74,7 @@ class RegularizedMixin(SavingMixin):
         if self.task in ("classification", "regression") and regularization.teacher_head == "probe" and initial is None:
             self._probe_head()
         # Kept once, for the checkpoints and for the teacher alike.
-        self.teacher = PretrainedTeacher(unwrapped, initial)
+        self.teacher = PretrainedTeacher(unwrapped, initial, offload=teacher_offload)
         self.memory = memory_for(self.objective, teacher_cache, self.accelerator.num_processes)
         step = GenerationStep if self.objective.generates else ClassificationStep
         self.step = step(unwrapped, self.objective, self.teacher, self.memory)  # type: ignore[arg-type]

@@ -30,6 +30,7 @@ from balora.training.loading import (
 )
 from balora.training.run import targets_of, training_arguments
 from balora.training.settings import RunSettings
+from balora.training.teacher_build import find_cache
 
 T = TypeVar("T")
 
@@ -70,6 +71,7 @@ def preflight(settings: RunSettings) -> Preflight:
     report = Preflight()
     report.attempt(RunFolder(settings).check)
     report.attempt(lambda: training_arguments(settings))
+    report.attempt(lambda: find_cache(settings))
     tokenizer = report.attempt(lambda: load_tokenizer(settings))
     target = report.attempt(lambda: load_target_tokenizer(settings))
     examples = report.attempt(lambda: load_examples(settings.data, settings.task, settings.seed))

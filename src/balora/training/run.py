@@ -154,6 +154,7 @@ def prepare(
         loss_path=settings.loss_path,
         initial=None if initial is None else _complete(adapted, initial),
         teacher_cache=cache or ("auto" if settings.teacher_cache == "auto" else "off"),
+        teacher_offload=settings.teacher_offload,
     )
     return trainer, tokenizer, examples
 

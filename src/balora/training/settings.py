@@ -28,6 +28,8 @@ HARMLESS = (
     *("output", "resume", "training.run_name", "training.project", "training.report_to"),
     # What may be loaded at all; the weights themselves are compared by checksum.
     *("allow_pickle", "trust_remote_code"),
+    # Where the teacher's values wait.
+    "teacher_offload",
     # What is written down, and how often. Evaluation is not among them: it draws from the random generator.
     *("training.logging_steps", "training.logging_strategy", "training.logging_first_step", "training.log_level"),
     *("training.log_level_replica", "training.log_on_each_node", "training.disable_tqdm"),
@@ -85,6 +87,11 @@ class RunSettings(Section):
         min_length=1,
         description="a folder that `balora teacher` built (generation, seq2seq); auto: a classifier's teacher is asked once "
         "about each example; off: the teacher runs at every step",
+    )
+    teacher_offload: bool = Field(
+        default=False,
+        description="whether the adapter's initial values, which make the teacher, wait in the host's memory: less on the "
+        "GPU, and a copy for each forward of the teacher",
     )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
         default="float32", description="in what the model's weights are held; auto: as they are stored"

@@ -77,15 +77,26 @@ def open_for_run(
     Raises:
         BALoraError: It is not there, or not this run's; the reasons are given.
     """
-    if settings.teacher_cache in ("auto", "off") or not settings.regularization.consistency:
+    cache = find_cache(settings)
+    if cache is None:
+        return None
+    cache.require(identity_of(settings, model, tokenizers), (row_key(row) for row in rows))
+    return cache
+
+
+def find_cache(settings: RunSettings) -> TeacherCache | None:
+    """The cache a run's settings name, whoever's it is; None where they name none or the run needs none.
+
+    Raises:
+        BALoraError: The task takes none, or it is not there or damaged.
+    """
+    if settings.teacher_cache in ("auto", "off"):
         return None
     if settings.task in ("classification", "regression"):
         raise BALoraError(
             f"Task {settings.task} keeps its teacher's outputs in memory; set teacher_cache to auto or off."
         )
-    cache = TeacherCache(Path(settings.teacher_cache))
-    cache.require(identity_of(settings, model, tokenizers), (row_key(row) for row in rows))
-    return cache
+    return TeacherCache(Path(settings.teacher_cache)) if settings.regularization.consistency else None
 
 
 def _unfit(settings: RunSettings, top_k: int) -> list[str]:
