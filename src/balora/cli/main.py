@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from balora.cli import compare, evaluate, export, methods, quickstart, reproduce, teacher, train, validate
+from balora.cli import compare, evaluate, export, methods, quickstart, report, reproduce, teacher, train, validate
 from balora.errors import BALoraError
 from balora.training.quiet import quiet_libraries
 
@@ -26,6 +26,7 @@ app.command()(compare.compare)
 app.command()(reproduce.reproduce)
 app.command()(export.export)
 app.command()(evaluate.evaluate)
+app.command()(report.report)
 app.command()(quickstart.quickstart)
 
 

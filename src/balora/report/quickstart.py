@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from balora.report.plots import parts_plot, task_plot
+from balora.report.pages import write
+from balora.report.plots import part_plots, task_plot
 
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -26,8 +24,11 @@ def write_page(path: Path, rows: Sequence[Any], curves: Curves, facts: Mapping[s
     Returns:
         ``path``.
     """
-    source = resources.files("balora.report").joinpath("quickstart.html.j2").read_text()
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
-    html = template.render(rows=rows, facts=facts, task_svg=task_plot(curves), parts_svg=parts_plot(curves["balora"]))
-    path.write_text(html)
-    return path
+    return write(
+        path,
+        "quickstart.html.j2",
+        rows=rows,
+        facts=facts,
+        task_svg=task_plot(list(curves.items())),
+        parts=part_plots([("balora", curves["balora"])]),
+    )

@@ -176,20 +176,30 @@ def differences(a: RunSettings, b: RunSettings) -> list[str]:
         >>> differences(one, one.model_copy(update={"seed": 7, "output": "runs/b"}))
         ['seed']
     """
-    left, right = _flatten(a.to_dict()), _flatten(b.to_dict())
+    left, right = flatten(a.to_dict()), flatten(b.to_dict())
     missing = object()
     keys = list(dict.fromkeys([*left, *right]))
     return [key for key in keys if key not in HARMLESS and left.get(key, missing) != right.get(key, missing)]
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            flat.update(_flatten(value, f"{prefix}{key}."))
+            flat.update(flatten(value, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = value
     return flat
 
 
-__all__ = ["HARMLESS", "DataSettings", "MethodSettings", "RunSettings", "Task", "differences", "load_settings"]
+__all__ = [
+    "HARMLESS",
+    "DataSettings",
+    "MethodSettings",
+    "RunSettings",
+    "Task",
+    "differences",
+    "flatten",
+    "load_settings",
+]

@@ -17,7 +17,7 @@ import yaml
 from balora.errors import BALoraError, suggest
 from balora.experiments.compare.engine import Engine, LocalEngine
 from balora.experiments.compare.plan import Axes, Cell, Variant, plan
-from balora.experiments.compare.rows import NOT_RUN, TRAIN_LOSS, Row, is_finished, row_of, score_names
+from balora.experiments.compare.rows import NOT_RUN, TRAIN_LOSS, Row, is_finished, mixed_origins, row_of, score_names
 from balora.experiments.compare.stats import summarise
 from balora.experiments.compare.tables import Comparison, to_csv, to_json, to_latex, to_markdown
 from balora.experiments.compare.worker import Task, reason
@@ -203,9 +203,7 @@ def _notes(rows: Sequence[Row], engine: Engine) -> list[str]:
             "There are no evaluation rows (data.eval), so the training loss is all there is; it holds the weighted regularizers "
             "where they are on, so it does not compare methods."
         )
-    for what, key in (("versions", "versions"), ("machine", "hardware"), ("code", "commit")):
-        if len({json.dumps(row.provenance.get(key), sort_keys=True) for row in done}) > 1:
-            notes.append(f"Not all runs were made with the same {what}; {ROWS} has each run's.")
+    notes += [f"Not all runs were made with the same {what}; {ROWS} has each run's." for what in mixed_origins(done)]
     return notes
 
 

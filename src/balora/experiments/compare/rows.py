@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -48,6 +49,12 @@ class Row:
         made = dataclasses.asdict(self)
         made["scores"] = {k: v if math.isfinite(v) else None for k, v in self.scores.items()}
         return made
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Row:
+        """A line of ``rows.jsonl``; a score of None was not finite."""
+        scores = {name: math.nan if score is None else score for name, score in values["scores"].items()}
+        return cls(**{**values, "scores": scores})
 
 
 def row_of(cell: Cell, reason: str = NOT_RUN) -> Row:
@@ -116,3 +123,11 @@ def score_names(rows: Sequence[Row]) -> list[str]:
     """Every score of an evaluation that some row has; without any, the training loss."""
     names = list(dict.fromkeys(name for row in rows for name in row.scores))
     return [name for name in names if name != TRAIN_LOSS] or names
+
+
+def mixed_origins(rows: Sequence[Row]) -> list[str]:
+    """What was not the same for all rows: versions, machine, code."""
+    keys = (("versions", "versions"), ("machine", "hardware"), ("code", "commit"))
+    return [
+        what for what, key in keys if len({json.dumps(row.provenance.get(key), sort_keys=True) for row in rows}) > 1
+    ]

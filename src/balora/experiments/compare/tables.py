@@ -17,6 +17,10 @@ from balora.experiments.compare.stats import COVERAGE, RESAMPLES, Difference, Gr
 
 FEW = 5
 """Fewer pairs than this, and the bootstrap interval carries a warning."""
+CAPTION = (
+    "Mean ± standard deviation over seeds. Time is that of training; memory is the peak of the run's process; trainable counts "
+    "the values that learn."
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,32 +52,29 @@ class Comparison:
 
 def to_markdown(made: Comparison) -> str:
     """The table, the differences to the baseline, the runs that failed, and where it all comes from."""
-    parts = [markdown_table(_header(made), [_cells(made, group) for group in made.groups])]
-    parts.append(
-        "Mean ± standard deviation over seeds. Time is that of training; memory is the peak of the run's process; trainable counts "
-        "the values that learn."
-    )
+    parts = [markdown_table(*main_table(made))]
+    parts.append(CAPTION)
     if made.baseline is not None:
         parts += [
             f"Difference to {made.baseline}, paired by seed",
-            markdown_table(*_difference_table(made)),
-            _interval(made),
+            markdown_table(*difference_table(made)),
+            interval_note(made),
         ]
     if made.failures:
         failed = [f"- {row.run}: {row.reason}" for row in made.failures]
         parts.append("Runs without a result:\n\n" + "\n".join(failed))
     parts += list(made.notes)
-    return "\n\n".join([*parts, _source(made.about)]) + "\n"
+    return "\n\n".join([*parts, source_note(made.about)]) + "\n"
 
 
 def to_latex(made: Comparison) -> str:
     """The same tables as `tabular` environments; runs that failed are comments."""
-    parts = [_latex(_header(made), [_cells(made, group) for group in made.groups])]
+    parts = [_latex(*main_table(made))]
     if made.baseline is not None:
-        parts += [f"% Difference to {made.baseline}, paired by seed.", _latex(*_difference_table(made))]
+        parts += [f"% Difference to {made.baseline}, paired by seed.", _latex(*difference_table(made))]
     parts += [f"% {row.run}: {row.reason}" for row in made.failures]
     parts += [f"% {note}" for note in made.notes]
-    return "\n".join([*parts, f"% {_source(made.about)}"]) + "\n"
+    return "\n".join([*parts, f"% {source_note(made.about)}"]) + "\n"
 
 
 def to_csv(made: Comparison) -> str:
@@ -116,13 +117,16 @@ def to_json(made: Comparison) -> str:
 
 def plain_lines(made: Comparison) -> list[str]:
     """The table for a screen, in columns."""
-    lines = [_header(made), *(_cells(made, group) for group in made.groups)]
+    header, cells = main_table(made)
+    lines = [header, *cells]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
-def _header(made: Comparison) -> list[str]:
-    return ["method", *made.axes, "runs", *made.scores, "time (s)", "memory (MiB)", "trainable"]
+def main_table(made: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Header and lines: every group with its scores and its cost."""
+    header = ["method", *made.axes, "runs", *made.scores, "time (s)", "memory (MiB)", "trainable"]
+    return header, [_cells(made, group) for group in made.groups]
 
 
 def _cells(made: Comparison, group: Group) -> list[str]:
@@ -133,7 +137,8 @@ def _cells(made: Comparison, group: Group) -> list[str]:
     return [group.variant, *axes, f"{group.finished}/{group.planned}", *scores, seconds, memory, trainable]
 
 
-def _difference_table(made: Comparison) -> tuple[list[str], list[list[str]]]:
+def difference_table(made: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Header and lines: every group's differences to the baseline, with their intervals."""
     others = [group for group in made.groups if group.variant != made.baseline]
     lines = [
         [
@@ -146,7 +151,8 @@ def _difference_table(made: Comparison) -> tuple[list[str], list[list[str]]]:
     return ["method", *made.axes, *made.scores], lines
 
 
-def _interval(made: Comparison) -> str:
+def interval_note(made: Comparison) -> str:
+    """What the brackets hold, and how far to trust them."""
     fewest = min((d.pairs for group in made.groups for d in group.differences.values()), default=0)
     text = f"In brackets: the {COVERAGE:.0%} percentile bootstrap interval of the mean difference, {RESAMPLES:,} resamples."
     if 0 < fewest < FEW:
@@ -196,7 +202,7 @@ def _tex(text: str) -> str:
     return re.sub(r"[\\~^±&%$#_{}]", lambda m: special.get(m[0], "\\" + m[0]), text)
 
 
-def _source(about: Mapping[str, Any]) -> str:
+def source_note(about: Mapping[str, Any]) -> str:
     """One paragraph on where the numbers come from."""
     made = about["provenance"]
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items() if version)

@@ -1,0 +1,152 @@
+"""A page in headless Chromium, driven over the DevTools protocol's own pipe: what it asks for and complains of."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+_FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-dev-shm-usage", "--disable-extensions", "--remote-debugging-pipe",
+)  # fmt: skip
+_TIMEOUT = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """What was seen of a page."""
+
+    requested: list[str]
+    """Every address it asked for, its own first."""
+    complaints: list[str]
+    """Errors and warnings of the console and the browser's log, and uncaught exceptions."""
+    scroll_width: int
+    """How wide the document is; more than the window means that it scrolls sideways."""
+    background: str
+    text: str
+
+
+class Browser:
+    """One Chromium for several looks."""
+
+    def __init__(self, program: str, home: Path) -> None:
+        # The browser reads its file 3 and writes its file 4.
+        read_end, self._write = os.pipe()
+        self._read, write_end = os.pipe()
+        self._process = subprocess.Popen(
+            ["/bin/sh", "-c", f'exec "$@" 3<&{read_end} 4>&{write_end}', "sh", program, *_FLAGS, f"--user-data-dir={home}"],
+            pass_fds=(read_end, write_end), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        os.close(read_end)
+        os.close(write_end)
+        self._numbers = itertools.count(1)
+        self._rest = b""
+        self.events: list[dict[str, Any]] = []
+
+    def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # the group that this object started
+        self._process.wait()
+        os.close(self._write)
+        os.close(self._read)
+
+    def call(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
+        number = next(self._numbers)
+        message = {"id": number, "method": method, "params": parameters, **({"sessionId": session} if session else {})}
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        for answer in self._messages():
+            if answer.get("id") == number:
+                assert "error" not in answer, answer
+                return answer["result"]
+            self.events.append(answer)
+        raise AssertionError("unreachable")
+
+    def wait_for(self, method: str) -> None:
+        if not any(event.get("method") == method for event in self.events):
+            for event in self._messages():
+                self.events.append(event)
+                if event.get("method") == method:
+                    return
+
+    def look(self, page: Path, width: int, *, dark: bool = False, picture: Path | None = None) -> Look:
+        """Open a page in a window of some width and report what happened."""
+        self.events.clear()
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        tab = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable", tab)
+        self.call("Emulation.setDeviceMetricsOverride", tab, width=width, height=900, deviceScaleFactor=1, mobile=False)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", tab, features=[scheme])
+        self.events.clear()
+        self.call("Page.navigate", tab, url=page.resolve().as_uri())
+        self.wait_for("Page.loadEventFired")
+        values = self.call(
+            "Runtime.evaluate", tab, returnByValue=True,
+            expression="(s => [document.documentElement.scrollWidth, s.backgroundColor, s.color])(getComputedStyle(document.body))",
+        )["result"]["value"]  # fmt: skip
+        if picture is not None:
+            shot = self.call("Page.captureScreenshot", tab, captureBeyondViewport=True, format="png")
+            picture.write_bytes(base64.b64decode(shot["data"]))
+        self.call("Target.closeTarget", targetId=target)
+        return Look(self._requested(), self._complaints(), *values)
+
+    def _requested(self) -> list[str]:
+        sent = [event for event in self.events if event.get("method") == "Network.requestWillBeSent"]
+        return [event["params"]["request"]["url"] for event in sent]
+
+    def _complaints(self) -> list[str]:
+        found = []
+        for event in self.events:
+            method, values = event.get("method"), event.get("params", {})
+            if method == "Runtime.exceptionThrown":
+                found.append(values["exceptionDetails"]["text"])
+            elif method == "Runtime.consoleAPICalled" and values["type"] in ("error", "warning"):
+                found.append(str(values["args"]))
+            elif method == "Log.entryAdded" and values["entry"]["level"] in ("error", "warning"):
+                found.append(values["entry"]["text"])
+        return found
+
+    def _messages(self) -> Iterator[dict[str, Any]]:
+        end = time.monotonic() + _TIMEOUT
+        while True:
+            while b"\0" in self._rest:
+                message, _, self._rest = self._rest.partition(b"\0")
+                yield json.loads(message)
+            ready, _, _ = select.select([self._read], [], [], max(0.0, end - time.monotonic()))
+            if not ready:
+                raise TimeoutError(f"Chromium did not answer within {_TIMEOUT:.0f} s")
+            piece = os.read(self._read, 1 << 16)
+            if not piece:
+                raise ConnectionError("Chromium ended")
+            self._rest += piece
+
+
+@contextlib.contextmanager
+def open_browser() -> Iterator[Browser]:
+    """Start Chromium; skip the test where there is none."""
+    program = next((found for name in _NAMES if (found := shutil.which(name))), None)
+    if program is None:
+        pytest.skip("Chromium is absent: install it (Debian: apt-get install chromium) to have the page looked at")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
+        browser = Browser(program, Path(home))
+        try:
+            yield browser
+        finally:
+            browser.close()
