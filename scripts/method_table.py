@@ -57,6 +57,7 @@ def page(*, sizes_only: bool = False) -> str:
     reasons: list[str] = []
     rows = ["| family | " + " | ".join(f"`{method}`" for method in METHODS) + " |", "|---|" + ":-:|" * len(METHODS)]
     for family, makes in families().items():
+        makes = makes[:1] if sizes_only else makes  # a regressor has a classifier's sizes
         cells = [_numbered(*tried(makes, method, refused), reasons) for method in METHODS]
         rows.append(f"| {family} | " + " | ".join(cells) + " |")
     numbered = [f"{number}. {reason}" for number, reason in enumerate(reasons, 1)]

@@ -26,10 +26,12 @@ def describe(name: str, where: str) -> str:
     """One method's entry in the registry as Markdown."""
     tree = _parsed("__init__")
     constants = _assignments(tree)
-    entry = next(
-        (fields for call in ast.walk(tree) if (fields := _fields(call)) and _text(fields["name"], constants) == name),
-        None,
-    )
+    entries: dict[str, dict[str, ast.expr]] = {}
+    for call in ast.walk(tree):
+        fields = _fields(call, entries)
+        if fields:
+            entries[_text(fields["name"], constants)] = fields
+    entry = entries.get(name)
     if entry is None:
         raise PluginError(f"{where}: no method {name} is registered in balora/methods/__init__.py.")
     summary, paper, trains = (_text(entry[field], constants) for field in ("summary", "paper", "trains"))
@@ -37,41 +39,39 @@ def describe(name: str, where: str) -> str:
     rows = _options(entry["options"]) if "options" in entry else []
     if rows:
         lines += ["", "| option | default | is | meaning |", "|---|---|---|---|", *rows]
+    if "options" in entry and "_BITS" in ast.dump(entry["options"]):
+        lines += ["", "The frozen weights may be held in 4 or 8 bits: [`bits`](quantization.md)."]
     return "\n".join(lines)
 
 
-def _fields(node: ast.AST) -> dict[str, ast.expr] | None:
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Method":
-        return {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
-    return None
+def _fields(node: ast.AST, known: dict[str, dict[str, ast.expr]]) -> dict[str, ast.expr] | None:
+    """Fields of `Method(...)`, or of `replace(METHODS[name], ...)` on top of that method's."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("Method", "replace")):
+        return None
+    own = {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
+    base = [known[ast.literal_eval(part.slice)] for part in node.args if isinstance(part, ast.Subscript)]
+    return {**base[0], **own} if base else own
 
 
 def _options(where: ast.expr) -> list[str]:
-    """Rows of a table from options, as `_table` takes them."""
+    """Rows of a table from a dict of options, named as `module.NAME`, alone or beside others in a dict."""
+    if isinstance(where, ast.Dict):
+        return [row for part in where.values for row in _options(part)]
+    if isinstance(where, ast.Name):  # those of quantization, which have a page of their own
+        return []
+    assert isinstance(where, ast.Attribute) and isinstance(where.value, ast.Name)
+    constants = _assignments(_parsed(where.value.id))
+    table = constants[where.attr]
+    assert isinstance(table, ast.Dict)
     rows = []
-    for key, (call, constants) in _table(where, {}).items():
+    for key, call in zip(table.keys, table.values, strict=True):
         assert isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
         default, meaning = (ast.literal_eval(argument) for argument in call.args[:2])
         limits = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
         shown = "–" if default is None else f"`{default}`"
         kind = _allowed(call, limits, constants)
-        rows.append(f"| `{key}` | {shown} | {kind} | {' '.join(meaning.split())} |")
+        rows.append(f"| `{ast.literal_eval(key)}` | {shown} | {kind} | {' '.join(meaning.split())} |")
     return rows
-
-
-def _table(where: ast.expr, constants: dict[str, ast.expr]) -> dict[str, tuple[ast.expr, dict[str, ast.expr]]]:
-    """Calls by option, each with its module's constants: of `module.NAME`, `NAME` or a dict, other such dicts unpacked in it."""
-    if isinstance(where, ast.Attribute):
-        assert isinstance(where.value, ast.Name)
-        constants = _assignments(_parsed(where.value.id))
-        return _table(constants[where.attr], constants)
-    if isinstance(where, ast.Name):
-        return _table(constants[where.id], constants)
-    assert isinstance(where, ast.Dict)
-    found: dict[str, tuple[ast.expr, dict[str, ast.expr]]] = {}
-    for key, value in zip(where.keys, where.values, strict=True):
-        found |= _table(value, constants) if key is None else {ast.literal_eval(key): (value, constants)}
-    return found
 
 
 def _allowed(call: ast.Call, limits: dict[str | None, Any], constants: dict[str, ast.expr]) -> str:
@@ -79,8 +79,6 @@ def _allowed(call: ast.Call, limits: dict[str | None, Any], constants: dict[str,
     kind = call.func.id
     if kind == "whole":
         return f"a whole number of at least {limits.get('least', 0)}"
-    if kind == "switch":
-        return "true or false"
     if kind == "number":
         upper = f" and at most {limits['most']:g}" if "most" in limits else ""
         return f"a number above {limits.get('least', 0.0):g}{upper}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import balora
 from balora import BALoraError
 from balora.evaluation import EvaluationOptions, evaluate
 from balora.evaluation.generate import Answer, Sampling, TransformersGenerator, answer_of, fit, pad_left
@@ -16,6 +17,7 @@ from balora.evaluation.subject import Loaded, Subject
 from balora.training.settings import RunSettings
 from evaluation_models import classifier_at, writer_at
 from tiny import tiny_bart, tiny_llama, tiny_tokenizer
+from training.trained_runs import trained_run
 
 PROMPTS = [[1, *range(10, 10 + length)] for length in (3, 9, 5, 5, 14, 2, 7)]
 
@@ -190,6 +192,21 @@ def test_other_ways_of_generating_are_not_mixed_in(tmp_path: Path) -> None:
             run(**changes)
     with pytest.raises(BALoraError, match="another prompting"):
         run(prompt_template="none")
+
+
+def test_an_exported_adapter_says_what_its_run_says(tmp_path: Path) -> None:
+    data = tmp_path / "test.jsonl"
+    data.write_text("".join(json.dumps({"question": "?" * (n + 1), "answer": "#### 1"}) + "\n" for n in range(3)))
+    run = trained_run(tmp_path / "run", tiny_llama(), "generation")
+    balora.export(run.folder, to="lora", output=tmp_path / "lora")
+
+    def outputs(model: Path) -> list[str]:
+        options = EvaluationOptions(data={"gsm8k": str(data)}, max_new_tokens=8, device="cpu", prompt_template="none")
+        result = evaluate(model, ["gsm8k"], output=tmp_path / f"out-{model.name}", options=options)
+        return [sample["output"] for sample in result.results["gsm8k"]["samples"]]
+
+    assert outputs(run.folder) == outputs(tmp_path / "lora") != outputs(run.base)
+    assert Subject(str(run.folder)).folder == run.folder / "evaluation"
 
 
 def test_what_cannot_be_evaluated_is_named(tmp_path: Path) -> None:

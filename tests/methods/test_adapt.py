@@ -180,7 +180,7 @@ def test_a_rank_above_a_target_is_refused_with_both_numbers_and_the_model_comes_
     model = tiny_llama()
     names, expected = [name for name, _ in model.named_modules()], logits(model)
     with pytest.raises(BALoraError, match=r"Rank 33 is above .*q_proj is 32 × 32, so its rank is at most 32"):
-        adapt_with_all(model, method, rank=33, **({"initial_rank": 33} if method == "adalora" else {}))
+        adapt_with_all(model, method, **({"rank": 22, "initial_rank": 33} if method == "adalora" else {"rank": 33}))
     assert [name for name, _ in model.named_modules()] == names
     assert torch.equal(logits(model), expected)
     assert all(p.requires_grad for p in model.parameters()), "peft freezes as it wraps"

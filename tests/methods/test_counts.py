@@ -23,11 +23,10 @@ LLAMA = L * [(D, D), (16, D), (16, D), (D, D), (F, D), (F, D), (D, F)]
 PER_MATRIX = {
     **{
         method: lambda o, i: R * (o + i)
-        for method in ("lora", "rslora", "loraplus", "loraga", "pissa", "balora", "milora", "olora", "corda")
-    },
-    **{
-        method: lambda o, i: R * (o + i)
-        for method in ("qlora", "qpissa", "qbalora")  # rounding the frozen weights trains no other
+        for method in (
+            *("lora", "rslora", "loraplus", "loraga", "pissa", "balora", "milora", "olora", "corda"),
+            *("qlora", "qpissa", "qbalora"),
+        )
     },
     "lorafa": lambda o, i: R * o,  # B alone
     "dora": lambda o, i: R * (o + i) + o,  # and one magnitude for every output

@@ -37,6 +37,11 @@ def evaluate(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16, float16. Default: the run's, or as stored.")
     ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Code that comes with a model may run.")
+    ] = False,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Weights in pickle form may be loaded.")] = False,
     few_shot: Annotated[int | None, typer.Option(help="Examples in the prompt of an lm-eval task.")] = None,
     prompt_template: Annotated[
         str | None,
@@ -100,6 +105,9 @@ def evaluate(
         engine=cast(Engine, engine),
         device=device,
         dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
         few_shot=few_shot,
         unsafe_code=unsafe_code,
         code_timeout=code_timeout,

@@ -54,7 +54,7 @@ def evaluate(
     """
     options = options or EvaluationOptions()
     wanted = find_tasks(tasks)
-    subject = Subject(str(model), options.dtype)
+    subject = Subject(str(model), options)
     folder = Path(output) if output is not None else subject.folder
     results: dict[str, Record] = {}
     with FolderLock(folder), Session(subject, options, folder, say) as session:

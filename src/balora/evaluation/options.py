@@ -66,6 +66,12 @@ class EvaluationOptions:
     """Such as cpu or cuda:1; default a GPU where there is one."""
     dtype: str | None = None
     """In what the weights are held; default the run's, else as they are stored."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    trust_remote_code: bool = False
+    """Whether code that comes with a model may run."""
+    allow_pickle: bool = False
+    """Whether weights in pickle form may be loaded."""
     few_shot: int | None = None
     """Examples in the prompt of an lm-evaluation-harness task; default the task's."""
     unsafe_code: bool = False
@@ -98,6 +104,8 @@ class EvaluationOptions:
             )
         if self.code_timeout <= 0:
             raise BALoraError(f"code_timeout must be above 0, not {self.code_timeout:g}.")
+        if self.dtype not in (None, "auto", "float32", "bfloat16", "float16"):
+            raise BALoraError(f"dtype is float32, bfloat16, float16 or auto, not {self.dtype!r}.")
         if self.engine not in ("transformers", "vllm"):
             raise BALoraError(f"engine is transformers or vllm, not {self.engine!r}.")
 

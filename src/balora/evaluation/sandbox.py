@@ -13,7 +13,6 @@ import json
 import math
 import os
 import secrets
-import selectors
 import shutil
 import signal
 import subprocess
@@ -24,13 +23,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from balora.errors import BALoraError
+from balora.evaluation.sandbox_talk import how_it_ended, outcome_in, talk
 from balora.evaluation.seccomp import seccomp_filter
 
 _CHILD = Path(__file__).with_name("sandbox_child.py")
 _INSIDE = "/run/child.py"
 _PYTHON = "/run/python"
 _LINKS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-_MOST_OUTPUT = 64 * 1024
 _FIRST_USER = 1_000_000_000
 _users = itertools.count()
 
@@ -107,8 +106,8 @@ class Sandbox:
         }
         started = time.monotonic()
         with self._process() as process:
-            reply, why = _talk(process, f"{json.dumps(settings)}\n{program}".encode(), started + self.limits.seconds)
-        outcome = _outcome_in(reply, token) or why or _how_it_ended(process.returncode)
+            reply, why = talk(process, f"{json.dumps(settings)}\n{program}".encode(), started + self.limits.seconds)
+        outcome = outcome_in(reply, token) or why or how_it_ended(process.returncode)
         return Outcome(outcome == "passed", outcome, time.monotonic() - started)
 
     @contextlib.contextmanager
@@ -236,67 +235,6 @@ def _interpreter() -> tuple[str, list[str]]:
         return str(executable), []
     inside = Path(_PYTHON) / (executable.relative_to(base) if executable.is_relative_to(base) else "bin/python3")
     return str(inside), ["--ro-bind", str(base), _PYTHON, "--setenv", "LD_LIBRARY_PATH", f"{_PYTHON}/lib"]
-
-
-def _talk(process: subprocess.Popen[bytes], sent: bytes, deadline: float) -> tuple[bytes, str | None]:
-    """Hand the program over and wait for the report, its end, too much of anything, or the deadline.
-
-    Returns:
-        What came back, and why no more was waited for.
-    """
-    assert process.stdin is not None and process.stdout is not None
-    reply, rest = b"", memoryview(sent)
-    os.set_blocking(process.stdin.fileno(), False)
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdin, selectors.EVENT_WRITE)
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while True:
-            left = deadline - time.monotonic()
-            ready = selector.select(max(0.0, left))
-            if not ready and left <= 0:
-                return reply, "timed out"
-            for key, _ in ready:
-                if key.fileobj is process.stdin:
-                    rest = _push(process, rest)
-                    if not rest:
-                        selector.unregister(process.stdin)
-                        process.stdin.close()
-                    continue
-                part = os.read(process.stdout.fileno(), _MOST_OUTPUT)
-                reply += part
-                if not part or reply.endswith(b"}\n"):
-                    if not part:
-                        process.wait()
-                    return reply, None
-                if len(reply) > _MOST_OUTPUT:
-                    return reply, "wrote without end"
-
-
-def _push(process: subprocess.Popen[bytes], rest: memoryview) -> memoryview:
-    assert process.stdin is not None
-    try:
-        return rest[os.write(process.stdin.fileno(), rest[:_MOST_OUTPUT]) :]
-    except BlockingIOError:
-        return rest
-    except BrokenPipeError:
-        return rest[len(rest) :]
-
-
-def _outcome_in(reply: bytes, token: str) -> str | None:
-    """The report, if it is the child's: the program does not know the token."""
-    for line in reply.splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError, UnicodeDecodeError):
-            report = json.loads(line)
-            if report["token"] == token:
-                return str(report["outcome"])
-    return None
-
-
-def _how_it_ended(status: int) -> str:
-    number = -status if status < 0 else status - 128
-    with contextlib.suppress(ValueError):
-        return f"killed by {signal.Signals(number).name}"
-    return "ended early"
 
 
 __all__ = ["Limits", "Outcome", "Sandbox"]

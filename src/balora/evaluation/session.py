@@ -76,7 +76,7 @@ class Session:
         """
         if self._generator is None:
             if self.options.engine == "vllm":
-                self._generator = self._open.enter_context(VllmGenerator(self.subject, self.options.dtype))
+                self._generator = self._open.enter_context(VllmGenerator(self.subject))
             else:
                 if self.loaded.task not in ("generation", "seq2seq"):
                     raise BALoraError(

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig, PeftModel
+from peft.utils import CONFIG_NAME
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from balora.errors import BALoraError
+from balora.evaluation.options import EvaluationOptions
 from balora.training import checkpoint as ckpt
 from balora.training.data.collate import ensure_pad_token
 from balora.training.data.hub import looks_local
@@ -50,21 +53,29 @@ class Subject:
     """The thing that is evaluated, found and named but not yet loaded.
 
     Args:
-        name: A run's folder (or its ``adapter/``, ``model/`` or a ``checkpoint-N/``), a model's folder, a hub id, or
-            ``reference``.
-        dtype: In what its weights are held; default the run's, else as they are stored.
+        name: A run's folder (or its ``adapter/``, ``model/`` or a ``checkpoint-N/``), a model's folder, a hub id, the folder
+            of a plain peft adapter for either, or ``reference``.
+        options: What may be loaded, and in what form.
 
     Raises:
         BALoraError: There is nothing by that name, or it is not whole.
     """
 
-    def __init__(self, name: str, dtype: str | None = None) -> None:
+    def __init__(self, name: str, options: EvaluationOptions | None = None) -> None:
         self.name = name
-        self.dtype = dtype
+        self.options = options or EvaluationOptions()
+        self.dtype = self.options.dtype
         self.is_reference = name == REFERENCE and not Path(name).exists()
         self.saved: SavedModel | None = None
-        if not self.is_reference and looks_local(name) and not _is_plain_model(Path(name).expanduser()):
-            self.saved = find_saved(Path(name).expanduser())
+        self.adapter: Path | None = None
+        self.base = name
+        if self.is_reference or not looks_local(name):
+            return
+        path = Path(name).expanduser()
+        if _is_plain(path, CONFIG_NAME):
+            self.adapter, self.base = path, _base_of(path)
+        elif not _is_plain(path, "config.json"):
+            self.saved = find_saved(path)
 
     @property
     def settings(self) -> RunSettings | None:
@@ -75,7 +86,8 @@ class Subject:
     def folder(self) -> Path:
         """Where results go if the user does not say: beside the run, else under the model's name."""
         if self.saved is not None:
-            return (self.saved.run or self.saved.folder) / "evaluation"
+            folder = (self.saved.run or self.saved.folder) / "evaluation"
+            return folder / self.saved.folder.name if self.saved.folder.name.startswith("checkpoint-") else folder
         return Path("evaluation") / (Path(self.name).name if looks_local(self.name) else self.name.replace("/", "--"))
 
     @property
@@ -87,11 +99,12 @@ class Subject:
         if self.saved is not None:
             manifest = (self.saved.folder / ckpt.MANIFEST).read_bytes()
             return {"kind": "run", "weights": hashlib.sha256(manifest).hexdigest(), **dtype}
-        folder = Path(self.name).expanduser()
+        adapter = {} if self.adapter is None else {"adapter": _weights_digest(self.adapter)}
+        folder = Path(self.base).expanduser()
         if folder.is_dir():
-            return {"kind": "model", "weights": _weights_digest(folder), **dtype}
+            return {"kind": "model", "weights": _weights_digest(folder), **adapter, **dtype}
         commit = getattr(load_config(self._plain_settings("generation")), "_commit_hash", None)
-        return {"kind": "model", "hub": self.name, "commit": commit, **dtype}
+        return {"kind": "model", "hub": self.base, "commit": commit, **adapter, **dtype}
 
     def load(self, device: str | None) -> Loaded:
         """Load it.
@@ -142,7 +155,14 @@ class Subject:
                 dict(enumerate(labels)) if labels else None,
                 tokenizer=tokenizer,
             )
-        return Loaded(model, tokenizer, task, labels)
+        if self.adapter is None:
+            return Loaded(model, tokenizer, task, labels)
+        if labels is not None or PeftConfig.from_pretrained(self.adapter).task_type == "SEQ_CLS":
+            raise BALoraError(
+                f"{self.name} is the adapter of a classifier, whose head is known to its run. Evaluate the run, or the model "
+                "that balora export --to merged writes."
+            )
+        return Loaded(PeftModel.from_pretrained(model, self.adapter), tokenizer, task)
 
     def _plain_settings(self, task: str) -> RunSettings:
         """Settings by which the training side's loaders, with their checks, find a plain model."""
@@ -150,19 +170,28 @@ class Subject:
             "classification": {"text": "text", "label": "label"},
             "regression": {"text": "text", "score": "score"},
         }.get(task, {"prompt": "prompt", "response": "response"})
-        values = {"model": self.name, "task": task, "data": {"train": "-", **columns}, "output": "-"}
-        return RunSettings.from_dict({**values, "dtype": self.dtype or "auto"})
+        values = {"model": self.base, "task": task, "data": {"train": "-", **columns}, "output": "-"}
+        allowed = {key: getattr(self.options, key) for key in ("revision", "trust_remote_code", "allow_pickle")}
+        return RunSettings.from_dict({**values, **allowed, "dtype": self.dtype or "auto"})
 
 
-def _is_plain_model(path: Path) -> bool:
+def _is_plain(path: Path, file: str) -> bool:
+    """Whether a folder is transformers' or peft's own (it holds this file) and not balora's."""
     known = (ckpt.ORIGIN, ckpt.MANIFEST, CONFIG)
-    return (path / "config.json").is_file() and not any((path / name).is_file() for name in known)
+    return (path / file).is_file() and not any((path / name).is_file() for name in known)
+
+
+def _base_of(adapter: Path) -> str:
+    base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    if not base:
+        raise BALoraError(f"{adapter} does not say which model it is for (base_model_name_or_path in {CONFIG_NAME}).")
+    return str(base)
 
 
 def _weights_digest(folder: Path) -> str:
-    """Over the config and all weights: as long as reading them takes, which loading does anyway."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+    """Over configs and all weights: as long as reading them takes, which loading does anyway."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*config.json"), *folder.glob("*.safetensors"), *folder.glob("*.bin")]):
         digest.update(f"{path.name} {file_digest(path)}".encode())
     return digest.hexdigest()
 

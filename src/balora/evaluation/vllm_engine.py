@@ -26,13 +26,12 @@ class VllmGenerator:
 
     Args:
         subject: What is evaluated.
-        dtype: In what the weights are held; default as they are stored.
 
     Raises:
         BALoraError: vLLM is not installed, or the model is no causal language model.
     """
 
-    def __init__(self, subject: Subject, dtype: str | None = None) -> None:
+    def __init__(self, subject: Subject) -> None:
         try:
             self._vllm: Any = importlib.import_module("vllm")
         except ImportError as error:
@@ -44,7 +43,8 @@ class VllmGenerator:
                 f"{subject.name} was trained for {subject.saved.task}; vLLM is for causal language models. Leave --engine out."
             )
         self._subject = subject
-        self._dtype = dtype or "auto"
+        if subject.adapter is not None:
+            raise BALoraError(f"{subject.name} is an adapter; export it merged for vLLM (balora export --to merged).")
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> VllmGenerator:
@@ -54,11 +54,19 @@ class VllmGenerator:
             export(self._subject.saved.run or self._subject.saved.folder, to="merged", output=folder)
             place = str(folder)
         saved = self._subject.saved
-        tokenizer = AutoTokenizer.from_pretrained(place) if saved is None else saved.tokenizer()
+        tokenizer = (
+            AutoTokenizer.from_pretrained(place, revision=self._subject.options.revision)
+            if saved is None
+            else saved.tokenizer()
+        )
         assert tokenizer is not None, "a run has a tokenizer"
         self.tokenizer: Any = tokenizer
         ensure_pad_token(self.tokenizer)
-        self._engine = self._vllm.LLM(model=place, tokenizer=self.tokenizer.name_or_path, dtype=self._dtype)
+        revision = self._subject.options.revision
+        where = {} if revision is None else {"revision": revision}
+        self._engine = self._vllm.LLM(
+            model=place, tokenizer=self.tokenizer.name_or_path, dtype=self._subject.dtype or "auto", **where
+        )
         self._positions = int(self._engine.llm_engine.model_config.max_model_len)
         return self
 

@@ -1,18 +1,22 @@
 """Every fine-tuning method by name. A new one is a module with a `wrap` or a `start`, and an entry here."""
 
+from dataclasses import replace
 from functools import partial
 
-from balora.methods import adalora, bottleneck, corda, corda_plus, lora_ga, optimizers, pissa, quantization
+from balora.methods import adalora, bottleneck, corda, corda_plus, lora_ga, optimizers, pissa
 from balora.methods.adapt import adapt, load_trainable
 from balora.methods.dora import check_dora
 from balora.methods.full import bitfit, full
 from balora.methods.low_rank import wrap
 from balora.methods.milora import start_milora
 from balora.methods.olora import start_olora
+from balora.methods.quantization import quantization_options
 from balora.methods.registry import METHODS, AdaptOptions, Method, find_method, register
 from balora.methods.shifted import refuse_unsuitable
 
 _FACTORS = "A, B (and a classification head)"
+_BITS = quantization_options()
+_FOUR_BITS = quantization_options(4)
 
 register(
     Method(
@@ -69,7 +73,7 @@ register(
         paper="Hu et al., LoRA, 2021",
         trains=_FACTORS,
         wrap=wrap,
-        options=quantization.OPTIONS,
+        options=_BITS,
     )
 )
 register(
@@ -79,7 +83,7 @@ register(
         paper="Kalajdzievski, rsLoRA, 2023",
         trains=_FACTORS,
         wrap=partial(wrap, use_rslora=True),
-        options=quantization.OPTIONS,
+        options=_BITS,
     )
 )
 register(
@@ -105,7 +109,7 @@ register(
         trains="m, A, B (and a classification head)",
         wrap=partial(wrap, use_dora=True),
         check=check_dora,
-        options=quantization.OPTIONS,
+        options=_BITS,
     )
 )
 register(
@@ -115,7 +119,7 @@ register(
         paper="Hayou et al., LoRA+, 2024",
         trains=_FACTORS,
         wrap=wrap,
-        options={**optimizers.LORAPLUS_OPTIONS, **quantization.OPTIONS},
+        options={**optimizers.LORAPLUS_OPTIONS, **_BITS},
         optimizer=optimizers.loraplus,
     )
 )
@@ -127,7 +131,7 @@ register(
         trains="B (and a classification head)",
         wrap=optimizers.wrap_lorafa,
         optimizer=optimizers.lorafa,
-        options=quantization.OPTIONS,
+        options=_BITS,
     )
 )
 register(
@@ -141,7 +145,7 @@ register(
         start=lora_ga.start_lora_ga,
         shifts_base=True,
         needs_data=True,
-        options={**lora_ga.OPTIONS, **quantization.OPTIONS},
+        options={**lora_ga.OPTIONS, **_BITS},
     )
 )
 register(
@@ -154,7 +158,7 @@ register(
         check=refuse_unsuitable,
         start=start_milora,
         shifts_base=True,
-        options=quantization.OPTIONS,
+        options=_BITS,
     )
 )
 register(
@@ -167,7 +171,7 @@ register(
         check=refuse_unsuitable,
         start=start_olora,
         shifts_base=True,
-        options=quantization.OPTIONS,
+        options=_BITS,
     )
 )
 register(
@@ -181,7 +185,7 @@ register(
         start=corda.start_corda,
         shifts_base=True,
         needs_data=True,
-        options={**corda.OPTIONS, **quantization.OPTIONS},
+        options={**corda.OPTIONS, **_BITS},
     )
 )
 register(
@@ -196,7 +200,7 @@ register(
         shifts_base=True,
         needs_data=True,
         uneven=True,
-        options={**corda_plus.OPTIONS, **quantization.OPTIONS},
+        options={**corda_plus.OPTIONS, **_BITS},
     )
 )
 register(
@@ -209,7 +213,7 @@ register(
         check=refuse_unsuitable,
         start=pissa.start_pissa,
         shifts_base=True,
-        options={**pissa.OPTIONS, **quantization.OPTIONS},
+        options={**pissa.OPTIONS, **_BITS},
     )
 )
 register(
@@ -223,44 +227,33 @@ register(
         start=pissa.start_pissa,
         shifts_base=True,
         regularized=True,
-        options={**pissa.OPTIONS, **quantization.OPTIONS},
+        options={**pissa.OPTIONS, **_BITS},
     )
 )
+# The same on rounded weights.
 register(
-    Method(
+    replace(
+        METHODS["lora"],
         name="qlora",
         summary="LoRA on weights in 4 bits (NF4).",
         paper="Dettmers et al., QLoRA, 2023",
-        trains=_FACTORS,
-        wrap=wrap,
-        options=quantization.FOUR_BITS,
+        options={**_FOUR_BITS},
     )
 )
 register(
-    Method(
+    replace(
+        METHODS["pissa"],
         name="qpissa",
-        summary="PiSSA on weights in 4 bits (NF4): what is rounded is the residual, and loses less.",
-        paper="Meng et al., PiSSA, 2024",
-        trains=_FACTORS,
-        wrap=wrap,
-        check=refuse_unsuitable,
-        start=pissa.start_pissa,
-        shifts_base=True,
-        options={**pissa.OPTIONS, **quantization.FOUR_BITS},
+        summary="PiSSA; the residual is frozen in 4 bits (NF4), of which rounding loses less.",
+        options={**pissa.OPTIONS, **_FOUR_BITS},
     )
 )
 register(
-    Method(
+    replace(
+        METHODS["balora"],
         name="qbalora",
-        summary="BA-LoRA on a residual in 4 bits (NF4).",
-        paper="Chang et al., BA-LoRA, ICLR 2026",
-        trains=_FACTORS,
-        wrap=wrap,
-        check=refuse_unsuitable,
-        start=pissa.start_pissa,
-        shifts_base=True,
-        regularized=True,
-        options={**pissa.OPTIONS, **quantization.FOUR_BITS},
+        summary="BA-LoRA; the residual is frozen in 4 bits (NF4).",
+        options={**pissa.OPTIONS, **_FOUR_BITS},
     )
 )
 

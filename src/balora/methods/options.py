@@ -45,15 +45,6 @@ def choice(default: str, meaning: str, known: Sequence[str]) -> Option:
     return Option(default, meaning, f"one of {', '.join(known)}", lambda value: value in known)
 
 
-def one_of(default: int | None, meaning: str, known: Sequence[int]) -> Option:
-    """One of several numbers; ``None`` as default means none of them."""
-
-    def valid(value: Any) -> bool:
-        return value in known and not isinstance(value, bool)
-
-    return Option(default, meaning, f"one of {', '.join(map(str, known))}", valid)
-
-
 def switch(default: bool, meaning: str) -> Option:
     """True or false."""
     return Option(default, meaning, "true or false", lambda value: isinstance(value, bool))

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from balora.errors import BALoraError
-from balora.methods.options import one_of, switch
+from balora.methods.options import Option, switch
 from balora.methods.targets import stacked_weights
 
 INSTALL = "Install it with `pip install 'balora[quantization]'`"
@@ -28,15 +28,17 @@ LARGEST_ERROR = {4: 0.35, 8: 0.25}
 NF4 moves an entry by at most 0.152 of its block's largest, 8 bits by 1/254 of its row's. On normally distributed weights
 that makes 0.09 and 0.006; a block whose largest entry dwarfs the rest makes 0.3.
 """
+_WHAT = "bits of the frozen weights, quantized after the start: 4 (NF4) or 8"
 
 
-OPTIONS = {
-    "bits": one_of(None, "bits of the frozen weights, rounded after the start: 4 (NF4) or 8", (4, 8)),
-    "double_quantization": switch(True, "4 bits: whether the blocks' scales are rounded too"),
-}
-"""Of every method whose frozen weights can be in few bits."""
-FOUR_BITS = {**OPTIONS, "bits": one_of(4, "bits of the frozen weights, rounded after the start: 4 (NF4) or 8", (4, 8))}
-"""Of those that are in four unless told otherwise."""
+def quantization_options(bits: int | None = None) -> dict[str, Option]:
+    """The options that a method with a frozen base has for it.
+
+    Args:
+        bits: The default.
+    """
+    known = Option(bits, _WHAT, "4 or 8", lambda value: value in (4, 8) and not isinstance(value, bool))
+    return {"bits": known, "double_quantization": switch(True, "4 bits: whether the blocks' scales are rounded too")}
 
 
 class Quantized:

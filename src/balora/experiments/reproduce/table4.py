@@ -40,38 +40,46 @@ def printed(terms: str) -> Variant:
 
 
 def ours(terms: str) -> Variant:
-    """PiSSA with terms on a fitted teacher head and on features; V is the variance hinge that VICReg has beside D."""
+    """PiSSA with terms on a fitted teacher head and on features; V is the variance hinge that VICReg has beside D.
+
+    The student starts from the fitted head too, which helps by itself: without terms this is the fitted head alone.
+    """
     settings = ["teacher_head=probe", "diversity_target=features", "spectral_target=features"]
     settings += [f"{name}=0" for letter, name in TERMS.items() if letter not in terms]
     settings += ["variance=0.03"] if "V" in terms else []
     overrides = tuple(f"regularization.{setting}" for setting in settings)
-    return Variant(name=f"ours: {'+'.join(terms)}", method="pissa", regularized=True, overrides=overrides)
+    return Variant(name=f"ours: {'+'.join(terms) or 'none'}", method="pissa", regularized=True, overrides=overrides)
 
 
 PRINTED = [printed(terms) for terms in ("", "C", "D", "S", "CD", "CS", "DS", "CDS")]
-OURS = [ours(terms) for terms in ("C", "DV", "S", "CDVS")]
+OURS = [ours(terms) for terms in ("", "C", "DV", "S", "CDVS")]
 
 
 def _small() -> list[Study]:
-    classify = functools.partial(Study, variants=[*PRINTED, *OURS], baseline=BASELINE, score="accuracy", seconds=35.0)
-    generate = functools.partial(Study, variants=PRINTED, baseline=BASELINE, score="loss", seconds=30.0)
-    rare = {"0": 0.1}
+    classify = functools.partial(Study, baseline=BASELINE, score="accuracy", seconds=40.0)
+    generate = functools.partial(Study, baseline=BASELINE, score="loss", seconds=35.0)
+    alone = [
+        printed(terms) for terms in ("", "C", "D", "S", "CDS")
+    ]  # no pairs where the data are made worse: half an hour is all
     return [
-        classify(name="sst2", title="SST-2", config=minilm_on_sst2),
+        classify(name="sst2", title="SST-2", variants=[*PRINTED, *OURS], config=minilm_on_sst2),
         classify(
             name="sst2-noise",
             title="SST-2, 20 % of labels wrong",
+            variants=[*alone, *OURS],
             config=functools.partial(minilm_on_sst2, label_noise=0.2),
         ),
         classify(
             name="sst2-imbalance",
             title="SST-2, negatives 10 times rarer",
-            config=functools.partial(minilm_on_sst2, subsample=1500, imbalance=rare),
+            variants=[*alone, *OURS],
+            config=functools.partial(minilm_on_sst2, subsample=1050, imbalance={"0": 0.1}),
         ),
-        generate(name="gsm8k", title="GSM8K answers (loss)", config=stories_on_gsm8k),
+        generate(name="gsm8k", title="GSM8K answers (loss)", variants=PRINTED, config=stories_on_gsm8k),
         generate(
             name="gsm8k-noise",
             title="GSM8K, 20 % of answers swapped (loss)",
+            variants=alone,
             config=functools.partial(stories_on_gsm8k, label_noise=0.2),
         ),
     ]
@@ -109,7 +117,8 @@ def show(made: Mapping[str, Comparison], studies: Sequence[Study], folder: Path)
     return [
         table,
         "Mean ± standard deviation over seeds; below it the difference to no terms, paired by seed, with its bootstrap interval. C "
-        "consistency, D diversity, S spectral, V variance.",
+        "consistency, D diversity, S spectral, V variance. The rows called ours start from a fitted head, which helps by "
+        "itself: hold them against ours: none.",
         *(f"{study.title}: {_verdict(made[study.name], study.score)}" for study in studies if study.name in made),
     ]
 
@@ -148,7 +157,7 @@ TABLE4 = Experiment(
     small=_small(),
     paper=_paper(),
     limits=(
-        "MiniLM-L6 (22 million parameters) on 1,000 rows of SST-2 and a language model of 260 thousand parameters on 800 rows of "
+        "MiniLM-L6 (22 million parameters) on some 640 rows of SST-2 and a language model of 260 thousand parameters on 320 of "
         "GSM8K (by its loss), in place of DeBERTa-v3-base on GLUE and LLaMA-2-7B on MetaMathQA; one learning rate for all."
     ),
     show=show,
