@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -327,3 +328,20 @@ def test_adaloras_penalty_is_what_peft_adds_to_its_own_loss():
     assert float(added.detach()) > 0.1
     found = balora.methods.METHODS["adalora"].penalty(model)
     torch.testing.assert_close(found, added, atol=1e-5, rtol=1e-4)
+
+
+def test_the_trainer_adds_adaloras_penalty_to_the_objective(tmp_path):
+    model = adapted(tiny_llama, "adalora", orthogonality=0.3)
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    trainer = BALoraTrainer(
+        model=model, args=arguments, train_dataset=rows_for(model), data_collator=pad_rows,
+        regularization=balora.RegularizationConfig.off(),
+    )  # fmt: skip
+    model.train()
+    batch = pad_rows(rows_for(model)[:3])
+    whole = trainer.compute_loss(model, dict(batch))
+    trainer.method = dataclasses.replace(trainer.method, penalty=None)
+    bare = trainer.compute_loss(model, dict(batch))
+    expected = balora.methods.METHODS["adalora"].penalty(model)
+    assert float(expected.detach()) > 0.1
+    torch.testing.assert_close(whole - bare, expected, atol=1e-5, rtol=1e-4)

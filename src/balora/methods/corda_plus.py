@@ -97,7 +97,7 @@ def allocate_ranks(
         Rank by layer, from 1 to min(O, I) − 1.
 
     Example:
-        >>> flat, steep = torch.ones(4), torch.tensor([8.0, 2.0, 0.02, 0.01])
+        >>> flat, steep = torch.ones(4), torch.tensor([8.0, 1.0, 0.02, 0.01])
         >>> allocate_ranks({"flat": (flat, 1.0), "steep": (steep, 1.0)}, {"flat": (4, 4), "steep": (4, 4)}, rank=2)
         {'flat': 1, 'steep': 3}
     """
