@@ -1,6 +1,7 @@
 """On a GPU: steps of a 7B-shaped model and of one with 128 k tokens of vocabulary, and a PiSSA start.
 
-`python benchmarks/gpu.py` needs torch, transformers, peft and balora's core; under 8 minutes on an H200. One model is
+`python benchmarks/gpu.py` (with `src` on PYTHONPATH where balora is not installed) needs torch, transformers, peft and
+balora's core; meant to take under 8 minutes on an H200, and `--parts` takes a part of it. One model is
 loaded for each shape and every variant steps in turns on it, so that nothing differs but the loss. `--tiny` tries the
 script anywhere.
 """
