@@ -12,6 +12,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,6 +27,15 @@ _FLAGS = (
     "--disable-dev-shm-usage", "--disable-extensions", "--remote-debugging-pipe",
 )  # fmt: skip
 _TIMEOUT = 60.0
+# Puts the pipes where the browser expects them (aside first: they may lie on each other's places) and becomes the browser.
+_START = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+for place, end in zip((3, 4), ends):
+    os.dup2(end, place)
+    os.close(end)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +60,7 @@ class Browser:
         read_end, self._write = os.pipe()
         self._read, write_end = os.pipe()
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", f'exec "$@" 3<&{read_end} 4>&{write_end}', "sh", program, *_FLAGS, f"--user-data-dir={home}"],
+            [sys.executable, "-c", _START, str(read_end), str(write_end), program, *_FLAGS, f"--user-data-dir={home}"],
             pass_fds=(read_end, write_end), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         os.close(read_end)

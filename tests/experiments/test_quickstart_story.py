@@ -43,7 +43,7 @@ def test_a_short_story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows[1].drift > 1e-4, "training moves the model"
     assert rows[1].seconds is not None
     page = (tmp_path / "qs" / "report.html").read_text()
-    assert page.count("<svg") == 1 + 1, "four steps: the task loss and the consistency, the others' weights are still 0"
+    assert page.count("<svg") == 1 + 3, "the task loss, and every part"
     for loads in ('src="http', "url(http", "<script", "<link"):
         assert loads not in page, "the page needs no network"
     assert f"{rows[1].drift:.4f}" in page
