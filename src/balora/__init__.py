@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from balora.config import RegularizationConfig
 from balora.errors import BALoraError
-from balora.methods import adapt
-from balora.teacher import PretrainedTeacher
 
 if TYPE_CHECKING:
+    from balora.methods import adapt
+    from balora.teacher import PretrainedTeacher
     from balora.training.export import export
     from balora.training.load import load
     from balora.training.sft import BALoraSFTTrainer
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Floor 4 needs accelerate, datasets and trl; the core above must import without them, so these arrive on first use.
+# On first use: floor 4 needs accelerate, datasets and trl, without which the core must import; and the command says how loud
+# the libraries are before it imports them.
 _LATER = {
+    "adapt": "balora.methods",
+    "PretrainedTeacher": "balora.teacher",
     "BALoraTrainer": "balora.training.trainer",
     "BALoraSFTTrainer": "balora.training.sft",
     "export": "balora.training.export",

@@ -36,6 +36,4 @@ def quiet_libraries() -> None:
     logging.getLogger("balora").setLevel(logging.INFO)
     transformers.utils.logging.disable_progress_bar()  # of loading weights; the bar of training is another
     transformers.utils.logging.set_verbosity_error()
-    # It asks a hub for a faster kernel as it is imported, which peft does wherever it is installed, and warns of having none.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(transformers|peft|trl|accelerate|torch)\b.*")
