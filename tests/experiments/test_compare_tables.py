@@ -98,3 +98,9 @@ def test_a_score_that_is_not_a_number_is_counted_out_and_said():
     made = comparison([row("pissa", 1, 0.5), row("pissa", 2, math.nan)], baseline=None)
     assert "0.5000 (1 of 2)" in to_markdown(made)
     assert json.loads(to_json(made))["rows"][1]["scores"]["accuracy"] is None
+
+
+def test_one_pair_is_said_to_have_no_interval():
+    markdown = to_markdown(comparison([row("pissa", 1, 0.5), row("lora_x", 1, 0.6)]))
+    assert "+0.1000" in markdown and "[" not in markdown
+    assert "One pair has no interval" in markdown

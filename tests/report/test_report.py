@@ -169,6 +169,16 @@ def test_a_comparison_shows_its_rows_its_notes_and_its_failures(tmp_path):
         report(tmp_path)
 
 
+def test_folders_within_folders_are_sections_of_one_page(tmp_path):
+    write_run(tmp_path / "first" / "a", accuracy=0.1111)
+    write_run(tmp_path / "second" / "deeper" / "b", accuracy=0.2222, method="pissa")
+    (tmp_path / "figure.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    html = page_of(tmp_path)
+    assert html.count("<section") == 2 and 'href="#section-2"' in html
+    assert "0.1111" in html and "0.2222" in html
+    assert html.count("data:image/svg+xml;base64,") == 1, "the figure over all of them, once"
+
+
 def test_texts_of_others_are_escaped(tmp_path):
     html = page_of(write_run(tmp_path / "run", status="failed", error="<script>alert(1)</script>"))
     assert "&lt;script&gt;alert(1)" in html

@@ -18,6 +18,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 PARTS = ("consistency", "diversity", "variance", "spectral")
 COLOURS = {"lora": "#0072B2", "pissa": "#E69F00", "balora": "#009E73"}
@@ -109,6 +110,7 @@ def dot_panel(
             axes.plot([value], [place], "o", color=COLOURS["lora"], markersize=5)
         axes.set_yticks(range(len(entries)), [label for label, *_ in entries])
         axes.set_ylim(len(entries) - 0.4, -0.6)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_title(name, fontsize=10)
         _label(axes, "", "")
         return Panel(name, _svg(figure))

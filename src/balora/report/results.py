@@ -98,8 +98,9 @@ def settings_of(section: Section, hidden: Sequence[str]) -> tuple[Table | None, 
     shared = [(key, texts[key][0]) for key in keys if key not in differing and texts[key] and texts[key][0] != "-"]
     if not differing or len(flats) < 2:
         return None, shared
-    lines = [[run.name, *(texts[key][place] for key in differing)] for place, run in enumerate(section.runs)]
-    return Table(title="Where the runs differ", header=["run", *differing], lines=lines), shared
+    rows = [(run.label, *(texts[key][place] for key in differing)) for place, run in enumerate(section.runs)]
+    lines = list(dict.fromkeys(rows))  # the seeds of one kind are one line
+    return Table(title="Where the runs differ", header=["runs", *differing], lines=lines), shared
 
 
 def _evaluation_lines(run: Run) -> list[list[str]]:

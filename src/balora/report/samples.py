@@ -60,7 +60,7 @@ def samples_of(runs: Iterable[Run], count: int, say: Say) -> tuple[list[Sample],
     samples: list[Sample] = []
     problems: list[str] = []
     for _, group in itertools.groupby(sorted(chosen.values(), key=_base), key=_base):
-        members = list(group)
+        members = sorted(group, key=lambda run: run.row.regularized)  # the plain methods beside the pre-trained model
         try:
             samples += _of_group(members, count, problems, say)
         except (BALoraError, OSError) as error:

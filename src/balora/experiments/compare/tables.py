@@ -154,6 +154,8 @@ def difference_table(made: Comparison) -> tuple[list[str], list[list[str]]]:
 def interval_note(made: Comparison) -> str:
     """What the brackets hold, and how far to trust them."""
     fewest = min((d.pairs for group in made.groups for d in group.differences.values()), default=0)
+    if all(d.low is None for group in made.groups for d in group.differences.values()):
+        return "One pair has no interval: take more seeds."
     text = f"In brackets: the {COVERAGE:.0%} percentile bootstrap interval of the mean difference, {RESAMPLES:,} resamples."
     if 0 < fewest < FEW:
         text += (
