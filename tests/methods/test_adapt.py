@@ -48,7 +48,7 @@ def test_the_function_is_unchanged_at_the_start(family, method):
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(UNROUNDED))
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "gemma2"])
 def test_the_function_is_unchanged_at_the_start_in_bfloat16(family, method):
     """To the bit where the weights stay; else within 3 % of the logits' size (bfloat16 arithmetic itself is off by 1 %)."""

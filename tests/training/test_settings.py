@@ -323,6 +323,7 @@ def test_alpha_is_the_rank_unless_given():
 
 def test_a_methods_own_options_may_stand_beside_its_keys():
     beside = make(method={"name": "pissa", "svd": "randomized", "svd_iterations": 4}).method
+    assert make(method={"name": "pissa", "svd": "randomized", "svd_iterations": 4, "bits": None}).method == beside
     assert beside.adapt_options() == {"svd": "randomized", "svd_iterations": 4}
     assert make(method={"name": "pissa", "svd_iterations": 4, "options": {"svd": "randomized"}}).method == beside
     assert make().method.adapt_options() == {}

@@ -183,7 +183,8 @@ class MethodSettings(Section):
         if not own:
             return values
         kept = {key: value for key, value in values.items() if key not in own}
-        return {**kept, "options": {**kept.get("options", {}), **{key: values[key] for key in own}}}
+        given = {key: values[key] for key in own if values[key] is not None}  # left empty: the default
+        return {**kept, "options": {**kept.get("options", {}), **given}}
 
     @field_validator("name")
     @classmethod
