@@ -5,8 +5,7 @@ Rows are run one by one, so that no padding is counted. Shapes: O output feature
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from balora.errors import BALoraError
 from balora.methods.low_rank import lora_layers
 from balora.methods.matrices import Matrix, matrices
 from balora.methods.registry import AdaptOptions, Batches
+from balora.methods.start import evaluating
 
 
 def calibration_rows(options: AdaptOptions, count: int) -> Batches:
@@ -88,7 +88,7 @@ def input_covariances(model: nn.Module, rows: Batches) -> dict[str, Tensor]:
     layers = list(lora_layers(model))
     handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers]  # type: ignore[attr-defined]
     try:
-        with _quiet_eval(model):
+        with evaluating(model):
             for row in logging.tqdm(rows, desc="inputs of each layer", disable=None, leave=False):
                 model(**_on(model, row))
     finally:
@@ -119,7 +119,7 @@ def weight_gradients(model: nn.Module, rows: Batches) -> list[tuple[Matrix, Tens
         model.requires_grad_(False)
         for weight in weights:
             weight.requires_grad_(True)
-        with _quiet_eval(model), torch.enable_grad():
+        with evaluating(model), torch.enable_grad():
             for row in logging.tqdm(rows, desc="gradient of each weight", disable=None, leave=False):
                 (model(**_on(model, row)).loss / len(rows)).backward()
         found = []
@@ -154,18 +154,6 @@ def _frozen_parameter(layer: Any) -> nn.Parameter:
 def _on(model: nn.Module, row: dict[str, Tensor]) -> dict[str, Tensor]:
     device = next(model.parameters()).device
     return {name: value.to(device) for name, value in row.items()}
-
-
-@contextlib.contextmanager
-def _quiet_eval(model: nn.Module) -> Iterator[None]:
-    """Without dropout: what is measured is the pre-trained model. Modes go back afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 __all__ = ["calibration_rows", "check_enough", "input_covariances", "rows_wanted", "weight_gradients"]
