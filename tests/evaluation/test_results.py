@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from balora import BALoraError
-from balora.evaluation.results import FolderLock, Journal
+from balora.evaluation.results import Journal
+from balora.training.lock import locked
 
 
 def test_a_second_journal_has_what_the_first_one_wrote(tmp_path: Path) -> None:
@@ -65,7 +66,7 @@ def test_the_result_holds_the_samples_that_were_scored_and_where_they_come_from(
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
-    with FolderLock(tmp_path), pytest.raises(BALoraError, match="Another process"):
-        FolderLock(tmp_path).__enter__()
-    with FolderLock(tmp_path):
+    with locked(tmp_path, "Another process writes results"), pytest.raises(BALoraError, match="Another process"):
+        locked(tmp_path, "Another process writes results").__enter__()
+    with locked(tmp_path, "Another process writes results"):
         pass

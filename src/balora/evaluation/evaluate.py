@@ -11,9 +11,10 @@ from typing import Any
 from balora.errors import BALoraError, suggest
 from balora.evaluation.options import EvaluationOptions
 from balora.evaluation.registry import GROUPS, Task, find_tasks
-from balora.evaluation.results import FolderLock, Record
+from balora.evaluation.results import Record
 from balora.evaluation.session import Session
 from balora.evaluation.subject import Subject
+from balora.training.lock import locked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ def evaluate(
     subject = Subject(str(model), options)
     folder = Path(output) if output is not None else subject.folder
     results: dict[str, Record] = {}
-    with FolderLock(folder), Session(subject, options, folder, say) as session:
+    with locked(folder, "Another process writes results"), Session(subject, options, folder, say) as session:
         for task in wanted:
             say(f"{task.name}: {task.summary}")
             started = time.monotonic()

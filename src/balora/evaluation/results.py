@@ -7,51 +7,17 @@ twice. ``TASK.json`` is the result: scores, provenance, and every sample that wa
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from balora.errors import BALoraError
 from balora.training.folder import write_text
 from balora.training.provenance import provenance
 
 Record = dict[str, Any]
-_LOCK = ".lock"
-
-
-class FolderLock:
-    """Keeps a second process out of a folder for as long as this one lives or the block lasts.
-
-    Raises:
-        BALoraError: The folder cannot be made, or another process writes into it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> FolderLock:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._file: IO[str] = (self.folder / _LOCK).open("w")
-        except OSError as error:
-            raise BALoraError(
-                f"{self.folder} cannot be written to: {error.strerror or error}. Choose another output."
-            ) from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise BALoraError(
-                f"Another process writes results into {self.folder}. Wait for it, or choose another output."
-            ) from error
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        (self.folder / _LOCK).unlink(missing_ok=True)
-        self._file.close()
 
 
 class Journal:
@@ -161,4 +127,4 @@ def plain(value: Any) -> Any:
     return value
 
 
-__all__ = ["FolderLock", "Journal", "Record", "plain"]
+__all__ = ["Journal", "Record", "plain"]

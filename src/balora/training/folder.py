@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -12,11 +11,11 @@ from typing import Any
 
 from balora.errors import BALoraError
 from balora.training import checkpoint as ckpt
+from balora.training.lock import LOCK, locked
 from balora.training.settings import RunSettings, differences, load_settings
 
 CONFIG = "config.yaml"
 RECORD = "run.json"
-_LOCK = ".lock"
 IS_MAIN = os.environ.get("RANK", "0") == "0"
 """Of the processes that torchrun or accelerate start for one run, one writes."""
 
@@ -42,24 +41,10 @@ class RunFolder:
         if not IS_MAIN:
             yield
             return
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / _LOCK).open("w")
-        except OSError as error:
-            raise BALoraError(
-                f"{self.path} cannot be written to: {error.strerror or error}. Choose another output."
-            ) from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise BALoraError(
-                    f"Another process is running in {self.path}. Wait for it, or choose another output."
-                ) from error
+        with locked(self.path, "Another process is running"):
             ckpt.discard_staging(self.path)
             write_text(self.path / CONFIG, self.settings.dump_yaml())
             yield
-        (self.path / _LOCK).unlink(missing_ok=True)
 
     def resume_point(self) -> Path | None:
         """The checkpoint to resume from, None for a fresh run.
@@ -93,7 +78,7 @@ class RunFolder:
             raise BALoraError(f"{self.path} is a file; output names the folder of the run.")
         record = read_record(self.path)
         if record is None:
-            if any(name.name != _LOCK for name in self.path.iterdir()) and not (self.path / CONFIG).is_file():
+            if any(name.name != LOCK for name in self.path.iterdir()) and not (self.path / CONFIG).is_file():
                 raise BALoraError(
                     f"{self.path} holds files that are not a run's. Choose a new or empty folder as output."
                 )

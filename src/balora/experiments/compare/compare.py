@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,10 +19,10 @@ from balora.experiments.compare.stats import summarise
 from balora.experiments.compare.tables import Comparison, to_csv, to_json, to_latex, to_markdown
 from balora.experiments.compare.worker import Task, reason
 from balora.training.folder import RECORD, write_text
+from balora.training.lock import locked
 from balora.training.provenance import provenance
 
 ROWS = "rows.jsonl"
-_LOCK = ".lock"
 _SHOWN = 3
 Say = Callable[[str], None]
 
@@ -101,7 +98,7 @@ def compare(
         )
     cells, folder = lay_out(config, variants, seeds, axes=axes, output=output)
     missing = [cell for cell in cells if not is_finished(cell)]
-    with _claimed(folder):
+    with locked(folder, "Another comparison is at work", "--output"):
         write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
         say(f"{len(cells)} runs in {folder}, of which {len(cells) - len(missing)} are finished already.")
         reasons: dict[str, str] = {}
@@ -220,25 +217,3 @@ def _write(made: Comparison, folder: Path) -> None:
     write_text(folder / ROWS, "".join(json.dumps(row.to_dict(), ensure_ascii=False) + "\n" for row in made.rows))
     for name, form in (("md", to_markdown), ("csv", to_csv), ("json", to_json), ("tex", to_latex)):
         write_text(folder / f"table.{name}", form(made))
-
-
-@contextlib.contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """Make the comparison's folder and keep every other comparison out of it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK).open("w")
-    except OSError as error:
-        raise BALoraError(
-            f"{folder} cannot be written to: {error.strerror or error}. Choose another --output."
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise BALoraError(
-                f"Another comparison is at work in {folder}. Wait for it, or choose another --output."
-            ) from error
-        yield
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(folder / _LOCK)
