@@ -40,15 +40,21 @@ class Features:
     classes: tuple[str, ...]
 
     def scores(self) -> dict[str, float]:
-        """``silhouette`` of the features with the true classes as clusters (cosine distance, in [-1, 1]), ``accuracy``, and
-        ``recall_CLASS`` for each class; NaN where there is nothing to measure."""
+        """How well the classes lie apart and are told apart.
+
+        Returns:
+            ``silhouette`` of the features with the true classes as clusters (cosine distance, in [-1, 1]), ``accuracy``, and
+            ``recall_CLASS`` for each class; NaN where there is nothing to measure.
+        """
         truth_N, found_N = self.truth_N.numpy(), self.logits_ND.argmax(-1).numpy()
         numbers = list(range(len(self.classes)))
         recalls = recall_score(truth_N, found_N, labels=numbers, average=None, zero_division=np.nan)
         measurable = 1 < len(np.unique(truth_N)) < len(truth_N)
         features_Nd = self.features_Nd.float().numpy()
         return {
-            "silhouette": float(silhouette_score(features_Nd, truth_N, metric="cosine")) if measurable else float("nan"),
+            "silhouette": float(silhouette_score(features_Nd, truth_N, metric="cosine"))
+            if measurable
+            else float("nan"),
             "accuracy": float(accuracy_score(truth_N, found_N)),
             **{f"recall_{name}": float(recall) for name, recall in zip(self.classes, recalls, strict=True)},
         }
@@ -89,7 +95,9 @@ def _take(subject: Subject) -> Features:
     assert settings is not None
     examples = load_examples(settings.data, settings.task, settings.seed)
     if examples.eval is None or examples.label_names is None:
-        raise BALoraError(f"{subject.name} has no evaluation rows with classes, so there is nothing to take features of.")
+        raise BALoraError(
+            f"{subject.name} has no evaluation rows with classes, so there is nothing to take features of."
+        )
     texts: Sequence[Sequence[str]] = [
         [row[name] for name in ("text", "text_pair") if row.get(name) is not None] for row in examples.eval
     ]

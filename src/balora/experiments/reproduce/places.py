@@ -17,8 +17,8 @@ _DATA_FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 class Places:
     """The folders an experiment is told.
 
-    ``shared`` holds ``data`` and ``models`` for the small scale, ``recipes`` a config per setting of the paper, and ``prepared`` what
-    the experiment makes for itself before its runs.
+    ``shared`` holds ``data`` and ``models`` for the small scale, ``recipes`` a config per setting of the paper, and ``prepared``
+    what the experiment makes for itself before its runs.
     """
 
     shared: Path = Path("../shared")
