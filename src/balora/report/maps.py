@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; markers tell them apart in grey.
 _STYLES = (
@@ -47,7 +48,8 @@ def map_figure(rows: Sequence[tuple[str, Sequence[Map | None]]], classes: Sequen
         The files written.
     """
     columns = max(len(panels) for _, panels in rows)
-    figure = Figure(figsize=(2.75 * columns + 0.4, 3.1 * len(rows) + 0.5), layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.1, wspace=0.02, hspace=0.04)
+    figure = Figure(figsize=(2.75 * columns + 0.4, 3.4 * len(rows) + 0.6), layout=layout)
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for line, (name, panels) in zip(grid, rows, strict=True):
