@@ -10,6 +10,7 @@ from typing import Any, Literal
 from balora.experiments.compare import Comparison, Variant
 from balora.experiments.compare.plan import Axes
 from balora.experiments.reproduce.places import Places
+from balora.experiments.reproduce.prepare import Preparation
 from balora.training.settings_yaml import read_config
 
 Scale = Literal["small", "paper"]
@@ -52,6 +53,8 @@ class Experiment:
     """In what the small scale is a stand-in."""
     show: Callable[[Mapping[str, Comparison], Sequence[Study], Path], list[str]]
     """Writes the table or figure into a folder, and returns the Markdown that shows it."""
+    prepare: Preparation | None = None
+    """What the small scale makes for itself before its runs."""
 
     def studies(self, scale: Scale) -> Sequence[Study]:
         """The comparisons at a scale."""

@@ -14,6 +14,7 @@ from balora.experiments.compare.engine import Engine
 from balora.experiments.compare.rows import is_finished
 from balora.experiments.reproduce.experiment import SEEDS, Experiment, Scale, Study
 from balora.experiments.reproduce.places import Places, missing
+from balora.experiments.reproduce.prepare import Preparation
 from balora.training.folder import read_record, write_text
 from balora.training.settings_yaml import apply_overrides
 
@@ -21,6 +22,7 @@ Say = Callable[[str], None]
 PAGE = "README.md"
 _AROUND = 5.0
 """Seconds of a run that are neither training nor evaluation: reading model and data, writing the adapter."""
+PREPARED = "prepared"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,9 +36,23 @@ class Request:
     seeds: Sequence[int] = SEEDS
     overrides: Sequence[str] = ()
 
+    @property
+    def here(self) -> Places:
+        """The places, with this experiment's own folder for what it prepares."""
+        return dataclasses.replace(self.places, prepared=self.output / PREPARED)
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """What is made before the runs; the paper's scale has it all on the hub."""
+        return self.experiment.prepare if self.scale == "small" else None
+
     def config(self, study: Study) -> dict[str, Any]:
         """A study's config with the user's overrides."""
-        return apply_overrides(study.config(self.places), self.overrides)
+        return apply_overrides(study.config(self.here), self.overrides)
+
+    def missing(self, study: Study) -> list[str]:
+        """What a study's config names that is neither on this machine nor made before the runs."""
+        return missing(self.config(study), None if self.preparation is None else self.here.prepared)
 
     def cells(self, study: Study) -> list[Cell]:
         """A study's runs."""
@@ -54,6 +70,12 @@ def dry_run(request: Request) -> list[str]:
         f"{request.experiment.name}: {request.experiment.title} ({request.experiment.source}), scale {request.scale}"
     ]
     total, everything_timed = 0.0, True
+    first = request.preparation
+    if first is not None:
+        made = first.is_made(request.here)
+        total += 0.0 if made else first.seconds
+        lines.append(f"  first: {first.title}{' (made already)' if made else f', about {first.seconds:.0f} s'}")
+        lines += [f"    missing: {what}" for what in first.missing(request.here)]
     for study in request.experiment.studies(request.scale):
         cells = request.cells(study)
         left = [cell for cell in cells if not is_finished(cell)]
@@ -65,7 +87,7 @@ def dry_run(request: Request) -> list[str]:
         axes = "".join(f" × {key} {list(values)}" for key, values in study.axes.items())
         lines.append(f"  {study.title}: {len(cells)} runs, {len(cells) - len(left)} finished, {cost}")
         lines.append(f"    {names}{axes} × seeds {', '.join(map(str, request.seeds))}")
-        lines += [f"    missing: {what}" for what in missing(request.config(study))]
+        lines += [f"    missing: {what}" for what in request.missing(study)]
     if everything_timed:
         lines.append(f"  about {total / 60:.0f} min one after the other on one core (--jobs 2 on two cores: half)")
     else:
@@ -87,14 +109,17 @@ def reproduce(request: Request, engine: Engine, say: Say = lambda line: None) ->
     experiment, studies = request.experiment, request.experiment.studies(request.scale)
     for study in studies:  # a mistake in the settings comes before hours of runs, and before what is missing
         request.cells(study)
-    absent = list(
-        dict.fromkeys(what for study in studies for what in missing(request.config(study)) if "no such" in what)
-    )
+    first = request.preparation
+    absent = [what for study in studies for what in request.missing(study) if "no such" in what]
+    absent = list(dict.fromkeys([*(first.missing(request.here) if first else []), *absent]))
     if absent:
         raise BALoraError(
             f"{experiment.name} at scale {request.scale} needs what is not here: {'; '.join(absent)}. Say where it is with "
             "--shared."
         )
+    if first is not None:
+        say(f"\n{first.title}")
+        first.ensure(request.here)
     made: dict[str, Comparison] = {}
     for study in studies:
         say(f"\n{study.title}")
