@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
 from balora.experiments.compare import Comparison, LocalEngine, Row, Variant, summarise
 from balora.experiments.reproduce import EXPERIMENTS, Places, Request, Study, reproduce
+from balora.experiments.reproduce.reported import is_reported, reported_markdown
 from balora.experiments.reproduce.table4 import BASELINE, OURS, PRINTED, show
 from balora.training.settings_yaml import read_config
 
@@ -26,7 +28,7 @@ def test_every_declared_run_has_valid_settings(name: str, scale: str):
     asked = request(name, scale)
     studies = asked.experiment.studies(scale)
     folders = [cell.folder for study in studies for cell in asked.cells(study)]
-    assert len(folders) == len(set(folders)) > 50
+    assert len(folders) == len(set(folders)) >= 24
     assert all(study.baseline in {variant.name for variant in study.variants} for study in studies)
 
 
@@ -81,7 +83,47 @@ def test_what_differs_beyond_the_interval_is_said_in_the_scores_own_direction():
             groups=summarise(rows, [score], BASELINE), rows=rows, scores=[score], baseline=BASELINE, about={}
         )
         text = show({study.name: made}, [dataclasses.replace(study, score=score)], Path())[-1]
-        assert f"better than none beyond the interval: {better}; worse: {worse}." in text
+        found = re.search(r"better: (\S+) .*; worse: (\S+) .*; not told apart: S ", text)
+        assert found, text
+        assert found.groups() == (better, worse)
+
+
+def test_our_terms_are_also_held_against_their_own_fitted_head():
+    def row(variant: str, seed: int, accuracy: float) -> Row:
+        return Row(run="r", variant=variant, method="pissa", regularized=True, axes={}, seed=seed, status="finished",
+                   scores={"accuracy": accuracy}, provenance={})  # fmt: skip
+
+    values = {BASELINE: 0.7, "ours: none": 0.8, "ours: C": 0.75}
+    rows = [row(name, seed, value + seed / 100) for name, value in values.items() for seed in (0, 1)]
+    study = EXPERIMENTS["table4"].small[0]
+    made = Comparison(
+        groups=summarise(rows, ["accuracy"], BASELINE), rows=rows, scores=["accuracy"], baseline=BASELINE, about={}
+    )
+    to_none, to_head = show({study.name: made}, [study], Path())[-1].splitlines()
+    assert "better: ours: none (+0.1000" in to_none
+    assert "ours: C (+0.0500" in to_none
+    assert "against ours: none: better: none; worse: ours: C (-0.0500" in to_head
+
+
+def test_students_interval_is_wider_than_the_bootstraps_with_few_pairs():
+    rows = [
+        Row(run="r", variant=name, method="pissa", regularized=False, axes={}, seed=seed, status="finished",
+            scores={"loss": value}, provenance={})
+        for name, values in {"a": (0.0, 0.0, 0.0), "b": (1.0, 2.0, 3.0)}.items() for seed, value in enumerate(values)
+    ]  # fmt: skip
+    gap = summarise(rows, ["loss"], "a")[1].differences["loss"]
+    # Mean 2, deviation 1, three pairs: 2 ± 4.3027 / √3.
+    assert gap.student == pytest.approx((2 - 2.48414, 2 + 2.48414), abs=1e-4)
+    assert gap.low is not None
+    assert gap.student[0] < 0 < gap.low
+
+
+def test_the_papers_numbers_are_marked_as_the_papers():
+    text = reported_markdown("table2")
+    assert text.startswith("**The paper's numbers, not ours**")
+    assert "| BA-LoRA | 1.33M | 91.26±0.49 |" in text
+    assert "not in our copy" in reported_markdown("table5")
+    assert not is_reported("figure6")
 
 
 def test_an_experiment_runs_and_leaves_its_page(config: Path, tmp_path: Path):

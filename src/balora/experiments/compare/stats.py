@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.stats
 
 from balora.experiments.compare.rows import Row
 
@@ -49,6 +50,16 @@ class Difference:
     """Ends of the bootstrap interval of the mean; None for one pair."""
     high: float | None
     pairs: int
+    deviation: float | None = None
+    """Standard deviation of the differences; None for one pair."""
+
+    @property
+    def student(self) -> tuple[float, float] | None:
+        """Student's 95 % interval of the mean difference, which few pairs make wide; None for one pair."""
+        if self.deviation is None:
+            return None
+        reach = float(scipy.stats.t.ppf((1 + COVERAGE) / 2, self.pairs - 1)) * self.deviation / math.sqrt(self.pairs)
+        return self.mean - reach, self.mean + reach
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,5 +159,6 @@ def _difference(done: Sequence[Row], against: Mapping[int, Row], name: str) -> D
             values.append(ours - theirs)
     if not values:
         return None
-    low, high = bootstrap(values) if len(values) > 1 else (None, None)
-    return Difference(statistics.fmean(values), low, high, len(values))
+    if len(values) == 1:
+        return Difference(values[0], None, None, 1)
+    return Difference(statistics.fmean(values), *bootstrap(values), len(values), statistics.stdev(values))

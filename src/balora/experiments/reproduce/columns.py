@@ -1,0 +1,82 @@
+"""The form most of the paper's tables have: a row per variant, a column per data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from balora.experiments.compare import Comparison, Group, summarise
+from balora.experiments.compare.stats import Difference
+from balora.experiments.compare.tables import cell_text, difference_text, markdown_table
+from balora.experiments.reproduce.experiment import Study
+
+LOWER_IS_BETTER = ("loss", "mse", "mae")
+CAPTION = "Mean ± standard deviation over seeds; below it the difference to {baseline}, paired by seed, and its bootstrap interval."
+CAUTION = (
+    "With three seeds a bootstrap interval spans little more than the three differences themselves: under pure chance one in four "
+    "would exclude 0. The words below therefore give Student's interval too, which knows how little three numbers say."
+)
+
+
+def columns_table(made: Mapping[str, Comparison], studies: Sequence[Study], corner: str = "method") -> str:
+    """One row per variant, one column per study: the study's score, and below it the difference to its baseline.
+
+    Args:
+        made: The comparisons by study; those not made yet have empty cells.
+        studies: In the order of the columns.
+        corner: What the rows are.
+    """
+    names = list(dict.fromkeys(variant.name for study in studies for variant in study.variants))
+    found = {key: {group.variant: group for group in comparison.groups} for key, comparison in made.items()}
+    lines = [[name, *(_cell(found.get(s.name, {}).get(name), s.score) for s in studies)] for name in names]
+    return markdown_table([corner, *(f"{study.title} ({study.score})" for study in studies)], lines)
+
+
+def verdict(made: Comparison, score: str, baseline: str | None = None, among: Sequence[str] = ()) -> str:
+    """Which variants differ from a baseline beyond their interval, in words made from the numbers.
+
+    Args:
+        made: The comparison.
+        score: By which; a loss is better when smaller.
+        baseline: The variant compared with, that of the comparison by default.
+        among: Only these variants; all by default.
+
+    Returns:
+        ``beyond the bootstrap interval of three seeds better than X: A (also by Student's), B; worse: none``.
+    """
+    baseline = baseline or made.baseline
+    groups = made.groups if baseline == made.baseline else summarise(made.rows, [score], baseline)
+    sign = -1 if is_loss(score) else 1
+    better, worse, unclear = [], [], []
+    for group in groups:
+        gap = group.differences.get(score)
+        if gap is None or gap.low is None or gap.high is None or (among and group.variant not in among):
+            continue
+        words = f"{group.variant} ({difference_text(gap)}{_student(gap)})"
+        low, high = sorted((sign * gap.low, sign * gap.high))
+        (better if low > 0 else worse if high < 0 else unclear).append(words)
+    lists = (("better", better), ("worse", worse), ("not told apart", unclear))
+    return f"against {baseline}: " + "; ".join(f"{word}: {', '.join(names) or 'none'}" for word, names in lists) + "."
+
+
+def is_loss(score: str) -> bool:
+    """Whether a score is better when it is smaller.
+
+    Example:
+        >>> is_loss("loss"), is_loss("accuracy")
+        (True, False)
+    """
+    return score.rsplit("/", 1)[-1].rsplit("_", 1)[-1] in LOWER_IS_BETTER
+
+
+def _cell(group: Group | None, score: str) -> str:
+    if group is None:
+        return ""
+    text = cell_text(group.scores.get(score), group.finished)
+    return f"{text}<br>{difference_text(group.differences[score])}" if score in group.differences else text
+
+
+def _student(gap: Difference) -> str:
+    interval = gap.student
+    if interval is None:
+        return ""
+    return f"; Student's [{interval[0]:+.4f}, {interval[1]:+.4f}]{'' if interval[0] * interval[1] > 0 else ', which holds 0'}"

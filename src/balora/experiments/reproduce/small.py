@@ -1,0 +1,119 @@
+"""The small scale's tasks: real data and small real pre-trained models, a run in a quarter to half a minute of one core.
+
+Learning rates come from a pilot on one seed (SST-2 and GSM8K). Where methods that start from W's own components (PiSSA and what is
+built on it) want another rate than LoRA, each has its own; the pilot is in docs/results/reproduce.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from balora.experiments.compare import Variant
+from balora.experiments.reproduce.places import Places
+
+LORA_RATE = "2.0e-3"
+"""Of LoRA and DoRA on MiniLM-L6, where PiSSA's rate leaves B at its start."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Glue:
+    folder: str
+    columns: dict[str, Any]
+    rows: int
+    evaluated: str = ""
+    length: int = 48
+    task: str = "classification"
+    epochs: int = 1
+
+
+_GLUE = {
+    "sst2": _Glue(folder="SST-2", columns={"text": "sentence", "label": "label"}, rows=1280),
+    "cola": _Glue(folder="CoLA", columns={"text": "sentence", "label": "label"}, rows=2560),
+    "rte": _Glue(folder="RTE", columns={"text": ["sentence1", "sentence2"], "label": "label"}, rows=640, length=96),
+    "stsb": _Glue(
+        folder="STS-B",
+        columns={"text": ["sentence1", "sentence2"], "score": "score"},
+        rows=960,
+        evaluated="[:750]",
+        length=64,
+        task="regression",
+    ),
+}
+
+
+def minilm_on(places: Places, task: str = "sst2", **data: Any) -> dict[str, Any]:
+    """MiniLM-L6 on a slice of a GLUE task.
+
+    Args:
+        places: Where model and data are.
+        task: ``sst2``, ``cola``, ``rte`` or ``stsb``.
+        data: Changes to the section ``data``.
+    """
+    glue = _GLUE[task]
+    return {
+        "model": places.minilm,
+        "task": glue.task,
+        "data": {
+            "train": places.data(f"glue/{glue.folder}/train.tsv"),
+            "subsample": glue.rows,
+            "eval": places.data(f"glue/{glue.folder}/dev.tsv") + glue.evaluated,
+            "max_length": glue.length,
+            **glue.columns,
+            **data,
+        },
+        "method": {"name": "balora", "rank": 8},
+        "training": {
+            **_QUIET,
+            "learning_rate": 5.0e-4,
+            "lr_scheduler_type": "linear",
+            "num_train_epochs": glue.epochs,
+            "per_device_train_batch_size": 16,
+            "train_sampling_strategy": "group_by_length",
+        },
+    }
+
+
+def stories_on_gsm8k(places: Places, **data: Any) -> dict[str, Any]:
+    """A Llama of 260 thousand parameters on GSM8K. It is too small for arithmetic: what can be compared is the loss on answers."""
+    return {
+        "model": places.stories,
+        "task": "generation",
+        "data": {
+            "train": places.data("gsm8k/train.jsonl"),
+            "subsample": 320,
+            "eval": f"{places.data('gsm8k/test.jsonl')}[:100]",
+            "prompt": "question",
+            "response": "answer",
+            "max_length": 256,
+            **data,
+        },
+        "method": {"name": "balora", "rank": 8},
+        "training": {
+            **_QUIET,
+            "learning_rate": 4.0e-3,
+            "lr_scheduler_type": "cosine",
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": 8,
+        },
+    }
+
+
+def at_rate(variant: Variant, rate: str) -> Variant:
+    """A variant with its own learning rate.
+
+    Example:
+        >>> at_rate(Variant.parse("lora"), "2e-3").overrides
+        ('training.learning_rate=2e-3',)
+    """
+    return dataclasses.replace(variant, overrides=(*variant.overrides, f"training.learning_rate={rate}"))
+
+
+_QUIET = {
+    "warmup_steps": 6,
+    "per_device_eval_batch_size": 50,
+    "logging_steps": 10,
+    "save_strategy": "no",
+    "report_to": "none",
+    "use_cpu": True,
+}
