@@ -17,11 +17,14 @@ _DATA_FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 class Places:
     """The folders an experiment is told.
 
-    ``shared`` holds ``data`` and ``models`` for the small scale, ``recipes`` a config per setting of the paper.
+    ``shared`` holds ``data`` and ``models`` for the small scale, ``recipes`` a config per setting of the paper, ``prepared`` what
+    an experiment makes for itself before its runs. ``judge`` is endpoint and name of the model that rates MT-Bench's answers.
     """
 
     shared: Path = Path("../shared")
     recipes: Path = Path("recipes")
+    prepared: Path = Path("prepared")
+    judge: Mapping[str, str] | None = None
 
     def data(self, name: str) -> str:
         """A file of the small scale's data."""
@@ -31,6 +34,11 @@ class Places:
     def stories(self) -> str:
         """The small scale's language model: 260 thousand parameters, pre-trained on children's stories."""
         return str(self.shared / "models" / "stories260K")
+
+    @property
+    def bart(self) -> str:
+        """The small scale's encoder-decoder: 750 thousand parameters, pre-trained to spell words as phonemes."""
+        return str(self.shared / "models" / "bart-g2p")
 
     @property
     def minilm(self) -> str:
@@ -44,11 +52,12 @@ class Places:
         return self.recipes / f"{name}.yaml"
 
 
-def missing(config: Mapping[str, Any]) -> list[str]:
+def missing(config: Mapping[str, Any], prepared: Path | None = None) -> list[str]:
     """What a config names that is not on this machine, in words.
 
     Args:
         config: Plain values of a run's config.
+        prepared: A folder whose files are made before the runs.
     """
     data = config.get("data") or {}
     named = {"model": config.get("model"), "data.train": data.get("train"), "data.eval": data.get("eval")}
@@ -57,7 +66,7 @@ def missing(config: Mapping[str, Any]) -> list[str]:
         if not isinstance(name, str) or (key == "data.eval" and not name.partition("[")[0].endswith(_DATA_FILES)):
             continue
         path = name.partition("[")[0]
-        if Path(path).exists():
+        if Path(path).exists() or (prepared is not None and Path(path).is_relative_to(prepared)):
             continue
         local = looks_local(path, _DATA_FILES)
         found.append(

@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from balora.errors import BALoraError
-from balora.experiments.compare import Cell, Comparison, compare, lay_out
+from balora.experiments.compare import Cell, Comparison, EvaluationPlan, compare, lay_out
 from balora.experiments.compare.engine import Engine
 from balora.experiments.compare.rows import is_finished
+from balora.experiments.reproduce.evaluations import missing_for
 from balora.experiments.reproduce.experiment import SEEDS, Experiment, Scale, Study
 from balora.experiments.reproduce.places import Places, missing
+from balora.experiments.reproduce.prepare import Preparation
 from balora.training.folder import read_record, write_text
 from balora.training.settings_yaml import apply_overrides
 
 Say = Callable[[str], None]
 PAGE = "README.md"
+PREPARED = "prepared"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,9 +35,28 @@ class Request:
     seeds: Sequence[int] = SEEDS
     overrides: Sequence[str] = ()
 
+    @property
+    def here(self) -> Places:
+        """The places, with this experiment's own folder for what it prepares."""
+        return dataclasses.replace(self.places, prepared=self.output / PREPARED)
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """What is made before the runs; the paper's scale has it all on the hub."""
+        return self.experiment.prepare if self.scale == "small" else None
+
     def config(self, study: Study) -> dict[str, Any]:
         """A study's config with the user's overrides."""
-        return apply_overrides(study.config(self.places), self.overrides)
+        return apply_overrides(study.config(self.here), self.overrides)
+
+    def missing(self, study: Study) -> list[str]:
+        """What a study needs that is neither on this machine nor made before the runs."""
+        config = missing(self.config(study), None if self.preparation is None else self.here.prepared)
+        return [*config, *missing_for(self.evaluation(study))]
+
+    def evaluation(self, study: Study) -> EvaluationPlan | None:
+        """What a study's runs are evaluated on."""
+        return study.evaluation(self.here) if study.evaluation else None
 
     def cells(self, study: Study) -> list[Cell]:
         """A study's runs."""
@@ -52,9 +74,15 @@ def dry_run(request: Request) -> list[str]:
         f"{request.experiment.name}: {request.experiment.title} ({request.experiment.source}), scale {request.scale}"
     ]
     total, everything_timed = 0.0, True
+    first = request.preparation
+    if first is not None:
+        made = first.is_made(request.here)
+        total += 0.0 if made else first.seconds
+        lines.append(f"  first: {first.title}{' (made already)' if made else f', about {first.seconds:.0f} s'}")
+        lines += [f"    missing: {what}" for what in first.missing(request.here)]
     for study in request.experiment.studies(request.scale):
         cells = request.cells(study)
-        left = [cell for cell in cells if not is_finished(cell)]
+        left = [cell for cell in cells if not is_finished(cell, request.evaluation(study))]
         each = _seconds(study, cells)
         everything_timed &= each is not None
         total += (each or 0.0) * len(left)
@@ -63,9 +91,14 @@ def dry_run(request: Request) -> list[str]:
         axes = "".join(f" × {key} {list(values)}" for key, values in study.axes.items())
         lines.append(f"  {study.title}: {len(cells)} runs, {len(cells) - len(left)} finished, {cost}")
         lines.append(f"    {names}{axes} × seeds {', '.join(map(str, request.seeds))}")
-        lines += [f"    missing: {what}" for what in missing(request.config(study))]
+        if (evaluation := request.evaluation(study)) is not None:
+            lines.append(f"    each evaluated on {', '.join(evaluation.tasks)}")
+        lines += [f"    missing: {what}" for what in request.missing(study)]
+    if request.experiment.alone:
+        lines.append("  It measures time: one run after the other, whatever --jobs says")
+    halved = "" if request.experiment.alone else " (--jobs 2 on two cores: half)"
     if everything_timed:
-        lines.append(f"  about {total / 60:.0f} min one after the other on one core (--jobs 2 on two cores: half)")
+        lines.append(f"  about {total / 60:.0f} min one after the other on one core{halved}")
     else:
         lines.append(
             f"  `balora validate {request.places.recipes}/...` estimates memory and steps of a run once its model can be read"
@@ -83,16 +116,23 @@ def reproduce(request: Request, engine: Engine, say: Say = lambda line: None) ->
         BALoraError: Something it needs is not here, or a study cannot be run. A run that fails is a row of its table.
     """
     experiment, studies = request.experiment, request.experiment.studies(request.scale)
+    if experiment.alone and engine.jobs != 1:
+        raise BALoraError(
+            f"{experiment.name} measures time, so its runs cannot share a machine. Use an engine with one job."
+        )
     for study in studies:  # a mistake in the settings comes before hours of runs, and before what is missing
         request.cells(study)
-    absent = list(
-        dict.fromkeys(what for study in studies for what in missing(request.config(study)) if "no such" in what)
-    )
+    first = request.preparation
+    absent = [what for study in studies for what in request.missing(study) if "no such" in what]
+    absent = list(dict.fromkeys([*(first.missing(request.here) if first else []), *absent]))
     if absent:
         raise BALoraError(
             f"{experiment.name} at scale {request.scale} needs what is not here: {'; '.join(absent)}. Say where it is with "
             "--shared."
         )
+    if first is not None:
+        say(f"\n{first.title}")
+        first.ensure(request.here)
     made: dict[str, Comparison] = {}
     for study in studies:
         say(f"\n{study.title}")
@@ -103,6 +143,7 @@ def reproduce(request: Request, engine: Engine, say: Say = lambda line: None) ->
             axes=study.axes,
             baseline=study.baseline,
             output=request.output / study.name,
+            evaluation=request.evaluation(study),
             engine=engine,
             say=say,
         )
