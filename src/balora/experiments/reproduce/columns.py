@@ -46,7 +46,9 @@ def verdict(made: Comparison, score: str, baseline: str | None = None, among: Se
     baseline = baseline or made.baseline
     groups = made.groups if baseline == made.baseline else summarise(made.rows, [score], baseline)
     sign = -1 if is_loss(score) else 1
-    better, worse, unclear = [], [], []
+    better: list[str] = []
+    worse: list[str] = []
+    unclear: list[str] = []
     for group in groups:
         gap = group.differences.get(score)
         if gap is None or gap.low is None or gap.high is None or (among and group.variant not in among):
