@@ -141,6 +141,11 @@ def at_rate(variant: Variant, rate: str) -> Variant:
     return dataclasses.replace(variant, overrides=(*variant.overrides, f"training.learning_rate={rate}"))
 
 
+def quiet(**more: Any) -> dict[str, Any]:
+    """The section ``training`` of a small run that writes as little as may be, with more of its keys."""
+    return {**_QUIET, "num_train_epochs": 1, **more}
+
+
 _QUIET = {
     "warmup_steps": 6,
     "per_device_eval_batch_size": 50,
