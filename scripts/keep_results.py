@@ -1,0 +1,36 @@
+"""Copy what an experiment found into the docs: its page, its figures, and each study's table and rows.
+
+    python scripts/keep_results.py results/table4-small docs/results
+
+The runs themselves (adapters, logs) stay where they are.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+
+def keep(results: Path, docs: Path) -> Path:
+    """Copy one experiment's folder into ``docs/NAME`` and return its page there."""
+    target = docs / results.name.removesuffix("-small")
+    if target.exists():
+        shutil.rmtree(target)
+    target.mkdir(parents=True)
+    for file in sorted(results.iterdir()):
+        if file.name == "README.md":
+            shutil.copy(file, target / "index.md")
+        elif file.suffix in (".png", ".svg"):
+            shutil.copy(file, target / file.name)
+        elif (file / "table.json").is_file():
+            (target / file.name).mkdir()
+            for name in ("table.md", "table.json"):
+                shutil.copy(file / name, target / file.name / name)
+    return target / "index.md"
+
+
+if __name__ == "__main__":
+    *folders, docs = map(Path, sys.argv[1:])
+    for folder in folders:
+        print(keep(folder, docs))
