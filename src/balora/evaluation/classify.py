@@ -1,6 +1,6 @@
-"""Logits of a classifier over texts, and whose classes are whose.
+"""Logits and features of a classifier over texts, and whose classes are whose.
 
-Shapes: B rows, T positions, D classes.
+Shapes: B rows, T positions, D classes, d hidden size.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from balora.errors import BALoraError
 from balora.evaluation.subject import Loaded
@@ -83,7 +84,28 @@ class Predictor:
         Yields:
             The row's number and its D logits.
         """
-        tokenizer, model = self.loaded.tokenizer, self.loaded.model
+        for batch, inputs in self._batches(rows):
+            logits_BD = self.loaded.model(**inputs).logits.float()
+            yield from zip(batch, logits_BD.tolist(), strict=True)
+
+    @torch.inference_mode()
+    def represent(self, rows: Sequence[Sequence[str]]) -> Iterator[tuple[int, list[float], Tensor]]:
+        """Logits and features of every row: the last hidden layer's first token, [CLS] in BERT's kind of encoder.
+
+        Args:
+            rows: One text or a pair each.
+
+        Yields:
+            The row's number, its D logits, and its features (d, float32, on the CPU).
+        """
+        for batch, inputs in self._batches(rows):
+            outputs = self.loaded.model(**inputs, output_hidden_states=True)
+            features_Bd = outputs.hidden_states[-1][:, 0].float().cpu()
+            yield from zip(batch, outputs.logits.float().tolist(), features_Bd, strict=True)
+
+    def _batches(self, rows: Sequence[Sequence[str]]) -> Iterator[tuple[list[int], Any]]:
+        """The rows' numbers and tokens, the longest first."""
+        tokenizer = self.loaded.tokenizer
         encoded = [tokenizer(*texts, truncation=True, max_length=self._limit) for texts in rows]
         order = sorted(range(len(rows)), key=lambda number: (-len(encoded[number]["input_ids"]), number))
         for start in range(0, len(order), self.batch_size):
@@ -91,8 +113,7 @@ class Predictor:
             inputs: Any = tokenizer.pad(
                 [encoded[number] for number in batch], padding_side="right", return_tensors="pt"
             )
-            logits_BD = model(**inputs.to(self.loaded.device)).logits.float()
-            yield from zip(batch, logits_BD.tolist(), strict=True)
+            yield batch, inputs.to(self.loaded.device)
 
 
 __all__ = ["Predictor"]

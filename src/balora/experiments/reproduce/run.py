@@ -21,6 +21,8 @@ from balora.training.settings_yaml import apply_overrides
 
 Say = Callable[[str], None]
 PAGE = "README.md"
+_AROUND = 5.0
+"""Seconds of a run that are neither training nor evaluation: reading model and data, writing the adapter."""
 PREPARED = "prepared"
 
 
@@ -173,5 +175,6 @@ def _seconds(study: Study, cells: Sequence[Cell]) -> float | None:
     for cell in cells:
         with contextlib.suppress(BALoraError):  # a damaged record is reported when the run's turn comes
             metrics = (read_record(cell.folder) or {}).get("metrics") or {}
-            found += [metrics["train_runtime"]] if "train_runtime" in metrics else []
+            if "train_runtime" in metrics:
+                found.append(metrics["train_runtime"] + metrics.get("eval_runtime", 0.0) + _AROUND)
     return sum(found) / len(found) if found else study.seconds
