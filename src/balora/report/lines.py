@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from balora.report.style import LEVEL, label, marks_of, new_figure, save
+from balora.report.style import LEVEL, label, legend_below, marks_of, new_figure, save
 
 _STEPS = {"pissa": (0, (4, 2)), "lora": "-", "balora": "-"}
 """PiSSA and BA-LoRA often run on top of each other: the one is dashed, the other broad beneath it."""
@@ -120,6 +120,4 @@ def _points(axes: Axes, panel: Panel) -> None:
         axes.set_xticks(range(len(panel.ticks)), panel.ticks)
         axes.set_xlim(-0.4, len(panel.ticks) - 0.6)
     label(axes, panel.title, panel.x, panel.y)
-    # Below the axes, where it hides nothing.
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.24)}
-    axes.legend(frameon=False, fontsize=9, ncols=2, **below)
+    legend_below(axes)

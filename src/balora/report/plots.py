@@ -20,8 +20,10 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from balora.report.style import MARKS
+
 PARTS = ("consistency", "diversity", "variance", "spectral")
-COLOURS = {"lora": "#0072B2", "pissa": "#E69F00", "balora": "#009E73"}
+COLOURS = {name: colour for name, (colour, _) in MARKS.items()}
 # PiSSA and BA-LoRA often run side by side: the one dashed and on top, the other broad beneath.
 _STYLES: dict[str, dict[str, Any]] = {
     "lora": {"color": COLOURS["lora"], "linewidth": 1.8},

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from balora.report.style import LEVEL, label, marks_of, new_figure, save
+from balora.report.style import LEVEL, label, legend_below, marks_of, new_figure, save
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ def rank_figure(panels: Sequence[Panel], path: Path) -> list[Path]:
     Returns:
         The files written.
     """
-    figure = new_figure(5.2 * len(panels), 3.9)
+    figure = new_figure(5.2 * len(panels), 4.3)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw(axes, panel)
     return save(figure, path)
@@ -74,4 +74,4 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.set_xticks(ranks, [str(rank) for rank in ranks])
     axes.minorticks_off()
     label(axes, panel.title, "rank", panel.score)
-    axes.legend(frameon=False, fontsize=9)
+    legend_below(axes, gap=0.15)

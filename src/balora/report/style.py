@@ -46,6 +46,16 @@ def label(axes: Axes, title: str, x: str, y: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def legend_below(axes: Axes, gap: float = 0.24) -> None:
+    """The names of what is drawn, under the axes, where they hide nothing.
+
+    Args:
+        axes: Drawn upon.
+        gap: What tick labels and the axis's name take, as a share of the axes' height.
+    """
+    axes.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -gap))
+
+
 def save(figure: Figure, path: Path) -> list[Path]:
     """Write a figure as PNG and SVG; the same numbers give the same files.
 

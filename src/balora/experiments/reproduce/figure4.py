@@ -111,10 +111,10 @@ def show(made: Mapping[str, Comparison], studies: Sequence[Study], folder: Path)
     words = "\n".join(f"- {study.title}, {study.score}, {verdict(made[study.name], study.score)}" for study in drawn)
     shares = ", ".join(f"{share:.0%} ({name})" for name, share in BALANCES.items())
     caption = (
-        f"Left (a): λ1, with λ2 = λ3 = {DEFAULTS[1]:g}. Right (b): λ1 = {DEFAULTS[0]:g}, and λ2 is {shares} of λ2 + λ3. The "
-        f"paper's numbers for these conditions are lost in our copy: we chose them so that the term that dominates is nine "
-        f"times the other. Means over seeds; bars and band are one standard deviation. The dashed line is PiSSA without the "
-        f"terms."
+        f"Left (a): λ1, with λ2 = λ3 = {DEFAULTS[1]:g}. Right (b): λ1 = {DEFAULTS[0]:g}, and λ2 is {shares} of λ2 + λ3. "
+        "The paper's numbers for the sweep and for these conditions are lost in our copy; ours are chosen, and in (b) the term "
+        "that dominates is nine times the other. Means over seeds; bars and band are one standard deviation. The dashed line is "
+        "PiSSA without the terms."
     )
     tables = [f"### {study.title}\n\n{to_markdown(made[study.name])}" for study in studies if study.name in made]
     return [*image, caption, CAUTION, words, *tables]

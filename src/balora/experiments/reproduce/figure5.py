@@ -96,7 +96,8 @@ def show(made: Mapping[str, Comparison], studies: Sequence[Study], folder: Path)
     panels = [panel_of(made[study.name], study) for study in drawn]
     small = not any(study.evaluation for study in studies)
     kinds = ("32 bits" if small else "16 bits", "frozen weights in 4 bits")
-    written = dots_figure(panels, folder / "figure5", kinds) if panels else []
+    columns = max(1 + len(study.further) for study in studies)  # a model's scores side by side, else three models
+    written = dots_figure(panels, folder / "figure5", kinds, columns if columns > 1 else 3) if panels else []
     image = [f"![Scores by model and method]({written[0].name})"] if written else []
     words = []
     for study in drawn:

@@ -16,7 +16,7 @@ from balora.report.ranks import Panel, Point, rank_figure
 
 RANK = "method.rank"
 LEVEL = "full"
-_AXIS = {"loss": "loss on answers (nats per token, lower is better)", "accuracy": "accuracy"}
+_AXIS = {"loss": "loss on answers (nats per token)", "accuracy": "accuracy"}
 
 
 def _variants(full_rate: str) -> list[Variant]:
