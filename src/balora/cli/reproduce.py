@@ -19,6 +19,19 @@ class Scale(enum.Enum):
     paper = "paper"
 
 
+def judge_options(url: str | None, model: str | None) -> dict[str, str] | None:
+    """Who rates MT-Bench answers.
+
+    Raises:
+        BALoraError: Only one of the two is there.
+    """
+    if url is None or model is None:
+        if url != model:
+            raise BALoraError("A judge is a URL and a model: give --judge-url and --judge-model together.")
+        return None
+    return {"base_url": url, "model": model}
+
+
 def reproduce(
     name: Annotated[
         str, typer.Argument(help="Such as table4; `balora reproduce list` names them.", show_default=False)
@@ -42,6 +55,10 @@ def reproduce(
     engine: Annotated[
         Engine, typer.Option(help="local: processes on this machine; ray: a Ray cluster.")
     ] = Engine.local,
+    judge_url: Annotated[
+        str | None, typer.Option(help="MT-Bench's judge (table1, table10): an OpenAI-compatible base URL.")
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="The judge's name there.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be run, what it takes, what is missing.")
     ] = False,
@@ -59,11 +76,13 @@ def reproduce(
         raise BALoraError(
             f"There is no experiment {name!r}.{suggest(name, experiments.EXPERIMENTS)} There are {known_names}."
         )
+    experiment = experiments.EXPERIMENTS[name]
+    judge = judge_options(judge_url, judge_model)
     request = experiments.Request(
-        experiment=experiments.EXPERIMENTS[name],
+        experiment=experiment,
         scale=scale.value,
         output=output or Path("results") / f"{name}-{scale.value}",
-        places=experiments.Places(shared=shared, recipes=recipes),
+        places=experiments.Places(shared=shared, recipes=recipes, judge=judge),
         seeds=comparison.parse_seeds(listed(seeds)),
         overrides=overrides or [],
     )
@@ -71,5 +90,8 @@ def reproduce(
         for line in experiments.dry_run(request):
             typer.echo(line)
         return
+    if experiment.alone and jobs != 1:
+        typer.echo(f"{name} measures time: its runs go one after the other{', not as --jobs says' if jobs else ''}.")
+        jobs = 1
     maker = comparison.RayEngine(jobs) if engine is Engine.ray else comparison.LocalEngine(jobs or 1)
     typer.echo(f"\nPage: {experiments.reproduce(request, maker, say=typer.echo)}")

@@ -7,13 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; markers tell them apart in grey.
-_STYLES = {"lora": ("#0072B2", "o"), "pissa": ("#E69F00", "s"), "balora": ("#009E73", "^")}
-_OTHERS = (("#CC79A7", "D"), ("#56B4E9", "v"), ("#D55E00", "P"))
-_LEVEL = "#444444"
+from balora.report.style import LEVEL, label, marks_of, new_figure, save
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,21 +41,17 @@ def rank_figure(panels: Sequence[Panel], path: Path) -> list[Path]:
     Returns:
         The files written.
     """
-    figure = Figure(figsize=(5.2 * len(panels), 3.9), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.2 * len(panels), 3.9)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw(axes, panel)
-    written = [path.with_suffix(".png"), path.with_suffix(".svg")]
-    for file in written:
-        figure.savefig(file, dpi=160, metadata={"Date": None} if file.suffix == ".svg" else None)
-    return written
+    return save(figure, path)
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
     ranks = sorted({point.rank for points in panel.lines.values() for point in points})
-    spare = iter(_OTHERS)
+    marks = marks_of(panel.lines)
     for number, (name, points) in enumerate(panel.lines.items()):
-        colour, marker = _STYLES.get(name) or next(spare)
+        colour, marker = marks[name]
         # A little aside, so that error bars of different methods do not hide each other.
         places = [point.rank * 1.04 ** (number - (len(panel.lines) - 1) / 2) for point in points]
         axes.errorbar(
@@ -76,15 +67,11 @@ def _draw(axes: Axes, panel: Panel) -> None:
         )
     if panel.level is not None:
         name, mean, deviation = panel.level
-        axes.axhline(mean, color=_LEVEL, linestyle="--", linewidth=1.4, label=name)
+        axes.axhline(mean, color=LEVEL, linestyle="--", linewidth=1.4, label=name)
         if deviation:
-            axes.axhspan(mean - deviation, mean + deviation, color=_LEVEL, alpha=0.12, linewidth=0)
+            axes.axhspan(mean - deviation, mean + deviation, color=LEVEL, alpha=0.12, linewidth=0)
     axes.set_xscale("log", base=2)
     axes.set_xticks(ranks, [str(rank) for rank in ranks])
     axes.minorticks_off()
-    axes.set_title(panel.title, fontsize=11)
-    axes.set_xlabel("rank", fontsize=10)
-    axes.set_ylabel(panel.score, fontsize=10)
-    axes.tick_params(labelsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
+    label(axes, panel.title, "rank", panel.score)
     axes.legend(frameon=False, fontsize=9)

@@ -13,6 +13,7 @@ import yaml
 
 from balora.errors import BALoraError, suggest
 from balora.experiments.compare.engine import Engine, LocalEngine
+from balora.experiments.compare.evaluated import EvaluationPlan
 from balora.experiments.compare.plan import Axes, Cell, Variant, plan
 from balora.experiments.compare.rows import NOT_RUN, TRAIN_LOSS, Row, is_finished, mixed_origins, row_of, score_names
 from balora.experiments.compare.stats import summarise
@@ -67,6 +68,7 @@ def compare(
     baseline: str | None = None,
     scores: Sequence[str] | None = None,
     output: str | Path | None = None,
+    evaluation: EvaluationPlan | None = None,
     engine: Engine | None = None,
     say: Say = lambda line: None,
 ) -> Comparison:
@@ -80,6 +82,7 @@ def compare(
         baseline: Name of the variant that differences are taken to, None for no differences.
         scores: Names of the scores to show; default all.
         output: The comparison's folder; default the config's output with ``-compare``.
+        evaluation: What every run is measured on when it is trained; its scores join the others as ``task/name``.
         engine: Makes the runs; default one process at a time on this machine.
         say: Takes lines for the user.
 
@@ -97,15 +100,17 @@ def compare(
             f"The baseline {baseline} is not among the methods {', '.join(names)}.{suggest(baseline, names)}"
         )
     cells, folder = lay_out(config, variants, seeds, axes=axes, output=output)
-    missing = [cell for cell in cells if not is_finished(cell)]
+    if evaluation is not None:
+        evaluation.check()
+    missing = [cell for cell in cells if not is_finished(cell, evaluation)]
     with locked(folder, "Another comparison is at work", "--output"):
         write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
         say(f"{len(cells)} runs in {folder}, of which {len(cells) - len(missing)} are finished already.")
         reasons: dict[str, str] = {}
 
         def made() -> Comparison:
-            rows = [row_of(cell, reasons.get(cell.name, NOT_RUN)) for cell in cells]
-            about = _about(config, seeds, axes or {}, rows, maker)
+            rows = [row_of(cell, reasons.get(cell.name, NOT_RUN), evaluation) for cell in cells]
+            about = _about(config, seeds, axes or {}, rows, maker, evaluation)
             shown = score_names(rows) if not scores else list(scores)
             groups = summarise(rows, shown, baseline)
             return Comparison(
@@ -118,7 +123,7 @@ def compare(
                 folder=folder,
             )
 
-        for cell, why in _run(missing, folder, maker, say):
+        for cell, why in _run(missing, folder, maker, say, evaluation):
             if why is not None:
                 reasons[cell.name] = why
             _write(made(), folder)  # after every run, so that an interrupted comparison leaves a table too
@@ -128,11 +133,16 @@ def compare(
     return result
 
 
-def _run(cells: Sequence[Cell], folder: Path, engine: Engine, say: Say) -> Iterator[tuple[Cell, str | None]]:
+def _run(
+    cells: Sequence[Cell], folder: Path, engine: Engine, say: Say, evaluation: EvaluationPlan | None
+) -> Iterator[tuple[Cell, str | None]]:
     """Make the runs; give each as it ends, with the reason if it failed."""
     tasks: dict[Task, Cell] = {}
+    asked = None if evaluation is None else folder / "evaluation.json"
+    if asked is not None and evaluation is not None:
+        write_text(asked, json.dumps(evaluation.to_dict(), indent=1) + "\n")
     for cell in cells:
-        task = Task(folder / "configs" / f"{cell.name}.yaml", folder / "logs" / f"{cell.name}.log")
+        task = Task(folder / "configs" / f"{cell.name}.yaml", folder / "logs" / f"{cell.name}.log", asked)
         for path in (task.config, task.log):
             path.parent.mkdir(parents=True, exist_ok=True)
         write_text(task.config, cell.settings.dump_yaml())
@@ -150,7 +160,7 @@ def _run(cells: Sequence[Cell], folder: Path, engine: Engine, say: Say) -> Itera
         took.append(time.monotonic() - began[task])
         left = statistics.fmean(took) * (len(tasks) - len(took)) / min(engine.jobs or 1, len(tasks))
         why = None if code == 0 else reason(task.log, code)
-        say(f"      {cell.title}: {_outcome(row_of(cell, why or NOT_RUN))}{_left(left)}")
+        say(f"      {cell.title}: {_outcome(row_of(cell, why or NOT_RUN, evaluation))}{_left(left)}")
         yield cell, why
 
 
@@ -169,7 +179,12 @@ def _left(seconds: float) -> str:
 
 
 def _about(
-    config: Mapping[str, Any], seeds: Sequence[int], axes: Axes, rows: Sequence[Row], engine: Engine
+    config: Mapping[str, Any],
+    seeds: Sequence[int],
+    axes: Axes,
+    rows: Sequence[Row],
+    engine: Engine,
+    evaluation: EvaluationPlan | None,
 ) -> dict[str, Any]:
     digests = dict.fromkeys(row.provenance.get("data_digest") for row in rows)
     return {
@@ -177,6 +192,7 @@ def _about(
         "config": dict(config),
         "seeds": list(seeds),
         "axes": {key: list(values) for key, values in axes.items()},
+        **({} if evaluation is None else {"evaluation": evaluation.to_dict()}),
         "jobs": engine.jobs,
         "engine": type(engine).__name__.removesuffix("Engine").lower(),
         "data_digests": [digest for digest in digests if digest],

@@ -44,7 +44,8 @@ class RayEngine:
                 while waiting and len(running) < slots:
                     task = waiting.pop()
                     started(task)
-                    running[remote.remote(str(task.config), str(task.log), os.getcwd())] = task
+                    paths = [path for path in (task.config, task.log, task.evaluation) if path is not None]
+                    running[remote.remote([str(path) for path in paths], os.getcwd())] = task
                 for done in ray.wait(list(running))[0]:
                     yield (task := running.pop(done)), self._exit(done, task)
         finally:
@@ -72,14 +73,14 @@ class RayEngine:
             return 1
 
 
-def _task() -> Callable[[str, str, str], int]:
+def _task() -> Callable[[list[str], str], int]:
     """What a node does. A function inside a function is sent whole, so that the node's worker need not import torch."""
 
-    def run_in_a_process(config: str, log: str, folder: str) -> int:
+    def run_in_a_process(paths: list[str], folder: str) -> int:
         import subprocess
         import sys
 
-        command = [sys.executable, "-m", "balora.experiments.compare.worker", config, log]
+        command = [sys.executable, "-m", "balora.experiments.compare.worker", *paths]
         return subprocess.run(command, cwd=folder, check=False).returncode
 
     return run_in_a_process

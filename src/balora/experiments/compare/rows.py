@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from balora.errors import BALoraError
+from balora.experiments.compare.evaluated import EvaluationPlan, measured
 from balora.experiments.compare.plan import Cell
 from balora.training.folder import CONFIG, read_record
 from balora.training.settings import differences, load_settings
@@ -34,7 +35,7 @@ class Row:
     reason: str | None = None
     """Why it failed, in one sentence."""
     scores: dict[str, float]
-    """Of the evaluation by name, without its prefix ``eval_``; and ``train_loss``."""
+    """Of the evaluation by name, without its prefix ``eval_``; those of tasks as ``task/name``; and ``train_loss``."""
     seconds: float | None = None
     """Of training; None when the run was interrupted, since only its last part was timed."""
     peak_memory_mib: float | None = None
@@ -57,12 +58,13 @@ class Row:
         return cls(**{**values, "scores": scores})
 
 
-def row_of(cell: Cell, reason: str = NOT_RUN) -> Row:
+def row_of(cell: Cell, reason: str = NOT_RUN, evaluation: EvaluationPlan | None = None) -> Row:
     """What a cell's folder says.
 
     Args:
         cell: The run.
         reason: Why it has no result, if it has none.
+        evaluation: What it has to be measured on, beyond its own evaluation rows, to have one.
     """
     record = read_record(cell.folder) or {}
     about: dict[str, Any] = {
@@ -75,14 +77,18 @@ def row_of(cell: Cell, reason: str = NOT_RUN) -> Row:
     }
     data = record.get("data") or {}
     provenance = {**(record.get("provenance") or {}), "data_digest": data.get("digest")}
-    if record.get("status") != "finished":
+    trained = record.get("status") == "finished"
+    scores = measured(cell.folder, evaluation) if trained and evaluation else {}
+    if not trained or scores is None:
         status: Status = "missing" if reason == NOT_RUN else "failed"
+        if trained:
+            reason = f"It is trained, but not evaluated. {'' if reason == NOT_RUN else reason}".strip()
         return Row(**about, status=status, reason=reason, scores={}, provenance=provenance)
     metrics: Mapping[str, Any] = record["metrics"]
     return Row(
         **about,
         status="finished",
-        scores=scores_of(metrics),
+        scores={**scores_of(metrics), **scores},
         seconds=None if record.get("resumed") else metrics.get("train_runtime"),
         peak_memory_mib=metrics.get("peak_memory_mib"),
         trainable=(record.get("parameters") or {}).get("trainable"),
@@ -102,8 +108,8 @@ def scores_of(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {**kept, **({TRAIN_LOSS: float(metrics[TRAIN_LOSS])} if TRAIN_LOSS in metrics else {})}
 
 
-def is_finished(cell: Cell) -> bool:
-    """Whether a cell's run is there already and need not be made again.
+def is_finished(cell: Cell, evaluation: EvaluationPlan | None = None) -> bool:
+    """Whether a cell's run is there already, with the evaluation that is asked for, and need not be made again.
 
     Raises:
         BALoraError: There is one, with other settings.
@@ -116,7 +122,7 @@ def is_finished(cell: Cell) -> bool:
             f"{cell.folder} holds a finished run with other settings ({', '.join(changed)}). Choose another --output, or delete "
             "that folder to run it again."
         )
-    return True
+    return evaluation is None or measured(cell.folder, evaluation) is not None
 
 
 def score_names(rows: Sequence[Row]) -> list[str]:

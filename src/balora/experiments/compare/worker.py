@@ -1,11 +1,13 @@
 """One run in a process of its own, so that its peak memory and its crash are its alone.
 
-Also a command, for engines that start processes elsewhere: ``python -m balora.experiments.compare.worker CONFIG LOG``.
+Also a command, for engines that start processes elsewhere: ``python -m balora.experiments.compare.worker CONFIG LOG [EVALUATION]``.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gc
+import json
 import multiprocessing
 import os
 import sys
@@ -17,6 +19,8 @@ from pathlib import Path
 import torch
 
 from balora.errors import BALoraError
+from balora.experiments.compare.evaluated import EvaluationPlan, evaluate_run
+from balora.training.folder import read_record
 from balora.training.quiet import quiet_libraries
 from balora.training.run import run
 from balora.training.settings import load_settings
@@ -33,10 +37,12 @@ class Task:
     """Its settings, resolved."""
     log: Path
     """Where its screen goes."""
+    evaluation: Path | None = None
+    """What the trained run is measured on, as JSON; None for nothing."""
 
 
 def work(task: Task, threads: int | None = None, device: str | None = None) -> None:
-    """Train as the config says, with everything that would go to the screen in the log; exit 0, 2 for a user's mistake, else 1.
+    """Train as the config says, and evaluate; what would go to the screen is in the log. Exit 0, 2 for a user's mistake, else 1.
 
     Args:
         task: The run.
@@ -53,7 +59,7 @@ def work(task: Task, threads: int | None = None, device: str | None = None) -> N
         os.dup2(log.fileno(), 2)
         sys.stdout = sys.stderr = log
         quiet_libraries()
-        sys.exit(_attempt(task.config))
+        sys.exit(_attempt(task))
 
 
 def reason(log: Path, code: int) -> str:
@@ -74,12 +80,18 @@ def reason(log: Path, code: int) -> str:
     return " ".join(line.strip() for line in lines[starts[-1] :]).removeprefix(REASON)
 
 
-def _attempt(config: Path) -> int:
+def _attempt(task: Task) -> int:
     def say(line: str) -> None:
         sys.stdout.write(line + "\n")
 
     try:
-        run(load_settings(config), say=say)
+        settings = load_settings(task.config)
+        folder = Path(settings.output)
+        if (read_record(folder) or {}).get("status") != "finished":  # else its evaluation alone is missing
+            run(settings, say=say)
+        if task.evaluation is not None:
+            gc.collect()  # what training held on the device is not needed any more
+            evaluate_run(folder, EvaluationPlan.from_dict(json.loads(task.evaluation.read_text())), say)
         return 0
     except BALoraError as error:
         say(f"{REASON}{error}")
@@ -108,4 +120,4 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    work(Task(Path(sys.argv[1]), Path(sys.argv[2])))
+    work(Task(*map(Path, sys.argv[1:])))

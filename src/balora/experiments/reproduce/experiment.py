@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from balora.experiments.compare import Comparison, Variant
+from balora.experiments.compare import Comparison, EvaluationPlan, Variant
 from balora.experiments.compare.plan import Axes
 from balora.experiments.reproduce.places import Places
 from balora.experiments.reproduce.prepare import Preparation
@@ -32,6 +32,10 @@ class Study:
     baseline: str | None
     score: str
     """The score that the experiment is about."""
+    further: Sequence[str] = ()
+    """Other scores that the experiment shows."""
+    evaluation: Callable[[Places], EvaluationPlan] | None = None
+    """What each run is evaluated on when it is trained; None for its evaluation rows alone."""
     axes: Axes = dataclasses.field(default_factory=dict)
     seconds: float | None = None
     """Of one core, training and evaluation, as measured on a busy machine (an idle one is faster); None where nobody measured."""
@@ -53,6 +57,8 @@ class Experiment:
     """In what the small scale is a stand-in."""
     show: Callable[[Mapping[str, Comparison], Sequence[Study], Path], list[str]]
     """Writes the table or figure into a folder, and returns the Markdown that shows it."""
+    alone: bool = False
+    """Whether it measures time, so that runs must not share the machine."""
     prepare: Preparation | None = None
     """What the small scale makes for itself before its runs."""
 

@@ -17,13 +17,14 @@ _DATA_FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 class Places:
     """The folders an experiment is told.
 
-    ``shared`` holds ``data`` and ``models`` for the small scale, ``recipes`` a config per setting of the paper, and ``prepared``
-    what the experiment makes for itself before its runs.
+    ``shared`` holds ``data`` and ``models`` for the small scale, ``recipes`` a config per setting of the paper, ``prepared`` what
+    an experiment makes for itself before its runs. ``judge`` is endpoint and name of the model that rates MT-Bench's answers.
     """
 
     shared: Path = Path("../shared")
     recipes: Path = Path("recipes")
     prepared: Path = Path("prepared")
+    judge: Mapping[str, str] | None = None
 
     def data(self, name: str) -> str:
         """A file of the small scale's data."""
@@ -33,6 +34,11 @@ class Places:
     def stories(self) -> str:
         """The small scale's language model: 260 thousand parameters, pre-trained on children's stories."""
         return str(self.shared / "models" / "stories260K")
+
+    @property
+    def bart(self) -> str:
+        """The small scale's encoder-decoder: 750 thousand parameters, pre-trained to spell words as phonemes."""
+        return str(self.shared / "models" / "bart-g2p")
 
     @property
     def minilm(self) -> str:

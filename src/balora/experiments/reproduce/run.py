@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from balora.errors import BALoraError
-from balora.experiments.compare import Cell, Comparison, compare, lay_out
+from balora.experiments.compare import Cell, Comparison, EvaluationPlan, compare, lay_out
 from balora.experiments.compare.engine import Engine
 from balora.experiments.compare.rows import is_finished
+from balora.experiments.reproduce.evaluations import missing_for
 from balora.experiments.reproduce.experiment import SEEDS, Experiment, Scale, Study
 from balora.experiments.reproduce.places import Places, missing
 from balora.experiments.reproduce.prepare import Preparation
@@ -20,6 +21,8 @@ from balora.training.settings_yaml import apply_overrides
 
 Say = Callable[[str], None]
 PAGE = "README.md"
+_AROUND = 5.0
+"""Seconds of a run that are neither training nor evaluation: reading model and data, writing the adapter."""
 PREPARED = "prepared"
 
 
@@ -49,8 +52,13 @@ class Request:
         return apply_overrides(study.config(self.here), self.overrides)
 
     def missing(self, study: Study) -> list[str]:
-        """What a study's config names that is neither on this machine nor made before the runs."""
-        return missing(self.config(study), None if self.preparation is None else self.here.prepared)
+        """What a study needs that is neither on this machine nor made before the runs."""
+        config = missing(self.config(study), None if self.preparation is None else self.here.prepared)
+        return [*config, *missing_for(self.evaluation(study))]
+
+    def evaluation(self, study: Study) -> EvaluationPlan | None:
+        """What a study's runs are evaluated on."""
+        return study.evaluation(self.here) if study.evaluation else None
 
     def cells(self, study: Study) -> list[Cell]:
         """A study's runs."""
@@ -76,7 +84,7 @@ def dry_run(request: Request) -> list[str]:
         lines += [f"    missing: {what}" for what in first.missing(request.here)]
     for study in request.experiment.studies(request.scale):
         cells = request.cells(study)
-        left = [cell for cell in cells if not is_finished(cell)]
+        left = [cell for cell in cells if not is_finished(cell, request.evaluation(study))]
         each = _seconds(study, cells)
         everything_timed &= each is not None
         total += (each or 0.0) * len(left)
@@ -85,9 +93,14 @@ def dry_run(request: Request) -> list[str]:
         axes = "".join(f" × {key} {list(values)}" for key, values in study.axes.items())
         lines.append(f"  {study.title}: {len(cells)} runs, {len(cells) - len(left)} finished, {cost}")
         lines.append(f"    {names}{axes} × seeds {', '.join(map(str, request.seeds))}")
+        if (evaluation := request.evaluation(study)) is not None:
+            lines.append(f"    each evaluated on {', '.join(evaluation.tasks)}")
         lines += [f"    missing: {what}" for what in request.missing(study)]
+    if request.experiment.alone:
+        lines.append("  It measures time: one run after the other, whatever --jobs says")
+    halved = "" if request.experiment.alone else " (--jobs 2 on two cores: half)"
     if everything_timed:
-        lines.append(f"  about {total / 60:.0f} min one after the other on one core (--jobs 2 on two cores: half)")
+        lines.append(f"  about {total / 60:.0f} min one after the other on one core{halved}")
     else:
         lines.append(
             f"  `balora validate {request.places.recipes}/...` estimates memory and steps of a run once its model can be read"
@@ -105,6 +118,10 @@ def reproduce(request: Request, engine: Engine, say: Say = lambda line: None) ->
         BALoraError: Something it needs is not here, or a study cannot be run. A run that fails is a row of its table.
     """
     experiment, studies = request.experiment, request.experiment.studies(request.scale)
+    if experiment.alone and engine.jobs != 1:
+        raise BALoraError(
+            f"{experiment.name} measures time, so its runs cannot share a machine. Use an engine with one job."
+        )
     for study in studies:  # a mistake in the settings comes before hours of runs, and before what is missing
         request.cells(study)
     first = request.preparation
@@ -128,6 +145,7 @@ def reproduce(request: Request, engine: Engine, say: Say = lambda line: None) ->
             axes=study.axes,
             baseline=study.baseline,
             output=request.output / study.name,
+            evaluation=request.evaluation(study),
             engine=engine,
             say=say,
         )
@@ -157,5 +175,6 @@ def _seconds(study: Study, cells: Sequence[Cell]) -> float | None:
     for cell in cells:
         with contextlib.suppress(BALoraError):  # a damaged record is reported when the run's turn comes
             metrics = (read_record(cell.folder) or {}).get("metrics") or {}
-            found += [metrics["train_runtime"]] if "train_runtime" in metrics else []
+            if "train_runtime" in metrics:
+                found.append(metrics["train_runtime"] + metrics.get("eval_runtime", 0.0) + _AROUND)
     return sum(found) / len(found) if found else study.seconds

@@ -99,6 +99,38 @@ def stories_on_gsm8k(places: Places, **data: Any) -> dict[str, Any]:
     }
 
 
+def bart_on_g2p(places: Places, **data: Any) -> dict[str, Any]:
+    """A BART of 750 thousand parameters on words and their phonemes, its own task, with a fifth of the answers swapped.
+
+    It knows the task from pre-training. What fine-tuning on wrong answers leaves of that is what the loss on right ones shows.
+    """
+    pairs = places.data("g2p/pairs.jsonl")
+    return {
+        "model": places.bart,
+        "task": "seq2seq",
+        "data": {
+            "train": pairs,
+            "split": "train[:19600]",
+            "subsample": 1280,
+            "label_noise": 0.2,
+            "eval": f"{pairs}[19600:]",
+            "prompt": "word",
+            "response": "phonemes",
+            "target_tokenizer": f"{places.bart}/target",
+            "max_length": 32,
+            **data,
+        },
+        "method": {"name": "balora", "rank": 8},
+        "training": {
+            **_QUIET,
+            "learning_rate": 1.0e-3,
+            "lr_scheduler_type": "cosine",
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": 16,
+        },
+    }
+
+
 def at_rate(variant: Variant, rate: str) -> Variant:
     """A variant with its own learning rate.
 
@@ -107,6 +139,11 @@ def at_rate(variant: Variant, rate: str) -> Variant:
         ('training.learning_rate=2e-3',)
     """
     return dataclasses.replace(variant, overrides=(*variant.overrides, f"training.learning_rate={rate}"))
+
+
+def quiet(**more: Any) -> dict[str, Any]:
+    """The section ``training`` of a small run that writes as little as may be, with more of its keys."""
+    return {**_QUIET, "num_train_epochs": 1, **more}
 
 
 _QUIET = {

@@ -46,9 +46,9 @@ def _study(task: str, title: str, seconds: float) -> Study:
 
 
 SMALL = [
-    _study("cola", "CoLA", 20.0),
+    _study("cola", "CoLA", 30.0),
     _study("rte", "RTE", 40.0),
-    _study("sst2", "SST-2", 20.0),
+    _study("sst2", "SST-2", 30.0),
     _study("stsb", "STS-B", 40.0),
 ]
 PAPER = [

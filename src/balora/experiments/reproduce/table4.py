@@ -58,8 +58,8 @@ OURS = [FITTED_HEAD, ours("C"), ours("DV"), ours("S"), ours("CDVS"), ours("C", c
 
 
 def _small() -> list[Study]:
-    classify = functools.partial(Study, baseline=BASELINE, score="accuracy", seconds=20.0)
-    generate = functools.partial(Study, baseline=BASELINE, score="loss", seconds=17.0)
+    classify = functools.partial(Study, baseline=BASELINE, score="accuracy", seconds=30.0)
+    generate = functools.partial(Study, baseline=BASELINE, score="loss", seconds=25.0)
     # No pairs where the data are made worse: half an hour is all.
     alone = [printed(terms) for terms in ("", "C", "D", "S", "CDS")]
     noisy = functools.partial(minilm_on, task="sst2", label_noise=0.2)
