@@ -50,16 +50,8 @@ class Predictor:
         Raises:
             BALoraError: The model has other classes than the task.
         """
-        own = list(self.loaded.labels or ())
-        if self.loaded.task == "classification" and len(own) == len(classes):
-            keys = [name.removeprefix("LABEL_") for name in own]
-            if sorted(keys) == sorted(classes):
-                return keys
-            if sorted(keys) == [str(number) for number in range(len(classes))]:
-                return [classes[int(key)] for key in keys]
-        raise BALoraError(
-            f"{task} has the classes {', '.join(classes)} and the model {', '.join(own) or 'predicts one score'}. Evaluate a "
-            f"model that was trained for {task}."
+        return match_classes(
+            list(self.loaded.labels or ()) if self.loaded.task == "classification" else [], classes, task
         )
 
     def require_scores(self, task: str) -> list[str]:
@@ -116,4 +108,31 @@ class Predictor:
             yield batch, inputs.to(self.loaded.device)
 
 
-__all__ = ["Predictor"]
+def match_classes(own: Sequence[str], classes: Sequence[str], task: str) -> list[str]:
+    """The task's name for each of a model's classes, in the model's order.
+
+    Args:
+        own: The model's names; none where it predicts a score.
+        classes: The task's.
+        task: Its name, for the error.
+
+    Raises:
+        BALoraError: They are other classes.
+
+    Example:
+        >>> match_classes(["LABEL_0", "LABEL_1"], ["negative", "positive"], "sst2")
+        ['negative', 'positive']
+    """
+    if len(own) == len(classes):
+        keys = [name.removeprefix("LABEL_") for name in own]
+        if sorted(keys) == sorted(classes):
+            return keys
+        if sorted(keys) == [str(number) for number in range(len(classes))]:
+            return [classes[int(key)] for key in keys]
+    raise BALoraError(
+        f"{task} has the classes {', '.join(classes)} and the model {', '.join(own) or 'predicts one score'}. Evaluate a "
+        f"model that was trained for {task}."
+    )
+
+
+__all__ = ["Predictor", "match_classes"]

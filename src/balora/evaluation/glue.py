@@ -6,7 +6,9 @@ Reference: Wang et al., GLUE, 2018. The paper reports Matthews for CoLA, Pearson
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from balora.errors import BALoraError
 from balora.evaluation.classify import Predictor
@@ -14,7 +16,9 @@ from balora.evaluation.data import Origin, Rows
 from balora.evaluation.results import Journal, Record
 from balora.evaluation.scores import class_scores, regression_scores
 from balora.evaluation.session import Session
+from balora.evaluation.worded import NO_CLASS, WordedPredictor
 from balora.training.data.labels import label_key
+from balora.training.data.words import UNREADABLE
 
 _HUB = "nyu-mll/glue"
 
@@ -69,7 +73,7 @@ TASKS = {
 
 
 def evaluate_glue(session: Session, name: str) -> Record:
-    """Score a classifier, or for STS-B a regression model, on one task.
+    """Score a classifier, for STS-B a regression model, or an encoder-decoder that says classes or scores in words, on one task.
 
     Returns:
         The result: scores, provenance, and every row with what the model said of it.
@@ -85,22 +89,38 @@ def evaluate_glue(session: Session, name: str) -> Record:
     journal = session.journal(name, rows)
     todo = [int(sample) for sample in journal.missing(wanted, "output")]
     if todo:
-        predictor = Predictor(session.loaded, session.subject.settings, session.options.batch_size)
-        names = predictor.classes_for(task.classes, name) if task.classes else predictor.require_scores(name)
-        for place, logits in predictor.predict([texts[number] for number in todo]):
+        said = _said if session.loaded.task == "seq2seq" else _predicted
+        for place, facts in said(session, task, [texts[number] for number in todo]):
             number = todo[place]
-            said = max(range(len(logits)), key=logits.__getitem__)
-            answer = {"predicted": names[said]} if task.classes else {}
-            journal.add(str(number), texts=texts[number], label=labels[number], output=logits, **answer)
+            journal.add(str(number), texts=texts[number], label=labels[number], **facts)
     return journal.finish(wanted, _scores(task, journal, wanted), {"data": rows.source})
+
+
+def _predicted(session: Session, task: GlueTask, texts: list[list[str]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """A classifier's or regressor's outputs, row by row."""
+    predictor = Predictor(session.loaded, session.subject.settings, session.options.batch_size)
+    names = predictor.classes_for(task.classes, task.name) if task.classes else predictor.require_scores(task.name)
+    for place, logits in predictor.predict(texts):
+        best = max(range(len(logits)), key=logits.__getitem__)
+        yield place, {"output": logits, **({"predicted": names[best]} if task.classes else {})}
+
+
+def _said(session: Session, task: GlueTask, texts: list[list[str]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """What an encoder-decoder says, and the class or score that is read from it."""
+    predictor = WordedPredictor(session.loaded, session.subject.settings, session.options.batch_size)
+    names = predictor.classes_for(task.classes, task.name) if task.classes else predictor.require_scores(task.name)
+    for place, words in predictor.answer(texts):
+        yield place, {"output": words, "predicted": predictor.read(words, names)}
 
 
 def _scores(task: GlueTask, journal: Journal, wanted: list[str]) -> dict[str, object]:
     records = [journal.records[sample] for sample in wanted]
     truth = [record["label"] for record in records]
-    if not task.classes:
-        return {"main": task.main, **regression_scores(truth, [record["output"][0] for record in records])}
-    return {"main": task.main, **class_scores(truth, [record["predicted"] for record in records], task.classes)}
+    found = [record["predicted"] if "predicted" in record else record["output"][0] for record in records]
+    scores = class_scores(truth, found, task.classes) if task.classes else regression_scores(truth, found)
+    if any(isinstance(record["output"], str) for record in records):
+        scores["unreadable"] = sum(value in (NO_CLASS, UNREADABLE) for value in found) / len(found)
+    return {"main": task.main, **scores}
 
 
 def _rows(session: Session, task: GlueTask) -> Rows:
