@@ -44,11 +44,11 @@ def places_with_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: in
     """A shared folder with tiny data in STS-B's place, and a cut that suits them."""
     folder = tmp_path / "shared" / "data" / "glue" / "STS-B"
     folder.mkdir(parents=True)
-    for split, per_class in (("train", train), ("dev", dev)):
-        rows = pairs(12 * per_class + 60, seed=per_class)
+    evaluated = pairs(12 * dev + 60, seed=1)
+    for split, rows in (("train", [*pairs(12 * train + 60, seed=2), *evaluated]), ("dev", evaluated)):
         lines = ["sentence1\tsentence2\tscore", *("\t".join(row.values()) for row in rows)]
         (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n")
-    monkeypatch.setattr(similarity, "PER_CLASS", {"train": train, "dev": dev})
+    monkeypatch.setattr(similarity, "PER_CLASS", {"dev": dev, "train": train})
     return Places(shared=tmp_path / "shared", recipes=Path("recipes"))
 
 
@@ -72,6 +72,10 @@ def test_the_conditions_have_as_many_rows_and_one_is_100_10_1(tmp_path: Path, mo
     assert asked.preparation is not None
     asked.preparation.ensure(asked.here)
     assert read_about(asked.here.prepared)["train"]["per_class"] == 1080
+    train, dev = (read_table(asked.here.prepared / f"{name}.jsonl").rows for name in ("train", "dev"))
+    assert not {row["sentence2"] for row in train} & {row["sentence2"] for row in dev}, (
+        "though the source has them in both"
+    )
     found = {}
     for study in FIGURE3.small:
         settings = asked.cells(study)[0].settings
@@ -137,7 +141,7 @@ def test_the_figure_names_methods_conditions_and_classes(tmp_path: Path):
         title="pissa", caption="silhouette 0.10", points=torch.randn(30, 2, generator=rng).numpy(),
         truth=(torch.arange(30) % 3).numpy(),
     )  # fmt: skip
-    written = map_figure([("balanced", [panel, None]), ("100:10:1", [panel, panel])], ["x", "y", "z"], tmp_path / "f")
+    written = map_figure([("balanced", [None, panel]), ("100:10:1", [panel, panel])], ["x", "y", "z"], tmp_path / "f")
     assert [path.suffix for path in written] == [".png", ".svg"]
     text = written[1].read_text()
     for words in ("pissa", "silhouette 0.10", "balanced", "100:10:1", "true class"):

@@ -58,11 +58,11 @@ def map_figure(rows: Sequence[tuple[str, Sequence[Map | None]]], classes: Sequen
             axes.set_yticks([])
             axes.spines[:].set_color("#999999")
             if panel is None:
-                axes.set_visible(False)
+                axes.spines[:].set_visible(False)  # the row's name stays
             else:
                 _draw(axes, panel, classes)
         line[0].set_ylabel(name, fontsize=11)
-    handles, labels = next(axes for axes in grid.flat if axes.get_visible()).get_legend_handles_labels()
+    handles, labels = next(found for axes in grid.flat if (found := axes.get_legend_handles_labels())[0])
     legend = figure.legend(
         handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=10, markerscale=2
     )

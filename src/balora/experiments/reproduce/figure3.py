@@ -189,7 +189,8 @@ def _changes(measured: Sequence[Measured], names: Sequence[str]) -> list[str]:
             for row in one.comparison.rows
             if row.variant == variant.name
         ]
-        gaps = next(group for group in summarise(rows, names, BALANCED) if group.variant == IMBALANCED).differences
+        found = (group for group in summarise(rows, names, BALANCED) if group.variant == IMBALANCED)
+        gaps = next((group.differences for group in found), {})
         lines.append([variant.name, *(difference_text(gaps.get(name)) for name in names)])
     return [
         "What imbalance changes: the score after imbalanced training minus that after balanced training, paired by seed.",
