@@ -83,7 +83,7 @@ def test_what_differs_beyond_the_interval_is_said_in_the_scores_own_direction():
             groups=summarise(rows, [score], BASELINE), rows=rows, scores=[score], baseline=BASELINE, about={}
         )
         text = show({study.name: made}, [dataclasses.replace(study, score=score)], Path())[-1]
-        found = re.search(r"better: (\S+) .*; worse: (\S+) .*; not told apart: S ", text)
+        found = re.search(r"better: (\S+) .*; worse: (\S+) .*; not told apart: S\.", text)
         assert found, text
         assert found.groups() == (better, worse)
 
@@ -101,7 +101,7 @@ def test_our_terms_are_also_held_against_their_own_fitted_head():
     )
     to_none, to_head = show({study.name: made}, [study], Path())[-1].splitlines()
     assert "better: ours: none (+0.1000" in to_none
-    assert "ours: C (+0.0500" in to_none
+    assert "ours: C (+0.0500*)" in to_none
     assert "against ours: none: better: none; worse: ours: C (-0.0500" in to_head
 
 

@@ -134,6 +134,8 @@ def test_an_experiment_evaluates_its_runs_and_shows_the_scores(config: Path, tmp
     assert "no result" not in text
     row = line(text, "pissa")
     assert row[2] == "1.00"
-    assert float(row[3]) > 0
+    (kept,) = json.loads((tmp_path / "out/gsm8k/table.json").read_text())["rows"]
+    assert kept["seconds"] > 0
+    assert row[3] == f"{kept['seconds']:.1f}"
     assert row[5] in ("0.0000", "0.5000", "1.0000")
     assert (tmp_path / "out/gsm8k/runs/pissa_seed-1/evaluation/gsm8k.json").is_file()

@@ -13,7 +13,8 @@ LOWER_IS_BETTER = ("loss", "mse", "mae")
 CAPTION = "Mean ± standard deviation over seeds; below it the difference to {baseline}, paired by seed, and its bootstrap interval."
 CAUTION = (
     "With three seeds a bootstrap interval spans little more than the three differences themselves: under pure chance one in four "
-    "would exclude 0. The words below therefore give Student's interval too, which knows how little three numbers say."
+    "would exclude 0. A star marks those that Student's interval, which knows how little three numbers say, excludes too. Where "
+    "many variants are compared, some will have one by chance."
 )
 
 
@@ -41,7 +42,8 @@ def verdict(made: Comparison, score: str, baseline: str | None = None, among: Se
         among: Only these variants; all by default.
 
     Returns:
-        ``beyond the bootstrap interval of three seeds better than X: A (also by Student's), B; worse: none``.
+        ``against X: better: A (+0.1000*), B (+0.0500); worse: none; not told apart: C.`` Better and worse are beyond the bootstrap
+        interval, with a star beyond Student's too.
     """
     baseline = baseline or made.baseline
     groups = made.groups if baseline == made.baseline else summarise(made.rows, [score], baseline)
@@ -53,9 +55,14 @@ def verdict(made: Comparison, score: str, baseline: str | None = None, among: Se
         gap = group.differences.get(score)
         if gap is None or gap.low is None or gap.high is None or (among and group.variant not in among):
             continue
-        words = f"{group.variant} ({difference_text(gap)}{_student(gap)})"
         low, high = sorted((sign * gap.low, sign * gap.high))
-        (better if low > 0 else worse if high < 0 else unclear).append(words)
+        words = f"{group.variant} ({gap.mean:+.4f}{_star(gap)})"
+        if low > 0:
+            better.append(words)
+        elif high < 0:
+            worse.append(words)
+        else:
+            unclear.append(group.variant)
     lists = (("better", better), ("worse", worse), ("not told apart", unclear))
     return f"against {baseline}: " + "; ".join(f"{word}: {', '.join(names) or 'none'}" for word, names in lists) + "."
 
@@ -77,8 +84,6 @@ def _cell(group: Group | None, score: str) -> str:
     return f"{text}<br>{difference_text(group.differences[score])}" if score in group.differences else text
 
 
-def _student(gap: Difference) -> str:
-    interval = gap.student
-    if interval is None:
-        return ""
-    return f"; Student's [{interval[0]:+.4f}, {interval[1]:+.4f}]{'' if interval[0] * interval[1] > 0 else ', which holds 0'}"
+def _star(gap: Difference) -> str:
+    low, high = gap.student or (0.0, 0.0)
+    return "*" if low * high > 0 else ""

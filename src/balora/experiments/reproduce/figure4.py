@@ -61,7 +61,7 @@ def _balanced_name(condition: str, total: str) -> str:
 
 
 CONSISTENCIES = {"small": (0.0, 0.025, 0.1, 0.5, 2.5), "paper": (0.0, 0.005, 0.0125, 0.025, 0.05, 0.1)}
-TOTALS = {"small": (0.01, 0.1, 1.0), "paper": (0.01,)}
+TOTALS = {"small": (0.01, 1.0), "paper": (0.01,)}
 _SMALL = _variants(CONSISTENCIES["small"], TOTALS["small"])
 
 SMALL = [
