@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from rows import read
 from shapes import LLAMA_7B, MAIN, WIDE
+from why import loss_table, phases_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "cost.md"
@@ -40,6 +41,8 @@ def main() -> None:
         "memory": memory(),
         "start": start(),
         "gpu": gpu(),
+        "phases": phases_table(read("phases"), NAMES),
+        "loss": loss_table(_of("gpu", "loss")),
         "machine": machine(),
     }
     for name, table in tables.items():
@@ -160,7 +163,7 @@ def gpu() -> str:
 def machine() -> str:
     """On what the rows were measured."""
     lines = []
-    for name in ("step_time", "memory", "sweep", "classification", "pissa_start", "gpu"):
+    for name in ("step_time", "phases", "memory", "sweep", "classification", "pissa_start", "gpu"):
         rows = read(name)
         if rows:
             row = rows[-1]

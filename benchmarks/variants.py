@@ -53,6 +53,7 @@ class Variant:
         self.model = model
         self.loss = loss
         self.optimizer = optimizer or optimizer_of(model)
+        self.teacher: nn.Module | None = None  # the reference's second model
         if shape.checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
@@ -131,9 +132,9 @@ def prepare(
         return Variant(name, shape, model, lambda batch: model(**batch).loss, optimizer), open_until_then
     if name == "reference":
         teacher = shape.model(str(batches[0]["input_ids"].device))
-        return Variant(
-            name, shape, model, lambda batch: reference_loss(model, teacher, batch), optimizer
-        ), open_until_then
+        made = Variant(name, shape, model, lambda batch: reference_loss(model, teacher, batch), optimizer)
+        made.teacher = teacher
+        return made, open_until_then
     own_teacher = own_teacher or balora.PretrainedTeacher(model, offload=name == "offloaded")
     cache = None
     if name == "cached":
