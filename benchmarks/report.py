@@ -168,11 +168,10 @@ def machine() -> str:
         if rows:
             row = rows[-1]
             hardware, versions = row["hardware"], row["versions"]
-            commit = row["commit"] or {"id": "unknown", "dirty": False}
+            commits = dict.fromkeys(map(_commit, rows))  # some may have been measured again
             lines.append(
                 f"- `{name}`: {hardware['device']}, {hardware['threads']} threads, torch {versions['torch']}, transformers "
-                f"{versions['transformers']}, peft {versions['peft']}, {row['time'][:10]}, commit {commit['id'][:8]}"
-                + (" with changes" if commit["dirty"] else "")
+                f"{versions['transformers']}, peft {versions['peft']}, {row['time'][:10]}, commit {' and '.join(commits)}"
             )
     return "\n".join(lines) or "No rows yet."
 
@@ -264,6 +263,11 @@ def _gpu_peak(variant: str) -> float | None:
 def _start_seconds() -> float | None:
     found = [r["seconds"] for r in _of("gpu", "model") if r["method"] == "ours" and r["where"] == "cuda"]
     return statistics.median(found) if found else None
+
+
+def _commit(row: Row) -> str:
+    commit = row["commit"] or {"id": "unknown", "dirty": False}
+    return commit["id"][:8] + (" with changes" if commit["dirty"] else "")
 
 
 def _nothing(name: str) -> str:
