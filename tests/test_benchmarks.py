@@ -65,10 +65,11 @@ def test_what_is_compared_with_runs_peft_s_layers(monkeypatch):
     own = variants.LoraLinear.forward
     monkeypatch.setattr(variants.LoraLinear, "forward", lambda self, x: called.append(1) or own(self, x))
     model = variants.load("online", shapes.TINY)
+    ready = {name: variants.prepare(name, shapes.TINY, model, batches)[0] for name in ("stock", "forward", "off")}
     called.clear()
-    for name, ours in (("stock", False), ("forward", False), ("off", True)):
-        variants.prepare(name, shapes.TINY, model, batches)[0].step(batches[0])
-        assert bool(called) == ours, name
+    for name, variant in ready.items():
+        variant.step(batches[0])
+        assert bool(called) == (name == "off"), name
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ class LoraLinear(Linear):
         return frozen and known and factor_a.bias is None and factor_b.bias is None
 
 
-def lora_linear(target: nn.Module, adapter_name: str, **settings: Any) -> LoraLinear | None:
+def lora_linear(target: Any, adapter_name: str, **settings: Any) -> LoraLinear | None:
     """Make the layer, for peft to put in the target's place; None where peft is to choose a layer itself."""
     base = target.get_base_layer() if hasattr(target, "get_base_layer") else target
     if type(base) is not nn.Linear:
