@@ -81,6 +81,7 @@ package: $(VENV)/.dev  ## build the wheel and the sdist, and look into them
 # --- measure ----------------------------------------------------------------------------------------------------------
 bench: $(VENV)/.run  ## all benchmarks of a CPU, on all its cores: a quarter of an hour on two quiet ones
 	$(BENCH)/step_time.py
+	$(BENCH)/phases.py
 	$(BENCH)/memory.py
 	$(BENCH)/classification.py
 	$(BENCH)/sweep.py

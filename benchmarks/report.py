@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from rows import read
 from shapes import LLAMA_7B, MAIN, WIDE
+from why import loss_table, phases_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "cost.md"
@@ -40,6 +41,8 @@ def main() -> None:
         "memory": memory(),
         "start": start(),
         "gpu": gpu(),
+        "phases": phases_table(read("phases"), NAMES),
+        "loss": loss_table(_of("gpu", "loss")),
         "machine": machine(),
     }
     for name, table in tables.items():
@@ -160,16 +163,15 @@ def gpu() -> str:
 def machine() -> str:
     """On what the rows were measured."""
     lines = []
-    for name in ("step_time", "memory", "sweep", "classification", "pissa_start", "gpu"):
+    for name in ("step_time", "phases", "memory", "sweep", "classification", "pissa_start", "gpu"):
         rows = read(name)
         if rows:
             row = rows[-1]
             hardware, versions = row["hardware"], row["versions"]
-            commit = row["commit"] or {"id": "unknown", "dirty": False}
+            commits = dict.fromkeys(map(_commit, rows))  # some may have been measured again
             lines.append(
                 f"- `{name}`: {hardware['device']}, {hardware['threads']} threads, torch {versions['torch']}, transformers "
-                f"{versions['transformers']}, peft {versions['peft']}, {row['time'][:10]}, commit {commit['id'][:8]}"
-                + (" with changes" if commit["dirty"] else "")
+                f"{versions['transformers']}, peft {versions['peft']}, {row['time'][:10]}, commit {' and '.join(commits)}"
             )
     return "\n".join(lines) or "No rows yet."
 
@@ -261,6 +263,11 @@ def _gpu_peak(variant: str) -> float | None:
 def _start_seconds() -> float | None:
     found = [r["seconds"] for r in _of("gpu", "model") if r["method"] == "ours" and r["where"] == "cuda"]
     return statistics.median(found) if found else None
+
+
+def _commit(row: Row) -> str:
+    commit = row["commit"] or {"id": "unknown", "dirty": False}
+    return commit["id"][:8] + (" with changes" if commit["dirty"] else "")
 
 
 def _nothing(name: str) -> str:

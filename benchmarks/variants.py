@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import peft
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import balora
 from balora.methods.fingerprint import fingerprint
+from balora.methods.lora_linear import LoraLinear
 from balora.objective import Objective
 from balora.training.row_keys import row_key
 from balora.training.steps import GenerationStep
@@ -30,6 +31,7 @@ from reference import CONSISTENCY, DIVERSITY, SPECTRAL, reference_loss
 from shapes import Shape
 
 NAMES = ("stock", "reference", "online", "offloaded", "cached", "off", "forward")
+WITHOUT_BALORA = ("stock", "reference", "forward")
 WEIGHTS = {"consistency": CONSISTENCY, "diversity": DIVERSITY, "spectral": SPECTRAL, "variance": 0.0}
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 KEPT_TOKENS = 64
@@ -51,11 +53,16 @@ class Variant:
         self.model = model
         self.loss = loss
         self.optimizer = optimizer or optimizer_of(model)
+        self.teacher: nn.Module | None = None  # the reference's second model
         if shape.checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def step(self, batch: Batch) -> None:
         """Forward, backward, optimizer."""
+        with peft_layers() if self.name in WITHOUT_BALORA else contextlib.nullcontext():
+            self._step(batch)
+
+    def _step(self, batch: Batch) -> None:
         if self.name == "forward":
             self.model.eval()
             with torch.no_grad():
@@ -65,6 +72,17 @@ class Variant:
         self.loss(batch).backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+
+@contextlib.contextmanager
+def peft_layers() -> Iterator[None]:
+    """Inside, balora's LoRA layers run as peft's own: what is compared with must not profit from ours."""
+    ours = LoraLinear.forward
+    LoraLinear.forward = peft.tuners.lora.layer.Linear.forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        LoraLinear.forward = ours  # type: ignore[method-assign]
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
@@ -114,9 +132,9 @@ def prepare(
         return Variant(name, shape, model, lambda batch: model(**batch).loss, optimizer), open_until_then
     if name == "reference":
         teacher = shape.model(str(batches[0]["input_ids"].device))
-        return Variant(
-            name, shape, model, lambda batch: reference_loss(model, teacher, batch), optimizer
-        ), open_until_then
+        made = Variant(name, shape, model, lambda batch: reference_loss(model, teacher, batch), optimizer)
+        made.teacher = teacher
+        return made, open_until_then
     own_teacher = own_teacher or balora.PretrainedTeacher(model, offload=name == "offloaded")
     cache = None
     if name == "cached":
@@ -168,8 +186,9 @@ def same_as_reference(shape: Shape) -> dict[str, float]:
                 parameter.add_(parameter.std() * torch.randn(parameter.shape, generator=generator))
     found = []
     for variant in (reference, ours):
-        loss = variant.loss(batches[0])
-        loss.backward()
+        with peft_layers() if variant is reference else contextlib.nullcontext():
+            loss = variant.loss(batches[0])
+            loss.backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         found.append((float(loss.detach()), copy.deepcopy(gradient)))
         model.zero_grad()

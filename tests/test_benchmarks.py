@@ -30,14 +30,46 @@ def test_ours_and_the_plain_reading_are_one_loss(monkeypatch):
 def test_the_gpu_script_goes_through_on_any_machine(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr(
-        "sys.argv", ["gpu.py", "--tiny", "--rounds", "1", "--parts", "7b", "start", "--output", str(tmp_path)]
+        "sys.argv", ["gpu.py", "--tiny", "--rounds", "1", "--parts", "loss", "7b", "start", "--output", str(tmp_path)]
     )
     importlib.import_module("gpu").main()
     rows = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
     assert all(row["status"] == "ok" and row["versions"]["torch"] and row["hardware"]["threads"] for row in rows)
-    assert {"load", "peak", "variant", "ratio", "matrix", "model", "total"} == {row["kind"] for row in rows}
+    assert {"load", "loss", "peak", "variant", "ratio", "matrix", "model", "total"} == {row["kind"] for row in rows}
+    assert all(set(r["seconds"]) == {"all", "tokens", "products", "copy"} for r in rows if r["kind"] == "loss")
     measured = {(r["shape"]["checkpointing"], r["above"]) for r in rows if r["kind"] == "ratio"}
     assert {(False, "online"), (True, "online"), (False, "cached"), (True, "cached")} <= measured
+
+
+def test_a_phase_is_counted_without_those_inside_it(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module = importlib.import_module("phases")
+    ticks = iter([0.0, 1.0, 3.0, 7.0])  # out, in, back out, done
+    phases = module.Phases(lambda: next(ticks))
+
+    class Model:
+        def forward(self, x):
+            return x + 1
+
+    before = Model.forward
+    with phases.watching(Model, "forward", module.STUDENT), phases.inside(module.REST):
+        assert Model().forward(1) == 2
+    assert phases.seconds == {**dict.fromkeys(module.PHASES, 0.0), module.STUDENT: 2.0, module.REST: 5.0}
+    assert Model.forward is before
+
+
+def test_what_is_compared_with_runs_peft_s_layers(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    shapes, variants = importlib.import_module("shapes"), importlib.import_module("variants")
+    batches, called = shapes.TINY.batches(1), []
+    own = variants.LoraLinear.forward
+    monkeypatch.setattr(variants.LoraLinear, "forward", lambda self, x: called.append(1) or own(self, x))
+    model = variants.load("online", shapes.TINY)
+    ready = {name: variants.prepare(name, shapes.TINY, model, batches)[0] for name in ("stock", "forward", "off")}
+    called.clear()
+    for name, variant in ready.items():
+        variant.step(batches[0])
+        assert bool(called) == (name == "off"), name
 
 
 @pytest.mark.slow
@@ -51,7 +83,7 @@ def test_the_gpu_script_needs_the_core_alone():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["step_time", "memory", "sweep", "classification", "pissa_start"])
+@pytest.mark.parametrize("script", ["step_time", "phases", "memory", "sweep", "classification", "pissa_start"])
 def test_the_scripts_go_through(script, tmp_path):
     command = [sys.executable, BENCHMARKS / f"{script}.py", "--tiny", "--output", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=ENVIRONMENT, check=False)

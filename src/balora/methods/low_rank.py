@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from balora.errors import BALoraError
+from balora.methods.lora_linear import lora_linear
 from balora.methods.quantization import refuse_unquantizable
 from balora.methods.registry import AdaptOptions
 from balora.methods.targets import ALL_LINEAR, find_targets, no_match
@@ -58,6 +59,8 @@ def wrap(
         "task_type": task_type(model),
     }
     config = kind(**{**fields, **settings})
+    if kind is LoraConfig:
+        config._register_custom_module({nn.Linear: lora_linear})  # type: ignore[dict-item]
     try:
         # peft draws A from the global generator; fork it so that the start depends on our seed alone.
         with torch.random.fork_rng(devices=[]):

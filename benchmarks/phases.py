@@ -1,0 +1,148 @@
+"""Where a step's time goes, phase by phase, in turns over the same batches: `python benchmarks/phases.py`.
+
+Each phase is counted without those inside it; what lies in none is the rest (embedding, masks, indexing, labels). The floor
+is what our step would cost if every term were free: a step without regularizers and the teacher's way to its hidden states.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from balora.losses import chunked, fused
+from rows import Rows
+from shapes import MAIN, TINY, Shape
+from variants import Variant, load, prepare
+
+ORDER = ("stock", "off", "cached", "online", "reference")
+STUDENT, TEACHER, HEAD = "student's layers, forward", "teacher's layers, forward", "head, products"
+TERMS, SPECTRUM, BACKWARD, OPTIMIZER, REST = "terms of the tokens", "spectrum", "backward", "optimizer", "rest"
+PHASES = (STUDENT, TEACHER, HEAD, TERMS, SPECTRUM, BACKWARD, OPTIMIZER, REST)
+
+
+class Phases:
+    """Counts seconds by phase while functions are watched."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+        self._open: list[str] = []
+        self._since = 0.0
+
+    @contextlib.contextmanager
+    def inside(self, name: str) -> Iterator[None]:
+        """Count to this phase what is in no further one."""
+        self._settle()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._settle()
+            self._open.pop()
+
+    def _settle(self) -> None:
+        now = self.clock()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._since
+        self._since = now
+
+    @contextlib.contextmanager
+    def watching(self, owner: Any, attribute: str, name: str | Callable[[], str]) -> Iterator[None]:
+        """Inside, calls of a function are a phase."""
+        own = vars(owner).get(attribute)
+        call = getattr(owner, attribute)
+
+        @functools.wraps(call)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            with self.inside(name if isinstance(name, str) else name()):
+                return call(*args, **kwargs)
+
+        setattr(owner, attribute, watched)
+        try:
+            yield
+        finally:
+            if own is None:
+                delattr(owner, attribute)
+            else:
+                setattr(owner, attribute, own)
+
+
+def phases_of(variant: Variant, batch: dict[str, torch.Tensor], clock: Callable[[], float]) -> dict[str, float]:
+    """Seconds of one step by phase."""
+    phases = Phases(clock)
+    points = (
+        (transformers.LlamaModel, "forward", lambda: STUDENT if torch.is_grad_enabled() else TEACHER),
+        # What of it is in neither layers nor head: stock's loss, for the others nothing but masks.
+        (transformers.LlamaForCausalLM, "forward", TERMS if variant.name == "stock" else REST),
+        (variant.model.get_output_embeddings(), "forward", HEAD),
+        (chunked, "_scores", HEAD),
+        (chunked._Gradients, "add", HEAD),
+        (chunked, "token_terms_", TERMS),
+        (variant, "loss", TERMS if variant.name == "reference" else REST),
+        (fused, "logit_spectral_ratio", SPECTRUM),
+        (torch.linalg, "svdvals", SPECTRUM),
+        (torch.Tensor, "backward", BACKWARD),
+        (variant.optimizer, "step", OPTIMIZER),
+    )
+    with contextlib.ExitStack() as watches:
+        for point in points:
+            watches.enter_context(phases.watching(*point))
+        if variant.teacher is not None:
+            teacher = variant.teacher.get_output_embeddings()
+            watches.enter_context(phases.watching(teacher, "forward", HEAD))
+        with phases.inside(REST):
+            variant.step(batch)
+    return phases.seconds
+
+
+def measure(shape: Shape, rounds: int, slow_rounds: int, output: Path | None, clock: Callable[[], float]) -> None:
+    """Write a row for each variant and one for the floor."""
+    rows = Rows("phases", output)
+    batches = shape.batches(2)
+    variants, found = {}, {name: [] for name in ORDER}
+    for name in ORDER:
+        variants[name], _open = prepare(name, shape, load(name, shape), batches)
+        variants[name].step(batches[0])
+        variants[name].keep_open = _open
+    for turn in range(rounds):
+        for name in ORDER if turn % 2 else ORDER[::-1]:
+            if name != "reference" or turn < slow_rounds:
+                found[name].append(phases_of(variants[name], batches[turn % 2], clock))
+    median = {
+        name: {phase: statistics.median(one[phase] for one in all_rounds) for phase in PHASES}
+        for name, all_rounds in found.items()
+    }
+    for name, seconds in median.items():
+        rows.add(kind="phases", variant=name, shape=shape, seconds=seconds, total=sum(seconds.values()))
+    total = {name: sum(seconds.values()) for name, seconds in median.items()}
+    floor = total["off"] + median["online"][TEACHER]
+    rows.add(kind="floor", shape=shape, seconds=floor, online_over_floor=total["online"] / floor,
+             reference_over_floor=total["reference"] / floor)  # fmt: skip
+
+
+def main() -> None:
+    """Read the options and measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tiny", action="store_true", help="to try the script")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--slow-rounds", type=int, default=3, help="of the reference")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="count processor seconds: for a machine that is not quiet"
+    )
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args()
+    clock = time.process_time if given.cpu_time else time.perf_counter
+    measure(TINY if given.tiny else MAIN, given.rounds, given.slow_rounds, given.output, clock)
+
+
+if __name__ == "__main__":
+    main()
