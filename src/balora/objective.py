@@ -62,6 +62,7 @@ class Objective:
         self.task = task
         self.loss_path = loss_path
         self.notices: list[str] = []
+        """What the user has to know of terms that do nothing here, each beginning "The TERM term"."""
         self.config = self._effective(config, num_labels)
 
     @property

@@ -103,13 +103,13 @@ class ClassificationStep:
         config = self.objective.config
         rows *= process_count() if self.objective.across_processes else 1
         if not self._rows_checked and config.spectral > 0 and config.spectral_rank >= rows:
-            logger.warning(
-                "The spectral term is constant: with %d rows in a batch and spectral_rank %d the ratio of eq. 7 is 1 whatever "
-                "the model does, so its gradient is 0. Choose spectral_rank below %d, or a larger per_device_train_batch_size.",
-                rows,
-                config.spectral_rank,
-                rows,
+            notice = (
+                f"The spectral term is constant: with {rows} rows in a batch and spectral_rank {config.spectral_rank} the ratio of "
+                "eq. 7 is 1 whatever the model does, so its gradient is 0. "
+                f"Choose spectral_rank below {rows}, or a larger per_device_train_batch_size."
             )
+            logger.warning(notice)
+            self.objective.notices.append(notice)
         self._rows_checked = True
 
     def evaluate(
