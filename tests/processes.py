@@ -14,7 +14,7 @@ import torch
 import balora
 
 
-def run_script(script: Path, *arguments: str) -> str:
+def run_script(script: Path, *arguments: str, seconds: float = 280) -> str:
     """Run a script of the tests in a process of its own, whose children can be forked; what it printed."""
     paths = [str(Path(balora.__file__).resolve().parents[1]), str(script.parent), str(Path(__file__).parent)]
     done = subprocess.run(
@@ -22,7 +22,7 @@ def run_script(script: Path, *arguments: str) -> str:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=seconds,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
