@@ -24,6 +24,7 @@ def test_the_papers_values_for_classification():
     assert (config.temperature, config.spectral_rank) == (2.0, 5)
     assert (config.consistency_schedule, config.focus_schedule) == ("constant", "constant")
     assert (config.teacher_head, config.diversity_target, config.spectral_target) == ("initial", "logits", "logits")
+    assert config.batch_statistics == "local"
 
 
 def test_changes_go_over_the_papers_values():
@@ -83,6 +84,7 @@ def test_an_unknown_key_names_the_nearest():
         ("consistency_schedule", "cosin"),
         ("focus_schedule", "none"),
         ("teacher_head", "prob"),
+        ("batch_statistics", "globl"),
         ("diversity_target", "logit"),
         ("spectral_target", None),
     ],

@@ -267,6 +267,48 @@ def test_only_the_spectrum_takes_the_share_of_a_micro_batch(path):
     assert float(full.task) == pytest.approx(float(mean) * 7 / 10, rel=1e-5)
 
 
+# -- statistics of all processes (METHOD 6.7); in several of them: tests/losses/test_global_statistics.py ---------------
+
+
+@pytest.mark.parametrize("target", ["logits", "features"])
+def test_in_one_process_global_statistics_are_the_local_ones_bit_for_bit(target):
+    found = []
+    for statistics in ("local", "global"):
+        objective = classifier(
+            4,
+            spectral_rank=2,
+            variance=0.1,
+            spectral_target=target,
+            diversity_target=target,
+            batch_statistics=statistics,
+        )
+        logits, features = draw(6, 4), draw(6, 5, seed=2)
+        weights = objective.weights(0.5)
+        parts = objective.classification(logits, torch.arange(6) % 4, draw(6, 4, seed=1), features, weights)
+        parts.loss.backward()
+        found.append([parts.loss, parts.diversity, parts.variance, parts.spectral, logits.grad, features.grad])
+    for local, other in zip(*found, strict=True):
+        assert local is other is None or torch.equal(local, other)
+
+
+@pytest.mark.parametrize("path", ["fused", "plain"])
+def test_in_one_process_global_statistics_are_the_local_ones_in_generation(path):
+    found = []
+    for statistics in ("local", "global"):
+        config = off_except(spectral=0.5, spectral_rank=2, batch_statistics=statistics)
+        objective = Objective(config, "generation", loss_path=path)
+        hidden, head, labels = draw(7, 6), draw(11, 6, seed=2, grad=False), torch.arange(7)
+        weights = objective.weights(0.0)
+        if path == "plain":
+            parts = objective.generation_from_logits(hidden @ head.T, labels, None, weights)
+        else:
+            parts = objective.generation(hidden, labels, None, weights, head_VD=head)
+        parts.loss.backward()
+        found.append([parts.loss, parts.spectral, hidden.grad])
+    for local, other in zip(*found, strict=True):
+        assert torch.equal(local, other)
+
+
 # -- what is not finite -------------------------------------------------------------------------------------------------
 
 

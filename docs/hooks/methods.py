@@ -83,7 +83,8 @@ def _allowed(call: ast.Call, limits: dict[str | None, Any], constants: dict[str,
         return "true or false"
     if kind == "number":
         upper = f" and at most {limits['most']:g}" if "most" in limits else ""
-        return f"a number above {limits.get('least', 0.0):g}{upper}"
+        lower = "of at least" if limits.get("including_least") else "above"
+        return f"a number {lower} {limits.get('least', 0.0):g}{upper}"
     known = call.args[2]
     values = ast.literal_eval(constants[known.id] if isinstance(known, ast.Name) else known)
     return "one of " + ", ".join(f"`{value}`" for value in values)

@@ -20,6 +20,7 @@ _CHOICES = {
     "teacher_head": ("initial", "probe"),
     "diversity_target": ("logits", "features"),
     "spectral_target": ("logits", "features"),
+    "batch_statistics": ("local", "global"),
 }
 WEIGHTS = ("consistency", "diversity", "spectral", "variance")
 
@@ -74,6 +75,11 @@ class RegularizationConfig:
     """Classification: `logits` (N × D, the paper's) or pooled `features` (N × d) for the covariance."""
     spectral_target: str = "logits"
     """Classification: `logits` (N × D, the paper's) or pooled `features` (N × d) for the spectral ratio."""
+    batch_statistics: Literal["local", "global"] = "local"
+    """Covariance, variance and spectrum of each device's micro-batch, or of those of all devices taken together.
+
+    `global` is what one device would have that holds all rows of the step. On one device both are the same. The paper
+    does not say which it means; see method.md."""
 
     def __post_init__(self) -> None:
         problems = [

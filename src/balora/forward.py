@@ -21,6 +21,7 @@ from balora.errors import BALoraError
 from balora.losses import LinearHead
 from balora.methods.low_rank import ADAPTER
 from balora.methods.start import evaluating
+from balora.sharding import gather
 
 SAMPLE = 64
 """Positions at which a head is tried and a start compared: over a whole batch the logits would be the largest tensor of the run."""
@@ -67,7 +68,11 @@ class HeadlessForward:
         return logits_MV
 
     def head(self) -> LinearHead | None:
-        """The head as it is now, or None when it is not a linear map we know how to write down."""
+        """The head as it is now, or None when it is not a linear map we know how to write down.
+
+        Under FSDP2 it is gathered, and stays so until the backward has been through it: the loss reads it after the forward.
+        """
+        gather(self.model, self.module)
         weight, bias = _linear(self.module)
         if weight is None:
             return None

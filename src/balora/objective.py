@@ -1,7 +1,8 @@
 """The objective: task loss plus the weighted, scheduled regularizers, as parts (eq. 8 and 12).
 
 Token and example means are sums divided by the size of the whole accumulated batch (``num_items``), so that any split into
-micro-batches gives the same gradient; batch statistics (covariance, spectrum) are means over micro-batches (``share``).
+micro-batches gives the same gradient; batch statistics (covariance, spectrum) are means over micro-batches (``share``), of
+each process by itself or of all processes together (``batch_statistics``).
 Shapes: N sequences, D classes, M valid tokens, V vocabulary, d hidden or pooled size.
 """
 
@@ -17,6 +18,8 @@ from torch.nn import functional as F
 from balora.config import WEIGHTS, RegularizationConfig
 from balora.errors import BALoraError
 from balora.losses import Parts, generation_loss, plain_generation_loss
+from balora.losses.processes import process_count
+from balora.losses.statistics import global_covariance, global_spectral_ratio, global_variance_hinge
 from balora.regularizers import (
     consistency,
     consistency_mse,
@@ -59,12 +62,18 @@ class Objective:
         self.task = task
         self.loss_path = loss_path
         self.notices: list[str] = []
+        """What the user has to know of terms that do nothing here, each beginning "The TERM term"."""
         self.config = self._effective(config, num_labels)
 
     @property
     def generates(self) -> bool:
         """Whether the outputs are tokens."""
         return self.task in ("generation", "seq2seq")
+
+    @property
+    def across_processes(self) -> bool:
+        """Whether batch statistics are those of all processes together, and there is more than one."""
+        return self.config.batch_statistics == "global" and process_count() > 1
 
     @property
     def needs_teacher(self) -> bool:
@@ -191,21 +200,27 @@ class Objective:
                 if self.task == "regression"
                 else consistency(held_ND, teacher_logits_ND, self.config.temperature)
             )
-        spread = features_Nd if self.config.diversity_target == "features" else logits_ND
-        for part, term in (("diversity", covariance), ("variance", variance_hinge)):
+        for part in BATCH_STATISTICS[self.task]:
             if weights[part] > 0:
-                assert spread is not None
-                raw[part] = term(spread.float())
-        if weights["spectral"] > 0:
-            matrix = features_Nd if self.config.spectral_target == "features" else logits_ND
-            assert matrix is not None
-            raw["spectral"] = spectral_ratio(matrix.float(), self.config.spectral_rank, norm="nuclear")
+                target = self.config.spectral_target if part == "spectral" else self.config.diversity_target
+                matrix = features_Nd if target == "features" else logits_ND
+                assert matrix is not None
+                raw[part] = self._statistic(part, matrix.float())
         loss = scale * task
         for part, value in raw.items():
             factor = share if part in BATCH_STATISTICS[self.task] else 1.0
             loss = loss + weights[part] * factor * value
         values = {part: raw[part].detach() if part in raw else None for part in WEIGHTS}
         return Parts(loss=loss, task=(scale * task).detach(), **values)
+
+    def _statistic(self, part: str, rows_ND: Tensor) -> Tensor:
+        """A batch statistic of this process's rows, or of those of all processes, each of which comes by here."""
+        if part == "spectral":
+            rank = self.config.spectral_rank
+            return global_spectral_ratio(rows_ND, rank) if self.across_processes else spectral_ratio(rows_ND, rank)
+        if part == "variance":
+            return global_variance_hinge(rows_ND) if self.across_processes else variance_hinge(rows_ND)
+        return global_covariance(rows_ND) if self.across_processes else covariance(rows_ND)
 
     def _generation_terms(self, weights: dict[str, float], share: float, keep: float) -> dict[str, Any]:
         return {
@@ -215,6 +230,7 @@ class Objective:
             "temperature": self.config.temperature,
             "top_k": self.config.top_k,
             "spectral_rank": self.config.spectral_rank,
+            "across_processes": self.across_processes,
         }
 
     def _effective(self, config: RegularizationConfig, num_labels: int | None) -> RegularizationConfig:

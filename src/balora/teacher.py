@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from balora.errors import BALoraError
 from balora.methods.fingerprint import fingerprint, first_mismatch
 from balora.methods.start import evaluating, start_of, trainable
+from balora.sharding import is_shard, part_of, reshard, shard
 
 
 class PretrainedTeacher:
@@ -28,6 +29,9 @@ class PretrainedTeacher:
     Raises:
         BALoraError: The model has been trained since `balora.adapt` made it and ``initial`` is not given, or ``initial``
             is not what the adapter started from: such a teacher would not be the pre-trained model.
+
+    Of a model that FSDP2 has sharded since, each process lends its shards their part of the initial values. Sharding by
+    other means is refused by the Trainer.
 
     With ``offload`` the values stay in the host's memory (pinned where there is a GPU) and are copied over for each
     forward of the teacher, when the student's activations are not there yet: the peak on the device is then that of
@@ -66,6 +70,7 @@ class PretrainedTeacher:
                     "right after balora.adapt, or pass initial= from the run's initial.safetensors."
                 )
         self._initial = {name: self._kept(given[name], p) for name, p in parameters.items()}
+        self._parts: dict[str, Tensor] = {}
 
     @property
     def initial(self) -> Mapping[str, Tensor]:
@@ -78,6 +83,13 @@ class PretrainedTeacher:
 
         Call it before the student's forward: tensors that a graph has saved must not be exchanged under it.
         """
+        with self._lent(), evaluating(self.model):
+            yield
+
+    @contextlib.contextmanager
+    def _lent(self) -> Iterator[None]:
+        """Inside, every parameter that is trained has its initial value."""
+        reshard(self.model)  # what FSDP2 has gathered would stay as it is, and hides the shards
         # Those that learnt when the values were kept: freezing one later does not take it back to where it was.
         parameters = {name: p for name, p in self.model.named_parameters() if name in self._initial or p.requires_grad}
         strange = parameters.keys() ^ self._initial.keys()
@@ -89,18 +101,34 @@ class PretrainedTeacher:
         current: dict[str, Tensor] = {}
         try:
             for name, parameter in parameters.items():
+                if is_shard(parameter):
+                    current[name] = shard(parameter).clone()
+                    shard(parameter).copy_(self._part(name, parameter), non_blocking=True)
+                    continue
                 lent = self._initial[name].to(parameter.device, parameter.dtype, non_blocking=True)
                 if not self.offload:  # the model may have moved to another device or dtype since the values were kept
                     self._initial[name] = lent
                 current[name] = parameter.data
                 parameter.data = lent
-            with evaluating(self.model):
-                yield
+            yield
         finally:
+            reshard(self.model)
             for name, values in current.items():
-                parameters[name].data = values
+                if is_shard(parameters[name]):
+                    shard(parameters[name]).copy_(values)
+                else:
+                    parameters[name].data = values
 
-    def _kept(self, value: Tensor, parameter: nn.Parameter) -> Tensor:
+    def _part(self, name: str, parameter: nn.Parameter) -> Tensor:
+        """Of an initial value, what this process has a shard of. The whole one then waits in the host's memory."""
+        if name not in self._parts:
+            held = shard(parameter)
+            part = part_of(self._initial[name].to(held.device, held.dtype), parameter)
+            self._parts[name] = self._kept(part, held)
+            self._initial[name] = self._initial[name].cpu()
+        return self._parts[name]
+
+    def _kept(self, value: Tensor, parameter: Tensor) -> Tensor:
         if not self.offload:
             return value.detach().to(device=parameter.device, dtype=parameter.dtype, copy=True)
         kept = value.detach().to(device="cpu", dtype=parameter.dtype, copy=True)

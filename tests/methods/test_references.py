@@ -330,6 +330,28 @@ def test_adaloras_penalty_is_what_peft_adds_to_its_own_loss():
     torch.testing.assert_close(found, added, atol=1e-5, rtol=1e-4)
 
 
+def test_adalora_without_warmup_rest_and_penalty_prunes_from_the_first_step_to_the_last(tmp_path):
+    model = adapted(tiny_llama, "adalora", total_steps=4, initial_rank=8, warmup=0, final=0, orthogonality=0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if "lora_E" in name}
+    arguments = TrainingArguments(
+        str(tmp_path), use_cpu=True, report_to=[], max_steps=4, logging_steps=1, disable_tqdm=True
+    )
+    trainer = BALoraTrainer(
+        model=model, args=arguments, train_dataset=rows_for(model), data_collator=pad_rows,
+        regularization=balora.RegularizationConfig.off(),
+    )  # fmt: skip
+    kept = []
+    allocator = model.base_model.rankallocator
+    budget = allocator.budget_schedule
+    allocator.budget_schedule = lambda step: kept.append(budget(step)[0]) or budget(step)
+    trainer.train()
+    layers = len(before)
+    assert kept[0] < 8 * layers and kept == sorted(kept, reverse=True) and kept[-1] == 4 * layers
+    ranks = sum(int((p != 0).sum()) for name, p in model.named_parameters() if name in before)
+    assert 0 < ranks <= 4 * layers
+    assert {entry["penalty"] for entry in trainer.state.log_history if "penalty" in entry} == {0.0}
+
+
 def test_the_trainer_adds_adaloras_penalty_to_the_objective(tmp_path):
     model = adapted(tiny_llama, "adalora", orthogonality=0.3)
     arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])

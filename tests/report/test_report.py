@@ -24,6 +24,7 @@ COMMIT = {"id": "0123456789abcdef", "dirty": False}
 def write_run(
     folder: Path, *, method="balora", seed=1, task="classification", accuracy: float | None = 0.5, regularization=None,
     lines=None, status="finished", error=None, labels=("a", "b", "c"), commit=COMMIT, text="sentence",
+    notices=None,
 ) -> Path:  # fmt: skip
     folder.mkdir(parents=True)
     own = {"consistency": 0.15, "diversity": 0.03, "spectral": 0.03, "spectral_rank": 2} if method == "balora" else {}
@@ -46,6 +47,7 @@ def write_run(
         "error": error,
         "provenance": made,
         "data": {"digest": "d" * 64, "labels": list(labels)},
+        **({} if notices is None else {"notices": notices}),
     }
     (folder / "run.json").write_text(json.dumps({**record, **({"metrics": metrics} if status == "finished" else {})}))
     (folder / "metrics.jsonl").write_text(
@@ -126,6 +128,18 @@ def test_what_is_doubtful_is_said(tmp_path, changes, sentence):
     )
     assert any(sentence in warning for warning in found), found
     assert not any(sentence in warning for warning in sound)
+
+
+def test_what_the_run_said_of_its_terms_is_on_the_page_once(tmp_path):
+    said = "The spectral term is constant: a sentence of the objective's own."
+    off = {"labels": ("a", "b"), "lines": logged(spectral=None, spectral_weight=lambda s: 0.0)}
+    flat = {"lines": logged(spectral=lambda s: -1.0)}
+    for at, changes in enumerate((off, flat)):
+        found = warnings_of(read_sections(write_run(tmp_path / f"said {at}", notices=[said], **changes))[0])
+        assert [warning for warning in found if "spectral" in warning] == [said]
+    # A run that keeps notices and has none of this term is not second-guessed from its config.
+    found = warnings_of(read_sections(write_run(tmp_path / "none", notices=[], **off))[0])
+    assert [warning for warning in found if "spectral" in warning and "scheduled weight was 0" not in warning] == []
 
 
 def test_runs_of_a_folder_are_grouped_by_seed_and_compared(tmp_path):

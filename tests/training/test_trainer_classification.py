@@ -159,9 +159,11 @@ def test_regression_logs_what_is_left_of_the_terms(tmp_path, caplog):
 def test_batches_too_small_for_the_spectrum_are_said_once(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="balora"):
         config = RegularizationConfig.for_classification(spectral_target="features", diversity=0.0)
-        trainer(pissa(tiny_bert), tmp_path, config=config, rows=labelled_rows(), max_steps=3).train()
+        run = trainer(pissa(tiny_bert), tmp_path, config=config, rows=labelled_rows(), max_steps=3)
+        run.train()
     (message,) = [record.getMessage() for record in caplog.records]
     assert "with 4 rows in a batch and spectral_rank 5" in message
+    assert run.objective.notices == [message], "for run.json"
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="balora"):
         trainer(

@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-import balora
 from balora.training import checkpoint as ckpt
+from processes import run_script
 
-RUNS = ("generation", "full", "classification")
+GLOBAL = ("global generation", "global classification", "global features")
+RUNS = ("generation", "full", "classification", *GLOBAL)
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("two")
-    paths = [
-        str(Path(balora.__file__).resolve().parents[1]),
-        str(Path(__file__).parent),
-        str(Path(__file__).parents[1]),
-    ]
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("two_processes.py")), str(folder)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_script(Path(__file__).with_name("two_processes.py"), str(folder))
     return {**json.loads((folder / "report.json").read_text()), "path": folder}
 
 
@@ -50,6 +35,14 @@ def test_and_log_the_same(name, report):
     for key, values in one.items():
         assert first[key] == pytest.approx(values, rel=1e-5, abs=1e-7), key
     assert one["loss"] and one["eval_loss"]
+
+
+@pytest.mark.parametrize("name", GLOBAL)
+def test_global_statistics_are_logged_as_those_of_the_whole_batch(name, report):
+    one, first, _ = report[name]["logged"]
+    terms = ["consistency", "diversity", "spectral", *([] if name == "global generation" else ["variance"])]
+    for term in terms:
+        assert len(first[term]) == 1 and first[term] == pytest.approx(one[term], rel=1e-5), term
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import torch
 from safetensors.torch import load_file, save_file
-from small_runs import CONSTANT, TOKEN_TERMS, Gradients, flat, history, trainer
+from small_runs import ALL_TERMS, CONSTANT, TOKEN_TERMS, Gradients, flat, history, trainer
 
 import balora
 from balora import RegularizationConfig
+from balora.config import WEIGHTS
+from processes import in_two_processes
 from tiny import labelled_rows, tiny_bert, tiny_llama, token_rows
 
 ROWS = RegularizationConfig(consistency=0.5, diversity=0.0, spectral=0.0, **CONSTANT)
@@ -25,49 +24,57 @@ def adapted(make, method: str = "pissa"):
     return balora.adapt(make(), method=method, **({} if method == "full" else {"rank": 4}))
 
 
+GLOBAL = RegularizationConfig(**{**ALL_TERMS.to_dict(), "batch_statistics": "global"})
+GLOBAL_ROWS = RegularizationConfig(
+    consistency=0.5, diversity=0.3, spectral=0.2, variance=0.4, spectral_rank=1, batch_statistics="global", **CONSTANT
+)
+GLOBAL_FEATURES = RegularizationConfig(
+    **{**GLOBAL_ROWS.to_dict(), "diversity_target": "features", "spectral_target": "features"}
+)
+
 # name: (model, rows, regularization)
 RUNS = {
     "generation": (lambda: adapted(tiny_llama), token_rows, TOKEN_TERMS),
     "full": (lambda: adapted(lambda: tiny_llama(tie_word_embeddings=False), "full"), token_rows, TOKEN_TERMS),
     "classification": (lambda: adapted(tiny_bert), labelled_rows, ROWS),
+    "global generation": (lambda: adapted(tiny_llama), token_rows, GLOBAL),
+    "global classification": (lambda: adapted(tiny_bert), labelled_rows, GLOBAL_ROWS),
+    "global features": (lambda: adapted(tiny_bert), labelled_rows, GLOBAL_FEATURES),
 }
 
 
 def fit(name: str, folder: Path, processes: int) -> tuple[dict[str, list[float]], dict[str, torch.Tensor]]:
-    """Three steps of four rows: two processes of two rows, or one of twice two. What was logged, and every tensor."""
+    """Three steps of four rows: two processes of two rows, or one of twice two; for global statistics, of four at once.
+
+    What was logged, and every tensor.
+    """
     make, rows, config = RUNS[name]
+    at_once = 4 if processes == 1 and config.batch_statistics == "global" else 2
     seen = Gradients()
     run = trainer(
         make(), folder / name, config=config, rows=rows(24), callbacks=[seen], optim="sgd", learning_rate=0.5, max_steps=3,
-        per_device_train_batch_size=2, gradient_accumulation_steps=2 // processes, max_grad_norm=0.0, save_strategy="steps",
+        per_device_train_batch_size=at_once, gradient_accumulation_steps=4 // (at_once * processes), max_grad_norm=0.0,
+        save_strategy="steps",
         save_steps=2, save_total_limit=1, eval_strategy="steps", eval_steps=3, eval_dataset=rows(8), logging_steps=3,
         per_device_eval_batch_size=4,
         **({"ddp_backend": "gloo"} if processes > 1 else {}),
     )  # fmt: skip
     run.train()
-    logged = {key: history(run, key) for key in ("loss", "task", "consistency", "diversity", "eval_loss")}
+    logged = {key: history(run, key) for key in ("loss", "task", *WEIGHTS, "eval_loss")}
     tensors = {f"{i} {key.removeprefix('module.')}": g for i, step in enumerate(seen.steps) for key, g in step.items()}
     return logged, {"weights": flat(run.model), **tensors}
 
 
-def work(rank: int, folder: Path, port: int) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+def work(rank: int, folder: Path) -> None:
     os.environ["ACCELERATE_USE_CPU"] = "true"
     for name in RUNS:
         logged, tensors = fit(name, folder / "two", 2)
         (folder / f"{name}-{rank}.json").write_text(json.dumps(logged))
         save_file(tensors, folder / f"{name}-{rank}.safetensors")
-    torch.distributed.destroy_process_group()
 
 
 def main(folder: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # Forked, so that everything is imported once; before anything has run here, so that no thread is lost.
-    torch.multiprocessing.start_processes(work, (folder, port), nprocs=2, start_method="fork")
+    in_two_processes(work, folder)
     report = {}
     for name in RUNS:
         logged, expected = fit(name, folder / "one", 1)

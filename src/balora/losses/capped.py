@@ -13,15 +13,14 @@ Shapes: M valid tokens, d hidden size (D as a suffix), V vocabulary, v tokens of
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from balora.losses.gram import GramSpectrum
 from balora.losses.head import LinearHead
-from balora.losses.singular import leading_triplets
 from balora.regularizers.checks import refuse_second_derivative, widened
-from balora.regularizers.spectral import noise_floor
 
 _BUDGET = 64 * 2**20
 
@@ -58,7 +57,7 @@ class _CappedRatio(torch.autograd.Function):
         gram_MM = hidden_MD.new_zeros(len(hidden_MD), len(hidden_MD), dtype=torch.float64)
         for _, _, logits_Mv in _walk(hidden_MD, head, budget):
             gram_MM.addmm_(logits_Mv.double(), logits_Mv.double().T)
-        ratio, spectrum = _Spectrum.of(gram_MM, rank, hidden_MD.dtype)
+        ratio, spectrum = GramSpectrum.of(gram_MM, rank, hidden_MD.dtype)
         gradients = _gradients(hidden_MD, head, spectrum, budget, ctx.needs_input_grad[:3])
         ctx.save_for_backward(*(None if g is None else g.to(dtype) for g, dtype in zip(gradients, dtypes, strict=True)))
         return ratio
@@ -69,34 +68,8 @@ class _CappedRatio(torch.autograd.Function):
         return *(None if g is None else upstream * g for g in ctx.saved_tensors), None, None, None
 
 
-class _Spectrum(NamedTuple):
-    """What the gradient needs to know of Z: U_k, one over Σ_k and the norm, Σ σ over the norm cubed."""
-
-    left_Mk: Tensor
-    inverse_k: Tensor
-    pull: Tensor
-
-    @classmethod
-    def of(cls, gram_MM: Tensor, rank: int, dtype: torch.dtype) -> tuple[Tensor, _Spectrum]:
-        """Return the ratio and the spectrum; NaN of what is not finite, 0 of nothing."""
-        norm = gram_MM.trace().sqrt()
-        if not torch.isfinite(norm):  # the decomposition would raise; a diverged step is the Trainer's to skip
-            nan = norm.to(dtype) * torch.nan
-            return nan, cls(nan.expand(len(gram_MM), 1), nan.reshape(1), nan)
-        if not norm > 0:
-            zero = norm.to(dtype)
-            return zero, cls(zero.expand(len(gram_MM), 1), zero.reshape(1), zero)
-        triplets = leading_triplets(gram_MM, rank)
-        values_k = triplets.values_k.clamp(min=0.0).sqrt()
-        kept_k = values_k > noise_floor(values_k[:1], len(gram_MM), dtype)
-        inverse_k = torch.where(kept_k, 1.0 / (values_k * norm), 0.0)
-        total = values_k.sum()
-        spectrum = cls(triplets.left_Mk.to(dtype), inverse_k.to(dtype), (total / norm**3).to(dtype))
-        return -(total / norm).to(dtype), spectrum
-
-
 def _gradients(
-    hidden_MD: Tensor, head: LinearHead, spectrum: _Spectrum, budget: int, wanted: tuple[bool, ...]
+    hidden_MD: Tensor, head: LinearHead, spectrum: GramSpectrum, budget: int, wanted: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The second walk: the gradients that are wanted of hidden states, weight and bias, float32 or wider."""
     dtype = hidden_MD.dtype
@@ -107,9 +80,9 @@ def _gradients(
         return None, None, None
     assert head.softcap is not None
     for columns, weight_vD, logits_Mv in _walk(hidden_MD, head, budget):
-        right_vk = logits_Mv.T @ spectrum.left_Mk * spectrum.inverse_k  # V_k over the norm
+        right_vk = logits_Mv.T @ spectrum.vectors_nk * spectrum.inverse_k  # V_k over the norm
         slope_Mv = (logits_Mv / head.softcap).square_().neg_().add_(1.0).mul_(head.logit_scale)
-        gradient_Mv = logits_Mv.mul_(spectrum.pull).addmm_(spectrum.left_Mk, right_vk.T, alpha=-1.0).mul_(slope_Mv)
+        gradient_Mv = logits_Mv.mul_(spectrum.pull).addmm_(spectrum.vectors_nk, right_vk.T, alpha=-1.0).mul_(slope_Mv)
         if grad_hidden_MD is not None:
             grad_hidden_MD.addmm_(gradient_Mv, weight_vD)
         if grad_weight_VD is not None:

@@ -44,6 +44,7 @@ def generation_loss(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     spectral_basis: SpectralBasis | None = None,
+    across_processes: bool = False,
     chunk_tokens: int | None = None,
     memory_budget: int | None = None,
 ) -> Parts:
@@ -79,6 +80,7 @@ def generation_loss(
         logit_scale: s.
         softcap: c; None for none.
         spectral_basis: What :meth:`SpectralBasis.from_head` made of this head once, so that it is not made again here.
+        across_processes: Whether the spectrum is that of all processes' valid tokens; each process then has to call.
         chunk_tokens: Tokens to a chunk; default what ``memory_budget`` holds.
         memory_budget: Bytes for a chunk's buffers; default 32 MiB on a CPU and 256 MiB on an accelerator.
 
@@ -133,7 +135,9 @@ def generation_loss(
         loss, means_3 = token_loss(hidden_MD, head, plan) if mask_M is None else _in_two(hidden_MD, head, plan, mask_M)
         ratio = None
         if spectral:
-            ratio = logit_spectral_ratio(hidden_MD, head, spectral_rank, spectral_basis, memory_budget)
+            ratio = logit_spectral_ratio(
+                hidden_MD, head, spectral_rank, spectral_basis, memory_budget, across_processes
+            )
             loss = loss + spectral * ratio
     return Parts(
         loss=loss,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from balora.errors import BALoraError
 from balora.losses.parts import Parts
+from balora.losses.processes import rows_of_all_processes
 from balora.losses.remembered import RememberedTeacher
 from balora.regularizers import consistency as consistency_term
 from balora.regularizers import consistency_topk, spectral_ratio, topk_negative_entropy
@@ -32,6 +33,7 @@ def plain_generation_loss(
     num_items: float | Tensor | None = None,
     remembered_teacher: RememberedTeacher | None = None,
     consistency_mask_M: Tensor | None = None,
+    across_processes: bool = False,
 ) -> Parts:
     r"""Cross-entropy plus the weighted regularizers of generation, from full logits.
 
@@ -39,7 +41,7 @@ def plain_generation_loss(
               + \lambda_3 L_{SVDR}
 
     The token terms are sums over the valid tokens divided by n, the size of the whole accumulated batch, so that any
-    split of it gives the same gradient; the spectrum is that of these tokens alone.
+    split of it gives the same gradient; the spectrum is that of these tokens alone, or of all processes'.
 
     Args:
         student_logits_MV: Scores of the model being trained, any floating dtype, scaled and capped as the model does.
@@ -54,6 +56,7 @@ def plain_generation_loss(
         num_items: n; default the number of valid tokens.
         remembered_teacher: What is kept of the teacher at each position, in place of its logits.
         consistency_mask_M: Where the consistency is summed, true or false at each position; default everywhere.
+        across_processes: Whether the spectrum is that of all processes' logits, which are gathered: each has to call.
 
     Returns:
         The parts; float32 or wider. Without a valid token everything is 0, still on the graph, with zero gradients.
@@ -93,7 +96,8 @@ def plain_generation_loss(
     if diversity:
         parts["diversity"] = topk_negative_entropy(student_MV, top_k) * tokens / items
     if spectral:
-        parts["spectral"] = spectral_ratio(student_MV, spectral_rank, "frobenius")
+        rows_MV = rows_of_all_processes(student_MV) if across_processes else student_MV
+        parts["spectral"] = spectral_ratio(rows_MV, spectral_rank, "frobenius")
     loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
     return Parts(loss=loss, **{name: part.detach() for name, part in parts.items()})
 

@@ -56,6 +56,24 @@ def leading_triplets(matrix_MD: Tensor, rank: int) -> Triplets:
     return _triplets(matrix_MD, near_nk, matrix_MD.shape[0] <= matrix_MD.shape[1])
 
 
+def leading_eigenpairs(gram_nn: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return the largest eigenvalues of a Gram matrix with their vectors, exact or by the same Krylov space.
+
+    Args:
+        gram_nn: Symmetric, positive semi-definite, finite, not empty; float64.
+        rank: k; more than n gives n.
+
+    Returns:
+        Vectors (n × k) and values (k), descending.
+    """
+    rank = min(rank, len(gram_nn))
+    vectors_nk = _krylov(gram_nn, rank) if len(gram_nn) > EXACT_SIZE else None
+    if vectors_nk is None:
+        values_n, vectors_nn = torch.linalg.eigh(gram_nn)
+        return vectors_nn[:, -rank:].flip(1), values_n[-rank:].flip(0)
+    return vectors_nk, (vectors_nk * (gram_nn @ vectors_nk)).sum(dim=0)
+
+
 def _triplets(matrix_MD: Tensor, near_nk: Tensor, left: bool) -> Triplets:
     """Complete the vectors of the shorter side (float64) to triplets."""
     far = (matrix_MD.T if left else matrix_MD).double() @ near_nk

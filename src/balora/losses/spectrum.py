@@ -16,7 +16,9 @@ from torch import Tensor
 
 from balora.errors import BALoraError
 from balora.losses.capped import capped_spectral_ratio
+from balora.losses.gram import global_frobenius_ratio
 from balora.losses.head import LinearHead
+from balora.losses.processes import process_count, rows_in_processes, rows_of_all_processes
 from balora.losses.singular import Triplets, leading_triplets
 from balora.regularizers.checks import refuse_second_derivative, require_matrix, widened
 
@@ -70,12 +72,13 @@ class SpectralBasis:
         """The size of the hidden states, d."""
         return self.factor_EE.shape[1] - int(self.has_bias)
 
-    def ratio(self, hidden_MD: Tensor, rank: int) -> Tensor:
+    def ratio(self, hidden_MD: Tensor, rank: int, across_processes: bool = False) -> Tensor:
         r"""Return :math:`-\sum_{i \le k} \sigma_i / \lVert Z \rVert_F` of the logits these hidden states have.
 
         Args:
             hidden_MD: Hidden states of the valid tokens, any floating dtype. What is not finite gives NaN.
             rank: k, at least 1; more than there are means all.
+            across_processes: Whether Z has the rows of all processes, each of which calls with its own.
 
         Returns:
             Scalar in [-√k, 0), float32 or wider, differentiable once. With M = 0 it is 0, still on the graph.
@@ -91,11 +94,21 @@ class SpectralBasis:
             )
         _require_rank(rank)
         hidden_ME = _with_ones(widened(hidden_MD)) if self.has_bias else widened(hidden_MD)
-        return _frobenius_ratio(hidden_ME @ self.factor_EE.to(hidden_ME.dtype).T, rank)
+        matrix_ME = hidden_ME @ self.factor_EE.to(hidden_ME.dtype).T
+        if across_processes and process_count() > 1:
+            if sum(rows_in_processes(matrix_ME)) >= matrix_ME.shape[1]:
+                return global_frobenius_ratio(matrix_ME, rank)
+            matrix_ME = rows_of_all_processes(matrix_ME)  # fewer rows than columns: smaller than their Gram matrix
+        return _frobenius_ratio(matrix_ME, rank)
 
 
 def logit_spectral_ratio(
-    hidden_MD: Tensor, head: LinearHead, rank: int, basis: SpectralBasis | None = None, memory_budget: int | None = None
+    hidden_MD: Tensor,
+    head: LinearHead,
+    rank: int,
+    basis: SpectralBasis | None = None,
+    memory_budget: int | None = None,
+    across_processes: bool = False,
 ) -> Tensor:
     """Return the spectral term of a head's logits, the cheapest exact way this head allows.
 
@@ -108,6 +121,8 @@ def logit_spectral_ratio(
         rank: k, at least 1.
         basis: Of this very head, if it was made before.
         memory_budget: Bytes for the pieces of a soft-capped head; None for the default.
+        across_processes: Whether the logits are those of all processes, each of which calls with its own hidden states.
+            A head that is trained or soft-capped then meets the hidden states of all processes in each of them.
 
     Returns:
         Scalar in [-√k, 0), float32 or wider, differentiable once.
@@ -118,11 +133,13 @@ def logit_spectral_ratio(
     _require_rank(rank)
     if basis is not None:
         _require_fit(basis, head)
-        return basis.ratio(hidden_MD, rank)
+        return basis.ratio(hidden_MD, rank, across_processes)
+    if head.softcap is None and not head.trainable:
+        return SpectralBasis.from_head(head.weight_VD, head.bias_V).ratio(hidden_MD, rank, across_processes)
+    if across_processes:
+        hidden_MD = rows_of_all_processes(hidden_MD)
     if head.softcap is not None:
         return capped_spectral_ratio(hidden_MD, head, rank, memory_budget)
-    if not head.trainable:
-        return SpectralBasis.from_head(head.weight_VD, head.bias_V).ratio(hidden_MD, rank)
     hidden_ME, weight_VE = widened(hidden_MD), head.weight_VD
     if head.bias_V is not None:
         hidden_ME = _with_ones(hidden_ME)

@@ -22,10 +22,10 @@ from balora.methods.registry import AdaptOptions
 
 OPTIONS = {
     "initial_rank": whole(None, "rank before pruning; default 1.5 × rank, which is the average that remains", least=1),
-    "warmup": number(0.1, "share of training before ranks are pruned", most=1.0),
-    "final": number(0.3, "share of training at the end in which ranks stay", most=1.0),
+    "warmup": number(0.1, "share of training before ranks are pruned", most=1.0, including_least=True),
+    "final": number(0.3, "share of training at the end in which ranks stay", most=1.0, including_least=True),
     "interval": whole(1, "optimizer steps between two prunings", least=1),
-    "orthogonality": number(0.5, "weight of the penalty on P and Q"),
+    "orthogonality": number(0.5, "weight of the penalty on P and Q", including_least=True),
     "beta1": number(0.85, "smoothing of the importance", most=0.999999),
     "beta2": number(0.85, "smoothing of its uncertainty", most=0.999999),
 }

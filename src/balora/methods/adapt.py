@@ -16,6 +16,7 @@ from balora.methods.quantization import quantize, take_over
 from balora.methods.registry import AdaptOptions, Batches, Method, find_method, option_problems, unwrapped_on_error
 from balora.methods.shifted import shift_all
 from balora.methods.start import check_identity, own_tensors, probe_logits, remember_start
+from balora.sharding import is_shard, part_of, reshard, shard
 
 
 def adapt(
@@ -68,6 +69,8 @@ def adapt(
     checked = dataclasses.replace(checked, total_steps=total_steps, calibration=calibration)
     if getattr(model, "peft_config", None):
         raise BALoraError("The model already carries an adapter. Merge it (merge_and_unload) or load the model afresh.")
+    if any(is_shard(parameter) for parameter in model.parameters()):
+        raise BALoraError("The model is sharded over devices already. Adapt it first, and shard it afterwards.")
     if initial is not None:
         _seat_heads(model, initial)
     take_over(model)
@@ -184,6 +187,7 @@ def load_trainable(model: nn.Module, values: Mapping[str, Tensor], *, strict: bo
     Raises:
         BALoraError: A tensor is missing, unknown, or of another shape.
     """
+    reshard(model)
     parameters = dict(own_tensors(model))
     for name in values.keys() - parameters.keys():
         raise BALoraError(
@@ -201,4 +205,5 @@ def load_trainable(model: nn.Module, values: Mapping[str, Tensor], *, strict: bo
                 f"{name} is stored as {tuple(values[name].shape)} and is {tuple(parameter.shape)} in this model. Use the "
                 "rank and the model it was trained with."
             )
-        parameter.data.copy_(values[name])
+        held = shard(parameter)  # all of it, but under FSDP2
+        held.copy_(part_of(values[name].to(held.device), parameter))

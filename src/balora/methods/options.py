@@ -30,14 +30,19 @@ def whole(default: int | None, meaning: str, *, least: int = 0) -> Option:
     return Option(default, meaning, f"a whole number of at least {least}", valid)
 
 
-def number(default: float, meaning: str, *, least: float = 0.0, most: float = math.inf) -> Option:
-    """A number above ``least`` and at most ``most``."""
+def number(
+    default: float, meaning: str, *, least: float = 0.0, most: float = math.inf, including_least: bool = False
+) -> Option:
+    """A number above ``least``, or from it on (``including_least``), and at most ``most``."""
 
     def valid(value: Any) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool) and least < value <= most
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return False
+        return least < value <= most or (including_least and value == least)
 
+    lower = f"of at least {least:g}" if including_least else f"above {least:g}"
     upper = "" if math.isinf(most) else f" and at most {most:g}"
-    return Option(default, meaning, f"a number above {least:g}{upper}", valid)
+    return Option(default, meaning, f"a number {lower}{upper}", valid)
 
 
 def choice(default: str, meaning: str, known: Sequence[str]) -> Option:

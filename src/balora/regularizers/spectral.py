@@ -102,14 +102,8 @@ class _SpectralRatio(torch.autograd.Function):
             values = torch.linalg.svdvals(matrix)
             return -_share(values, rank, frobenius)[0]
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-        share, whole = _share(values, rank, frobenius)
-        # d share / d σ_i = ([i ≤ k] - share · d whole / d σ_i) / whole, and 0 where σ_i is rounding.
-        slope = values / whole if frobenius else torch.ones_like(values)
-        inside = torch.zeros_like(values)
-        inside[:rank] = 1.0
-        weights = (inside - share * slope) / whole
-        weights = weights.masked_fill(values <= noise_floor(values[:1], len(values), values.dtype), 0.0)
-        ctx.save_for_backward((left * -weights) @ right)
+        share, slopes = ratio_and_slopes(values, rank, frobenius, values.dtype)
+        ctx.save_for_backward((left * -slopes) @ right)
         return -share
 
     @staticmethod
@@ -117,6 +111,24 @@ class _SpectralRatio(torch.autograd.Function):
         refuse_second_derivative("The spectral term")
         (gradient,) = ctx.saved_tensors
         return upstream * gradient, None, None
+
+
+def ratio_and_slopes(values: Tensor, rank: int, frobenius: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the ratio (positive) of descending singular values, and its derivative by each of them.
+
+    Args:
+        values: σ, of a matrix held in ``dtype``.
+        rank: k.
+        frobenius: Whether the ratio is to the Frobenius norm, else to the nuclear one.
+        dtype: Where its rounding begins, the derivative is 0.
+    """
+    share, whole = _share(values, rank, frobenius)
+    # d share / d σ_i = ([i ≤ k] - share · d whole / d σ_i) / whole, and 0 where σ_i is rounding.
+    slope = values / whole if frobenius else torch.ones_like(values)
+    inside = torch.zeros_like(values)
+    inside[:rank] = 1.0
+    slopes = (inside - share * slope) / whole
+    return share, slopes.masked_fill(values <= noise_floor(values[:1], len(values), dtype), 0.0)
 
 
 def _share(values: Tensor, rank: int, frobenius: bool) -> tuple[Tensor, Tensor]:

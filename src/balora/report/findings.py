@@ -44,6 +44,7 @@ def _of_run(run: Run) -> Iterator[str]:
     if status == "finished" and not run.evaluations and not _evaluated(run):
         yield "There is no evaluation: no data.eval in the config, and no `balora evaluate` afterwards."
     yield from _not_finite(run)
+    yield from run.record.get("notices") or []
     for term in TERMS:
         yield from _of_term(run, term)
     yield from _degenerate(run)
@@ -81,8 +82,10 @@ def _of_term(run: Run, term: str) -> Iterator[str]:
     asked = weights(run.config)[term]
     values = [line[term] for line in run.lines if isinstance(line.get(term), float) and math.isfinite(line[term])]
     logged = [line[f"{term}_weight"] for line in run.lines if f"{term}_weight" in line]
+    if any(notice.startswith(f"The {term} term") for notice in run.record.get("notices") or []):
+        return  # the run itself said why, and that is on the page
     if asked > 0 and logged and not values:
-        why = _constant(run, term)
+        why = _constant(run, term) if "notices" not in run.record else None
         if why is not None:
             yield f"The {term} term was asked for (weight {asked:g}) and switched off: {why}"
         elif not any(logged):
@@ -91,14 +94,11 @@ def _of_term(run: Run, term: str) -> Iterator[str]:
                 "did nothing."
             )
     if len(values) >= 3 and max(values) - min(values) <= _FLAT * max(map(abs, values)):
-        yield (
-            f"The {term} term was constant at {values[-1]:.4g}: its gradient was 0, so it changed nothing."
-            + (" The batch has no more rows, or the model no more outputs, than spectral_rank." if term == "spectral" else "")
-        )  # fmt: skip
+        yield f"The {term} term was constant at {values[-1]:.4g}: its gradient was 0, so it changed nothing."
 
 
 def _constant(run: Run, term: str) -> str | None:
-    """Why the objective switches a term off, None where it does not (its rules: `balora.objective`)."""
+    """Why the objective switched a term off, None where it did not: for runs of before `run.json` kept its notices."""
     section: dict[str, Any] = run.config.get("regularization") or {}
     labels = (run.record.get("data") or {}).get("labels")
     outputs = len(labels) if labels else 1 if run.task == "regression" else None

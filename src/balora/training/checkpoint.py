@@ -160,13 +160,26 @@ def read_trained(folder: Path, model: nn.Module) -> dict[str, Tensor]:
     return {name: saved[keys[id(state[name])]] for name in names if keys.get(id(state[name])) in saved}
 
 
-def check_origin(model: nn.Module, initial: Mapping[str, Tensor], origin: Origin, where: Path) -> None:
+def check_origin(
+    model: nn.Module,
+    initial: Mapping[str, Tensor],
+    origin: Origin,
+    where: Path,
+    frozen: Fingerprint | None = None,
+) -> None:
     """Refuse a model that does not stand where the run started: other frozen weights, or other initial values.
+
+    Args:
+        model: The adapted model.
+        initial: The trainable tensors' initial values.
+        origin: Where the run started.
+        where: The folder that says so, for the sentence.
+        frozen: `unkept_fingerprint`, if it was taken before; of a model that has been sharded since it cannot be.
 
     Raises:
         BALoraError: They differ; the first tensor is named.
     """
-    wrong = first_mismatch(unkept_fingerprint(model, initial), origin.frozen) or first_mismatch(
+    wrong = first_mismatch(frozen or unkept_fingerprint(model, initial), origin.frozen) or first_mismatch(
         fingerprint((n, v) for n, v in initial.items() if not reloadable(model, n)),
         fingerprint((n, v) for n, v in origin.initial.items() if n not in origin.frozen),
     )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from balora.losses import Parts
+from balora.losses.processes import process_count
 from balora.methods.start import evaluating
 from balora.objective import Objective
 from balora.pooled import pooled_features
@@ -100,14 +101,15 @@ class ClassificationStep:
     def _check_rows(self, rows: int) -> None:
         """Say once when the batches are too small for the spectral term to move (METHOD 6.3)."""
         config = self.objective.config
+        rows *= process_count() if self.objective.across_processes else 1
         if not self._rows_checked and config.spectral > 0 and config.spectral_rank >= rows:
-            logger.warning(
-                "The spectral term is constant: with %d rows in a batch and spectral_rank %d the ratio of eq. 7 is 1 whatever "
-                "the model does, so its gradient is 0. Choose spectral_rank below %d, or a larger per_device_train_batch_size.",
-                rows,
-                config.spectral_rank,
-                rows,
+            notice = (
+                f"The spectral term is constant: with {rows} rows in a batch and spectral_rank {config.spectral_rank} the ratio of "
+                "eq. 7 is 1 whatever the model does, so its gradient is 0. "
+                f"Choose spectral_rank below {rows}, or a larger per_device_train_batch_size."
             )
+            logger.warning(notice)
+            self.objective.notices.append(notice)
         self._rows_checked = True
 
     def evaluate(

@@ -26,6 +26,7 @@ from balora.training.meter import PartsMeter
 from balora.training.probe import fit_head
 from balora.training.row_keys import KEYS, KeyedCollator
 from balora.training.saving import SavingMixin
+from balora.training.sharding_checks import check_sharding
 from balora.training.steps import ClassificationStep, GenerationStep, infer_task
 from balora.training.subsampling import Subsampling
 from balora.training.teacher_cache import TeacherCache
@@ -84,6 +85,9 @@ class RegularizedMixin(SavingMixin):
         self._start_checked = False
         start = start_of(unwrapped)
         self.method: Method | None = find_method(start.method) if start else None
+        check_sharding(self.accelerator.state, unwrapped, self.method)
+        if self.is_fsdp_enabled:
+            self.origin()  # while the weights are whole
         if self.method is not None and self.method.after_step is not None:
             self.add_callback(AfterStep(unwrapped, self.method.after_step))
 

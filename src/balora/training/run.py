@@ -65,7 +65,8 @@ def run(settings: RunSettings, say: Callable[[str], None] = lambda line: None) -
     # Everything that bad input can break comes before the folder is touched.
     trainer, tokenizer, examples = prepare(settings, resume)
     with folder.claimed():
-        folder.record(status="running", resumed=resume is not None, provenance=provenance())
+        notices = trainer.objective.notices  # more may come with the first batch
+        folder.record(status="running", resumed=resume is not None, provenance=provenance(), notices=notices)
         say(_summary(settings, examples, trainer))
         if examples.conditions:
             say(describe_conditions(examples.conditions))
@@ -73,7 +74,7 @@ def run(settings: RunSettings, say: Callable[[str], None] = lambda line: None) -
             metrics = _train(trainer, folder, resume, say)
             save_result(trainer, tokenizer, folder.path)
         except BALoraError as error:
-            folder.record(status="failed", error=str(error))
+            folder.record(status="failed", error=str(error), notices=notices)
             raise
         data = {
             "train": examples.train_source,
@@ -85,7 +86,12 @@ def run(settings: RunSettings, say: Callable[[str], None] = lambda line: None) -
         if trainer.args.should_save:
             write_text(folder.path / "README.md", model_card(settings, metrics, {**provenance(), "data": data}))
         folder.record(
-            status="finished", error=None, metrics=metrics, data=data, parameters=parameter_counts(trainer.model)
+            status="finished",
+            error=None,
+            metrics=metrics,
+            data=data,
+            parameters=parameter_counts(trainer.model),
+            notices=notices,
         )
     say(
         "  ".join(

@@ -6,13 +6,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.trainer_utils import rotate_checkpoints
 
 from balora.errors import BALoraError
 from balora.methods.adapt import load_trainable
 from balora.methods.registry import Method
-from balora.methods.start import start_of, trainable
+from balora.methods.start import own_tensors, start_of, trainable
+from balora.sharding import is_finite, is_sharded, reshard, whole
 from balora.teacher import PretrainedTeacher
 from balora.training import checkpoint as ckpt
 from balora.training.logit_memory import LogitMemory
@@ -77,6 +78,10 @@ class SavingMixin(_Base):
             if isinstance(self.memory, LogitMemory):
                 self.memory.save(folder)
             self.state.save_to_json(str(folder / "trainer_state.json"))
+            for pickled in folder.glob(
+                "pytorch_model_fsdp*.bin"
+            ):  # the same weights once more, which nothing here reads
+                pickled.unlink()
 
     def origin(self) -> ckpt.Origin:
         """Where the run started; computed once, as the frozen weights do not change."""
@@ -91,14 +96,27 @@ class SavingMixin(_Base):
             facts["labels"] = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
         return facts
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The Trainer's; of a sharded model what was trained alone is gathered, not the frozen weights with it."""
+        if not is_sharded(self.model):
+            super().save_model(output_dir, _internal_call)
+            return
+        self._save(output_dir)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        broken = next((name for name, p in trainable(self.model) if not bool(p.isfinite().all())), None)
+        broken = next((name for name, p in trainable(self.model) if not is_finite(p)), None)
         if broken is not None:
             raise BALoraError(self._divergence(f"weight {broken}", self.state.global_step))
         folder = Path(output_dir or self.args.output_dir)
+        if is_sharded(self.model):
+            state_dict = self._gathered()
         if ckpt.form_of(self.model) == "tensors":
-            folder.mkdir(parents=True, exist_ok=True)
-            ckpt.write_tensors(dict(trainable(self.model)), folder / ckpt.TRAINED)
+            tensors = dict(trainable(self.model)) if state_dict is None else state_dict
+            if self.args.should_save:
+                folder.mkdir(parents=True, exist_ok=True)
+                ckpt.write_tensors(tensors, folder / ckpt.TRAINED)
         else:
             super()._save(output_dir, state_dict=state_dict)
         if not self.args.should_save:
@@ -109,6 +127,15 @@ class SavingMixin(_Base):
         if start is not None and start.shifts_base:
             ckpt.guard(folder)
 
+    def _gathered(self) -> dict[str, Tensor]:
+        """What a sharded model's folder holds, whole, in the main process: what was trained, or everything."""
+        reshard(self.model)
+        if ckpt.form_of(self.model) != "model":
+            return whole(own_tensors(self.model), keep=self.args.should_save)
+        tied = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
+        buffers = [(name, value) for name, value in self.model.state_dict().items() if name not in tied]
+        return whole([*self.model.named_parameters(), *buffers], keep=self.args.should_save)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load the trained tensors after checking that the folder is whole and the frozen weights are the same."""
         folder = Path(resume_from_checkpoint)
@@ -116,7 +143,8 @@ class SavingMixin(_Base):
             raise BALoraError(f"{folder} is not a checkpoint that balora wrote ({ckpt.MANIFEST} is missing).")
         ckpt.verify(folder)
         target = self.model if model is None else model
-        ckpt.check_origin(target, self.teacher.initial, ckpt.read_origin(folder), folder)
+        known = self.origin().frozen if is_sharded(target) else None
+        ckpt.check_origin(target, self.teacher.initial, ckpt.read_origin(folder), folder, known)
         load_trainable(target, ckpt.read_trained(folder, target))
         if self.method is not None and self.method.restore is not None:
             self.method.restore(target, ckpt.read_tensors(folder / ckpt.METHOD_STATE))

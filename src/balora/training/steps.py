@@ -20,6 +20,7 @@ from balora.methods.low_rank import task_type
 from balora.methods.start import evaluating
 from balora.objective import Objective, Task
 from balora.regularizers import consistency
+from balora.sharding import is_sharded
 from balora.teacher import PretrainedTeacher
 from balora.training.classification import ClassificationStep
 from balora.training.start_check import NO_TERMS, rounding
@@ -201,7 +202,11 @@ class GenerationStep:
         head = self.headless.head()
         assert head is not None
         # A view of the values as they are now: the parameter itself goes back to the student's afterwards.
-        return hidden_BTd[mask_BT].to(head.weight_VD.dtype), _detached(head)
+        kept = head.detach()
+        if is_sharded(self.model) and self._head_learns():  # the student's are gathered into the very same memory
+            bias_V = None if kept.bias_V is None else kept.bias_V.clone()
+            kept = dataclasses.replace(kept, weight_VD=kept.weight_VD.clone(), bias_V=bias_V)
+        return hidden_BTd[mask_BT].to(head.weight_VD.dtype), kept
 
     def _remembered(self, model: nn.Module, inputs: dict[str, Any], mask_BT: Tensor, held: Held) -> RememberedTeacher:
         """What the cache holds of these tokens; compared once with what the teacher says."""
@@ -251,8 +256,3 @@ def _at_tokens(held: Held, mask_BT: Tensor) -> Tensor | None:
     """Which of the valid tokens belong to a sequence that is drawn; None for all."""
     drawn_B = held.mask(len(mask_BT), mask_BT.device)
     return None if drawn_B is None else drawn_B[:, None].expand_as(mask_BT)[mask_BT]
-
-
-def _detached(head: LinearHead) -> LinearHead:
-    bias_V = None if head.bias_V is None else head.bias_V.detach()
-    return dataclasses.replace(head, weight_VD=head.weight_VD.detach(), bias_V=bias_V)

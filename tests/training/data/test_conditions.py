@@ -175,3 +175,4 @@ def test_a_run_records_its_conditions(balora, config: Path, tmp_path: Path):
     assert record["data"]["conditions"]["labels_disturbed"] == 6
     assert "6 labels disturbed" in (tmp_path / "run" / "README.md").read_text()
     assert record["parameters"]["trainable"] > 0
+    assert record["notices"] == []

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+import balora
+from balora.errors import BALoraError
+from balora.methods.options import check_values, number
+from bench import adapted
+from tiny import tiny_llama
+
+
+@pytest.mark.parametrize("value", [0, 0.0, 0.5, 1, 1.0])
+def test_a_bound_that_is_included_is_allowed(value):
+    option = number(0.1, "share", most=1.0, including_least=True)
+    assert option.valid(value)
+    assert option.allowed == "a number of at least 0 and at most 1"
+
+
+@pytest.mark.parametrize("value", [-1e-9, 1.1, math.nan, True, "0", None])
+def test_what_lies_outside_is_not(value):
+    assert not number(0.1, "share", most=1.0, including_least=True).valid(value)
+
+
+def test_a_bound_that_is_excluded_is_not_allowed():
+    option = number(16.0, "rate")
+    assert not option.valid(0) and option.valid(1e-9)
+    assert option.allowed == "a number above 0"
+    assert check_values("x", {"rate": option}, {"rate": 0}) == ["method.rate is a number above 0, not 0."]
+
+
+@pytest.mark.parametrize("name", ["warmup", "final", "orthogonality"])
+def test_adalora_takes_0_where_0_means_none(name):
+    options = {"final": 0.3, "warmup": 0.1, name: 0}
+    model = adapted(tiny_llama, "adalora", **options)
+    assert balora.methods.start.start_of(model).options.extra[name] == 0
+    with pytest.raises(BALoraError, match=rf"method\.{name} is a number of at least 0.*, not -0\.1"):
+        adapted(tiny_llama, "adalora", **{**options, name: -0.1})
+
+
+def test_adalora_still_refuses_a_smoothing_of_0():
+    with pytest.raises(BALoraError, match=r"method\.beta1 is a number above 0 and at most 0\.999999, not 0"):
+        adapted(tiny_llama, "adalora", beta1=0)

@@ -1,0 +1,112 @@
+"""Sharded over two processes by FSDP2, a run is the run of one process: gradients, weights, logs, checkpoints, resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import sharded_processes
+import torch
+from torch import nn
+
+from balora.errors import BALoraError
+from balora.methods import find_method
+from balora.sharding import is_finite, is_shard, is_sharded, part_of, reshard, shard, whole
+from balora.training import checkpoint as ckpt
+from balora.training.sharding_checks import check_sharding
+from processes import run_script
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("sharded")
+    run_script(Path(sharded_processes.__file__), str(folder), seconds=880)
+    return {**json.loads((folder / "report.json").read_text()), "path": folder}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", sharded_processes.RUNS)
+def test_a_sharded_run_is_the_run_of_one_process(name, report):
+    found = report[name]
+    assert found["gradient"] <= 1e-5
+    assert found["weights"] <= 1e-5
+    one, sharded = found["logged"]
+    for key, values in one.items():
+        assert sharded[key] == pytest.approx(values, rel=1e-4, abs=1e-6), key
+    assert one["loss"] and one["eval_loss"]
+    if name != "full, no teacher":
+        assert one["consistency"][0] > 1e-3, "the teacher is another model than the student"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sharded_processes.RESUMED)
+def test_a_sharded_run_resumes_where_it_was(name, report):
+    assert report[name]["resumed"] <= 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sharded_processes.RUNS)
+def test_its_checkpoint_holds_whole_tensors(name, report):
+    folder = report["path"] / "two" / name / "checkpoint-3"
+    ckpt.verify(folder)
+    assert not any(file.startswith("pytorch_model") for file in report[name]["files"])
+    sizes = {}
+    for at in ("one", "two"):
+        files = sorted((report["path"] / at / name / "checkpoint-3").glob("*.safetensors"))
+        sizes[at] = {f.name: {k: v.shape for k, v in ckpt.read_tensors(f).items()} for f in files}
+    assert len(sizes["one"]) >= 2, "what was trained, and where it started"
+    assert sizes["one"] == sizes["two"]
+
+
+# -- what is refused -----------------------------------------------------------------------------------------------------
+
+
+def state(version: int = 2, *, efficient: bool = False, zero: int | None = None) -> SimpleNamespace:
+    fsdp = SimpleNamespace(fsdp_version=version, cpu_ram_efficient_loading=efficient) if zero is None else None
+    return SimpleNamespace(
+        fsdp_plugin=fsdp, deepspeed_plugin=None if zero is None else SimpleNamespace(zero_stage=zero)
+    )
+
+
+def test_what_works_is_not_refused():
+    for name in ("balora", "lora", "full", "bitfit"):
+        check_sharding(state(), nn.Linear(2, 2), find_method(name))
+    check_sharding(state(zero=2), nn.Linear(2, 2), find_method("adalora"))
+    check_sharding(SimpleNamespace(), nn.Linear(2, 2), find_method("adalora"))
+
+
+@pytest.mark.parametrize(
+    ("states", "method", "words"),
+    [
+        (state(1), "lora", "FSDP version 1 flattens .* Set fsdp_version: 2"),
+        (state(efficient=True), "lora", "cpu_ram_efficient_loading .* to false"),
+        (state(zero=3), "lora", "ZeRO stage 3 .* Use FSDP version 2"),
+        (state(), "adalora", "'adalora' works on whole matrices .* Use another method, or train with one whole model"),
+        (state(), "loraplus", "'loraplus' works on whole matrices"),
+    ],
+)
+def test_what_would_be_wrong_is_refused_with_the_way_out(states, method, words):
+    with pytest.raises(BALoraError, match=f"(?s){words}"):
+        check_sharding(states, nn.Linear(2, 2), find_method(method))
+
+
+def test_rounded_weights_are_refused_and_all_problems_are_named():
+    model = nn.Linear(2, 2)
+    model.is_loaded_in_4bit = True
+    with pytest.raises(BALoraError, match=r"(?s)version 1.*4 bits are not sharded"):
+        check_sharding(state(1), model, None)
+
+
+def test_without_shards_everything_is_as_it_is():
+    layer = nn.Linear(3, 2)
+    assert not is_sharded(layer) and not is_shard(layer.weight)
+    reshard(layer)
+    assert shard(layer.weight).data_ptr() == layer.weight.data_ptr()
+    value = torch.ones(2, 3)
+    assert part_of(value, layer.weight) is value
+    assert whole([("w", layer.weight)])["w"].tolist() == layer.weight.tolist()
+    assert whole([("w", layer.weight)], keep=False) == {}
+    assert is_finite(layer.weight) and not is_finite(torch.tensor([torch.nan]))
