@@ -11,7 +11,7 @@ from balora.experiments.compare import Comparison, Variant
 from balora.experiments.compare.tables import to_markdown
 from balora.experiments.reproduce.experiment import Experiment, Study, from_recipe
 from balora.experiments.reproduce.places import Places
-from balora.experiments.reproduce.small import minilm_on, stories_on_gsm8k
+from balora.experiments.reproduce.small import bart_on_g2p, stories_on_gsm8k
 from balora.report.ranks import Panel, Point, rank_figure
 
 RANK = "method.rank"
@@ -49,14 +49,14 @@ SMALL = [
         seconds=25.0,
     ),
     _study(
-        minilm_on,
-        name="sst2",
-        title="SST-2, MiniLM-L6",
+        bart_on_g2p,
+        name="g2p",
+        title="Phonemes, a fifth of the answers swapped, a BART of 750 k parameters",
         variants=_variants("1e-4"),
         baseline=LEVEL,
-        score="accuracy",
-        axes={RANK: [1, 8, 128]},
-        seconds=30.0,
+        score="loss",
+        axes={RANK: [1, 8, 64]},
+        seconds=20.0,
     ),
 ]
 PAPER = [
@@ -109,9 +109,10 @@ FIGURE6 = Experiment(
     small=SMALL,
     paper=PAPER,
     limits=(
-        "A language model of 260 thousand parameters on 320 rows of GSM8K (by its loss: it cannot do arithmetic) and MiniLM-L6 on "
-        "1,280 rows of SST-2, in place of LLaMA-2-7B and Mistral-7B on MetaMathQA; ranks as far as their layers allow; learning "
-        "rates untuned."
+        "A language model of 260 thousand parameters on 320 rows of GSM8K (by its loss: it cannot do arithmetic), and a BART "
+        "of 750 thousand that spells words as phonemes on 1,280 words, of which a fifth have another word's answer: it knows the "
+        "task, so less learning is better there. In place of LLaMA-2-7B and Mistral-7B on MetaMathQA; ranks as far as their layers "
+        "allow; learning rates untuned."
     ),
     show=show,
 )
