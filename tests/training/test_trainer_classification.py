@@ -13,7 +13,9 @@ from transformers import LlamaForSequenceClassification, Trainer
 
 import balora
 from balora import BALoraError, RegularizationConfig
+from balora.objective import Objective
 from balora.regularizers import consistency, covariance, spectral_ratio, variance_hinge
+from balora.training.classification import ClassificationStep
 from tiny import labelled_rows, pad_rows, tiny_bert, tiny_llama, tiny_roberta
 
 ROWWISE = RegularizationConfig(consistency=0.5, diversity=0.0, spectral=0.0, **CONSTANT)
@@ -154,6 +156,16 @@ def test_regression_logs_what_is_left_of_the_terms(tmp_path, caplog):
     assert entry["consistency"] > 0 and entry["consistency_weight"] == pytest.approx(0.15)
     assert entry["spectral_weight"] == entry["diversity_weight"] == 0.0
     assert "spectral" not in entry
+
+
+@pytest.mark.parametrize(("statistics", "told"), [("local", 1), ("global", 0)])
+def test_the_rows_of_all_processes_count_where_statistics_are_global(statistics, told, monkeypatch):
+    for module in ("balora.objective", "balora.training.classification"):
+        monkeypatch.setattr(f"{module}.process_count", lambda: 2)
+    config = RegularizationConfig.for_classification(spectral_target="features", batch_statistics=statistics)
+    objective = Objective(config, "classification", num_labels=3)
+    ClassificationStep(tiny_bert(), objective, teacher=None)._check_rows(4)
+    assert len(objective.notices) == told, "4 rows in each of two processes are 8, and spectral_rank is 5"
 
 
 def test_batches_too_small_for_the_spectrum_are_said_once(tmp_path, caplog):
