@@ -106,6 +106,9 @@ def test_silhouette_and_recall_against_their_definitions():
     assert scores["silhouette"] == pytest.approx(sum(each) / 5, abs=1e-3)
     assert scores["accuracy"] == 0.6
     assert (scores["recall_a"], scores["recall_b"]) == (0.5, pytest.approx(2 / 3))
+    odds_N = logits_ND.softmax(-1)[:, 1]
+    wins = [float(odds_N[i] > odds_N[j]) for i in (2, 3, 4) for j in (0, 1)]
+    assert scores["auc_b"] == pytest.approx(sum(wins) / 6)
     assert scores["recall_c"] != scores["recall_c"], "no row is of it, so there is nothing to measure"
 
 

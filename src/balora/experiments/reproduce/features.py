@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from sklearn.manifold import TSNE
-from sklearn.metrics import accuracy_score, recall_score, silhouette_score
+from sklearn.metrics import accuracy_score, recall_score, roc_auc_score, silhouette_score
 from torch import Tensor
 
 from balora.errors import BALoraError
@@ -43,20 +43,29 @@ class Features:
         """How well the classes lie apart and are told apart.
 
         Returns:
-            ``silhouette`` of the features with the true classes as clusters (cosine distance, in [-1, 1]), ``accuracy``, and
-            ``recall_CLASS`` for each class; NaN where there is nothing to measure.
+            ``silhouette`` of the features with the true classes as clusters (cosine distance, in [-1, 1]), ``accuracy``, and for
+            each class ``recall_CLASS`` and ``auc_CLASS``: how often a row of it gets a higher probability of it than a row of
+            another, which tells classes apart that are never the likeliest. NaN where there is nothing to measure.
         """
         truth_N, found_N = self.truth_N.numpy(), self.logits_ND.argmax(-1).numpy()
         numbers = list(range(len(self.classes)))
         recalls = recall_score(truth_N, found_N, labels=numbers, average=None, zero_division=np.nan)
         measurable = 1 < len(np.unique(truth_N)) < len(truth_N)
         features_Nd = self.features_Nd.float().numpy()
+        probabilities_ND = self.logits_ND.float().softmax(-1).numpy()
+        areas = [
+            float(roc_auc_score(truth_N == n, probabilities_ND[:, n]))
+            if 0 < (truth_N == n).sum() < len(truth_N)
+            else np.nan
+            for n in numbers
+        ]
         return {
             "silhouette": float(silhouette_score(features_Nd, truth_N, metric="cosine"))
             if measurable
             else float("nan"),
             "accuracy": float(accuracy_score(truth_N, found_N)),
             **{f"recall_{name}": float(recall) for name, recall in zip(self.classes, recalls, strict=True)},
+            **{f"auc_{name}": area for name, area in zip(self.classes, areas, strict=True)},
         }
 
     def map(self) -> np.ndarray:

@@ -125,7 +125,7 @@ def show(made: Mapping[str, Comparison], studies: Sequence[Study], folder: Path)
     if not measured:
         return ["No run is finished yet."]
     rare = rare_class(measured[0].classes)
-    names = ["silhouette", f"recall_{rare}", "accuracy"]
+    names = ["silhouette", f"recall_{rare}", f"auc_{rare}", "accuracy"]
     names += [f"recall_{name}" for name in measured[0].classes if name != rare]
     return [*_maps(measured, rare, folder), *tables(measured, names), reported_markdown("figure3")]
 
@@ -155,7 +155,8 @@ def _maps(measured: Sequence[Measured], rare: str, folder: Path) -> list[str]:
         "Each point is an evaluation row, the same rows in all panels; its place is a t-SNE map (perplexity 30, 1,000 iterations, "
         f"seed 42) of the last hidden layer's first token, after training with seed {seed}. Distances between groups mean little "
         "in such a map; the silhouette is measured on the features themselves, by cosine distance, with the true classes as "
-        "clusters: 1 is wide apart, 0 mixed, below 0 nearer to another class than to its own.",
+        "clusters: 1 is wide apart, 0 mixed, below 0 nearer to another class than to its own. Where a class is never predicted, so "
+        "that its recall is 0, the area under its ROC curve (auc) still tells whether its rows stand out: 0.5 is chance.",
     ]
 
 
@@ -170,13 +171,13 @@ def tables(measured: Sequence[Measured], names: Sequence[str]) -> list[str]:
 
     Args:
         measured: One or both conditions.
-        names: Scores in order; of the first three it is said what differs.
+        names: Scores in order; of the first four it is said what differs.
     """
     made = {one.study.name: one.comparison for one in measured}
     columns = [dataclasses.replace(one.study, score=name) for name in names for one in measured]
-    words = [f"- {one.study.title}, {name}, {verdict(one.comparison, name)}" for name in names[:3] for one in measured]
+    words = [f"- {one.study.title}, {name}, {verdict(one.comparison, name)}" for name in names[:4] for one in measured]
     parts = [columns_table(made, columns), CAPTION.format(baseline=BASELINE), CAUTION, "\n".join(words)]
-    return [*parts, *_changes(measured, names[:3])] if len(measured) > 1 else parts
+    return [*parts, *_changes(measured, names[:4])] if len(measured) > 1 else parts
 
 
 def _changes(measured: Sequence[Measured], names: Sequence[str]) -> list[str]:
