@@ -24,7 +24,8 @@ class _Glue:
     evaluated: str = ""
     length: int = 48
     task: str = "classification"
-    epochs: int = 1
+    batch: int = 16
+    rate: float = 5.0e-4
 
 
 _GLUE = {
@@ -38,6 +39,8 @@ _GLUE = {
         evaluated="[:750]",
         length=64,
         task="regression",
+        batch=4,  # more steps: a regression's head starts far from the scores' mean
+        rate=1.0e-3,
     ),
 }
 
@@ -65,10 +68,10 @@ def minilm_on(places: Places, task: str = "sst2", **data: Any) -> dict[str, Any]
         "method": {"name": "balora", "rank": 8},
         "training": {
             **_QUIET,
-            "learning_rate": 5.0e-4,
+            "learning_rate": glue.rate,
             "lr_scheduler_type": "linear",
-            "num_train_epochs": glue.epochs,
-            "per_device_train_batch_size": 16,
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": glue.batch,
             "train_sampling_strategy": "group_by_length",
         },
     }
