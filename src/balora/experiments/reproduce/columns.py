@@ -56,13 +56,14 @@ def verdict(made: Comparison, score: str, baseline: str | None = None, among: Se
         if gap is None or gap.low is None or gap.high is None or (among and group.variant not in among):
             continue
         low, high = sorted((sign * gap.low, sign * gap.high))
-        words = f"{group.variant} ({gap.mean:+.4f}{_star(gap)})"
+        name = f"`{group.variant}`" if "," in group.variant else group.variant
+        words = f"{name} ({gap.mean:+.4f}{_star(gap)})"
         if low > 0:
             better.append(words)
         elif high < 0:
             worse.append(words)
         else:
-            unclear.append(group.variant)
+            unclear.append(name)
     lists = (("better", better), ("worse", worse), ("not told apart", unclear))
     return f"against {baseline}: " + "; ".join(f"{word}: {', '.join(names) or 'none'}" for word, names in lists) + "."
 
