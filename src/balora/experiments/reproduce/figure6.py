@@ -51,7 +51,7 @@ SMALL = [
     _study(
         bart_on_g2p,
         name="g2p",
-        title="Phonemes, a fifth of the answers swapped, a BART of 750 k parameters",
+        title="Phonemes, a BART of 750 k parameters",
         variants=_variants("1e-4"),
         baseline=LEVEL,
         score="loss",
