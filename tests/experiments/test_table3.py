@@ -28,23 +28,23 @@ def comparison(values: dict[str, tuple[float, ...]], score: str) -> Comparison:
 
 def test_the_gain_on_the_noisier_start_is_held_against_that_on_the_cleaner():
     made = {
-        "cleaner_cola": comparison({"pissa": (0.1, 0.2), "balora": (0.2, 0.3)}, "matthews"),
+        "cleaner_stsb": comparison({"pissa": (0.1, 0.2), "balora": (0.2, 0.3)}, "pearson"),
         "cleaner_sst2": comparison({"pissa": (0.8, 0.8), "balora": (0.8, 0.7)}, "accuracy"),
-        "noisier_cola": comparison({"pissa": (0.1, 0.1), "balora": (0.5, 0.6)}, "matthews"),
+        "noisier_stsb": comparison({"pissa": (0.1, 0.1), "balora": (0.5, 0.6)}, "pearson"),
         "noisier_sst2": comparison({"pissa": (0.6, 0.6), "balora": (0.4, 0.7)}, "accuracy"),
     }
     text = "\n".join(show(made, TABLE3.small, Path()))
     assert "| cleaner | +0.1000 [+0.1000, +0.1000] | -0.0500 [-0.1000, +0.0000] | +0.0250 [" in text
     assert "| noisier | +0.4500 [+0.4000, +0.5000] | -0.0500 [-0.2000, +0.1000] | +0.2000 [+0.1000, +0.3000] |" in text
     assert "| noisier minus cleaner | +0.3500 [+0.3000, +0.4000] | +0.0000 [-0.2000, +0.2000] | +0.1750" in text
-    assert "- cola: on the noisier start the gain is larger by the bootstrap interval of 2 seeds (+0.3500" in text
+    assert "- stsb: on the noisier start the gain is larger by the bootstrap interval of 2 seeds (+0.3500" in text
     assert "- sst2: on the noisier start the gain is not told apart" in text
     assert "ours: none on either start" not in text, "these runs were not made"
     assert "The paper's numbers, not ours" in text
 
 
 def test_half_an_experiment_shows_what_there_is():
-    made = {"cleaner_cola": comparison({"pissa": (0.1, 0.2), "balora": (0.2, 0.3)}, "matthews")}
+    made = {"cleaner_stsb": comparison({"pissa": (0.1, 0.2), "balora": (0.2, 0.3)}, "pearson")}
     text = "\n".join(show(made, TABLE3.small, Path()))
     assert "| cleaner | +0.1000 [+0.1000, +0.1000] | - |" in text, "no mean over tasks that are not there"
     assert "on the noisier start" not in text

@@ -68,8 +68,9 @@ def reproduce(
     from balora.experiments import reproduce as experiments
 
     if name == "list":
+        width = max(map(len, experiments.EXPERIMENTS))
         for known in experiments.EXPERIMENTS.values():
-            typer.echo(f"{known.name:10} {known.title} ({known.source})")
+            typer.echo(f"{known.name:{width}} {known.title} ({known.source})")
         return
     if name not in experiments.EXPERIMENTS:
         known_names = ", ".join(experiments.EXPERIMENTS)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
+import scipy.stats
+
 from balora.experiments.compare import Comparison, Group, summarise
-from balora.experiments.compare.stats import Difference
+from balora.experiments.compare.stats import COVERAGE, Difference
 from balora.experiments.compare.tables import cell_text, difference_text, markdown_table
 from balora.experiments.reproduce.experiment import Study
 
 LOWER_IS_BETTER = ("loss", "mse", "mae")
 CAPTION = "Mean ± standard deviation over seeds; below it the difference to {baseline}, paired by seed, and its bootstrap interval."
-CAUTION = (
-    "With three seeds a bootstrap interval spans little more than the three differences themselves: under pure chance one in four "
-    "would exclude 0. A star marks those that Student's interval, which knows how little three numbers say, excludes too. Where "
-    "many variants are compared, some will have one by chance."
+_STAR = (
+    "A star marks those that Student's interval, which knows how little so few numbers say, excludes too. Where many variants are "
+    "compared, some will have one by chance."
 )
 
 
@@ -66,6 +68,38 @@ def verdict(made: Comparison, score: str, baseline: str | None = None, among: Se
             unclear.append(name)
     lists = (("better", better), ("worse", worse), ("not told apart", unclear))
     return f"against {baseline}: " + "; ".join(f"{word}: {', '.join(names) or 'none'}" for word, names in lists) + "."
+
+
+def caution(made: Mapping[str, Comparison]) -> str:
+    """How far the intervals of a page can be trusted, by the fewest pairs that any of its differences has."""
+    groups = [group for comparison in made.values() for group in comparison.groups]
+    pairs = min((gap.pairs for group in groups for gap in group.differences.values()), default=1)
+    if pairs < 2:
+        return "One seed has no interval: what differs by chance cannot be told here."
+    return (
+        f"With {pairs} seeds a bootstrap interval is too narrow: under pure chance one in {round(1 / by_chance(pairs))} would "
+        f"exclude 0. {_STAR}"
+    )
+
+
+def by_chance(pairs: int) -> float:
+    """How often the bootstrap's 95 % interval of a mean difference excludes 0 where there is none, for normal differences.
+
+    The interval is the mean ± 1.96 times the standard error that divides by n in place of n - 1; Student's t knows how often that
+    is passed. With three pairs this is 1 / 4, exact for any symmetric distribution: all three have one sign.
+
+    Args:
+        pairs: n, at least 2.
+
+    Returns:
+        A probability.
+
+    Example:
+        >>> [round(by_chance(pairs), 2) for pairs in (3, 10)]
+        [0.25, 0.1]
+    """
+    reach = scipy.stats.norm.ppf((1 + COVERAGE) / 2) * math.sqrt((pairs - 1) / pairs)
+    return float(2 * scipy.stats.t.sf(reach, pairs - 1))
 
 
 def is_loss(score: str) -> bool:

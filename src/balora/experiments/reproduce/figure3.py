@@ -13,7 +13,7 @@ from typing import Any
 
 from balora.experiments.compare import Comparison, Row, Variant, summarise
 from balora.experiments.compare.tables import difference_text, markdown_table
-from balora.experiments.reproduce.columns import CAPTION, CAUTION, columns_table, verdict
+from balora.experiments.reproduce.columns import CAPTION, caution, columns_table, verdict
 from balora.experiments.reproduce.experiment import Experiment, Study, from_recipe
 from balora.experiments.reproduce.features import Features, features_of
 from balora.experiments.reproduce.places import Places
@@ -176,7 +176,7 @@ def tables(measured: Sequence[Measured], names: Sequence[str]) -> list[str]:
     made = {one.study.name: one.comparison for one in measured}
     columns = [dataclasses.replace(one.study, score=name) for name in names for one in measured]
     words = [f"- {one.study.title}, {name}, {verdict(one.comparison, name)}" for name in names[:4] for one in measured]
-    parts = [columns_table(made, columns), CAPTION.format(baseline=BASELINE), CAUTION, "\n".join(words)]
+    parts = [columns_table(made, columns), CAPTION.format(baseline=BASELINE), caution(made), "\n".join(words)]
     return [*parts, *_changes(measured, names[:4])] if len(measured) > 1 else parts
 
 

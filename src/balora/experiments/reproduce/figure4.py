@@ -7,7 +7,7 @@ from pathlib import Path
 
 from balora.experiments.compare import Comparison, Group, Variant
 from balora.experiments.compare.tables import to_markdown
-from balora.experiments.reproduce.columns import CAUTION, verdict
+from balora.experiments.reproduce.columns import caution, verdict
 from balora.experiments.reproduce.evaluations import evaluated_on
 from balora.experiments.reproduce.experiment import Experiment, Study, from_recipe
 from balora.experiments.reproduce.nlg import by_score
@@ -117,7 +117,7 @@ def show(made: Mapping[str, Comparison], studies: Sequence[Study], folder: Path)
         "PiSSA without the terms."
     )
     tables = [f"### {study.title}\n\n{to_markdown(made[study.name])}" for study in studies if study.name in made]
-    return [*image, caption, CAUTION, words, *tables]
+    return [*image, caption, caution(made), words, *tables]
 
 
 def sweep_panel(made: Comparison, study: Study) -> Panel:

@@ -11,7 +11,7 @@ from typing import Any
 from balora.experiments.compare import Comparison, Variant
 from balora.experiments.quickstart import model_folder
 from balora.experiments.quickstart.task import NOISE, test_rows, train_rows
-from balora.experiments.reproduce.columns import CAPTION, CAUTION, columns_table, verdict
+from balora.experiments.reproduce.columns import CAPTION, caution, columns_table, verdict
 from balora.experiments.reproduce.evaluations import evaluated_on
 from balora.experiments.reproduce.experiment import SEEDS, Experiment, Study, from_recipe
 from balora.experiments.reproduce.nlg import by_score
@@ -108,7 +108,7 @@ def show(made: Mapping[str, Comparison], studies: Sequence[Study], folder: Path)
         )
     caption = "In the figure means over seeds; bars are one standard deviation."
     table = columns_table(made, list(by_score(studies)))
-    return [*image, caption, table, CAPTION.format(baseline=BASELINE), CAUTION, "\n".join(words)]
+    return [*image, caption, table, CAPTION.format(baseline=BASELINE), caution(made), "\n".join(words)]
 
 
 def panel_of(made: Comparison, study: Study) -> Panel:

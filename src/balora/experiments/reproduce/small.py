@@ -1,8 +1,8 @@
 """The small scale's tasks: real data and small real pre-trained models, a run in a quarter to half a minute of one core.
 
-Learning rates come from a pilot on one seed. On SST-2 PiSSA was best at 5e-4 (accuracy 0.770, of five rates from 3e-4 to 4e-3) and LoRA
-at 2e-3 (0.803), so each has its own. On GSM8K both were better the higher the rate, up to 8e-3; half of that is taken, for the
-methods that were not tried. The other tasks had no pilot.
+Learning rates come from a pilot on one seed. On SST-2 PiSSA was best at 5e-4 (accuracy 0.770, of five rates from 3e-4 to 4e-3) and
+LoRA at 2e-3 (0.803), so each has its own. On GSM8K both were better the higher the rate, up to 8e-3; half of that is taken, for
+the methods that were not tried. The other tasks had no pilot.
 """
 
 from __future__ import annotations

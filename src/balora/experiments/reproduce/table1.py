@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from balora.experiments.compare import Comparison, Variant
-from balora.experiments.reproduce.columns import CAPTION, CAUTION, columns_table, verdict
+from balora.experiments.reproduce.columns import CAPTION, caution, columns_table, verdict
 from balora.experiments.reproduce.experiment import Experiment, Study
 from balora.experiments.reproduce.nlg import PERCENT, by_score, mean_table, nlg_studies
 from balora.experiments.reproduce.reported import reported_markdown
@@ -60,7 +60,7 @@ def show(made: Mapping[str, Comparison], studies: Sequence[Study], folder: Path)
         columns_table(made, columns),
         CAPTION.format(baseline=BASELINE),
         *([mean] if mean else []),
-        CAUTION,
+        caution(made),
         "\n".join(words),
         reported_markdown("table1"),
         *([PERCENT] if studies[0].evaluation else []),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from balora.experiments.compare import Comparison, Variant, summarise
 from balora.experiments.compare.tables import cell_text, difference_text, markdown_table
-from balora.experiments.reproduce.columns import CAUTION, verdict
+from balora.experiments.reproduce.columns import caution, verdict
 from balora.experiments.reproduce.experiment import Experiment, Study
 from balora.experiments.reproduce.nlg import PERCENT, by_score, mean_table, nlg_studies
 from balora.experiments.reproduce.reported import reported_markdown
@@ -54,7 +54,7 @@ def show(made: Mapping[str, Comparison], studies: Sequence[Study], folder: Path)
     return [
         *parts,
         caption,
-        CAUTION,
+        caution(made),
         *([mean] if mean else []),
         reported_markdown("table10"),
         *([PERCENT] if studies[0].evaluation else []),

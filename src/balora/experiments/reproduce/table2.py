@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from balora.experiments.compare import Comparison, Variant
-from balora.experiments.reproduce.columns import CAPTION, CAUTION, columns_table, verdict
+from balora.experiments.reproduce.columns import CAPTION, caution, columns_table, verdict
 from balora.experiments.reproduce.experiment import Experiment, Study, from_recipe
 from balora.experiments.reproduce.reported import reported_markdown
 from balora.experiments.reproduce.small import LORA_RATE, at_rate, minilm_on
@@ -77,7 +77,7 @@ def show(made: Mapping[str, Comparison], studies: Sequence[Study], folder: Path)
     return [
         columns_table(made, studies),
         CAPTION.format(baseline=BASELINE),
-        CAUTION,
+        caution(made),
         "\n".join(words),
         reported_markdown("table2"),
     ]

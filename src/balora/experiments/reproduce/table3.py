@@ -11,7 +11,7 @@ from typing import Any
 from balora.experiments.compare import Comparison, Group, Row, Variant, summarise
 from balora.experiments.compare.stats import Difference
 from balora.experiments.compare.tables import difference_text, markdown_table
-from balora.experiments.reproduce.columns import CAPTION, CAUTION, columns_table, verdict
+from balora.experiments.reproduce.columns import CAPTION, caution, columns_table, verdict
 from balora.experiments.reproduce.experiment import Experiment, Study, from_recipe
 from balora.experiments.reproduce.noisy import NOISE, NOISIER, ROWS, noisy_minilm
 from balora.experiments.reproduce.places import Places
@@ -28,7 +28,7 @@ GAINS = (("balora", BASELINE), (OURS.name, FITTED_HEAD.name))
 CLEANER, NOISIER_START = "cleaner", "noisier"
 _MEAN = "mean over tasks"
 _TASKS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("cola", "CoLA", {}),
+    ("stsb", "STS-B", {}),  # not in the paper's table; CoLA, which is, stays at one class for any budget of minutes
     ("sst2", "SST-2", {"split": f"train[{ROWS}:]"}),  # the noisier start has seen the others
 )
 
@@ -88,7 +88,7 @@ def show(made: Mapping[str, Comparison], studies: Sequence[Study], folder: Path)
     return [
         table,
         CAPTION.format(baseline=BASELINE),
-        CAUTION,
+        caution(made),
         "\n".join(words),
         *gains,
         reported_markdown("table3"),
@@ -175,9 +175,9 @@ TABLE3 = Experiment(
         "The cleaner start is MiniLM-L6 (22 million parameters) as it is, in place of RoBERTa-base. The noisier one, in place of "
         f"T5-base, is the same MiniLM-L6 after {ROWS // 16} steps over all its weights on {ROWS:,} rows of SST-2, of whose labels "
         f"{NOISE:.0%} were made wrong, so that they said nothing of the sentences; its head was thrown away. So the two differ in "
-        "this noise alone, which is far from what web text is to a language model. One epoch over 2,560 rows of CoLA and 1,280 of "
-        "SST-2's other rows. LoRA has a learning rate of its own, from a pilot on the cleaner start. The rows called ours start "
-        "from a fitted head; what their terms do is seen against ours: none."
+        "this noise alone, which is far from what web text is to a language model. One epoch over 960 rows of STS-B, which stands "
+        "for the paper's tasks other than SST-2, and 1,280 of SST-2's other rows. LoRA has a learning rate of its own, from a "
+        "pilot on the cleaner start. The rows called ours start from a fitted head; what their terms do is seen against ours: none."
     ),
     show=show,
     prepare=NOISIER,

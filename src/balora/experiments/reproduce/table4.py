@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from balora.experiments.compare import Comparison, Variant
-from balora.experiments.reproduce.columns import CAPTION, CAUTION, columns_table, verdict
+from balora.experiments.reproduce.columns import CAPTION, caution, columns_table, verdict
 from balora.experiments.reproduce.experiment import Experiment, Study, from_recipe
 from balora.experiments.reproduce.small import bart_on_g2p, minilm_on, stories_on_gsm8k
 from balora.experiments.reproduce.table2 import GLUE_SCORES
@@ -120,7 +120,7 @@ def show(made: Mapping[str, Comparison], studies: Sequence[Study], folder: Path)
             among = [variant.name for variant in OURS]
             words.append(f"- The same, {verdict(made[study.name], study.score, FITTED_HEAD.name, among)}")
     table = columns_table(made, studies, corner="terms")
-    return [table, f"{CAPTION.format(baseline=BASELINE)} {letters}", head, CAUTION, "\n".join(words)]
+    return [table, f"{CAPTION.format(baseline=BASELINE)} {letters}", head, caution(made), "\n".join(words)]
 
 
 TABLE4 = Experiment(

@@ -9,7 +9,7 @@ from pathlib import Path
 from balora.experiments.compare import Comparison, Row, Variant
 from balora.experiments.compare.stats import Spread
 from balora.experiments.compare.tables import cell_text, markdown_table
-from balora.experiments.reproduce.columns import CAUTION, verdict
+from balora.experiments.reproduce.columns import caution, verdict
 from balora.experiments.reproduce.evaluations import evaluated_on, few_of_gsm8k
 from balora.experiments.reproduce.experiment import Experiment, Study, from_recipe
 from balora.experiments.reproduce.nlg import by_score
@@ -62,7 +62,7 @@ def show(made: Mapping[str, Comparison], studies: Sequence[Study], folder: Path)
         f"to {BASELINE} on the same seed. Runs were made one after the other, seed by seed, so that a slow hour touches every "
         f"method; whatever else the machine did is in the times."
     )
-    return [*parts, caption, CAUTION, "\n".join(words), reported_markdown("table5")]
+    return [*parts, caption, caution(made), "\n".join(words), reported_markdown("table5")]
 
 
 def cost_table(made: Comparison, study: Study) -> str:
