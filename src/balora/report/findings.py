@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from balora.experiments.compare.rows import mixed_origins
+from balora.experiments.compare.rows import Row, mixed_origins
 from balora.report.source import TERMS, Run, Section, label_of, weights
 
 _FLAT = 1e-5
@@ -140,9 +140,19 @@ def _of_all(section: Section) -> list[str]:
             f"Not all runs were made with the same {what}; see where the numbers come from."
             for what in mixed_origins(done)
         ]
-    if len({row.provenance.get("data_digest") for row in done}) > 1:
-        notes.append("Not all runs saw the same data, so their scores do not compare as they stand.")
-    return notes
+    return notes + _different_data(done, paired=section.comparison is not None)
+
+
+def _different_data(done: Sequence[Row], paired: bool) -> list[str]:
+    """Whether runs are compared that learnt from different rows; a comparison's differences are within a seed anyway."""
+    data: dict[tuple[int, str], set[str | None]] = {}
+    for row in done:
+        data.setdefault((row.seed, repr(row.axes)), set()).add(row.provenance.get("data_digest"))
+    if any(len(digests) > 1 for digests in data.values()):
+        return ["Not all runs of one seed saw the same data, so their scores do not compare as they stand."]
+    if not paired and len(set().union(*data.values())) > 1:
+        return ["Runs of different seeds saw different rows; compare those of one seed."]
+    return []
 
 
 def _names(names: Sequence[str], shown: int = 4) -> str:
