@@ -239,7 +239,8 @@ def test_no_worse_than_the_plain_form_in_its_dtype(head, dtype):
 
 @pytest.mark.parametrize("vocabulary", [32_003])
 def test_wide_rows_keep_their_precision(vocabulary):
-    fused, plain = _errors(Case(tokens=9, hidden=16, vocabulary=vocabulary), torch.float32)
+    # As many rows and columns as make MKL sum the products in blocks: with 7 × 16 of them, two threads lose a digit there.
+    fused, plain = _errors(Case(tokens=80, hidden=64, vocabulary=vocabulary), torch.float32)
     assert fused <= 1.1 * plain + 10 * torch.finfo(torch.float32).eps
 
 
