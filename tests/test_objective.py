@@ -56,7 +56,8 @@ def test_regression_keeps_consistency_and_says_what_it_drops():
     objective = Objective(RegularizationConfig.for_classification(), "regression", num_labels=1)
     assert len(objective.notices) == 2
     assert any("diversity term is switched off" in notice for notice in objective.notices)
-    assert any("spectral term is constant" in notice and "below 1" not in notice for notice in objective.notices)
+    (spectral,) = [notice for notice in objective.notices if "spectral term is constant" in notice]
+    assert "with 1 output and" in spectral and spectral.endswith("switched off. Choose spectral_target: features.")
     assert objective.weights(0.3) == {"consistency": 0.15, "diversity": 0.0, "spectral": 0.0, "variance": 0.0}
 
 

@@ -244,10 +244,9 @@ class Objective:
         if config.spectral > 0 and config.spectral_target == "logits" and config.spectral_rank >= width:
             off["spectral"] = 0.0
             self.notices.append(
-                f"The spectral term is constant: with {width} outputs and spectral_rank {config.spectral_rank} the ratio of eq. 7 "
-                "is 1 whatever the model does, so its gradient is 0 and it is switched off. "
-                + (f"Choose spectral_rank below {width}, or " if width > 1 else "")
-                + "spectral_target: features."
+                f"The spectral term is constant: with {width} output{'s' if width > 1 else ''} and spectral_rank "
+                f"{config.spectral_rank} the ratio of eq. 7 is 1 whatever the model does, so its gradient is 0 and it is switched "
+                f"off. Choose {f'spectral_rank below {width}, or ' if width > 1 else ''}spectral_target: features."
             )
         if width == 1 and config.diversity > 0 and config.diversity_target == "logits":
             off["diversity"] = 0.0

@@ -170,7 +170,7 @@ def test_a_missing_file_names_the_nearest(tmp_path):
     write(tmp_path, DESIGN)
     with pytest.raises(BALoraError, match=r"There is no config file .*confg\.yaml\. Did you mean 'config\.yaml'\?"):
         load_settings(tmp_path / "confg.yaml")
-    with pytest.raises(BALoraError, match="cannot be read"):
+    with pytest.raises(BALoraError, match=r"is a folder; give the config file, .* A run's is in it: config\.yaml\."):
         load_settings(tmp_path)
 
 
@@ -268,7 +268,7 @@ def test_everything_missing_is_named():
         ({"method": "lora"}, "method is a section with keys of its own, not 'lora'"),
         ({"data": ["a"]}, "data is a section"),
         ({"training": 3}, "training is a section"),
-        ({"regularization": 0.1}, "regularization is a section with keys of its own, or off, not 0.1"),
+        ({"regularization": 0.1}, "regularization is a section with keys of its own, or on or off, not 0.1"),
         ({"regularization": {"teacher_head": "prob"}}, "regularization.teacher_head is one of initial, probe"),
         ({"method": {"rank": True}}, "method.rank must be a number, not true"),
         ({"method": {"rank": 2.5}}, "method.rank must be a whole number, not 2.5"),
@@ -291,6 +291,19 @@ def test_everything_missing_is_named():
 )
 def test_wrong_values(changes, said):
     assert said in refused(**changes)
+
+
+def test_a_key_outside_its_section_is_told_its_place():
+    assert refused(learning_rate=1e-4) == "Unknown key learning_rate. Did you mean training.learning_rate?"
+    assert refused(rank=4) == "Unknown key rank. Did you mean method.rank?"
+    assert refused(name="main") == "Unknown key name. Did you mean data.name or method.name?"
+    assert refused(temperature=1.0) == "Unknown key temperature. Did you mean regularization.temperature?"
+    assert refused(modle="m") == "Unknown key modle. Did you mean 'model'?"
+
+
+def test_fsdp_is_switched_on_as_the_docs_have_it():
+    fsdp = {"fsdp": True, "fsdp_config": {"version": 2}}
+    assert make(training=fsdp).training == fsdp
 
 
 def test_the_bare_constructor_checks_the_same():
