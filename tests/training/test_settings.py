@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from balora.config import RegularizationConfig
 from balora.errors import BALoraError
 from balora.methods import METHODS
+from balora.training.run import training_arguments
 from balora.training.settings import HARMLESS, DataSettings, MethodSettings, RunSettings, differences, load_settings
 from balora.training.settings_forms import data_problems
 from balora.training.settings_yaml import apply_overrides, parse_yaml, read_config
@@ -301,9 +302,14 @@ def test_a_key_outside_its_section_is_told_its_place():
     assert refused(modle="m") == "Unknown key modle. Did you mean 'model'?"
 
 
-def test_fsdp_is_switched_on_as_the_docs_have_it():
+def test_fsdp_is_switched_on_as_the_docs_have_it(monkeypatch):
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")  # which transformers sets
     fsdp = {"fsdp": True, "fsdp_config": {"version": 2}}
-    assert make(training=fsdp).training == fsdp
+    settings = make(training={**fsdp, "use_cpu": True})
+    assert {key: settings.training[key] for key in fsdp} == fsdp
+    arguments = training_arguments(settings)  # transformers fills its dictionary in, and a resume compares ours
+    assert arguments.fsdp and arguments.fsdp_config["version"] == 2
+    assert settings.training["fsdp_config"] == {"version": 2}
 
 
 def test_the_bare_constructor_checks_the_same():

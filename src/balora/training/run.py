@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import logging
@@ -197,7 +198,8 @@ def training_arguments(settings: RunSettings) -> TrainingArguments:
         "label_names": ["labels"],
     }
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
-    values = {**DEFAULTS, **settings.training, **{k: v for k, v in fixed.items() if k in known}}
+    # Copied: transformers writes into what it is given (fsdp_config), and a run's settings must stay what they were.
+    values = {**DEFAULTS, **copy.deepcopy(settings.training), **{k: v for k, v in fixed.items() if k in known}}
     try:
         return TrainingArguments(**values)
     except (ValueError, ImportError, RuntimeError) as error:
