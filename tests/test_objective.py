@@ -79,6 +79,10 @@ def test_what_does_not_exist_is_refused():
         Objective(RegularizationConfig(), "tagging")
     with pytest.raises(BALoraError, match=r"regularization\.variance is for classification"):
         Objective(RegularizationConfig(variance=0.1), "generation")
+    with pytest.raises(BALoraError) as error:
+        Objective(RegularizationConfig(teacher_head="probe", spectral_target="features"), "seq2seq")
+    assert "regularization.teacher_head: probe is for classification" in str(error.value)
+    assert "regularization.spectral_target: features is for classification" in str(error.value)
 
 
 # -- weights ------------------------------------------------------------------------------------------------------------
@@ -116,7 +120,7 @@ def test_what_is_needed_follows_the_weights():
     assert classifier(4, **features, spectral=0.0).needs_features
     assert classifier(4, diversity_target="features", diversity=0.0, variance=0.1).needs_features
     assert not classifier(4).needs_features
-    assert not Objective(RegularizationConfig(**features), "generation").needs_features
+    assert not Objective(RegularizationConfig(), "generation").needs_features
 
 
 # -- classification -----------------------------------------------------------------------------------------------------

@@ -218,6 +218,8 @@ def _check_argument(name: str, value: Any) -> tuple[str | None, Any]:
         made = value  # 100 steps stay 100, not 100.0
     if name in _ABOVE_ZERO and not made > 0:
         return f"training.{name} must be above 0, not {value!r}.", value
+    if name == "label_smoothing_factor" and made:
+        return "training.label_smoothing_factor does not go with the regularized objective; set it to 0.", value
     if name in _NOT_NEGATIVE and not made >= 0:
         return f"training.{name} must be at least 0, not {value!r}.", value
     return None, made
