@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -310,6 +311,22 @@ def test_fsdp_is_switched_on_as_the_docs_have_it(monkeypatch):
     arguments = training_arguments(settings)  # transformers fills its dictionary in, and a resume compares ours
     assert arguments.fsdp and arguments.fsdp_config["version"] == 2
     assert settings.training["fsdp_config"] == {"version": 2}
+
+
+def test_what_the_trainer_would_miss_is_said_before_a_model_is_loaded(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *given: None if name == "wandb" else find(name, *given)
+    )
+    wrong = make(training={"eval_strategy": "epoch", "report_to": ["tensorboard", "wandb"], "use_cpu": True})
+    with pytest.raises(BALoraError) as error:
+        training_arguments(wrong)
+    assert "training.eval_strategy is epoch, and there are no rows to evaluate on. Name them in data.eval" in str(
+        error.value
+    )
+    assert "training.report_to: wandb needs a package that is not installed: pip install 'balora[wandb]'" in str(
+        error.value
+    )
 
 
 def test_the_bare_constructor_checks_the_same():
