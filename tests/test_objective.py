@@ -56,7 +56,8 @@ def test_regression_keeps_consistency_and_says_what_it_drops():
     objective = Objective(RegularizationConfig.for_classification(), "regression", num_labels=1)
     assert len(objective.notices) == 2
     assert any("diversity term is switched off" in notice for notice in objective.notices)
-    assert any("spectral term is constant" in notice and "below 1" not in notice for notice in objective.notices)
+    (spectral,) = [notice for notice in objective.notices if "spectral term is constant" in notice]
+    assert "with 1 output and" in spectral and spectral.endswith("switched off. Choose spectral_target: features.")
     assert objective.weights(0.3) == {"consistency": 0.15, "diversity": 0.0, "spectral": 0.0, "variance": 0.0}
 
 
@@ -78,6 +79,10 @@ def test_what_does_not_exist_is_refused():
         Objective(RegularizationConfig(), "tagging")
     with pytest.raises(BALoraError, match=r"regularization\.variance is for classification"):
         Objective(RegularizationConfig(variance=0.1), "generation")
+    with pytest.raises(BALoraError) as error:
+        Objective(RegularizationConfig(teacher_head="probe", spectral_target="features"), "seq2seq")
+    assert "regularization.teacher_head: probe is for classification" in str(error.value)
+    assert "regularization.spectral_target: features is for classification" in str(error.value)
 
 
 # -- weights ------------------------------------------------------------------------------------------------------------
@@ -115,7 +120,7 @@ def test_what_is_needed_follows_the_weights():
     assert classifier(4, **features, spectral=0.0).needs_features
     assert classifier(4, diversity_target="features", diversity=0.0, variance=0.1).needs_features
     assert not classifier(4).needs_features
-    assert not Objective(RegularizationConfig(**features), "generation").needs_features
+    assert not Objective(RegularizationConfig(), "generation").needs_features
 
 
 # -- classification -----------------------------------------------------------------------------------------------------

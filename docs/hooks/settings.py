@@ -87,4 +87,5 @@ def _kinds(annotation: ast.expr, aliases: dict[str, ast.expr]) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    # A cell that ends in braces would lose them: Markdown's attr_list takes them for attributes.
+    return re.sub(r"\}$", "&#125;", " ".join(text.split()).replace("|", "\\|"))

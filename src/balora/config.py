@@ -48,13 +48,13 @@ class RegularizationConfig:
     spectral: float = 0.005
     """λ3 ≥ 0: weight of the negative spectral ratio (eq. 7 and 11)."""
     variance: float = 0.0
-    """Weight ≥ 0 of VICReg's variance hinge on the diversity target. Not in the paper, which drops it; see method.md."""
+    """Classification: weight ≥ 0 of VICReg's variance hinge on the diversity target. Not in the paper; see method.md."""
     temperature: float = 2.0
     """T > 0 of the consistency term. The paper gives 2.0 for generation and none for classification; we take the same."""
     top_k: int = 20
     """K ≥ 2 likeliest tokens over which the entropy of eq. 10 is taken. Clipped to the vocabulary."""
     spectral_rank: int = 10
-    """k ≥ 1 leading singular values of eq. 7 and 11. At min(N, D) or above, eq. 7 is constant: said once, and switched off."""
+    """k ≥ 1 leading singular values of eq. 7 and 11. At min(N, D) or above, eq. 7 is constant; at D it is switched off."""
     consistency_schedule: str = "cosine"
     """How λ1 moves over training; appendix B.4 says cosine (down to a tenth)."""
     focus_schedule: str = "two_phase"

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from balora.config import WEIGHTS, RegularizationConfig
-from balora.errors import BALoraError
+from balora.errors import BALoraError, raise_all
 from balora.losses import Parts, generation_loss, plain_generation_loss
 from balora.losses.processes import process_count
 from balora.losses.statistics import global_covariance, global_spectral_ratio, global_variance_hinge
@@ -237,17 +237,15 @@ class Objective:
         """Switch off the terms that are constants here, and say so: they cost time and change nothing."""
         off: dict[str, Any] = {}
         if self.generates:
-            if config.variance > 0:
-                raise BALoraError("regularization.variance is for classification and regression; set it to 0 here.")
+            _refuse_classifiers_settings(config)
             return config
         width = num_labels or 1
         if config.spectral > 0 and config.spectral_target == "logits" and config.spectral_rank >= width:
             off["spectral"] = 0.0
             self.notices.append(
-                f"The spectral term is constant: with {width} outputs and spectral_rank {config.spectral_rank} the ratio of eq. 7 "
-                "is 1 whatever the model does, so its gradient is 0 and it is switched off. "
-                + (f"Choose spectral_rank below {width}, or " if width > 1 else "")
-                + "spectral_target: features."
+                f"The spectral term is constant: with {width} output{'s' if width > 1 else ''} and spectral_rank "
+                f"{config.spectral_rank} the ratio of eq. 7 is 1 whatever the model does, so its gradient is 0 and it is switched "
+                f"off. Choose {f'spectral_rank below {width}, or ' if width > 1 else ''}spectral_target: features."
             )
         if width == 1 and config.diversity > 0 and config.diversity_target == "logits":
             off["diversity"] = 0.0
@@ -256,6 +254,18 @@ class Objective:
                 "diversity_target: features gives it something to act on."
             )
         return dataclasses.replace(config, **off)
+
+
+def _refuse_classifiers_settings(config: RegularizationConfig) -> None:
+    """Nothing would come of them where tokens are generated: there is no new head, and nothing pooled."""
+    problems = []
+    if config.variance > 0:
+        problems.append("regularization.variance is for classification and regression; set it to 0 here.")
+    for name, own in (("teacher_head", "initial"), ("diversity_target", "logits"), ("spectral_target", "logits")):
+        value = getattr(config, name)
+        if value != own:
+            problems.append(f"regularization.{name}: {value} is for classification and regression; leave it out here.")
+    raise_all(problems, "The regularization settings do not go with the task")
 
 
 def _whole(parts: Parts, keep: float) -> Parts:

@@ -207,6 +207,11 @@ def test_targets_that_match_nothing_are_refused_with_the_names_there_are(target)
     balora.adapt(model, rank=4)
 
 
+def test_a_name_that_is_meant_as_a_list_is_told_how_to_write_one():
+    with pytest.raises(BALoraError, match=r"A text is a regular expression over whole names; .* write \[q_proj\]\."):
+        balora.adapt(tiny_llama(), rank=4, target_modules="q_proj")
+
+
 def test_a_model_that_is_adapted_already_is_refused():
     model = balora.adapt(tiny_llama(), rank=4)
     for again in (model, model.get_base_model()):

@@ -202,6 +202,8 @@ def test_what_cannot_be_reported_is_one_sentence(balora, tmp_path):
     write_run(tmp_path / "runs" / "one")
     outcome = balora("report", tmp_path / "run")
     assert outcome.status == 2 and "Did you mean 'runs'?" in outcome.err
+    outcome = balora("report", tmp_path / "runs" / "one" / "config.yaml")
+    assert outcome.status == 2 and "config.yaml is a file; give the folder of a run" in outcome.err
     (tmp_path / "empty").mkdir()
     outcome = balora("report", tmp_path / "empty")
     assert outcome.status == 2 and "holds no run and no comparison" in outcome.err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils.data import TensorDataset
-from transformers import Trainer, TrainingArguments
+from transformers import LlamaForSequenceClassification, Trainer, TrainingArguments
 
 import balora
 from balora.methods import METHODS
@@ -13,6 +13,12 @@ from balora.methods.adapt import check_options
 from balora.methods.quantization import Quantized
 from balora.training.estimate import estimate, optimizer_steps
 from tiny import tiny_bart, tiny_bert, tiny_llama
+
+
+def llama_classifier() -> LlamaForSequenceClassification:
+    config = tiny_llama().config
+    config.num_labels, config.pad_token_id = 3, 0
+    return LlamaForSequenceClassification(config)
 
 
 def on_meta(build, method: str = "balora"):
@@ -45,7 +51,13 @@ def test_quantized_weights_take_what_they_take(bits: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("build", "task"), [(tiny_llama, "generation"), (tiny_bert, "classification"), (tiny_bart, "seq2seq")]
+    ("build", "task"),
+    [
+        (tiny_llama, "generation"),
+        (tiny_bert, "classification"),
+        (llama_classifier, "classification"),
+        (tiny_bart, "seq2seq"),
+    ],
 )
 def test_activations_are_those_that_autograd_keeps(build, task: str) -> None:
     """Count the real model's saved tensors the same way and compare."""

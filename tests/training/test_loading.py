@@ -159,8 +159,10 @@ def test_a_missing_folder_names_the_nearest(saved):
     wrong = saved / "lama"
     assert refused(wrong) == f"The model folder {wrong} does not exist. Did you mean 'llama'?"
     assert "is a file; give the folder it is in" in refused(saved / "llama" / "config.json")
-    with pytest.raises(BALoraError, match=r"The folder .*lama \(model\) does not exist"):
-        loading.load_tokenizer(settings(wrong))
+    for name in (wrong, saved / "llama" / "config.json"):  # validate says it once, though two loaders find it
+        with pytest.raises(BALoraError) as error:
+            loading.load_tokenizer(settings(name))
+        assert str(error.value) == refused(name)
     with pytest.raises(BALoraError, match=r"The folder .*tok \(data\.target_tokenizer\) does not exist"):
         loading.load_target_tokenizer(settings(saved / "bart", "seq2seq", {"target_tokenizer": str(saved / "tok")}))
 
@@ -170,6 +172,8 @@ def test_a_folder_without_config(llama):
     assert refused(llama) == f"The model folder {llama} has no config.json, so it is not a transformers model."
     (llama / "adapter_config.json").write_text("{}")
     assert "It holds an adapter: give the model the adapter was made for" in refused(llama)
+    (llama / "adapter_config.json").rename(llama / "run.json")
+    assert "It holds a run: give the model that was trained" in refused(llama)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from balora.config import RegularizationConfig
 from balora.errors import BALoraError
 from balora.methods import METHODS
+from balora.training.run import training_arguments
 from balora.training.settings import HARMLESS, DataSettings, MethodSettings, RunSettings, differences, load_settings
 from balora.training.settings_forms import data_problems
 from balora.training.settings_yaml import apply_overrides, parse_yaml, read_config
@@ -170,7 +172,7 @@ def test_a_missing_file_names_the_nearest(tmp_path):
     write(tmp_path, DESIGN)
     with pytest.raises(BALoraError, match=r"There is no config file .*confg\.yaml\. Did you mean 'config\.yaml'\?"):
         load_settings(tmp_path / "confg.yaml")
-    with pytest.raises(BALoraError, match="cannot be read"):
+    with pytest.raises(BALoraError, match=r"is a folder; give the config file, .* A run's is in it: config\.yaml\."):
         load_settings(tmp_path)
 
 
@@ -268,7 +270,7 @@ def test_everything_missing_is_named():
         ({"method": "lora"}, "method is a section with keys of its own, not 'lora'"),
         ({"data": ["a"]}, "data is a section"),
         ({"training": 3}, "training is a section"),
-        ({"regularization": 0.1}, "regularization is a section with keys of its own, or off, not 0.1"),
+        ({"regularization": 0.1}, "regularization is a section with keys of its own, or on or off, not 0.1"),
         ({"regularization": {"teacher_head": "prob"}}, "regularization.teacher_head is one of initial, probe"),
         ({"method": {"rank": True}}, "method.rank must be a number, not true"),
         ({"method": {"rank": 2.5}}, "method.rank must be a whole number, not 2.5"),
@@ -291,6 +293,40 @@ def test_everything_missing_is_named():
 )
 def test_wrong_values(changes, said):
     assert said in refused(**changes)
+
+
+def test_a_key_outside_its_section_is_told_its_place():
+    assert refused(learning_rate=1e-4) == "Unknown key learning_rate. Did you mean training.learning_rate?"
+    assert refused(rank=4) == "Unknown key rank. Did you mean method.rank?"
+    assert refused(name="main") == "Unknown key name. Did you mean data.name or method.name?"
+    assert refused(temperature=1.0) == "Unknown key temperature. Did you mean regularization.temperature?"
+    assert refused(modle="m") == "Unknown key modle. Did you mean 'model'?"
+
+
+def test_fsdp_is_switched_on_as_the_docs_have_it(monkeypatch):
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")  # which transformers sets
+    fsdp = {"fsdp": True, "fsdp_config": {"version": 2}}
+    settings = make(training={**fsdp, "use_cpu": True})
+    assert {key: settings.training[key] for key in fsdp} == fsdp
+    arguments = training_arguments(settings)  # transformers fills its dictionary in, and a resume compares ours
+    assert arguments.fsdp and arguments.fsdp_config["version"] == 2
+    assert settings.training["fsdp_config"] == {"version": 2}
+
+
+def test_what_the_trainer_would_miss_is_said_before_a_model_is_loaded(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *given: None if name == "wandb" else find(name, *given)
+    )
+    wrong = make(training={"eval_strategy": "epoch", "report_to": ["tensorboard", "wandb"], "use_cpu": True})
+    with pytest.raises(BALoraError) as error:
+        training_arguments(wrong)
+    assert "training.eval_strategy is epoch, and there are no rows to evaluate on. Name them in data.eval" in str(
+        error.value
+    )
+    assert "training.report_to: wandb needs a package that is not installed: pip install 'balora[wandb]'" in str(
+        error.value
+    )
 
 
 def test_the_bare_constructor_checks_the_same():
@@ -389,6 +425,7 @@ def test_checked_training_values_are_taken_by_transformers(tmp_path):
         ("evaluation_strategy", "steps", "It is training.eval_strategy"),
         ("no_cuda", True, "Use training.use_cpu"),
         ("hub_token", "hf_secret", "does not belong in a file"),
+        ("label_smoothing_factor", 0.1, "does not go with the regularized objective"),
         ("lr_scheduler_type", "cosin", "Did you mean 'cosine'?"),
         ("report_to", 3, "must be text or list"),
         ("learnin_rate", 3, "Unknown key training.learnin_rate. Did you mean 'learning_rate'?"),

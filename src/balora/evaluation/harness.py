@@ -1,7 +1,7 @@
 """Tasks of EleutherAI's lm-evaluation-harness by name, on the model in memory.
 
 The harness reads the data, makes the requests and scores them; the model and its answers are ours, so that an interrupted
-evaluation goes on and repeats nothing. It is an extra: ``pip install balora[lm-eval]``.
+evaluation goes on and repeats nothing. It is an extra: ``pip install 'balora[lm-eval]'``.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def evaluate_harness(session: Session, name: str) -> Record:
     data = session.options.data
     with _quiet(), _spec(name, data.get(PREFIX + name, data.get(name))) as spec:
         model = JournaledModel(session.loaded, session.options.batch_size, journal, session.say)
-        output = _run(session, spec, model, chat)
+        output = _run(session, name, spec, model, chat)
     results, samples = output["results"], output.get("samples", {})
     own = next(iter(results)) if len(results) == 1 else Path(name).stem
     scores = _scores(results.get(own) or next(iter(results.values())))
@@ -88,7 +88,7 @@ def evaluate_harness(session: Session, name: str) -> Record:
     return journal.finish([], {**scores, **rows, **({"by_task": subtasks} if subtasks else {})}, about, records)
 
 
-def _run(session: Session, spec: Any, model: Any, chat: bool) -> dict[str, Any]:
+def _run(session: Session, name: str, spec: Any, model: Any, chat: bool) -> dict[str, Any]:
     from lm_eval import simple_evaluate
 
     try:
@@ -108,10 +108,10 @@ def _run(session: Session, spec: Any, model: Any, chat: bool) -> dict[str, Any]:
     except Exception as error:  # tasks are data and code of many authors; to the user one sentence is enough
         if unreachable(error) or type(error).__name__ in ("DatasetNotFoundError", "LocalEntryNotFoundError"):
             raise BALoraError(
-                f"The data of {spec} could not be reached; check the connection, or give local files (--data TASK=PLACE)."
+                f"The data of {name} could not be reached; check the connection, or give local files (--data TASK=PLACE)."
             ) from error
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise BALoraError(f"lm-evaluation-harness could not run {spec}: {reason.rstrip('.')}.") from error
+        raise BALoraError(f"lm-evaluation-harness could not run {name}: {reason.rstrip('.')}.") from error
     assert output is not None, "one process always gets the results"
     return dict(output)
 

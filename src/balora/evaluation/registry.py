@@ -60,7 +60,7 @@ def _harness_task(name: str) -> Task:
         known = [*TASKS, *GROUPS]
         raise BALoraError(
             f"There is no task {name!r}.{suggest(name, known)} The tasks are {', '.join(known)}; those of lm-evaluation-harness "
-            "need: pip install balora[lm-eval]."
+            "need: pip install 'balora[lm-eval]'."
         )
     known = harness.names()
     if own not in known and not harness.is_file(own):

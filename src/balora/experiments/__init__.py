@@ -1,1 +1,1 @@
-"""What is built from several runs: the quickstart's story."""
+"""What is built from several runs: comparisons, the paper's experiments, the quickstart's story."""

@@ -41,7 +41,7 @@ def adapt(
         rank: r, at most the smaller side of every target layer.
         alpha: The adapter's scaling is alpha / rank; default ``rank``, the paper's choice.
         dropout: On the adapter's input; the paper uses 0.
-        target_modules: ``all-linear`` (all but the output head), a regular expression, or names of layers.
+        target_modules: ``all-linear`` (all but the output head), a regular expression over whole names, or a list of names.
         seed: Of the start.
         initial: The trainable tensors' initial values of an earlier run, to start from those instead of computing them
             (what a checkpoint holds).

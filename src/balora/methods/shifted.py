@@ -1,6 +1,7 @@
 """Starts that move part of the pre-trained weights into the adapter: W = W_res + s·B₀A₀, the residual frozen.
 
-PiSSA, MiLoRA and OLoRA differ only in which part that is; each gives a decomposition of one matrix.
+PiSSA and MiLoRA differ only in which part that is; each gives a decomposition of one matrix. The starts that do not share the
+scaling between the factors (OLoRA, LoRA-GA) or need data write the factors themselves and shift the weight as these do.
 Shapes: O output features, I input features, R adapter rank.
 """
 

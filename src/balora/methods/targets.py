@@ -78,9 +78,10 @@ def no_match(model: nn.Module, target: str | list[str]) -> str:
     names += sorted({name.rsplit(".", 1)[-1] for name in stacked_weights(model)})
     asked = target if isinstance(target, str) else ", ".join(target)
     first = target if isinstance(target, str) else (target[0] if target else "")
-    return (
-        f"target_modules {asked!r} matches no layer of the model.{suggest(first, names)} There are {', '.join(names)}."
-    )
+    hint = suggest(first, names)
+    if isinstance(target, str) and target in names:
+        hint = f" A text is a regular expression over whole names; for all layers that end so write [{target}]."
+    return f"target_modules {asked!r} matches no layer of the model.{hint} There are {', '.join(names)}."
 
 
 def _matches(name: str, targets: str | list[str]) -> bool:

@@ -77,6 +77,8 @@ def read_sections(folder: Path) -> list[Section]:
         BALoraError: It is not there, or holds neither, or a file is damaged.
     """
     if not folder.is_dir():
+        if folder.is_file():
+            raise BALoraError(f"{folder} is a file; give the folder of a run or a comparison.")
         siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise BALoraError(f"There is no folder {folder}.{suggest(folder.name, siblings)}")
     sections = list(_sections(folder, _DEPTH))

@@ -7,6 +7,7 @@ any architecture, at no cost.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 import math
 from collections.abc import Mapping
@@ -148,7 +149,10 @@ def _saved_bytes(model: nn.Module, task: Task, batch: int, length: int) -> int |
             if task in ("generation", "seq2seq"):
                 HeadlessForward(model).hidden_states(run, {**inputs, "use_cache": False})
             else:
-                run(**inputs)
+                base = model.get_base_model() if isinstance(model, PeftModel) else model
+                # Without the cache that a decoder makes by default: it holds tensors that are no fake ones.
+                known = inspect.signature(base.forward).parameters
+                run(**inputs, **({"use_cache": False} if "use_cache" in known else {}))
     except Exception:  # an estimate must not stand in the way of the run it is about
         return None
     return sum(t.untyped_storage().nbytes() for storage, t in kept.items() if storage not in own)

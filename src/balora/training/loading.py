@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from balora.errors import BALoraError, raise_all, suggest
+from balora.errors import BALoraError, raise_all
 from balora.training.data.collate import ensure_pad_token
 from balora.training.data.hub import looks_local, unreachable
 from balora.training.loading_checks import (
@@ -23,6 +23,7 @@ from balora.training.loading_checks import (
     check_vocabulary,
     load_config,
     model_problems,
+    no_folder,
     place,
     said,
 )
@@ -118,8 +119,7 @@ def max_positions(config: PretrainedConfig) -> int | None:
 def _tokenizer(name: str, key: str, settings: RunSettings) -> PreTrainedTokenizerBase:
     folder = Path(name).expanduser()
     if looks_local(name) and not folder.is_dir():
-        siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise BALoraError(f"The folder {name} ({key}) does not exist.{suggest(folder.name, siblings)}")
+        raise BALoraError(no_folder(name, key))
     if looks_local(name) and not any(p.name.startswith(_TOKENIZER_FILES) for p in folder.iterdir()):
         raise BALoraError(
             f"The folder {name} ({key}) has no tokenizer; name a folder or hub id that has one (tokenizer: ...)."

@@ -38,14 +38,22 @@ def model_problems(settings: RunSettings) -> list[str]:
         return []
     folder = Path(settings.model).expanduser()
     if not folder.is_dir():
-        siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        what = "is a file; give the folder it is in" if folder.is_file() else "does not exist"
-        return [f"The model folder {settings.model} {what}.{suggest(folder.name, siblings)}"]
+        return [no_folder(settings.model)]
     try:
         config = load_config(settings)
     except BALoraError as error:
         return [str(error)]
     return [problem for problem in (_kind_problem(config, settings), _weights_problem(folder, settings)) if problem]
+
+
+def no_folder(name: str, key: str = "model") -> str:
+    """What to say of a local name under which there is no folder."""
+    folder = Path(name).expanduser()
+    what = f"The model folder {name}" if key == "model" else f"The folder {name} ({key})"
+    if folder.is_file():
+        return f"{what} is a file; give the folder it is in."
+    siblings = [p.name for p in folder.parent.iterdir()] if folder.parent.is_dir() else []
+    return f"{what} does not exist.{suggest(folder.name, siblings)}"
 
 
 def load_config(settings: RunSettings) -> PretrainedConfig:
@@ -56,8 +64,11 @@ def load_config(settings: RunSettings) -> PretrainedConfig:
     """
     name, local = settings.model, looks_local(settings.model)
     if local and not (Path(name).expanduser() / "config.json").is_file():
-        adapter = (Path(name).expanduser() / "adapter_config.json").is_file()
-        hint = " It holds an adapter: give the model the adapter was made for." if adapter else ""
+        folder, hint = Path(name).expanduser(), ""
+        if (folder / "adapter_config.json").is_file():
+            hint = " It holds an adapter: give the model the adapter was made for."
+        elif (folder / "run.json").is_file():
+            hint = " It holds a run: give the model that was trained, or what `balora export --to merged` makes of the run."
         raise BALoraError(f"The model folder {name} has no config.json, so it is not a transformers model.{hint}")
     try:
         return AutoConfig.from_pretrained(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
+import importlib.util
 import logging
 import os
 from collections.abc import Callable
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from balora.errors import BALoraError
+from balora.errors import BALoraError, raise_all
 from balora.methods import adapt, find_method
 from balora.training import checkpoint as ckpt
 from balora.training.answers import AnsweringTrainer, answers_of
@@ -188,7 +190,8 @@ def training_arguments(settings: RunSettings) -> TrainingArguments:
     """The transformers arguments of a run: what the config says, over balora's defaults.
 
     Raises:
-        BALoraError: transformers refuses a combination of values; its reason is given.
+        BALoraError: transformers refuses a combination of values (its reason is given), or something is asked for that is
+            not there.
     """
     fixed = {
         "output_dir": settings.output,
@@ -197,11 +200,30 @@ def training_arguments(settings: RunSettings) -> TrainingArguments:
         "label_names": ["labels"],
     }
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
-    values = {**DEFAULTS, **settings.training, **{k: v for k, v in fixed.items() if k in known}}
+    # Copied: transformers writes into what it is given (fsdp_config), and a run's settings must stay what they were.
+    values = {**DEFAULTS, **copy.deepcopy(settings.training), **{k: v for k, v in fixed.items() if k in known}}
     try:
-        return TrainingArguments(**values)
+        arguments = TrainingArguments(**values)
     except (ValueError, ImportError, RuntimeError) as error:
         raise BALoraError(f"training cannot be set up so: {error}") from error
+    raise_all(_unmet(arguments, settings), "The training section cannot be used")
+    return arguments
+
+
+def _unmet(arguments: TrainingArguments, settings: RunSettings) -> list[str]:
+    """What the Trainer would miss only once the model is loaded."""
+    problems = []
+    if arguments.eval_strategy != "no" and settings.data.eval is None:
+        problems.append(
+            f"training.eval_strategy is {arguments.eval_strategy.value}, and there are no rows to evaluate on. Name them in "
+            "data.eval (0.05 is a share of the training rows), or leave eval_strategy out."
+        )
+    problems += [
+        f"training.report_to: {name} needs a package that is not installed: pip install 'balora[{name}]'."
+        for name in ("wandb", "trackio")
+        if name in (arguments.report_to or ()) and importlib.util.find_spec(name) is None
+    ]
+    return problems
 
 
 def save_result(trainer: BALoraTrainer, tokenizer: PreTrainedTokenizerBase, run: Path) -> Path:

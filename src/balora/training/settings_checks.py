@@ -76,14 +76,33 @@ def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
 
 
 def unknown_key(path: str, section: type[BaseModel]) -> str:
-    """Say that a key is unknown and which one is nearest.
+    """Say that a key is unknown, and where it has its place or which one is nearest.
 
     Example:
-        >>> from balora.training.settings import MethodSettings
+        >>> from balora.training.settings import MethodSettings, RunSettings
         >>> unknown_key("method.rnak", MethodSettings)
         "Unknown key method.rnak. Did you mean 'rank'?"
+        >>> unknown_key("learning_rate", RunSettings)
+        'Unknown key learning_rate. Did you mean training.learning_rate?'
     """
+    places = _places(path, section)
+    if places:
+        return f"Unknown key {path}. Did you mean {' or '.join(places)}?"
     return f"Unknown key {path}.{suggest(path.rpartition('.')[2], section.model_fields)}"
+
+
+def _places(name: str, section: type[BaseModel]) -> list[str]:
+    """Dotted names under which a key that stands outside every section is known."""
+    known: dict[str, Any] = {
+        key: inner.model_fields
+        for key, field in section.model_fields.items()
+        if (inner := _section_in(field.annotation))
+    }
+    if "regularization" in section.model_fields:  # these two are no settings classes
+        known["regularization"] = [field.name for field in dataclasses.fields(RegularizationConfig)]
+    if "training" in section.model_fields:
+        known["training"] = _argument_types()
+    return [f"{key}.{name}" for key, names in known.items() if name in names]
 
 
 def _locate(loc: tuple[int | str, ...], model: type[BaseModel]) -> tuple[str, type[BaseModel]]:
@@ -179,6 +198,8 @@ def _check_argument(name: str, value: Any) -> tuple[str | None, Any]:
         )
     if value is None:
         return None, None
+    if name == "fsdp" and isinstance(value, bool):
+        return None, value  # declared as text alone, for the form of earlier versions
     members = typing.get_args(hints[name]) or (hints[name],)
     choices = next((m for m in members if isinstance(m, type) and issubclass(m, enum.Enum)), None)
     if choices is not None and not issubclass(choices, list):
@@ -197,6 +218,8 @@ def _check_argument(name: str, value: Any) -> tuple[str | None, Any]:
         made = value  # 100 steps stay 100, not 100.0
     if name in _ABOVE_ZERO and not made > 0:
         return f"training.{name} must be above 0, not {value!r}.", value
+    if name == "label_smoothing_factor" and made:
+        return "training.label_smoothing_factor does not go with the regularized objective; set it to 0.", value
     if name in _NOT_NEGATIVE and not made >= 0:
         return f"training.{name} must be at least 0, not {value!r}.", value
     return None, made
@@ -241,7 +264,7 @@ def build_regularization(values: Any, task: str, on_by_default: bool) -> Regular
     if values is False:
         return RegularizationConfig.off()
     if values is not True and not isinstance(values, Mapping):
-        raise Problems([f"regularization is a section with keys of its own, or off, not {values!r}."])
+        raise Problems([f"regularization is a section with keys of its own, or on or off, not {values!r}."])
     changes = {} if values is True else {str(k): v for k, v in values.items() if v is not None}
     known = [field.name for field in dataclasses.fields(RegularizationConfig)]
     problems = [f"Unknown key regularization.{key}.{suggest(key, known)}" for key in changes if key not in known]

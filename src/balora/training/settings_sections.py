@@ -168,7 +168,9 @@ class MethodSettings(Section):
     )
     dropout: Number = Field(default=0.0, ge=0, lt=1, description="probability on the adapter's input")
     target_modules: str | tuple[str, ...] = Field(
-        default="all-linear", min_length=1, description="all-linear, a regular expression, or a list of layer names"
+        default="all-linear",
+        min_length=1,
+        description="all-linear, a regular expression over whole names, or a list of layer names",
     )
     options: dict[str, Any] = Field(default={}, validate_default=True, description="the method's own options")
 

@@ -111,6 +111,9 @@ def _read_file(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         near = suggest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
         raise BALoraError(f"There is no config file {path}.{near}") from error
+    except IsADirectoryError as error:
+        own = " A run's is in it: config.yaml." if (path / "config.yaml").is_file() else ""
+        raise BALoraError(f"{path} is a folder; give the config file, which is YAML.{own}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise BALoraError(f"The config file {path} cannot be read: {error}.") from error
     try:

@@ -14,6 +14,9 @@ class BALoraTrainer(RegularizedMixin, Trainer):
         regularization: A `RegularizationConfig`; default the paper's values for the model's task.
         loss_path: ``fused`` or ``plain``.
         initial: The trainable tensors' initial values, when the model is no longer at them.
+        teacher_cache: ``auto`` keeps a classifier's teacher logits in memory (in one process); ``off`` asks the teacher at
+            every step; a `balora.training.teacher_cache.TeacherCache` stands for it in generation.
+        teacher_offload: Whether the initial values wait in the host's memory between the teacher's forwards.
 
     All other arguments are `transformers.Trainer`'s. Causal models take unshifted ``labels`` (−100 where there is nothing to
     learn); sequence-to-sequence models take ``decoder_input_ids`` and ``labels`` aligned with them.
