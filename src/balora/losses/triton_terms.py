@@ -73,11 +73,11 @@ def token_terms_of_products_(
             values_3m,
             values_3m.stride(0),
             width,
-            head.logit_scale * terms.score_scale,
-            temperature,
+            float(head.logit_scale * terms.score_scale),
+            float(temperature),
             1.0 if terms.softcap is None else terms.softcap / temperature,
-            terms.consistency * temperature,
-            terms.diversity,
+            float(terms.consistency * temperature),
+            float(terms.diversity),
             TEACHER=teacher_mV is not None,
             TOP_K=min(terms.top_k, width) if terms.diversity else 0,
             SOFTCAP=terms.softcap is not None,
@@ -90,7 +90,8 @@ def token_terms_of_products_(
         )
 
 
-@triton.jit
+# Neither the number of tokens nor where a chunk begins is worth a compilation.
+@triton.jit(do_not_specialize=["values_stride"], do_not_specialize_on_alignment=["labels", "values"])
 def _row(
     student,
     teacher,
