@@ -17,9 +17,9 @@ ON_CUDA: Kernel = "torch"
 
 def chosen(kernel: Kernel | None, device: torch.device) -> Kernel:
     """Return the form that runs: the one asked for, or what the device's default is, if that can run."""
-    if kernel is None:
-        return ON_CUDA if device.type == "cuda" and not _missing(device) else "torch"
-    return kernel
+    if kernel is not None:
+        return kernel
+    return "triton" if device.type == "cuda" and ON_CUDA == "triton" and not _missing(device) else "torch"
 
 
 def wrong_kernel(kernel: str | None, device: torch.device) -> list[str]:
