@@ -9,7 +9,8 @@ What it should take, at 400 Tflop/s in bfloat16 and 50 in float32 (the adapters)
 and 1.3 in float32, a stock step twice that forward (the weights are frozen) and the adapters' own gradients, 0.22 s, with
 checkpointing 0.31; ours with the teacher's forward 0.32 and 0.41. Six variants of two steps to warm and four rounds are
 11 + 14 s, so that making, starting and caching the model is most of ``7b``: one to two minutes; ``8b`` likewise. ``loss``
-is 0.8 Tflop (3.2 at 128 k) a call, 110 calls with its floors: seconds. ``start`` is two exact decompositions of up to
+is 0.8 Tflop (3.2 at 128 k) a call, 200 calls with its floors and its Triton form, which is compiled a dozen times: half a
+minute. ``start`` is two exact decompositions of up to
 11008 × 4096 in float32, half a minute each, and seconds besides. In all 4 to 6 minutes.
 """
 

@@ -1,9 +1,11 @@
-"""The loss alone, forward and backward, beside its floor: a part of `gpu.py`, which decides whether a Triton form can pay.
+"""The loss alone, forward and backward, in both its forms and beside its floor: a part of `gpu.py`, which decides between them.
 
 The floor of the token terms is their three products with the head (student, teacher, gradient), each in one piece and
 nothing between them: a kernel that fused all the rest for nothing would still take that long. So ``tokens`` over
 ``products`` bounds what such a kernel could win. ``copy`` is the traffic that the torch form cannot avoid: both sides'
 float32 logits written and read once.
+
+The Triton form is measured where it can run: on a GPU, or anywhere with TRITON_INTERPRET=1, to try the script.
 """
 
 from __future__ import annotations
@@ -14,34 +16,80 @@ from collections.abc import Callable
 import torch
 
 from balora.losses import SpectralBasis, generation_loss
+from balora.losses.kernel import Kernel, wrong_kernel
 from reference import CONSISTENCY, DIVERSITY, SPECTRAL, SPECTRAL_RANK, TEMPERATURE, TOP_K
-from rows import Rows, summary
+from rows import Rows, ratios, summary
 from shapes import Shape
 
 REPEATS = 5
 """Calls to a measurement: one alone is a few milliseconds on a GPU."""
+LAUNCHES = ((512, 4), (1024, 4), (1024, 8), (2048, 4), (2048, 8), (4096, 8))
+"""Lanes and warps to a row of the Triton form that are tried beside its own: it was written without a GPU."""
 
 
 def measure(rows: Rows, shape: Shape, rounds: int, device: str) -> None:
-    """Write a row with the seconds of each, their ratio, and the rates of the products and the copy."""
-    wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
+    """Write a row with the seconds of each, their ratios, and the rates of the products and the copy.
+
+    ``triton`` is None where there is no GPU, why it cannot run where there is one, and else how far the two forms differ,
+    the ratios of their times and the seconds of ``tokens`` by lanes and warps.
+    """
     calls, flops, moved = _calls(shape, device)
+    compared = [name for name in calls if f"{name}, triton" in calls]
+    triton: dict[str, object] | None = None
+    try:
+        triton = {"differences": _differences(calls)} if compared else None
+    except Exception as error:  # no GPU has compiled it so far: the rest is to be measured all the same
+        triton = {"failed": f"{type(error).__name__}: {error}"}
+        calls = {name: call for name, call in calls.items() if not name.endswith("triton")}
+        compared = []
+    if device == "cuda" and triton is None:
+        triton = {"failed": " ".join(wrong_kernel("triton", torch.device(device)))}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name, call in calls.items():
-            wait()
-            begun = time.perf_counter()
-            for _ in range(REPEATS):
-                call()
-            wait()
+            found = _seconds(call, device)
             if turn:  # the first warms
-                seconds[name].append((time.perf_counter() - begun) / REPEATS)
+                seconds[name].append(found)
+    if compared:
+        triton["torch_over_triton"] = {n: ratios(seconds[n], seconds[f"{n}, triton"]) for n in compared}
+        triton["launches"] = _launches(calls["tokens, triton"], device)
     found = {name: summary(times) for name, times in seconds.items()}
     rows.add(
-        kind="loss", shape=shape, tokens=shape.batch * (shape.length - int(shape.prompt * shape.length)), seconds=found,
+        kind="loss", shape=shape, triton=triton, seconds=found,
+        tokens=shape.batch * (shape.length - int(shape.prompt * shape.length)),
         most_a_kernel_could_win=found["tokens"]["median"] / found["products"]["median"],
         product_tflops=flops / found["products"]["median"] / 1e12, copy_gbytes=moved / found["copy"]["median"] / 1e9,
     )  # fmt: skip
+
+
+def _seconds(call: Callable[[], object], device: str) -> float:
+    wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
+    wait()
+    begun = time.perf_counter()
+    for _ in range(REPEATS):
+        call()
+    wait()
+    return (time.perf_counter() - begun) / REPEATS
+
+
+def _differences(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Of the Triton form's loss and gradient from the torch form's, as shares of these."""
+    pairs = zip(calls["tokens, triton"](), calls["tokens"](), strict=True)
+    value, gradient = (float((a.double() - b.double()).norm() / b.double().norm()) for a, b in pairs)
+    return {"loss": value, "gradient": gradient}
+
+
+def _launches(call: Callable[[], object], device: str) -> dict[str, float]:
+    """Seconds by lanes and warps, the better of two measurements: a form that loses may only be launched badly."""
+    from balora.losses import triton_terms
+
+    own, found = (triton_terms.BLOCK, triton_terms.WARPS), {}
+    for block, warps in LAUNCHES:
+        triton_terms.BLOCK, triton_terms.WARPS = block, warps
+        call()  # compiles
+        found[f"{block} / {warps}"] = min(_seconds(call, device) for _ in range(2))
+    triton_terms.BLOCK, triton_terms.WARPS = own
+    return found
 
 
 def _calls(shape: Shape, device: str) -> tuple[dict[str, Callable[[], object]], float, float]:
@@ -61,13 +109,12 @@ def _calls(shape: Shape, device: str) -> tuple[dict[str, Callable[[], object]], 
     logits_MV = torch.empty(2 * tokens, shape.vocabulary, device=device)
     other_MV = torch.empty_like(logits_MV)
 
-    def loss(spectral: float) -> None:
+    def loss(spectral: float, kernel: Kernel = "torch") -> tuple[torch.Tensor, torch.Tensor]:
         parts = generation_loss(
             hidden_MD, labels_M, head_VD, teacher_MD, consistency=CONSISTENCY, diversity=DIVERSITY, spectral=spectral,
-            temperature=TEMPERATURE, top_k=TOP_K, spectral_rank=SPECTRAL_RANK, spectral_basis=basis,
+            temperature=TEMPERATURE, top_k=TOP_K, spectral_rank=SPECTRAL_RANK, spectral_basis=basis, kernel=kernel,
         )  # fmt: skip
-        parts.loss.backward()
-        hidden_MD.grad = None
+        return parts.loss.detach(), torch.autograd.grad(parts.loss, hidden_MD)[0]
 
     @torch.no_grad()
     def products() -> torch.Tensor:
@@ -81,5 +128,10 @@ def _calls(shape: Shape, device: str) -> tuple[dict[str, Callable[[], object]], 
         "products": products,
         "copy": lambda: other_MV.copy_(logits_MV),
     }
+    if not wrong_kernel("triton", torch.device(device)):
+        calls |= {
+            "all, triton": lambda: loss(SPECTRAL, "triton"),
+            "tokens, triton": lambda: loss(0.0, "triton"),
+        }
     flops = 6.0 * tokens * shape.hidden * shape.vocabulary
     return calls, flops, 2.0 * logits_MV.numel() * logits_MV.element_size()

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
+WORTH = 1.3
+"""What the Triton form has to win in the whole loss to be the default."""
 
 
 def phases_table(rows: Sequence[Row], names: Mapping[str, str]) -> str:
@@ -37,27 +39,40 @@ def phases_table(rows: Sequence[Row], names: Mapping[str, str]) -> str:
 
 
 def loss_table(rows: Sequence[Row]) -> str:
-    """The loss alone beside its floor, on a GPU.
+    """The loss alone, torch's form and Triton's, beside its floor, on a GPU.
 
     Args:
         rows: Those of kind ``loss``.
     """
     if not rows:
         return (
-            "Not decided: no GPU has been available. `make bench-gpu` has the loss alone as a part, so that the share a kernel "
-            "could win is known."
+            "Not decided: no GPU has been available. `python benchmarks/gpu.py --parts loss` on one measures both forms in a "
+            "minute, `make bench-report` fills in this table."
         )
-    lines = [
-        "| shape | loss, ms | without the spectrum, ms | its three products, ms | Tflop/s of these | a kernel could win at most |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = ["shape", "loss, ms", "with Triton, ms", f"torch / Triton, {WORTH} wanted", "without the spectrum, ms",
+            "with Triton, ms", "torch / Triton", "its three products, ms", "Tflop/s of these",
+            "a kernel could win at most"]  # fmt: skip
+    lines, notes = [_line(head), _line(["---"] * len(head))], []
     for row in rows:
-        ms = {name: 1000 * found["median"] for name, found in row["seconds"].items()}
-        lines.append(
-            f"| {row['shape']['name']} | {ms['all']:.2f} | {ms['tokens']:.2f} | {ms['products']:.2f} | "
-            f"{row['product_tflops']:.0f} | {row['most_a_kernel_could_win']:.2f} × |"
-        )
-    return "\n".join(lines)
+        ms = {name: f"{1000 * found['median']:.2f}" for name, found in row["seconds"].items()}
+        triton = row.get("triton") or {}
+        if "failed" in triton:
+            notes.append(f"{row['shape']['name']}: the Triton form did not run. {triton['failed']}")
+        wins = {name: found["median"] for name, found in triton.get("torch_over_triton", {}).items()}
+        cells = [row["shape"]["name"]]
+        for name in ("all", "tokens"):
+            cells += [ms[name], ms.get(f"{name}, triton", "–"), f"{wins[name]:.2f} ×" if wins else "–"]
+        if wins:
+            cells[3] += ", reached" if wins["all"] >= WORTH else ", **missed**"
+            off, launches = triton["differences"], triton["launches"]
+            best = min(launches, key=launches.__getitem__)
+            notes.append(
+                f"{row['shape']['name']}: the loss differs by {off['loss']:.0e} of itself, the gradient by {off['gradient']:.0e}; "
+                f"the fastest of {len(launches)} lanes / warps to a row was {best}, {1000 * launches[best]:.2f} ms."
+            )
+        cells += [ms["products"], f"{row['product_tflops']:.0f}", f"{row['most_a_kernel_could_win']:.2f} ×"]
+        lines.append(_line(cells))
+    return "\n".join([*lines, *(f"\n{note}" for note in notes)])
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -36,7 +36,8 @@ def test_the_gpu_script_goes_through_on_any_machine(monkeypatch, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
     assert all(row["status"] == "ok" and row["versions"]["torch"] and row["hardware"]["threads"] for row in rows)
     assert {"load", "loss", "peak", "variant", "ratio", "matrix", "model", "total"} == {row["kind"] for row in rows}
-    assert all(set(r["seconds"]) == {"all", "tokens", "products", "copy"} for r in rows if r["kind"] == "loss")
+    losses = [row for row in rows if row["kind"] == "loss"]
+    assert all(set(row["seconds"]) == {"all", "tokens", "products", "copy"} and not row["triton"] for row in losses)
     measured = {(r["shape"]["checkpointing"], r["above"]) for r in rows if r["kind"] == "ratio"}
     assert {(False, "online"), (True, "online"), (False, "cached"), (True, "cached")} <= measured
 
@@ -70,6 +71,30 @@ def test_what_is_compared_with_runs_peft_s_layers(monkeypatch):
     for name, variant in ready.items():
         variant.step(batches[0])
         assert bool(called) == (name == "off"), name
+
+
+@pytest.mark.slow
+def test_the_loss_alone_compares_its_two_forms(tmp_path):
+    """In Triton's interpreter, as a GPU's would."""
+    pytest.importorskip("triton")
+    code = """if True:
+        import sys; sys.path.insert(0, sys.argv[1])
+        import loss_alone, rows, shapes, why
+        loss_alone.REPEATS, loss_alone.LAUNCHES = 1, ((64, 4), (128, 4))
+        found = rows.Rows("gpu", __import__("pathlib").Path(sys.argv[2]))
+        loss_alone.measure(found, shapes.TINY, 1, "cpu")
+        print(why.loss_table(found.rows))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, BENCHMARKS, tmp_path],
+        capture_output=True, text=True, env={**ENVIRONMENT, "TRITON_INTERPRET": "1"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "| tiny | " in done.stdout and "**missed**" in done.stdout  # an interpreter is slow
+    row = json.loads((tmp_path / "gpu.jsonl").read_text())
+    assert {"all, triton", "tokens, triton"} < set(row["seconds"])
+    assert row["triton"]["differences"]["loss"] < 1e-6 and row["triton"]["differences"]["gradient"] < 1e-5
+    assert set(row["triton"]["launches"]) == {"64 / 4", "128 / 4"}
 
 
 @pytest.mark.slow

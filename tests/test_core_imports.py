@@ -24,6 +24,7 @@ BLOCKED = (
     "matplotlib",
     "jinja2",
     "tensorboard",
+    "triton",
 )
 
 PROLOGUE = f"""

@@ -80,6 +80,30 @@ def assert_same(case: Case, fused: Parts, plain: Parts, rtol: float = 1e-9, atol
         torch.testing.assert_close(one, other, rtol=rtol, atol=atol)
 
 
+def errors(case: Case, low: torch.dtype, **fused) -> tuple[float, float]:
+    """Distance of the fused and of the plain gradient (and value) in a low dtype from the float64 truth."""
+    low_case = Case(**{**_vars_of(case), "dtype": low})
+    gold = Case(**_vars_of(case))
+    for name in ("hidden_MD", "teacher_MD", "head_VD", "teacher_head_VD", "bias_V", "teacher_bias_V"):
+        tensor = getattr(low_case, name)
+        if tensor is not None:
+            setattr(gold, name, tensor.detach().double().requires_grad_(tensor.requires_grad))
+    truth = gold.gradients(gold.plain())
+    distances = []
+    for parts in (low_case.fused(**fused), low_case.plain()):
+        assert parts.loss.dtype == torch.float32
+        values = abs(float(parts.loss.detach()) - float(gold.plain().loss.detach()))
+        found = low_case.gradients(parts)
+        distances.append(
+            values + sum(float((g.double() - t).norm() / t.norm()) for g, t in zip(found, truth, strict=True))
+        )
+    return distances[0], distances[1]
+
+
+def _vars_of(case: Case) -> dict:
+    return {name: getattr(case, name) for name in Case.__dataclass_fields__}
+
+
 HEADS = {
     "linear": {},
     "bias": {"bias": True},

@@ -68,6 +68,8 @@ def test_the_budget_bounds_all_buffers_of_a_chunk_together():
     assert chunk_tokens_for(None, hidden[:0], head, teacher=True) == 1
     low = chunk_tokens_for(8 * 1000 * 30, hidden.bfloat16(), head, teacher=True)
     assert low < 25, "what is narrowed and widened counts too"
+    products = chunk_tokens_for(8 * 1000 * 30, hidden.bfloat16(), head, teacher=True, from_products=True)
+    assert products == 50, "the products alone, 4 bytes"
 
 
 @given(st.integers(1, 3000), st.integers(1, 10**9))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_cases import HEADS, SETTINGS, WEIGHTS, Case, assert_same
+from loss_cases import HEADS, SETTINGS, WEIGHTS, Case, assert_same, errors
 from torch import Tensor
 
 from balora.errors import BALoraError
@@ -205,34 +205,10 @@ def test_what_is_not_finite_becomes_nan_and_does_not_raise():
         assert torch.isnan(case.gradients(parts)[0]).any()
 
 
-def _errors(case: Case, low: torch.dtype) -> tuple[float, float]:
-    """Distance of the fused and of the plain gradient (and value) in a low dtype from the float64 truth."""
-    low_case = Case(**{**vars_of(case), "dtype": low})
-    gold = Case(**vars_of(case))
-    for name in ("hidden_MD", "teacher_MD", "head_VD", "teacher_head_VD", "bias_V", "teacher_bias_V"):
-        tensor = getattr(low_case, name)
-        if tensor is not None:
-            setattr(gold, name, tensor.detach().double().requires_grad_(tensor.requires_grad))
-    truth = gold.gradients(gold.plain())
-    distances = []
-    for parts in (low_case.fused(), low_case.plain()):
-        assert parts.loss.dtype == torch.float32
-        values = abs(float(parts.loss.detach()) - float(gold.plain().loss.detach()))
-        found = low_case.gradients(parts)
-        distances.append(
-            values + sum(float((g.double() - t).norm() / t.norm()) for g, t in zip(found, truth, strict=True))
-        )
-    return distances[0], distances[1]
-
-
-def vars_of(case: Case) -> dict:
-    return {name: getattr(case, name) for name in Case.__dataclass_fields__}
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 def test_no_worse_than_the_plain_form_in_its_dtype(head, dtype):
-    fused, plain = _errors(Case(tokens=61, hidden=40, vocabulary=907, **head), dtype)
+    fused, plain = errors(Case(tokens=61, hidden=40, vocabulary=907, **head), dtype)
     assert fused <= 1.1 * plain + 10 * torch.finfo(torch.float32).eps
     assert fused < (1e-4 if dtype == torch.float32 else 0.2)
 
@@ -240,7 +216,7 @@ def test_no_worse_than_the_plain_form_in_its_dtype(head, dtype):
 @pytest.mark.parametrize("vocabulary", [32_003])
 def test_wide_rows_keep_their_precision(vocabulary):
     # As many rows and columns as make MKL sum the products in blocks: with 7 × 16 of them, two threads lose a digit there.
-    fused, plain = _errors(Case(tokens=80, hidden=64, vocabulary=vocabulary), torch.float32)
+    fused, plain = errors(Case(tokens=80, hidden=64, vocabulary=vocabulary), torch.float32)
     assert fused <= 1.1 * plain + 10 * torch.finfo(torch.float32).eps
 
 

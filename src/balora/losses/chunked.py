@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from balora.losses.head import LinearHead
+from balora.losses.kernel import Kernel
 from balora.losses.remembered import RememberedTeacher
 from balora.losses.tokens import TokenTerms, token_terms_
 from balora.regularizers.checks import refuse_second_derivative
@@ -36,6 +37,7 @@ class TokenPass:
         remembered: What is kept of the teacher, in place of its hidden states.
         chunk_tokens: Tokens to a chunk; None for what the budget holds.
         memory_budget: Bytes for a chunk's buffers; None for the default.
+        kernel: Which form of the token terms. A remembered teacher has torch's alone, whatever stands here.
     """
 
     labels_M: Tensor
@@ -46,11 +48,19 @@ class TokenPass:
     remembered: RememberedTeacher | None = None
     chunk_tokens: int | None = None
     memory_budget: int | None = None
+    kernel: Kernel = "torch"
+
+    @property
+    def from_products(self) -> bool:
+        """Whether the terms are made of the bare products with the head, by Triton, and not of wide scores."""
+        return self.kernel == "triton" and self.remembered is None
 
     def chunk(self, hidden_MD: Tensor, head: LinearHead) -> int:
         """Tokens to a chunk, for these hidden states and this head."""
         teacher = self.teacher_hidden_MD is not None
-        return self.chunk_tokens or chunk_tokens_for(self.memory_budget, hidden_MD, head, teacher=teacher)
+        return self.chunk_tokens or chunk_tokens_for(
+            self.memory_budget, hidden_MD, head, teacher=teacher, from_products=self.from_products
+        )
 
     def at(self, positions: Tensor) -> TokenPass:
         """The same for some of the positions."""
@@ -69,7 +79,9 @@ class TokenPass:
         )
 
 
-def chunk_tokens_for(budget: int | None, hidden_MD: Tensor, head: LinearHead, *, teacher: bool) -> int:
+def chunk_tokens_for(
+    budget: int | None, hidden_MD: Tensor, head: LinearHead, *, teacher: bool, from_products: bool = False
+) -> int:
     """Choose the tokens to a chunk so that all of its buffers together stay within a memory budget.
 
     Larger chunks make better matrix products: one of 512 tokens, d 512, with 32 000 columns took 190 ms in chunks of
@@ -83,6 +95,7 @@ def chunk_tokens_for(budget: int | None, hidden_MD: Tensor, head: LinearHead, *,
         hidden_MD: The valid tokens, for their number, dtype and device.
         head: For V, and the soft cap, which wants its slope kept.
         teacher: Whether the teacher's logits stand beside the student's.
+        from_products: Whether the products are all that is held, in the hidden states' dtype.
 
     Returns:
         Tokens to a chunk, at least 1.
@@ -90,10 +103,10 @@ def chunk_tokens_for(budget: int | None, hidden_MD: Tensor, head: LinearHead, *,
     narrow, wide = hidden_MD.dtype.itemsize, torch.promote_types(hidden_MD.dtype, torch.float32).itemsize
     on_cpu = hidden_MD.device.type == "cpu"
     sides = 2 if teacher else 1
-    per_entry = sides * wide
-    if narrow < wide:  # the product before it is widened, the gradient after it is narrowed
+    per_entry = sides * (narrow if from_products else wide)
+    if narrow < wide and not from_products:  # the product before it is widened, the gradient after it is narrowed
         per_entry += (sides + 1) * narrow
-    if not on_cpu:  # the tile is the chunk: its scratch counts
+    if not on_cpu and not from_products:  # the tile is the chunk: its scratch counts
         per_entry += wide * (1 + int(head.softcap is not None))
     if budget is None:
         budget = CPU_BUDGET if on_cpu else ACCELERATOR_BUDGET
@@ -166,7 +179,7 @@ class _Gradients:
             else:
                 self.weight_VD.add_(narrow_mV.T @ hidden_mD)
         if self.bias_V is not None:
-            self.bias_V.add_(logits_mV.sum(dim=0))
+            self.bias_V.add_(logits_mV.sum(dim=0, dtype=self.bias_V.dtype))
 
 
 def _meet_the_head(hidden_MD: Tensor, head: LinearHead, plan: TokenPass, gradients: _Gradients) -> Tensor:
@@ -175,36 +188,68 @@ def _meet_the_head(hidden_MD: Tensor, head: LinearHead, plan: TokenPass, gradien
     wide = torch.promote_types(hidden_MD.dtype, torch.float32)
     values_3M = hidden_MD.new_zeros(3, tokens, dtype=wide)
     chunk = plan.chunk(hidden_MD, head)
-    scores = hidden_MD.new_empty(min(chunk, tokens) * (1 if teacher_MD is None else 2), width, dtype=wide)
-    tile = _tile_rows(scores)
+    scores = hidden_MD.new_empty(
+        min(chunk, tokens) * (1 if teacher_MD is None else 2),
+        width,
+        dtype=hidden_MD.dtype if plan.from_products else wide,
+    )
     for start in range(0, tokens, chunk):
         rows = slice(start, min(start + chunk, tokens))
         sides = _scores(hidden_MD[rows], head, None if teacher_MD is None else teacher_MD[rows], plan, scores)
-        for first in range(start, rows.stop, tile):
-            part = slice(first, min(first + tile, rows.stop))
-            here = slice(part.start - start, part.stop - start)
-            memory = None if plan.remembered is None else plan.remembered.at(part)
-            teacher = memory if sides[1] is None else sides[1][here]
-            token_terms_(sides[0][here], teacher, plan.labels_M[part], plan.terms, values_3M[:, part], gradients.wanted)
+        _terms_(sides, rows, head, plan, values_3M[:, rows], gradients.wanted)
         if gradients.wanted:
             logits_mV = sides[0] if sides[1] is None else sides[1]
             gradients.add(rows, hidden_MD[rows], logits_mV)
     return values_3M.sum(dim=1)
 
 
+def _terms_(
+    sides: tuple[Tensor, Tensor | None],
+    rows: slice,
+    head: LinearHead,
+    plan: TokenPass,
+    values_3m: Tensor,
+    gradient: bool,
+) -> None:
+    """Fill in a chunk's values, and turn its scores or products into the gradient."""
+    student_mV, teacher_mV = sides
+    if plan.from_products:
+        from balora.losses.triton_terms import token_terms_of_products_
+
+        bias_V = (plan.teacher or head).bias_V
+        labels_m = plan.labels_M[rows]
+        token_terms_of_products_(student_mV, teacher_mV, head, bias_V, labels_m, plan.terms, values_3m, gradient)
+        return
+    tile = _tile_rows(student_mV)
+    for first in range(0, len(student_mV), tile):
+        here = slice(first, min(first + tile, len(student_mV)))
+        part = slice(rows.start + here.start, rows.start + here.stop)
+        memory = None if plan.remembered is None else plan.remembered.at(part)
+        teacher = memory if teacher_mV is None else teacher_mV[here]
+        token_terms_(student_mV[here], teacher, plan.labels_M[part], plan.terms, values_3m[:, here], gradient)
+
+
 def _scores(
     hidden_mD: Tensor, head: LinearHead, teacher_mD: Tensor | None, plan: TokenPass, buffer: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Fill the buffer with a chunk's scores, and return the student's part and the teacher's."""
-    count, factor = len(hidden_mD), plan.terms.score_scale
+    """Fill the buffer with a chunk's scores, or bare products, and return the student's part and the teacher's."""
+    count = len(hidden_mD)
     student_mV, teacher_mV = buffer[:count], buffer[count : 2 * count]
+
+    def fill(head: LinearHead, hidden_mD: Tensor, out_mV: Tensor) -> None:
+        if plan.from_products:
+            torch.mm(hidden_mD, head.weight_VD.T, out=out_mV)
+        else:
+            head.affine(hidden_mD, plan.terms.score_scale, out_mV)
+
     if teacher_mD is None:
-        return head.affine(hidden_mD, factor, student_mV), None
+        fill(head, hidden_mD, student_mV)
+        return student_mV, None
     if plan.teacher is None:  # one product for both: the head is read, and packed, once
-        head.affine(torch.cat([hidden_mD, teacher_mD]), factor, buffer[: 2 * count])
+        fill(head, torch.cat([hidden_mD, teacher_mD]), buffer[: 2 * count])
     else:
-        head.affine(hidden_mD, factor, student_mV)
-        plan.teacher.affine(teacher_mD, factor, teacher_mV)
+        fill(head, hidden_mD, student_mV)
+        fill(plan.teacher, teacher_mD, teacher_mV)
     return student_mV, teacher_mV
 
 

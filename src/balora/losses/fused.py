@@ -14,6 +14,7 @@ from torch import Tensor
 from balora.errors import BALoraError, raise_all
 from balora.losses.chunked import TokenPass, token_loss
 from balora.losses.head import LinearHead
+from balora.losses.kernel import Kernel, chosen, wrong_kernel
 from balora.losses.parts import Parts
 from balora.losses.plain import IGNORED, divisor
 from balora.losses.remembered import RememberedTeacher
@@ -47,6 +48,7 @@ def generation_loss(
     across_processes: bool = False,
     chunk_tokens: int | None = None,
     memory_budget: int | None = None,
+    kernel: Kernel | None = None,
 ) -> Parts:
     r"""Cross-entropy plus the weighted regularizers of generation, from hidden states and the head.
 
@@ -83,6 +85,8 @@ def generation_loss(
         across_processes: Whether the spectrum is that of all processes' valid tokens; each process then has to call.
         chunk_tokens: Tokens to a chunk; default what ``memory_budget`` holds.
         memory_budget: Bytes for a chunk's buffers; default 32 MiB on a CPU and 256 MiB on an accelerator.
+        kernel: ``"torch"``, or ``"triton"`` for one kernel in place of the passes over the logits (CUDA; all but a
+            remembered teacher's terms, which stay torch's). None is torch's until a GPU has shown the other faster.
 
     Returns:
         The parts; float32 or wider. Without a valid token everything is 0, still on the graph, with zero gradients.
@@ -110,7 +114,8 @@ def generation_loss(
         _wrong_settings(weights, temperature, top_k, spectral_rank, chunk_tokens, memory_budget)
         + _wrong_shapes(hidden_MD, labels_M, head, teacher_hidden_MD, teacher)
         + _wrong_memory(remembered_teacher, temperature, labels_M, bool(consistency), teacher_hidden_MD is not None)
-        + _wrong_mask(consistency_mask_M, labels_M),
+        + _wrong_mask(consistency_mask_M, labels_M)
+        + wrong_kernel(kernel, hidden_MD.device),
         "The generation loss cannot be computed",
     )
 
@@ -130,6 +135,7 @@ def generation_loss(
             None if remembered_teacher is None else remembered_teacher.at(valid),
             chunk_tokens,
             memory_budget,
+            chosen(kernel, hidden_MD.device),
         )
         mask_M = None if consistency_mask_M is None or not consistency else consistency_mask_M[valid]
         loss, means_3 = token_loss(hidden_MD, head, plan) if mask_M is None else _in_two(hidden_MD, head, plan, mask_M)
