@@ -164,7 +164,7 @@ def test_a_dry_run_says_what_is_missing_and_writes_nothing(balora, tmp_path: Pat
     [
         (["tabel4"], ["tabel4", "'table4'"]),
         (["figure6", "--shared", "absent"], ["absent/models/stories260K", "--shared"]),
-        (["table4", "--scale", "paper", "--recipes", "absent"], ["absent"]),
+        (["table4", "--scale", "paper", "--recipes", "absent"], ["absent/llama-2-7b/metamathqa.yaml", "--recipes"]),
         (["table4", "methd.rank=4"], ["methd", "'method'"]),
     ],
 )

@@ -6,13 +6,16 @@ import copy
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from pydantic import ValidationError
+from transformers import EvalPrediction
 
 from balora.config import RegularizationConfig
 from balora.errors import BALoraError
 from balora.methods import METHODS
+from balora.training.metrics import SCORES, metrics_for
 from balora.training.run import training_arguments
 from balora.training.settings import HARMLESS, DataSettings, MethodSettings, RunSettings, differences, load_settings
 from balora.training.settings_forms import data_problems
@@ -327,6 +330,37 @@ def test_what_the_trainer_would_miss_is_said_before_a_model_is_loaded(monkeypatc
     assert "training.report_to: wandb needs a package that is not installed: pip install 'balora[wandb]'" in str(
         error.value
     )
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "said"),
+    [
+        ("generation", "accuracy", "There are loss."),
+        ("classification", "acuracy", "Did you mean 'accuracy'? There are loss, accuracy, f1_macro, matthews."),
+        ("regression", "eval_spearman", None),
+        ("classification", "eval_loss", None),
+    ],
+)
+def test_a_score_that_no_evaluation_gives_cannot_choose_the_best_model(task, name, said):
+    values = {"training": {"metric_for_best_model": name, "use_cpu": True}, "task": task}
+    if task != "generation":
+        column = "score" if task == "regression" else "label"
+        values["data"] = {"train": "d.jsonl", "text": "t", column: "l"}
+    settings = make(**values)
+    if said is None:
+        assert training_arguments(settings).metric_for_best_model == name
+        return
+    with pytest.raises(BALoraError) as error:
+        training_arguments(settings)
+    assert f"training.metric_for_best_model is {name}, which no evaluation here gives." in str(error.value)
+    assert said in str(error.value)
+
+
+def test_the_names_of_scores_are_those_that_evaluations_give():
+    found = EvalPrediction(np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([0, 1]))
+    assert tuple(metrics_for("classification")(found)) == SCORES["classification"]
+    found = EvalPrediction(np.array([0.0, 1.0]), np.array([0.5, 1.0]))
+    assert tuple(metrics_for("regression")(found)) == SCORES["regression"]
 
 
 def test_the_bare_constructor_checks_the_same():

@@ -9,6 +9,9 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from transformers import EvalPrediction
 
+SCORES = {"classification": ("accuracy", "f1_macro", "matthews"), "regression": ("pearson", "spearman", "mse")}
+"""Their names by task, beside the loss that every evaluation has."""
+
 
 def metrics_for(task: str) -> Callable[[EvalPrediction], dict[str, float]] | None:
     """The scores that fit a task, as the Trainer's ``compute_metrics``; None for generation."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from balora.errors import BALoraError, raise_all
+from balora.errors import BALoraError, raise_all, suggest
 from balora.methods import adapt, find_method
 from balora.training import checkpoint as ckpt
 from balora.training.answers import AnsweringTrainer, answers_of
@@ -28,7 +28,7 @@ from balora.training.data import Examples, describe_conditions, load_examples, m
 from balora.training.estimate import optimizer_steps
 from balora.training.folder import RunFolder, write_text
 from balora.training.loading import load_model, load_target_tokenizer, load_tokenizer, max_positions
-from balora.training.metrics import metrics_for
+from balora.training.metrics import SCORES, metrics_for
 from balora.training.provenance import peak_memory_mib, provenance
 from balora.training.settings import RunSettings
 from balora.training.teacher_build import open_for_run
@@ -218,12 +218,25 @@ def _unmet(arguments: TrainingArguments, settings: RunSettings) -> list[str]:
             f"training.eval_strategy is {arguments.eval_strategy.value}, and there are no rows to evaluate on. Name them in "
             "data.eval (0.05 is a share of the training rows), or leave eval_strategy out."
         )
+    scores, best = _scores(settings), arguments.metric_for_best_model
+    if best is not None and best.removeprefix("eval_") not in scores:
+        problems.append(
+            f"training.metric_for_best_model is {best}, which no evaluation here gives.{suggest(best, scores)} There are "
+            f"{', '.join(scores)}."
+        )
     problems += [
         f"training.report_to: {name} needs a package that is not installed: pip install 'balora[{name}]'."
         for name in ("wandb", "trackio")
         if name in (arguments.report_to or ()) and importlib.util.find_spec(name) is None
     ]
     return problems
+
+
+def _scores(settings: RunSettings) -> tuple[str, ...]:
+    """Names of what an evaluation during training gives."""
+    if settings.task == "seq2seq" and settings.data.form != "pair":  # classes or scores in words
+        return ("loss", *SCORES["classification"], *SCORES["regression"], "unreadable")
+    return ("loss", *SCORES.get(settings.task, ()))
 
 
 def save_result(trainer: BALoraTrainer, tokenizer: PreTrainedTokenizerBase, run: Path) -> Path:

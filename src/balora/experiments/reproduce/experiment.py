@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from balora.errors import BALoraError
 from balora.experiments.compare import Comparison, EvaluationPlan, Variant
 from balora.experiments.compare.plan import Axes
 from balora.experiments.reproduce.places import Places
@@ -73,10 +74,18 @@ def from_recipe(name: str, **changes: Mapping[str, Any]) -> Callable[[Places], d
     Args:
         name: Of the recipe, such as ``llama-2-7b/metamathqa``.
         changes: Sections to change key by key.
+
+    Returns:
+        A function of the places; it raises `BALoraError` where the recipe is not there.
     """
 
     def config(places: Places) -> dict[str, Any]:
-        values = read_config(places.recipe(name))
+        recipe = places.recipe(name)
+        if not recipe.is_file():
+            raise BALoraError(
+                f"There is no recipe {recipe}. Say where the folder with the paper's settings is with --recipes."
+            )
+        values = read_config(recipe)
         for section, keys in changes.items():
             values[section] = {**(values.get(section) or {}), **keys}
         return values
