@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, Subset
 
 from balora.config import RegularizationConfig
 from balora.errors import BALoraError
@@ -23,7 +23,7 @@ from balora.teacher import PretrainedTeacher
 from balora.training.callbacks import AfterStep
 from balora.training.logit_memory import memory_for
 from balora.training.meter import PartsMeter
-from balora.training.probe import fit_head
+from balora.training.probe import MOST_ROWS, fit_head
 from balora.training.row_keys import KEYS, KeyedCollator
 from balora.training.saving import SavingMixin
 from balora.training.sharding_checks import check_sharding
@@ -93,10 +93,14 @@ class RegularizedMixin(SavingMixin):
 
     def _probe_head(self) -> None:
         """Fit the head before the teacher is taken, so that student and teacher both start from it (METHOD 6.5)."""
+        rows = self.train_dataset
+        if (
+            not isinstance(rows, IterableDataset) and len(rows) > MOST_ROWS
+        ):  # of all of them: files may lie class by class
+            drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.args.seed))[:MOST_ROWS]
+            rows = Subset(rows, drawn.tolist())
         with torch.random.fork_rng():
-            score = fit_head(
-                self.model, self.get_eval_dataloader(self.train_dataset), regression=self.task == "regression"
-            )
+            score = fit_head(self.model, self.get_eval_dataloader(rows), regression=self.task == "regression")
         refresh_start(self.model)
         logger.info("teacher_head: probe fits the training rows with %.3f", score)
 
