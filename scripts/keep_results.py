@@ -28,7 +28,7 @@ def keep(results: Path, docs: Path) -> Path:
             (target / file.name).mkdir()
             for name in ("table.md", "table.json"):
                 # Where a package is installed says nothing about the run, and is nobody's business.
-                text = re.sub(r'[^"\s]*/site-packages/', "", (file / name).read_text())
+                text = re.sub(r'[^"\s]*/(site-packages|src)/', "", (file / name).read_text())
                 (target / file.name / name).write_text(text)
     return target / "index.md"
 
