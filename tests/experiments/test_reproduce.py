@@ -101,7 +101,7 @@ def test_our_terms_are_also_held_against_their_own_fitted_head():
     )
     to_none, to_head = show({study.name: made}, [study], Path())[-1].splitlines()
     assert "better: ours: none (+0.1000" in to_none
-    assert "ours: C (+0.0500*)" in to_none
+    assert r"ours: C (+0.0500\*)" in to_none
     assert "against ours: none: better: none; worse: ours: C (-0.0500" in to_head
 
 

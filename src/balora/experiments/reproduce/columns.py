@@ -45,7 +45,7 @@ def verdict(made: Comparison, score: str, baseline: str | None = None, among: Se
 
     Returns:
         ``against X: better: A (+0.1000*), B (+0.0500); worse: none; not told apart: C.`` Better and worse are beyond the bootstrap
-        interval, with a star beyond Student's too.
+        interval, with a star (written for Markdown) beyond Student's too.
     """
     baseline = baseline or made.baseline
     groups = made.groups if baseline == made.baseline else summarise(made.rows, [score], baseline)
@@ -121,4 +121,4 @@ def _cell(group: Group | None, score: str) -> str:
 
 def _star(gap: Difference) -> str:
     low, high = gap.student or (0.0, 0.0)
-    return "*" if low * high > 0 else ""
+    return r"\*" if low * high > 0 else ""  # bare, two of them would set what is between in italics
