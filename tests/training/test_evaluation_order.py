@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from balora.training.data.by_length import shortest_first
 from balora.training.run import prepare
 from balora.training.settings import RunSettings
 from tiny import tiny_bert, tiny_llama, tiny_tokenizer
@@ -24,7 +25,7 @@ ROWS = [  # no two alike: rounding would decide which of them is ahead
 ]
 
 
-def prepared(folder: Path, task: str, model, **data):
+def prepared(folder: Path, task: str, model, training=None, regularization=None, **data):
     rows = folder / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     model.save_pretrained(folder / "model")
@@ -32,7 +33,8 @@ def prepared(folder: Path, task: str, model, **data):
     settings = RunSettings.from_dict({
         "model": str(folder / "model"), "task": task, "output": str(folder / "run"), "method": {"name": "lora", "rank": 2},
         "data": {"train": str(rows), "eval": 0.4, **data},
-        "training": {"use_cpu": True, "report_to": [], "per_device_eval_batch_size": 7, "disable_tqdm": True},
+        "training": {"use_cpu": True, "report_to": [], "per_device_eval_batch_size": 7, "disable_tqdm": True, **(training or {})},
+        **({"regularization": regularization} if regularization else {}),
     })  # fmt: skip
     return prepare(settings)[0]
 
@@ -59,3 +61,43 @@ def test_a_classifiers_scores_are_those_of_any_order(task: str, label: str, tmp_
 def test_a_generators_rows_stay_where_they_are(tmp_path: Path):
     trainer = prepared(tmp_path, "generation", tiny_llama(), text="text")
     assert lengths(trainer) != sorted(lengths(trainer))
+
+
+GROUPED = {"train_sampling_strategy": "group_by_length"}
+
+
+def widths(trainer) -> list[int]:
+    """Of the batches of an evaluation."""
+    return [batch["input_ids"].shape[1] for batch in trainer.get_eval_dataloader()]
+
+
+def test_training_by_length_does_not_mix_an_evaluations_rows(tmp_path: Path):
+    """transformers draws blocks of rows by length in evaluation too, once it is asked to in training."""
+    trainer = prepared(tmp_path, "classification", tiny_bert(num_labels=3), GROUPED, text="text", label="label")
+    rows = trainer.eval_dataset.shuffle(seed=1)
+    labels = trainer.predict(rows).label_ids
+    assert labels.tolist() == [row["labels"] for row in rows]
+    assert widths(trainer) == sorted(widths(trainer))
+    drawn = [index for batch in trainer.get_train_dataloader().batch_sampler for index in batch]
+    assert drawn != list(range(len(drawn))), "training still draws"
+
+
+def test_a_fitted_head_reads_its_rows_by_length(tmp_path: Path, monkeypatch):
+    seen: list[int] = []
+    monkeypatch.setattr(
+        "balora.training.mixin.fit_head",
+        lambda model, batches, regression: seen.extend(b["input_ids"].shape[1] for b in batches) or 1.0,
+    )
+    model = tiny_bert(num_labels=3)
+    probe = {"teacher_head": "probe"}
+    prepared(tmp_path, "classification", model, GROUPED, probe, text="text", label="label")
+    assert len(set(seen)) > 2
+    assert seen == sorted(seen)
+
+
+def test_rows_without_tokens_or_length_stay_as_they_are():
+    assert shortest_first([{"pixels": [1]}, {"pixels": []}]) == [{"pixels": [1]}, {"pixels": []}]
+    stream = iter([{"input_ids": [1, 2]}, {"input_ids": [1]}])
+    assert shortest_first(stream) is stream
+    found = shortest_first([{"input_ids": [1, 2]}, {"input_ids": [3]}, {"input_ids": [4]}])
+    assert [row["input_ids"] for row in found] == [[3], [4], [1, 2]]

@@ -21,6 +21,7 @@ from balora.methods.start import refresh_start, start_of
 from balora.objective import Objective, all_finite
 from balora.teacher import PretrainedTeacher
 from balora.training.callbacks import AfterStep
+from balora.training.data.by_length import shortest_first
 from balora.training.logit_memory import memory_for
 from balora.training.meter import PartsMeter
 from balora.training.probe import MOST_ROWS, fit_head
@@ -100,7 +101,8 @@ class RegularizedMixin(SavingMixin):
             drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.args.seed))[:MOST_ROWS]
             rows = Subset(rows, drawn.tolist())
         with torch.random.fork_rng():
-            score = fit_head(self.model, self.get_eval_dataloader(rows), regression=self.task == "regression")
+            batches = self.get_eval_dataloader(shortest_first(rows))
+            score = fit_head(self.model, batches, regression=self.task == "regression")
         refresh_start(self.model)
         logger.info("teacher_head: probe fits the training rows with %.3f", score)
 
@@ -113,6 +115,11 @@ class RegularizedMixin(SavingMixin):
             return super().get_train_dataloader()
         finally:
             self.data_collator = collate
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> None:
+        """Rows in their order. The Trainer would mix those of an evaluation too where training groups rows by length,
+        and predictions would stand beside other rows than theirs.
+        """
 
     # -- the loss ---------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ from balora.training.answers import AnsweringTrainer, answers_of
 from balora.training.callbacks import MetricsFile, ShortLines, ShortProgress
 from balora.training.card import model_card
 from balora.training.data import Examples, describe_conditions, load_examples, make_collator, tokenize_examples
+from balora.training.data.by_length import shortest_first
 from balora.training.estimate import optimizer_steps
 from balora.training.folder import RunFolder, write_text
 from balora.training.loading import load_model, load_target_tokenizer, load_tokenizer, max_positions
@@ -155,7 +156,7 @@ def prepare(
         model=adapted,
         args=training_arguments(settings),
         train_dataset=rows.train,
-        eval_dataset=_shortest_first(rows.eval, settings.task),
+        eval_dataset=_for_evaluation(rows.eval, settings.task),
         data_collator=collator,
         **scored,
         regularization=settings.regularization,
@@ -167,15 +168,9 @@ def prepare(
     return trainer, tokenizer, examples
 
 
-def _shortest_first(rows: Dataset | None, task: str) -> Dataset | None:
-    """A classifier's rows in the order of their length, so that batches hold little padding: its scores know no order.
-
-    A generator's loss does: the Trainer averages the token means of batches, row by row.
-    """
-    if rows is None or task not in ("classification", "regression"):
-        return rows
-    lengths = [len(ids) for ids in rows["input_ids"]]
-    return rows.select(sorted(range(len(lengths)), key=lengths.__getitem__))
+def _for_evaluation(rows: Dataset | None, task: str) -> Dataset | None:
+    """A classifier's rows by length: its scores know no order. A generator's loss does, as the Trainer averages batches."""
+    return shortest_first(rows) if rows is not None and task in ("classification", "regression") else rows
 
 
 def _train(

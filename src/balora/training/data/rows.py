@@ -81,7 +81,8 @@ def convert(
     Returns:
         By form: ``prompt, input, response``; ``messages, place``; ``text``; ``text[, text_pair], labels``.
     """
-    make = _MAKERS[data.form]
+    form = data.form
+    make = _MAKERS[form]
     examples = []
     for row, place in zip(table.rows, table.places, strict=True):
         try:
@@ -92,7 +93,7 @@ def convert(
             if words:
                 example = _in_words(example, labels)
             # A chat template may refuse a conversation later, and the place is wanted then.
-            examples.append({**example, "place": place} if data.form == "messages" else example)
+            examples.append({**example, "place": place} if form == "messages" else example)
     return examples
 
 
