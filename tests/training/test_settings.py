@@ -459,6 +459,7 @@ def test_checked_training_values_are_taken_by_transformers(tmp_path):
         ("evaluation_strategy", "steps", "It is training.eval_strategy"),
         ("no_cuda", True, "Use training.use_cpu"),
         ("hub_token", "hf_secret", "does not belong in a file"),
+        ("push_to_hub", True, "`balora export RUN --to lora --output FOLDER`"),
         ("label_smoothing_factor", 0.1, "does not go with the regularized objective"),
         ("lr_scheduler_type", "cosin", "Did you mean 'cosine'?"),
         ("report_to", 3, "must be text or list"),

@@ -458,6 +458,10 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
 def test_what_the_objective_cannot_honour_is_refused(tmp_path):
     with pytest.raises(BALoraError, match="label_smoothing_factor"):
         trainer(pissa(tiny_llama), tmp_path, label_smoothing_factor=0.1)
+    with pytest.raises(BALoraError, match="hf upload"):
+        trainer(pissa(tiny_llama), tmp_path, push_to_hub=True)
+    with pytest.raises(BALoraError, match="hf upload"):
+        trainer(pissa(tiny_llama), tmp_path).push_to_hub()
     with pytest.raises(BALoraError, match="compute_loss_func"):
         BALoraTrainer(
             model=pissa(tiny_llama),

@@ -26,6 +26,12 @@ else:
     _Base = object
 
 
+NO_PUSH = (
+    "what lies in a run's folder is still being written, and only balora reads it. Leave it out; once the run is finished, "
+    "`balora export RUN --to lora --output FOLDER` makes what everybody can load, and `hf upload REPO FOLDER` sends it."
+)
+
+
 class SavingMixin(_Base):
     """The part of `RegularizedMixin` that saves and loads."""
 
@@ -96,14 +102,16 @@ class SavingMixin(_Base):
             facts["labels"] = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
         return facts
 
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Refused, whether the arguments ask for a push to the hub or a call does."""
+        raise BALoraError(f"push_to_hub is not done in training: {NO_PUSH}")
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The Trainer's; of a sharded model what was trained alone is gathered, not the frozen weights with it."""
         if not is_sharded(self.model):
             super().save_model(output_dir, _internal_call)
             return
         self._save(output_dir)
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         broken = next((name for name, p in trainable(self.model) if not is_finite(p)), None)

@@ -34,8 +34,6 @@ HARMLESS = (
     *("training.logging_steps", "training.logging_strategy", "training.logging_first_step", "training.log_level"),
     *("training.log_level_replica", "training.log_on_each_node", "training.disable_tqdm"),
     *("training.save_steps", "training.save_strategy", "training.save_total_limit"),
-    *("training.push_to_hub", "training.hub_model_id", "training.hub_strategy"),
-    *("training.hub_private_repo", "training.hub_always_push", "training.hub_revision"),
     # How batches reach the model, not which.
     *("training.dataloader_num_workers", "training.dataloader_pin_memory", "training.dataloader_prefetch_factor"),
 )

@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 
 from balora.config import RegularizationConfig
 from balora.errors import BALoraError, suggest
+from balora.training.saving import NO_PUSH
 
 Values = Mapping[str, Any]
 
@@ -218,6 +219,8 @@ def _check_argument(name: str, value: Any) -> tuple[str | None, Any]:
         made = value  # 100 steps stay 100, not 100.0
     if name in _ABOVE_ZERO and not made > 0:
         return f"training.{name} must be above 0, not {value!r}.", value
+    if name == "push_to_hub" and made:
+        return f"training.push_to_hub is not done in training: {NO_PUSH}", value
     if name == "label_smoothing_factor" and made:
         return "training.label_smoothing_factor does not go with the regularized objective; set it to 0.", value
     if name in _NOT_NEGATIVE and not made >= 0:
