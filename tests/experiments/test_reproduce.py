@@ -77,7 +77,7 @@ def test_what_differs_beyond_the_interval_is_said_in_the_scores_own_direction():
 
     values = {BASELINE: (1.0, 2.0), "C": (0.9, 1.8), "D": (1.2, 2.1), "S": (0.9, 2.1)}
     rows = [row(name, seed, pair[seed]) for name, pair in values.items() for seed in (0, 1)]
-    study = dataclasses.replace(EXPERIMENTS["table4"].small[3], variants=[Variant.parse("pissa")])
+    study = dataclasses.replace(EXPERIMENTS["table4"].small[1], variants=[Variant.parse("pissa")])
     for score, better, worse in (("loss", "C", "D"), ("accuracy", "D", "C")):
         made = Comparison(
             groups=summarise(rows, [score], BASELINE), rows=rows, scores=[score], baseline=BASELINE, about={}
@@ -148,6 +148,11 @@ def test_an_experiment_runs_and_leaves_its_page(config: Path, tmp_path: Path):
     for name in ("figure6.png", "figure6.svg", "tiny/table.md"):
         assert (tmp_path / "out" / name).stat().st_size > 300
     assert "full fine-tuning" in (tmp_path / "out" / "figure6.svg").read_text()
+    assert "\nOf the paper: appendix C.4, figure 6. " in text
+    own = dataclasses.replace(asked.experiment, source="not of the paper; a question of ours")
+    again = reproduce(dataclasses.replace(asked, experiment=own), LocalEngine()).read_text()
+    assert "\nNot of the paper; a question of ours. " in again
+    assert "Of the paper:" not in again
 
 
 def test_a_dry_run_says_what_is_missing_and_writes_nothing(balora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

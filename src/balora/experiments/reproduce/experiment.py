@@ -49,7 +49,7 @@ class Experiment:
     name: str
     title: str
     source: str
-    """Where in the paper."""
+    """Where in the paper; of an experiment of ours "not of the paper" and a reason."""
     reported: str
     """What the authors report there, in one sentence, marked as theirs."""
     small: Sequence[Study]

@@ -98,7 +98,7 @@ def dry_run(request: Request) -> list[str]:
         lines += [f"    missing: {what}" for what in request.missing(study)]
     if request.experiment.alone:
         lines.append("  It measures time: one run after the other, whatever --jobs says")
-    halved = "" if request.experiment.alone else " (--jobs 2 on two cores: half)"
+    halved = "" if request.experiment.alone else " (--jobs 2: half on two cores, two thirds on two threads of one)"
     if everything_timed:
         lines.append(f"  about {total / 60:.0f} min one after the other on one core{halved}")
     else:
@@ -156,7 +156,9 @@ def reproduce(request: Request, engine: Engine, say: Say = lambda line: None) ->
 
 def _page(request: Request, made: Mapping[str, Comparison]) -> str:
     experiment, studies = request.experiment, request.experiment.studies(request.scale)
-    head = [f"# {experiment.name}: {experiment.title}", f"Of the paper: {experiment.source}. {experiment.reported}"]
+    own = experiment.source.startswith("not of the paper")
+    source = f"{experiment.source[0].upper()}{experiment.source[1:]}" if own else f"Of the paper: {experiment.source}"
+    head = [f"# {experiment.name}: {experiment.title}", f"{source}. {experiment.reported}"]
     if request.scale == "small":
         head.append(f"**This is a small stand-in, not the paper's experiment.** {experiment.limits}")
     changed = f" with {' '.join(request.overrides)}" if request.overrides else ""
