@@ -46,7 +46,7 @@ def test_regression_is_fitted_too() -> None:
 def collected(monkeypatch, features, labels) -> None:
     """Let these be the model's features."""
     found = features.astype(np.float64), labels
-    monkeypatch.setattr("balora.training.probe._collect", lambda model, batches: found)
+    monkeypatch.setattr("balora.training.probe._collect", lambda model, batches, gather: found)
 
 
 def known(rows: int = 400, width: int = 32, classes: int = 2) -> tuple[np.ndarray, np.ndarray]:

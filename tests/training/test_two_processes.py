@@ -11,7 +11,7 @@ from balora.training import checkpoint as ckpt
 from processes import run_script
 
 GLOBAL = ("global generation", "global classification", "global features")
-RUNS = ("generation", "full", "classification", *GLOBAL)
+RUNS = ("generation", "full", "classification", "fitted head", *GLOBAL)
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ GLOBAL = RegularizationConfig(**{**ALL_TERMS.to_dict(), "batch_statistics": "glo
 GLOBAL_ROWS = RegularizationConfig(
     consistency=0.5, diversity=0.3, spectral=0.2, variance=0.4, spectral_rank=1, batch_statistics="global", **CONSTANT
 )
+FITTED = RegularizationConfig(**{**ROWS.to_dict(), "teacher_head": "probe"})
 GLOBAL_FEATURES = RegularizationConfig(
     **{**GLOBAL_ROWS.to_dict(), "diversity_target": "features", "spectral_target": "features"}
 )
@@ -37,6 +38,7 @@ RUNS = {
     "generation": (lambda: adapted(tiny_llama), token_rows, TOKEN_TERMS),
     "full": (lambda: adapted(lambda: tiny_llama(tie_word_embeddings=False), "full"), token_rows, TOKEN_TERMS),
     "classification": (lambda: adapted(tiny_bert), labelled_rows, ROWS),
+    "fitted head": (lambda: adapted(tiny_bert), labelled_rows, FITTED),
     "global generation": (lambda: adapted(tiny_llama), token_rows, GLOBAL),
     "global classification": (lambda: adapted(tiny_bert), labelled_rows, GLOBAL_ROWS),
     "global features": (lambda: adapted(tiny_bert), labelled_rows, GLOBAL_FEATURES),
@@ -52,7 +54,7 @@ def fit(name: str, folder: Path, processes: int) -> tuple[dict[str, list[float]]
     at_once = 4 if processes == 1 and config.batch_statistics == "global" else 2
     seen = Gradients()
     run = trainer(
-        make(), folder / name, config=config, rows=rows(24), callbacks=[seen], optim="sgd", learning_rate=0.5, max_steps=3,
+        make(), folder / name, config=config, rows=rows(26), callbacks=[seen], optim="sgd", learning_rate=0.5, max_steps=3,
         per_device_train_batch_size=at_once, gradient_accumulation_steps=4 // (at_once * processes), max_grad_norm=0.0,
         save_strategy="steps",
         save_steps=2, save_total_limit=1, eval_strategy="steps", eval_steps=3, eval_dataset=rows(8), logging_steps=3,

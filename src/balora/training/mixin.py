@@ -19,6 +19,7 @@ from balora.errors import BALoraError
 from balora.methods.registry import Method, find_method
 from balora.methods.start import refresh_start, start_of
 from balora.objective import Objective, all_finite
+from balora.pooled import final_linear
 from balora.teacher import PretrainedTeacher
 from balora.training.callbacks import AfterStep
 from balora.training.data.by_length import shortest_first
@@ -102,7 +103,11 @@ class RegularizedMixin(SavingMixin):
             rows = Subset(rows, drawn.tolist())
         with torch.random.fork_rng():
             batches = self.get_eval_dataloader(shortest_first(rows))
-            score = fit_head(self.model, batches, regression=self.task == "regression")
+            regression, gather = self.task == "regression", self.accelerator.gather_for_metrics
+            score = fit_head(self.model, batches, regression=regression, gather=gather)
+        if self.accelerator.num_processes > 1:  # another machine may round another way
+            for tensor in final_linear(self.model).parameters():
+                torch.distributed.broadcast(tensor.data, src=0)
         refresh_start(self.model)
         logger.info("teacher_head: probe fits the training rows with %.3f", score)
 

@@ -8,7 +8,7 @@ Shapes: N examples, d pooled size, D classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,16 @@ _LOGISTIC = np.logspace(-5, 1, 7)
 """Likewise, one over the penalty, as scikit-learn has it."""
 
 
-def fit_head(model: nn.Module, batches: Iterable[dict[str, Any]], *, regression: bool) -> float:
+Gather = Callable[[tuple[torch.Tensor, torch.Tensor]], tuple[torch.Tensor, torch.Tensor]]
+
+
+def fit_head(
+    model: nn.Module,
+    batches: Iterable[dict[str, Any]],
+    *,
+    regression: bool,
+    gather: Gather = lambda found: found,
+) -> float:
     """Fit the final linear layer on pooled features of the model as it stands, and write it into the model.
 
     Logistic regression (for regression: ridge), on features centred and divided by their root mean square deviation. The
@@ -41,6 +50,8 @@ def fit_head(model: nn.Module, batches: Iterable[dict[str, Any]], *, regression:
         model: An adapted classifier at its initial values.
         batches: With ``labels``; read until `MOST_ROWS` examples are seen.
         regression: Whether the labels are scores.
+        gather: From features and labels of this process's batch to those of all processes' batches, in one order: each process
+            fits the head, and on a share of the rows it would be another head in each.
 
     Returns:
         Accuracy, or R² for regression, on the rows it was fitted on.
@@ -48,7 +59,7 @@ def fit_head(model: nn.Module, batches: Iterable[dict[str, Any]], *, regression:
     Raises:
         BALoraError: The rows hold one class only.
     """
-    features_Nd, labels_N = _collect(model, batches)
+    features_Nd, labels_N = _collect(model, batches, gather)
     head = final_linear(model)
     intercept = head.bias is not None
     # One scale for all features, not each its own: a feature that hardly moves would be rounding blown up.
@@ -113,7 +124,7 @@ def _loss(logistic: LogisticRegression, seen_Nd: np.ndarray, labels_N: np.ndarra
     return float(-np.log(chance_N.clip(min=1e-9)).sum())
 
 
-def _collect(model: nn.Module, batches: Iterable[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+def _collect(model: nn.Module, batches: Iterable[dict[str, Any]], gather: Gather) -> tuple[np.ndarray, np.ndarray]:
     device = next(model.parameters()).device
     features, labels, rows = [], [], 0
     with evaluating(model):
@@ -121,8 +132,9 @@ def _collect(model: nn.Module, batches: Iterable[dict[str, Any]]) -> tuple[np.nd
             inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
             with pooled_features(model, inputs) as caught:
                 model(**inputs)
-            features.append(caught[-1].double().cpu().numpy())
-            labels.append(batch["labels"].cpu().numpy())
+            features_Nd, labels_N = gather((caught[-1].detach(), batch["labels"].to(device)))
+            features.append(features_Nd.double().cpu().numpy())
+            labels.append(labels_N.cpu().numpy())
             rows += len(labels[-1])
             if rows >= MOST_ROWS:
                 break
