@@ -66,6 +66,9 @@ def test_the_budget_bounds_all_buffers_of_a_chunk_together():
     assert chunk_tokens_for(1, hidden, head, teacher=True) == 1
     assert chunk_tokens_for(None, hidden, head, teacher=True) == 100
     assert chunk_tokens_for(None, hidden[:0], head, teacher=True) == 1
+    wide = LinearHead(torch.empty(1, device="meta").expand(10**6, 1))
+    assert chunk_tokens_for(None, torch.zeros(1000, 1), wide, teacher=True) == 63, "16 even chunks, of 64 at most"
+    assert chunk_tokens_for(32 * 2**20, torch.zeros(1000, 1), wide, teacher=True) == 4, "what a user says is kept"
     low = chunk_tokens_for(8 * 1000 * 30, hidden.bfloat16(), head, teacher=True)
     assert low < 25, "what is narrowed and widened counts too"
     products = chunk_tokens_for(8 * 1000 * 30, hidden.bfloat16(), head, teacher=True, from_products=True)

@@ -84,7 +84,7 @@ def generation_loss(
         spectral_basis: What :meth:`SpectralBasis.from_head` made of this head once, so that it is not made again here.
         across_processes: Whether the spectrum is that of all processes' valid tokens; each process then has to call.
         chunk_tokens: Tokens to a chunk; default what ``memory_budget`` holds.
-        memory_budget: Bytes for a chunk's buffers; default 32 MiB on a CPU and 256 MiB on an accelerator.
+        memory_budget: Bytes for a chunk's buffers; default 32 MiB on a CPU and 256 MiB on an accelerator, or what 64 tokens take.
         kernel: ``"torch"``, or ``"triton"`` for one kernel in place of the passes over the logits (CUDA; all but a
             remembered teacher's terms, which stay torch's). None is torch's until a GPU has shown the other faster.
 
