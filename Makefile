@@ -79,13 +79,14 @@ package: $(VENV)/.dev  ## build the wheel and the sdist, and look into them
 	$(BIN)/python .ci/check_package.py dist
 
 # --- measure ----------------------------------------------------------------------------------------------------------
-bench: $(VENV)/.run  ## all benchmarks of a CPU, on all its cores: a quarter of an hour on two quiet ones
+bench: $(VENV)/.run  ## all benchmarks of a CPU, on all its cores: twenty minutes on two quiet ones
 	$(BENCH)/step_time.py
 	$(BENCH)/phases.py
 	$(BENCH)/memory.py
 	$(BENCH)/classification.py
 	$(BENCH)/sweep.py
 	$(BENCH)/pissa_start.py
+	$(BENCH)/counted.py
 
 bench-gpu: $(VENV)/.run  ## those of a GPU, under 8 minutes
 	$(BENCH)/gpu.py

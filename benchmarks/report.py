@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from rows import read
 from shapes import LLAMA_7B, MAIN, WIDE
-from why import loss_table, phases_table
+from why import counted_table, loss_table, phases_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "cost.md"
@@ -29,6 +29,8 @@ NAMES = {
     "reference": "BA-LoRA as a plain reading has it",
 }
 COLOURS = {"stock": "#E69F00", "online": "#009E73", "cached": "#56B4E9", "reference": "#999999", "off": "#0072B2"}
+PEAK, PEAK_OFFLOADED = "CUDA, 7B shape: peak memory, ours online / stock", "the same with `teacher_offload`"
+COUNTED = {PEAK: "online", PEAK_OFFLOADED: "offloaded"}
 Row = dict[str, Any]
 
 
@@ -41,6 +43,7 @@ def main() -> None:
         "memory": memory(),
         "start": start(),
         "gpu": gpu(),
+        "counted": counted_table(read("counted"), NAMES),
         "phases": phases_table(read("phases"), NAMES),
         "loss": loss_table(_of("gpu", "loss")),
         "machine": machine(),
@@ -76,15 +79,18 @@ def targets() -> str:
         ("peak memory at V 128 256, ours online / stock", "≤ 0.40", _ratio("memory", "online", "stock", WIDE.name)),
         ("classification, 3 epochs, cached / stock PiSSA", "≤ 1.05", _ratio("classification", "cached", "stock")),
         ("CUDA, 7B shape: ours online / (stock + one forward)", "≤ 1.05", _over_floor("online")),
-        ("CUDA, 7B shape: peak memory, ours online / stock", "≤ 1.00", _gpu_peak("online")),
-        ("the same with `teacher_offload`", "≤ 1.00", _gpu_peak("offloaded")),
+        (PEAK, "≤ 1.00", _gpu_peak("online")),
+        (PEAK_OFFLOADED, "≤ 1.00", _gpu_peak("offloaded")),
         ("and its time over (stock + one forward)", "≤ 1.05", _over_floor("offloaded")),
         ("PiSSA start, 7B shape, CUDA, seconds", "≤ 30", _start_seconds()),
     ]
+    counted = {what: worst for what, name in COUNTED.items() if (worst := _counted(name)) is not None}
     for what, target, value in found:
         bound = float(target.split()[1])
         good = value is not None and (value >= bound if target[0] == "≥" else value <= bound)
         verdict = "not measured yet" if value is None else "reached" if good else "**missed**"
+        if value is None and what in counted:
+            verdict += f", {counted[what]:.2f} [counted](#counted)"
         lines.append(f"| {what} | {target} | {'–' if value is None else f'{value:.2f}'} | {verdict} |")
     return "\n".join(lines)
 
@@ -163,7 +169,7 @@ def gpu() -> str:
 def machine() -> str:
     """On what the rows were measured."""
     lines = []
-    for name in ("step_time", "phases", "memory", "sweep", "classification", "pissa_start", "gpu"):
+    for name in ("step_time", "phases", "memory", "sweep", "classification", "pissa_start", "counted", "gpu"):
         rows = read(name)
         if rows:
             row = rows[-1]
@@ -258,6 +264,11 @@ def _over_floor(variant: str) -> float | None:
 def _gpu_peak(variant: str) -> float | None:
     found = [row["peak_ratio"] for row in _gpu_rows(variant) if row["peak_ratio"]]
     return max(found) if found else None
+
+
+def _counted(variant: str) -> float | None:
+    rows = [r for r in _of("counted", "peak") if r["shape"]["name"] == LLAMA_7B.name and r["variant"] == variant]
+    return max((row["over_stock"] for row in rows), default=None)
 
 
 def _start_seconds() -> float | None:

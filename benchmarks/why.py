@@ -75,6 +75,35 @@ def loss_table(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, *(f"\n{note}" for note in notes)])
 
 
+def counted_table(rows: Sequence[Row], names: Mapping[str, str]) -> str:
+    """Peaks of a step that were counted on the meta device.
+
+    Args:
+        rows: Of `counted.py`.
+        names: Of the variants, as readers know them.
+    """
+    if not rows:
+        return "No rows yet: `python benchmarks/counted.py` writes them."
+    head = [
+        "shape",
+        "checkpointing",
+        "variant",
+        "model, GiB",
+        "between steps, GiB",
+        "peak, GiB",
+        "in the",
+        "over stock's",
+    ]
+    lines = [_line(head), _line(["---"] * len(head))]
+    for row in rows:
+        shape, phases = row["shape"], row["phases"]
+        sizes = (f"{row[key] / 1024:.1f}" for key in ("loaded_mib", "held_mib", "peak_mib"))
+        checkpointing = "yes" if shape["checkpointing"] else "no"
+        where, over = max(phases, key=phases.__getitem__), f"{row['over_stock']:.3f}"
+        lines.append(_line([shape["name"], checkpointing, names[row["variant"]], *sizes, where, over]))
+    return "\n".join(lines)
+
+
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
@@ -40,6 +41,33 @@ def test_the_gpu_script_goes_through_on_any_machine(monkeypatch, tmp_path):
     assert all(set(row["seconds"]) == {"all", "tokens", "products", "copy"} and not row["triton"] for row in losses)
     measured = {(r["shape"]["checkpointing"], r["above"]) for r in rows if r["kind"] == "ratio"}
     assert {(False, "online"), (True, "online"), (False, "cached"), (True, "cached")} <= measured
+
+
+@pytest.mark.parametrize("name", ["stock", "online", "reference"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_is_counted_by_sizes_is_what_a_real_step_holds(monkeypatch, name, checkpointing):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    counted, shapes = importlib.import_module("counted"), importlib.import_module("shapes")
+    sizes = {"hidden": 64, "vocabulary": 401, "length": 48}
+    shape = dataclasses.replace(shapes.TINY, checkpointing=checkpointing, **sizes)
+    real, found = counted.peak(name, shape, "cpu"), counted.peak(name, shape)
+    assert found["loaded_mib"] == real["loaded_mib"]
+    # On the CPU a step's number stands in a tensor of its own for each parameter, in a block of 512 bytes.
+    for phase, size in found["phases"].items():
+        assert size <= real["phases"][phase] <= size + 0.03, phase
+
+
+def test_memory_is_counted_by_its_script(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr("sys.argv", ["counted.py", "--tiny", "--output", str(tmp_path)])
+    importlib.import_module("counted").main()
+    rows = [json.loads(line) for line in (tmp_path / "counted.jsonl").read_text().splitlines()]
+    assert len(rows) == 8
+    online = {row["shape"]["checkpointing"]: row["peak_mib"] for row in rows if row["variant"] == "online"}
+    offloaded = {row["shape"]["checkpointing"]: row["peak_mib"] for row in rows if row["variant"] == "offloaded"}
+    assert all(offloaded[case] < online[case] for case in (False, True))
+    table = importlib.import_module("why").counted_table(rows, {row["variant"]: row["variant"] for row in rows})
+    assert table.count("\n") == 9 and "backward" in table
 
 
 def test_a_phase_is_counted_without_those_inside_it(monkeypatch):

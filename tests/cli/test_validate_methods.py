@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+import torch
 
+from balora.training.preflight import preflight
+from balora.training.settings import load_settings
 from bench import SMALL
 from families import FAMILIES
 from tiny import tiny_llama, tiny_tokenizer
@@ -67,3 +70,19 @@ def test_what_can_be_is_estimated(balora, config: Path, method: str) -> None:
     assert outcome.status == 0, outcome.out + outcome.err
     assert "trainable parameters" in outcome.out
     assert "activations unknown" not in outcome.out
+
+
+@pytest.mark.usefixtures("no_weight_is_read")
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_the_activations_are_in_the_dtype_that_the_run_holds_its_weights_in(
+    config: Path, tmp_path: Path, stored: torch.dtype
+) -> None:
+    """Whatever the checkpoint is stored in: the run decides, and the chunk of the loss is float32 in both."""
+    folder = place(tmp_path / "other", tiny_llama().to(stored))
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        report = preflight(load_settings(config, [f"model={folder}", f"dtype={dtype}"]))
+        assert not report.problems
+        assert report.estimate is not None
+        found.append(report.estimate.activations_gib)
+    assert 1.2 < found[0] / found[1] < 2.0, found

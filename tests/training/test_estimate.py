@@ -8,11 +8,14 @@ from torch.utils.data import TensorDataset
 from transformers import LlamaForSequenceClassification, Trainer, TrainingArguments
 
 import balora
+from balora.forward import HeadlessForward
 from balora.methods import METHODS
 from balora.methods.adapt import check_options
 from balora.methods.quantization import Quantized
 from balora.training.estimate import estimate, optimizer_steps
-from tiny import tiny_bart, tiny_bert, tiny_llama
+from balora.training.steps import infer_task
+from families import FAMILIES
+from tiny import tiny_bert, tiny_llama
 
 
 def llama_classifier() -> LlamaForSequenceClassification:
@@ -50,18 +53,12 @@ def test_quantized_weights_take_what_they_take(bits: int) -> None:
     assert found.weights_gib < 0.75 * estimate(on_meta(tiny_bert, "lora"), "classification", **how).weights_gib
 
 
-@pytest.mark.parametrize(
-    ("build", "task"),
-    [
-        (tiny_llama, "generation"),
-        (tiny_bert, "classification"),
-        (llama_classifier, "classification"),
-        (tiny_bart, "seq2seq"),
-    ],
-)
-def test_activations_are_those_that_autograd_keeps(build, task: str) -> None:
-    """Count the real model's saved tensors the same way and compare."""
+@pytest.mark.parametrize("name", [*FAMILIES, "a decoder's classifier"])
+def test_activations_are_those_that_autograd_keeps(name: str) -> None:
+    """Count the real model's saved tensors the same way and compare; what attention writes out would be half as much again."""
+    build = FAMILIES.get(name, llama_classifier)
     model = balora.adapt(build(), rank=4).train()
+    task = infer_task(model)
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     storages = {}
 
@@ -71,16 +68,22 @@ def test_activations_are_those_that_autograd_keeps(build, task: str) -> None:
             storages[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
-    tokens = torch.randint(4, 97, (2, 24))
+    tokens = torch.randint(4, 97, (2, 48))
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     if task == "seq2seq":
         inputs["decoder_input_ids"] = tokens
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(**inputs)
+        if task == "classification":
+            model(**inputs)
+        else:
+            HeadlessForward(model).hidden_states(model, {**inputs, "use_cache": False})
     real = sum(size for size, _ in storages.values())
-    found = estimate(on_meta(build), task, dtype=torch.float32, batch=2, length=24, steps=1)
+    found = estimate(on_meta(build), task, dtype=torch.float32, batch=2, length=48, steps=1)
+    # DeepSeek's values are narrower than its keys, which the CPU's attention writes out for; Mistral's window is a mask here.
+    least = 0.8 if name.startswith(("DeepSeek-V", "Mistral")) else 1.0
+    chunk = 0 if task == "classification" else 3 * 4 * 2 * 48 * 97
     assert found.activations_gib is not None
-    assert 0.5 * real < found.activations_gib * 2**30 < 2.0 * real
+    assert least * real <= found.activations_gib * 2**30 - chunk <= real
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Shapes: M positions, d hidden size (D as a suffix), V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
@@ -20,6 +21,7 @@ from balora.losses.plain import IGNORED, divisor
 from balora.losses.remembered import RememberedTeacher
 from balora.losses.spectrum import SpectralBasis, logit_spectral_ratio
 from balora.losses.tokens import TokenTerms
+from balora.precision import autocast_dtype
 from balora.regularizers.checks import require_matrix
 
 
@@ -120,8 +122,9 @@ def generation_loss(
     )
 
     device = hidden_MD.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_MD.dtype
-    with torch.autocast(device, enabled=False):
+    narrow = autocast_dtype(device)
+    dtype = narrow or hidden_MD.dtype
+    with torch.autocast(device, enabled=False) if narrow else contextlib.nullcontext():
         valid = (labels_M != IGNORED).nonzero().squeeze(1)  # the one place that waits for the device
         hidden_MD, labels_M = hidden_MD[valid].to(dtype), labels_M[valid]
         head = head.to(dtype)

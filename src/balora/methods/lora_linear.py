@@ -15,6 +15,7 @@ import torch
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
+from balora.precision import autocast_dtype
 from balora.regularizers.checks import refuse_second_derivative
 
 
@@ -33,9 +34,8 @@ class LoraLinear(Linear):
         base: Any = self.base_layer
         (adapter,) = self.active_adapters
         tensors = [x, base.weight, base.bias, self.lora_A[adapter].weight, self.lora_B[adapter].weight]
-        kind = x.device.type
-        if torch.is_autocast_enabled(kind):
-            dtype = torch.get_autocast_dtype(kind)
+        dtype = autocast_dtype(x.device.type)
+        if dtype is not None:
             tensors = [None if t is None else t.to(dtype) for t in tensors]
         x_MI = tensors[0].reshape(-1, x.shape[-1])
         sum_MO: Tensor = _LowRankSum.apply(x_MI, *tensors[1:], self.scaling[adapter])  # type: ignore[no-untyped-call]
@@ -56,7 +56,7 @@ class LoraLinear(Linear):
             return False
         frozen = not any(p.requires_grad for p in base.parameters(recurse=False))
         dtypes = {t.dtype for t in (x, base.weight, factor_a.weight, factor_b.weight)}
-        if torch.is_autocast_enabled(x.device.type):
+        if autocast_dtype(x.device.type) is not None:
             known = torch.float64 not in dtypes  # which autocast leaves alone
         else:
             known = x.dtype == base.weight.dtype and factor_a.weight.dtype == factor_b.weight.dtype

@@ -20,6 +20,7 @@ from bitsandbytes.nn.modules import fix_4bit_weight_quant_state_from_module
 from torch import Tensor, nn
 
 from balora.methods.quantization import Quantized
+from balora.precision import autocast_dtype
 
 
 class Linear4bit(Quantized, bnb.nn.Linear4bit):
@@ -162,6 +163,5 @@ def _product(x: Tensor, layer: Quantized, bias: Tensor | None) -> Tensor:
 
 def _ready(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Input and bias in the dtype to compute in: autocast's, else the input's."""
-    kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    dtype = autocast_dtype(x.device.type) or x.dtype
     return x.to(dtype), None if bias is None else bias.to(dtype)

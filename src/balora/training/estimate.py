@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from balora.forward import HeadlessForward
 from balora.methods.low_rank import head_names
 from balora.methods.quantization import quantizable, rounded_bytes
 from balora.objective import Task
+from balora.training.on_meta import on_meta
 
 _ADAM_BYTES = 12  # gradient and two moments, float32
 _TEACHER_BYTES = 4  # the initial value
@@ -124,12 +123,7 @@ def optimizer_steps(rows: int, training: Mapping[str, Any], processes: int = 1) 
 
 def _saved_bytes(model: nn.Module, task: Task, batch: int, length: int) -> int | None:
     """Bytes that autograd keeps of one forward, each storage once, parameters aside."""
-    # Fake tensors, not bare meta ones: transformers knows them and does not look at their values.
-    mode = FakeTensorMode()
-    state: dict[str, Tensor] = {
-        name: mode.from_tensor(t) for name, t in itertools.chain(model.named_parameters(), model.named_buffers())
-    }
-    own = {t.untyped_storage()._cdata for t in state.values()}
+    own = {t.untyped_storage()._cdata for t in itertools.chain(model.parameters(), model.buffers())}
     # By storage; holding the tensor, as a freed storage's address would be given out again.
     kept: dict[int, Tensor] = {}
 
@@ -137,22 +131,19 @@ def _saved_bytes(model: nn.Module, task: Task, batch: int, length: int) -> int |
         kept.setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 
-    def run(**inputs: Any) -> Any:
-        return functional_call(model, state, kwargs=inputs)
-
     try:
-        with mode, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with on_meta(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             tokens = torch.zeros(batch, length, dtype=torch.long, device="meta")
             inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
             if task == "seq2seq":
                 inputs["decoder_input_ids"] = tokens
             if task in ("generation", "seq2seq"):
-                HeadlessForward(model).hidden_states(run, {**inputs, "use_cache": False})
+                HeadlessForward(model).hidden_states(model, {**inputs, "use_cache": False})
             else:
                 base = model.get_base_model() if isinstance(model, PeftModel) else model
-                # Without the cache that a decoder makes by default: it holds tensors that are no fake ones.
+                # Without the cache that a decoder makes by default.
                 known = inspect.signature(base.forward).parameters
-                run(**inputs, **({"use_cache": False} if "use_cache" in known else {}))
+                model(**inputs, **({"use_cache": False} if "use_cache" in known else {}))
     except Exception:  # an estimate must not stand in the way of the run it is about
         return None
     return sum(t.untyped_storage().nbytes() for storage, t in kept.items() if storage not in own)

@@ -98,7 +98,7 @@ def preflight(settings: RunSettings) -> Preflight:
         report.estimate = _estimate(settings, model, rows)
         bits, _ = _rounded(settings, model)
         if bits is not None and loaded_bits(model) is None:
-            whole = report.estimate.parameters * _dtype(settings, model).itemsize / 2**30
+            whole = report.estimate.parameters * _dtype(settings, model.config).itemsize / 2**30
             report.notes.append(
                 f"the weights are loaded whole, about {whole:.2f} GiB in the machine's memory, and rounded to {bits} bits once the "
                 "start has been computed."
@@ -142,7 +142,9 @@ def empty_model(settings: RunSettings, config: PretrainedConfig, examples: Examp
     quantized = getattr(config, "quantization_config", None) or {}
     quantized = quantized if isinstance(quantized, dict) else quantized.to_dict()
     with torch.device("meta"):
-        model = AUTO_CLASSES[settings.task].from_config(config, trust_remote_code=settings.trust_remote_code)
+        model = AUTO_CLASSES[settings.task].from_config(
+            config, dtype=_dtype(settings, config), trust_remote_code=settings.trust_remote_code
+        )
     for name in ("load_in_4bit", "load_in_8bit"):  # loaded, it will say so of itself
         if quantized.get(name):
             setattr(model, name.replace("load", "is_loaded"), True)
@@ -171,7 +173,7 @@ def _estimate(settings: RunSettings, model: nn.Module, rows: Tokenized) -> Estim
     return estimate(
         model,
         settings.task,
-        dtype=_dtype(settings, model),
+        dtype=_dtype(settings, model.config),
         batch=settings.training.get("per_device_train_batch_size", 8),
         length=max(len(ids) for ids in rows.train["input_ids"]),
         checkpointing=bool(settings.training.get("gradient_checkpointing", False)),
@@ -181,10 +183,11 @@ def _estimate(settings: RunSettings, model: nn.Module, rows: Tokenized) -> Estim
     )
 
 
-def _dtype(settings: RunSettings, model: nn.Module) -> torch.dtype:
+def _dtype(settings: RunSettings, config: PretrainedConfig) -> torch.dtype:
     """Of the weights as they are loaded."""
-    names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    return names.get(settings.dtype) or getattr(model.config, "dtype", None) or torch.float32  # type: ignore[union-attr]
+    if settings.dtype != "auto":
+        return getattr(torch, settings.dtype)  # type: ignore[no-any-return]
+    return getattr(config, "dtype", None) or torch.float32
 
 
 def _rounded(settings: RunSettings, model: nn.Module) -> tuple[int | None, bool]:
