@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from balora.training.run import training_arguments
+from balora.training.settings import load_settings
 from tiny import tiny_llama
 
 UNTOUCHED = "nothing was written"
@@ -40,11 +42,37 @@ def refused(outcome, *words: str) -> None:
         ("data.max_length=4", ["max_length", "24"]),
         ("model=no/such/folder", ["no/such/folder"]),
         ("data.train=absent.jsonl", ["absent.jsonl"]),
+        ("training.batch_eval_metrics=true", ["training.batch_eval_metrics: true", "leave it out"]),
+        ("training.eval_do_concat_batches=false", ["training.eval_do_concat_batches: false", "leave it out"]),
     ],
 )
 def test_a_wrong_setting_is_named(balora, config: Path, tmp_path: Path, override: str, words: list[str]) -> None:
     refused(balora("train", config, override), *words)
     assert not (tmp_path / "run").exists(), UNTOUCHED
+
+
+def test_an_output_that_cannot_be_made_is_named_by_both_commands(
+    balora, config: Path, train_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = f"output={train_file / 'run'}"
+    refused(balora("train", config, inside), f"{train_file} is a file", "Choose another output")
+    assert f"{train_file} is a file" in balora("validate", config, inside).out
+    monkeypatch.setattr(
+        "balora.training.lock.os.access", lambda path, mode: path != tmp_path
+    )  # root may write anywhere
+    refused(balora("train", config), f"{tmp_path} is read-only", "Choose another output")
+    cache = tmp_path / "cache"
+    refused(balora("teacher", config, f"teacher_cache={cache}"), f"{tmp_path} is read-only", "another teacher_cache")
+    assert not cache.exists() and not (tmp_path / "run").exists(), UNTOUCHED
+
+
+@pytest.mark.parametrize(
+    "name", ["max_steps", "num_train_epochs", "per_device_train_batch_size", "learning_rate", "logging_steps"]
+)
+def test_a_training_key_left_empty_means_its_default(config: Path, name: str) -> None:
+    given = load_settings(config, [f"training.{name}="]).training
+    assert name not in given
+    training_arguments(load_settings(config, [f"training.{name}=", "training.use_cpu=true"]))
 
 
 def test_a_missing_config_is_named(balora, tmp_path: Path) -> None:

@@ -132,6 +132,17 @@ def test_what_was_not_measured_is_not_claimed() -> None:
     assert "## Made with" not in card
 
 
+def test_a_term_that_was_switched_off_is_not_claimed() -> None:
+    """Two classes leave the spectral term of the logits constant."""
+    data = {"train": "rows.jsonl", "text": "s", "label": "label"}
+    own = settings(task="classification", data=data, regularization="on")
+    objective = model_card(own, {}, {"data": {"labels": ["neg", "pos"]}}).split("## Objective")[1].split("## ")[0]
+    assert "| consistency | 0.15 |" in objective
+    assert "| spectral |" not in objective and "The spectral term is constant" in objective
+    many = model_card(own, {}, {"data": {"labels": list("abcdefg")}}).split("## Objective")[1].split("## ")[0]
+    assert "| spectral | 0.03 |" in many and "is constant" not in many
+
+
 def test_a_measured_nan_is_said() -> None:
     assert "| eval_pearson | nan |" in model_card(settings(), {"eval_pearson": math.nan}, {})
 

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import yaml
 from transformers import BitsAndBytesConfig
 
-from balora.config import RegularizationConfig
 from balora.methods import METHODS
+from balora.objective import Objective
 from balora.training.data import describe_conditions
 from balora.training.data.hub import looks_local
 from balora.training.export_quantized import loading_code
@@ -101,7 +101,7 @@ def model_card(
     parts = [
         _front_matter(settings, subject, form),
         _summary(settings, subject, form, adapter),
-        *([_data(settings, provenance), _objective(settings.regularization), _training(settings)] if settings else []),
+        *([_data(settings, provenance), _objective(settings, subject), _training(settings)] if settings else []),
         _results(results, settings, provenance),
         _usage(subject, form, adapter, settings),
         _limits(),
@@ -180,9 +180,14 @@ def _data(settings: RunSettings, provenance: Mapping[str, Any]) -> str:
     return f"## Data\n\n{_table(('', ''), rows)}"
 
 
-def _objective(config: RegularizationConfig) -> str:
+def _objective(settings: RunSettings, subject: Subject) -> str:
+    config, notices = settings.regularization, list[str]()
+    if settings.task != "classification" or subject.labels:  # else nobody knows how many outputs there were
+        objective = Objective(config, settings.task, num_labels=len(subject.labels or ()) or None)
+        config, notices = objective.config, objective.notices
+    said = "".join(f"\n\n{notice}" for notice in notices)
     if not config.active:
-        return "## Objective\n\nThe task loss alone: all regularizers had weight 0."
+        return f"## Objective\n\nThe task loss alone: all regularizers had weight 0.{said}"
     rows = [
         (name, f"{getattr(config, name):g}", getattr(config, schedule), meaning)
         for name, (schedule, meaning) in _TERMS.items()
@@ -191,7 +196,7 @@ def _objective(config: RegularizationConfig) -> str:
     details = f"Temperature {config.temperature:g}, top_k {config.top_k}, spectral rank {config.spectral_rank}."
     return (
         "## Objective\n\nThe task loss plus these regularizers:\n\n"
-        f"{_table(('Term', 'Weight', 'Schedule', 'What it is for'), rows)}\n\n{details}"
+        f"{_table(('Term', 'Weight', 'Schedule', 'What it is for'), rows)}\n\n{details}{said}"
     )
 
 

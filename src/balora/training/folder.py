@@ -11,7 +11,7 @@ from typing import Any
 
 from balora.errors import BALoraError
 from balora.training import checkpoint as ckpt
-from balora.training.lock import LOCK, locked
+from balora.training.lock import LOCK, locked, require_writable
 from balora.training.settings import RunSettings, differences, load_settings
 
 CONFIG = "config.yaml"
@@ -73,9 +73,11 @@ class RunFolder:
             BALoraError: It is a file, holds a finished run, another run's settings, or something that is no run.
         """
         if not self.path.exists():
+            require_writable(self.path)
             return
         if not self.path.is_dir():
             raise BALoraError(f"{self.path} is a file; output names the folder of the run.")
+        require_writable(self.path)
         record = read_record(self.path)
         if record is None:
             if any(name.name != LOCK for name in self.path.iterdir()) and not (self.path / CONFIG).is_file():

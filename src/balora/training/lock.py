@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from balora.errors import BALoraError
 
 LOCK = ".lock"
+
+
+def require_writable(folder: Path, setting: str = "output") -> None:
+    """Refuse a folder that could not be made or written into, before anything is loaded for it.
+
+    Raises:
+        BALoraError: The nearest folder that there is cannot be written into, or is a file.
+    """
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise BALoraError(f"{folder} cannot be made: {there} is a file. Choose another {setting}.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise BALoraError(f"{folder} cannot be written to: {there} is read-only here. Choose another {setting}.")
 
 
 @contextlib.contextmanager

@@ -283,9 +283,8 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
 
 def _summary(settings: RunSettings, examples: Examples, trainer: BALoraTrainer) -> str:
     trainable = parameter_counts(trainer.model)["trainable"]
-    weights = {
-        name: getattr(settings.regularization, name) for name in ("consistency", "diversity", "spectral", "variance")
-    }
+    effective = trainer.objective.config  # without the terms that are switched off here
+    weights = {name: getattr(effective, name) for name in ("consistency", "diversity", "spectral", "variance")}
     terms = ", ".join(f"{name} {value:g}" for name, value in weights.items() if value) or "off"
     return (
         f"{find_method(settings.method.name).name} on {settings.model}: {trainable:,} trainable parameters, "

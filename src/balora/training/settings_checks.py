@@ -39,6 +39,10 @@ _ABOVE_ZERO = (
     "save_steps",
     "eval_steps",
 )
+_UNFIT = {
+    "batch_eval_metrics": (True, "would score batch by batch, and the scores here are of all rows together"),
+    "eval_do_concat_batches": (False, "would hand over batch by batch, and the scores here are of all rows together"),
+}
 _NOT_NEGATIVE = ("weight_decay", "warmup_steps", "max_grad_norm", "save_total_limit")
 _KINDS = {"int": "a whole number", "float": "a number", "finite": "a number", "bool": "true or false"}
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -176,9 +180,11 @@ def check_training(values: Any) -> dict[str, Any]:
     problems: list[str] = []
     checked: dict[str, Any] = {}
     for name, value in values.items():
-        problem, checked[name] = _check_argument(str(name), value)
+        problem, made = _check_argument(str(name), value)
         if problem:
             problems.append(problem)
+        elif made is not None:  # a key left empty means its default
+            checked[name] = made
     if not problems and checked.get("bf16") and checked.get("fp16"):
         problems.append("training.bf16 and training.fp16 cannot both be true; choose one.")
     if problems:
@@ -219,6 +225,8 @@ def _check_argument(name: str, value: Any) -> tuple[str | None, Any]:
         made = value  # 100 steps stay 100, not 100.0
     if name in _ABOVE_ZERO and not made > 0:
         return f"training.{name} must be above 0, not {value!r}.", value
+    if name in _UNFIT and made == _UNFIT[name][0]:
+        return f"training.{name}: {str(made).lower()} {_UNFIT[name][1]}; leave it out.", value
     if name == "push_to_hub" and made:
         return f"training.push_to_hub is not done in training: {NO_PUSH}", value
     if name == "label_smoothing_factor" and made:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from balora.errors import BALoraError, raise_all
 from balora.forward import HeadlessForward, valid_targets
 from balora.losses import RememberedTeacher
+from balora.training.lock import require_writable
 from balora.training.row_keys import row_key
 from balora.training.teacher_cache import FORMAT, INDEX, SHARDS, Identity, TeacherCache, read_index
 
@@ -179,6 +180,7 @@ def _open(folder: Path, identity: Identity, top_k: int) -> None:
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BALoraError(f"{folder} is not an empty folder, nor a teacher cache. Choose another.")
+    require_writable(folder, "teacher_cache")
     folder.mkdir(parents=True, exist_ok=True)
     content = {"format": FORMAT, "top_k": top_k, **dataclasses.asdict(identity)}
     side = folder / f".{INDEX}.tmp"
