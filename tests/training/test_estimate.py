@@ -15,7 +15,7 @@ from balora.methods.quantization import Quantized
 from balora.training.estimate import estimate, optimizer_steps
 from balora.training.steps import infer_task
 from families import FAMILIES
-from tiny import tiny_bert, tiny_llama
+from tiny import tiny_bert, tiny_llama, tiny_t5
 
 
 def llama_classifier() -> LlamaForSequenceClassification:
@@ -84,6 +84,18 @@ def test_activations_are_those_that_autograd_keeps(name: str) -> None:
     chunk = 0 if task == "classification" else 3 * 4 * 2 * 48 * 97
     assert found.activations_gib is not None
     assert least * real <= found.activations_gib * 2**30 - chunk <= real
+
+
+def test_a_decoder_of_its_own_runs_over_the_responses() -> None:
+    how = {"dtype": torch.float32, "batch": 2, "steps": 1}
+    found = {
+        (source, target): estimate(
+            on_meta(tiny_t5), "seq2seq", length=source, target_length=target, **how
+        ).activations_gib
+        for source, target in ((8, 8), (8, 64), (64, 8), (64, 64))
+    }
+    assert found[8, 8] < min(found[8, 64], found[64, 8]) and max(found[8, 64], found[64, 8]) < found[64, 64]
+    assert found[64, 64] == estimate(on_meta(tiny_t5), "seq2seq", length=64, **how).activations_gib
 
 
 @pytest.mark.parametrize(

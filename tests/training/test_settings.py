@@ -434,7 +434,7 @@ def test_training_values_take_the_type_transformers_declares():
     ).training  # fmt: skip
     assert training == {
         "learning_rate": 2e-5, "bf16": True, "max_steps": 300, "logging_steps": 10, "eval_strategy": "no",
-        "optim": "adamw_torch", "lr_scheduler_kwargs": {"min_lr": 1e-6}, "report_to": ["tensorboard"], "run_name": None,
+        "optim": "adamw_torch", "lr_scheduler_kwargs": {"min_lr": 1e-6}, "report_to": ["tensorboard"],
         "warmup_steps": 0.03, "save_strategy": "best",
     }  # fmt: skip
     assert type(training["logging_steps"]) is int

@@ -66,6 +66,7 @@ def estimate(
     dtype: torch.dtype,
     batch: int,
     length: int,
+    target_length: int | None = None,
     steps: int,
     checkpointing: bool = False,
     bits: int | None = None,
@@ -79,6 +80,7 @@ def estimate(
         dtype: Of the frozen weights.
         batch: Examples per micro-batch.
         length: Tokens of the longest example.
+        target_length: Of the longest response, where it goes into a decoder of its own (seq2seq).
         steps: Optimizer steps of the run.
         checkpointing: Whether activations are recomputed in the backward (``gradient_checkpointing``).
         bits: Of the quantized weights, None for none.
@@ -97,10 +99,10 @@ def estimate(
         for name in quantizable(inner, head_names(inner)):
             layer: Any = inner.get_submodule(name)
             weights += rounded_bytes(tuple(layer.weight.shape), bits, double) - layer.weight.numel() * dtype.itemsize
-    activations = _saved_bytes(model, task, batch, length)
+    activations = _saved_bytes(model, task, batch, length, target_length or length)
     if activations is not None and task in ("generation", "seq2seq"):
         vocabulary = model.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
-        activations += min(_CHUNK_BYTES, 3 * 4 * batch * length * vocabulary)
+        activations += min(_CHUNK_BYTES, 3 * 4 * batch * (target_length or length) * vocabulary)
     return Estimate(
         parameters=total,
         trainable=trainable,
@@ -121,7 +123,7 @@ def optimizer_steps(rows: int, training: Mapping[str, Any], processes: int = 1) 
     return math.ceil(per_epoch * training.get("num_train_epochs", 3.0))
 
 
-def _saved_bytes(model: nn.Module, task: Task, batch: int, length: int) -> int | None:
+def _saved_bytes(model: nn.Module, task: Task, batch: int, length: int, target_length: int) -> int | None:
     """Bytes that autograd keeps of one forward, each storage once, parameters aside."""
     own = {t.untyped_storage()._cdata for t in itertools.chain(model.parameters(), model.buffers())}
     # By storage; holding the tensor, as a freed storage's address would be given out again.
@@ -136,7 +138,7 @@ def _saved_bytes(model: nn.Module, task: Task, batch: int, length: int) -> int |
             tokens = torch.zeros(batch, length, dtype=torch.long, device="meta")
             inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
             if task == "seq2seq":
-                inputs["decoder_input_ids"] = tokens
+                inputs["decoder_input_ids"] = torch.zeros(batch, target_length, dtype=torch.long, device="meta")
             if task in ("generation", "seq2seq"):
                 HeadlessForward(model).hidden_states(model, {**inputs, "use_cache": False})
             else:

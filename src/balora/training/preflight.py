@@ -176,6 +176,7 @@ def _estimate(settings: RunSettings, model: nn.Module, rows: Tokenized) -> Estim
         dtype=_dtype(settings, model.config),
         batch=settings.training.get("per_device_train_batch_size", 8),
         length=max(len(ids) for ids in rows.train["input_ids"]),
+        target_length=max(len(ids) for ids in rows.train["labels"]) if settings.task == "seq2seq" else None,
         checkpointing=bool(settings.training.get("gradient_checkpointing", False)),
         steps=optimizer_steps(len(rows.train), settings.training),
         bits=bits,
