@@ -133,6 +133,16 @@ def test_a_run_is_measured_with_its_adapter(tmp_path: Path, arc: Path) -> None:
     assert tuned["samples"][0]["filtered_resps"][0][0] == pytest.approx(ours, rel=1e-3)
 
 
+def test_a_tag_of_tasks_has_no_score_that_is_one_of_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answered(*_: object) -> dict:
+        return {"results": {"cola": {"mcc,none": 0.1}, "mnli": {"acc,none": 0.9}}, "samples": {}}
+
+    monkeypatch.setattr("balora.evaluation.harness._run", answered)
+    scores = measure(writer_at(tmp_path / "model"), "lm_eval:glue", None, tmp_path / "out")["scores"]
+    assert scores["score"] is None and "mcc" not in scores
+    assert scores["by_task"] == {"cola": {"main": "mcc", "mcc": 0.1}, "mnli": {"main": "acc", "acc": 0.9}}
+
+
 def test_names_are_ours_first_and_then_the_harnesss() -> None:
     ours, theirs, only_theirs = find_tasks(["gsm8k", "lm_eval:gsm8k", "hellaswag"])
     assert [ours.name, theirs.name, only_theirs.name] == ["gsm8k", "lm_eval:gsm8k", "hellaswag"]

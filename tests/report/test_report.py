@@ -157,6 +157,18 @@ def test_runs_of_a_folder_are_grouped_by_seed_and_compared(tmp_path):
         report(tmp_path, baseline="pisa")
 
 
+def test_a_baseline_need_not_be_in_every_section(tmp_path):
+    """A folder of two groups of runs, of which one has it."""
+    for folder, methods in (("one", ("pissa", "balora")), ("other", ("lora", "dora"))):
+        for method in methods:
+            for seed in (1, 2):
+                write_run(tmp_path / folder / f"{method}-{seed}", method=method, seed=seed, accuracy=0.5)
+    html = page_of(tmp_path, baseline="pissa")
+    assert html.count("<section") == 2 and "Difference to pissa" in html and "Difference to lora" not in html
+    with pytest.raises(BALoraError, match=r"has no runs of milora\."):
+        report(tmp_path, baseline="milora")
+
+
 def test_a_comparison_shows_its_rows_its_notes_and_its_failures(tmp_path):
     rows = []
     for variant, score in (("pissa", 0.5), ("balora", 0.75), ("dora", None)):

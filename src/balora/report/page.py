@@ -12,7 +12,7 @@ from balora.report.findings import warnings_of
 from balora.report.origins import origins_of, summary_of
 from balora.report.pages import write
 from balora.report.plots import Curves, Panel, curve_panel, part_plots
-from balora.report.results import Table, comparison_of, dots_of, settings_of, tables_of
+from balora.report.results import Table, comparison_of, dots_of, require_baseline, settings_of, tables_of
 from balora.report.samples import MAX_NEW_TOKENS, Sample, samples_of
 from balora.report.source import Section, read_sections
 from balora.training.provenance import provenance
@@ -58,7 +58,8 @@ def report(
     Args:
         folder: A run's, a comparison's, or one that holds such.
         output: The HTML file; default ``report.html`` in the folder.
-        baseline: The line of the table that differences are taken to; default the comparison's own.
+        baseline: The line of the table that differences are taken to, in each section that has it; default the
+            comparison's own.
         samples: Prompts to have continued by the pre-trained model and by every method; with 0 no model is loaded.
         say: Takes lines for the user.
 
@@ -73,6 +74,8 @@ def report(
     if path.is_dir():
         raise BALoraError(f"{path} is a folder; --output names the HTML file.")
     sections = read_sections(folder)
+    if baseline is not None:
+        require_baseline(folder, sections, baseline)
     views = [_view(section, baseline, samples, say) for section in sections]
     title = folder.resolve().name
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from balora.errors import BALoraError, suggest
@@ -31,23 +32,27 @@ def comparison_of(section: Section, baseline: str | None) -> Comparison:
 
     Args:
         section: Of a comparison, or of runs.
-        baseline: What differences are taken to; default the comparison's own.
-
-    Raises:
-        BALoraError: No line has that name.
+        baseline: What differences are taken to, where the section has it; default the comparison's own.
     """
     about = section.comparison or {}
-    names = list(dict.fromkeys(row.variant for row in section.rows))
-    if baseline is not None and baseline not in names:
-        raise BALoraError(
-            f"{section.folder} has no runs of {baseline}.{suggest(baseline, names)} There are {', '.join(names)}."
-        )
-    baseline = baseline or about.get("baseline")
+    if baseline not in {row.variant for row in section.rows}:  # another section of the page has it
+        baseline = about.get("baseline")
     scores = about.get("scores") or score_names(section.rows)
     groups = summarise(section.rows, scores, baseline)
     return Comparison(
         groups=groups, rows=section.rows, scores=scores, baseline=baseline, about=about, folder=section.folder
     )
+
+
+def require_baseline(folder: Path, sections: Sequence[Section], baseline: str) -> None:
+    """Refuse a baseline that no section has.
+
+    Raises:
+        BALoraError: No line has that name.
+    """
+    names = list(dict.fromkeys(row.variant for section in sections for row in section.rows))
+    if baseline not in names:
+        raise BALoraError(f"{folder} has no runs of {baseline}.{suggest(baseline, names)} There are {', '.join(names)}.")
 
 
 def tables_of(section: Section, made: Comparison) -> list[Table]:
