@@ -52,7 +52,9 @@ def require_baseline(folder: Path, sections: Sequence[Section], baseline: str) -
     """
     names = list(dict.fromkeys(row.variant for section in sections for row in section.rows))
     if baseline not in names:
-        raise BALoraError(f"{folder} has no runs of {baseline}.{suggest(baseline, names)} There are {', '.join(names)}.")
+        raise BALoraError(
+            f"{folder} has no runs of {baseline}.{suggest(baseline, names)} There are {', '.join(names)}."
+        )
 
 
 def tables_of(section: Section, made: Comparison) -> list[Table]:
