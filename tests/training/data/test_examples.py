@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from balora.errors import BALoraError
@@ -39,6 +41,12 @@ def test_pairs(jsonl):
     assert (examples.form, examples.eval, examples.label_names, examples.num_labels, examples.id2label) == (
         "pair", None, None, None, None,
     )  # fmt: skip
+
+
+def test_an_input_that_is_missing_is_none(jsonl):
+    path = jsonl({"q": "x", "a": "y", "i": float("nan")})
+    examples = load_examples(pair(path, input="i", prompt_template="alpaca"), "generation")
+    assert examples.train[0]["input"] == ""
 
 
 def test_messages_keep_role_and_content(jsonl):
@@ -96,6 +104,7 @@ def test_missing_columns_of_the_evaluation_rows(jsonl):
         ({"q": "x"}, "the column 'a' is missing"),
         ({"q": "x", "a": None}, "'a' is empty"),
         ({"q": "x", "a": ""}, "'a' is empty"),
+        ({"q": "x", "a": float("nan")}, "'a' is empty"),  # json.dumps writes NaN, as pandas' users do
         ({"q": " \n", "a": "x"}, "'q' is empty"),
         ({"q": "x", "a": ["y"]}, "'a' is ['y'], not text"),
         ({"q": "x", "a": True}, "'a' is True, not text"),
@@ -199,6 +208,29 @@ def test_an_empty_label_is_a_bad_row(jsonl):
     message = refused(classify(path), "classification")
     assert message.startswith("3 rows")
     assert f"{path} line 5: the column 'l' is missing" in message
+
+
+def test_a_missing_label_is_no_class(jsonl):
+    nan = float("nan")
+    path = jsonl({"t": "x", "l": "neg"}, {"t": "x", "l": nan}, {"t": "x", "l": "pos"})
+    assert f"{path} line 2: 'l' is empty" in refused(classify(path), "classification")
+    one = jsonl({"t": "x", "l": "neg"}, {"t": "x", "l": nan}, name="one.jsonl")
+    assert f"{one} line 2: 'l' is empty" in refused(classify(one), "classification")
+
+
+def test_bytes_are_no_label(tmp_path):
+    path = tmp_path / "d.parquet"
+    pq.write_table(pa.table({"t": ["a", "b"], "l": [b"x", b"y"]}), path)
+    for more in ({}, {"labels": ["x", "y"]}):
+        message = refused(classify(str(path), **more), "classification")
+        assert "row 1: 'l' is b'x', not the name or number of a class" in message
+
+
+def test_a_label_inside_a_column(jsonl):
+    path = jsonl(*({"t": "x", "meta": {"l": value}} for value in ("pos", "neg", "pos")))
+    examples = load_examples(DataSettings(train=path, text="t", label="meta.l"), "classification")
+    assert examples.label_names == ("neg", "pos")
+    assert examples.train["labels"][:] == [1, 0, 1]
 
 
 def test_what_is_no_label(jsonl):
