@@ -81,6 +81,15 @@ def test_the_digest_is_of_the_examples_and_not_of_their_place(jsonl):
     assert load_examples(pair(jsonl(*rows[::-1], name="turned.jsonl")), "generation").digest != first
 
 
+def test_a_copied_conversation_is_the_same_example(jsonl, caplog):
+    talk = {"m": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+    one, copy = jsonl(talk), jsonl(talk, name="copy.jsonl")
+    first = load_examples(DataSettings(train=one, messages="m"), "generation").digest
+    assert load_examples(DataSettings(train=copy, messages="m"), "generation").digest == first
+    load_examples(DataSettings(train=one, eval=copy, messages="m"), "generation")
+    assert "1 of 1 evaluation rows are also among the training rows" in caplog.text
+
+
 # --- bad rows ---------------------------------------------------------------------------------------------------------
 
 
