@@ -115,6 +115,7 @@ def test_missing_columns_of_the_evaluation_rows(jsonl):
         ({"q": "x", "a": ""}, "'a' is empty"),
         ({"q": "x", "a": float("nan")}, "'a' is empty"),  # json.dumps writes NaN, as pandas' users do
         ({"q": " \n", "a": "x"}, "'q' is empty"),
+        ({"q": "a \ud83d b", "a": "x"}, "'q' holds half a character (\\ud83d) at character 3"),
         ({"q": "x", "a": ["y"]}, "'a' is ['y'], not text"),
         ({"q": "x", "a": True}, "'a' is True, not text"),
         ({"q": {"k": "v" * 99}, "a": "x"}, "..., not text"),
@@ -150,6 +151,10 @@ def test_bad_rows_of_both_parts_are_counted_together(jsonl):
         (
             [{"role": "user", "content": "hi"}, {"role": "assistant", "content": " "}],
             "message 2, of the assistant, is empty",
+        ),
+        (
+            [{"role": "assistant", "content": "\ude00"}],
+            "line 1: 'content' of message 1 holds half a character (\\ude00)",
         ),
         (
             [{"role": "assistant", "content": "x", "tool_calls": [1]}],
@@ -233,6 +238,11 @@ def test_bytes_are_no_label(tmp_path):
     for more in ({}, {"labels": ["x", "y"]}):
         message = refused(classify(str(path), **more), "classification")
         assert "row 1: 'l' is b'x', not the name or number of a class" in message
+
+
+def test_half_a_character_is_no_label(jsonl):
+    path = jsonl({"t": "x", "l": "a"}, {"t": "x", "l": "b"}, {"t": "x", "l": "\ud83d"})
+    assert f"{path} line 3: 'l' holds half a character (\\ud83d)" in refused(classify(path), "classification")
 
 
 def test_a_label_inside_a_column(jsonl):

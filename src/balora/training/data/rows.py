@@ -16,6 +16,7 @@ from balora.training.settings_sections import DataSettings
 # A column, or a place inside one: conversations[0].value
 _PATH = re.compile(r"(?P<column>.*?)(?P<steps>(?:\[\d+\]|\.[^.\[\]]+)+)")
 _STEP = re.compile(r"\[(?P<index>\d+)\]|\.(?P<key>[^.\[\]]+)")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _TOOLS = ("tool_calls", "tool_call_id", "function_call")
 
 
@@ -184,7 +185,7 @@ def _message(message: Row, number: int) -> Row:
             raise RowProblem(f"message {number} has no text under {key!r} (it has {', '.join(message) or 'nothing'})")
     if message["role"] == "assistant" and not message["content"].strip():
         raise RowProblem(f"message {number}, of the assistant, is empty")
-    return {"role": message["role"], "content": message["content"]}
+    return {key: _whole(message[key], f"{key!r} of message {number}") for key in ("role", "content")}
 
 
 def _label(row: Row, column: str) -> Any:
@@ -192,7 +193,7 @@ def _label(row: Row, column: str) -> Any:
     value = _present(row, column)
     if isinstance(value, bytes | list | dict):
         raise RowProblem(f"{column!r} is {_shown(value)}, not the name or number of a class")
-    return value
+    return _whole(value, repr(column)) if isinstance(value, str) else value
 
 
 def _present(row: Row, column: str) -> Any:
@@ -233,10 +234,18 @@ def _text(row: Row, column: str) -> str:
 def _as_text(value: Any, column: str) -> str:
     """Text as it is, a number as it is written; a list or an object is no text."""
     if isinstance(value, str):
-        return value
+        return _whole(value, repr(column))
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     raise RowProblem(f"{column!r} is {_shown(value)}, not text")
+
+
+def _whole(text: str, what: str) -> str:
+    """Text that UTF-8 can write. JSON may escape half of a pair, where an emoji was cut in two; no tokenizer takes that."""
+    half = _SURROGATE.search(text)
+    if half:
+        raise RowProblem(f"{what} holds half a character (\\u{ord(half[0]):04x}) at character {half.start() + 1}")
+    return text
 
 
 def _shown(value: Any) -> str:
