@@ -181,7 +181,7 @@ def test_a_score_must_be_a_number(jsonl, score):
     [
         (["1", "0", "1"], ("0", "1")), ([2, 10, 1], ("1", "2", "10")), ([1.0, 0.0], ("0", "1")),
         (["not_entailment", "entailment"], ("entailment", "not_entailment")), (["b ", "a"], ("a", "b")),
-        ([True, False], ("False", "True")), ([-1, 1], ("-1", "1")),
+        ([True, False], ("False", "True")), ([-1, 1], ("-1", "1")), (["1.0", "0.0", 1], ("0", "1")),
     ],
 )  # fmt: skip
 def test_labels_are_found_in_the_training_rows(jsonl, values, names):
@@ -199,8 +199,9 @@ def test_given_labels_decide_the_order(jsonl):
     assert load_examples(classify(path, labels=["bad", "good"]), "classification").train["labels"][:] == [1, 0]
 
 
-def test_numbers_stand_for_the_given_names(jsonl):
-    path = jsonl({"t": "x", "l": "0"}, {"t": "x", "l": 1})
+@pytest.mark.parametrize("values", [("0", 1), ("0.0", "1.0")])
+def test_numbers_stand_for_the_given_names(jsonl, values):
+    path = jsonl(*({"t": "x", "l": value} for value in values))
     examples = load_examples(classify(path, labels=["negative", "positive"]), "classification")
     assert examples.train["labels"][:] == [0, 1]
     assert examples.id2label == {0: "negative", 1: "positive"}
@@ -258,6 +259,8 @@ def test_what_is_no_label(jsonl):
     assert "data.labels" in refused(classify(one), "classification")
     scores = jsonl({"t": "x", "l": "1.5"}, {"t": "x", "l": "2"})
     assert "use task: regression" in refused(classify(scores), "classification")
+    scores = jsonl({"t": "x", "l": "5.0"}, {"t": "x", "l": "3.8"}, {"t": "x", "l": "0.0"}, name="scores.jsonl")
+    assert "use task: regression" in refused(classify(scores), "classification")
     with pytest.raises(BALoraError, match=r"1,001 different values; is it a label\?"):
         find_labels(range(1001), "l", "d.jsonl")
 
@@ -271,6 +274,11 @@ def test_many_names_are_not_all_listed():
 def test_names_that_are_numbers_are_not_indices():
     labels = LabelSet(("1", "2"))
     assert [labels.id_of(v) for v in (1, "2", 0)] == [0, 1, None]
+
+
+def test_names_with_a_point_are_names_as_written():
+    labels = LabelSet(("2.0", "1.0"))
+    assert [labels.id_of(v) for v in ("2.0", "1.0", 1.0)] == [0, 1, 1]
 
 
 def test_hub_labels_keep_their_names(monkeypatch):
