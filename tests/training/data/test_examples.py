@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from balora.errors import BALoraError
@@ -41,6 +43,12 @@ def test_pairs(jsonl):
     )  # fmt: skip
 
 
+def test_an_input_that_is_missing_is_none(jsonl):
+    path = jsonl({"q": "x", "a": "y", "i": float("nan")})
+    examples = load_examples(pair(path, input="i", prompt_template="alpaca"), "generation")
+    assert examples.train[0]["input"] == ""
+
+
 def test_messages_keep_role_and_content(jsonl):
     talk = [{"role": "user", "content": "hi", "id": 3}, {"role": "assistant", "content": "hello", "tool_calls": None}]
     examples = load_examples(DataSettings(train=jsonl({"m": talk}), messages="m"), "generation")
@@ -73,6 +81,15 @@ def test_the_digest_is_of_the_examples_and_not_of_their_place(jsonl):
     assert load_examples(pair(jsonl(*rows[::-1], name="turned.jsonl")), "generation").digest != first
 
 
+def test_a_copied_conversation_is_the_same_example(jsonl, caplog):
+    talk = {"m": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+    one, copy = jsonl(talk), jsonl(talk, name="copy.jsonl")
+    first = load_examples(DataSettings(train=one, messages="m"), "generation").digest
+    assert load_examples(DataSettings(train=copy, messages="m"), "generation").digest == first
+    load_examples(DataSettings(train=one, eval=copy, messages="m"), "generation")
+    assert "1 of 1 evaluation rows are also among the training rows" in caplog.text
+
+
 # --- bad rows ---------------------------------------------------------------------------------------------------------
 
 
@@ -96,7 +113,9 @@ def test_missing_columns_of_the_evaluation_rows(jsonl):
         ({"q": "x"}, "the column 'a' is missing"),
         ({"q": "x", "a": None}, "'a' is empty"),
         ({"q": "x", "a": ""}, "'a' is empty"),
+        ({"q": "x", "a": float("nan")}, "'a' is empty"),  # json.dumps writes NaN, as pandas' users do
         ({"q": " \n", "a": "x"}, "'q' is empty"),
+        ({"q": "a \ud83d b", "a": "x"}, "'q' holds half a character (\\ud83d) at character 3"),
         ({"q": "x", "a": ["y"]}, "'a' is ['y'], not text"),
         ({"q": "x", "a": True}, "'a' is True, not text"),
         ({"q": {"k": "v" * 99}, "a": "x"}, "..., not text"),
@@ -134,6 +153,10 @@ def test_bad_rows_of_both_parts_are_counted_together(jsonl):
             "message 2, of the assistant, is empty",
         ),
         (
+            [{"role": "assistant", "content": "\ude00"}],
+            "line 1: 'content' of message 1 holds half a character (\\ude00)",
+        ),
+        (
             [{"role": "assistant", "content": "x", "tool_calls": [1]}],
             "message 1 has tool_calls, which is not supported",
         ),
@@ -158,7 +181,7 @@ def test_a_score_must_be_a_number(jsonl, score):
     [
         (["1", "0", "1"], ("0", "1")), ([2, 10, 1], ("1", "2", "10")), ([1.0, 0.0], ("0", "1")),
         (["not_entailment", "entailment"], ("entailment", "not_entailment")), (["b ", "a"], ("a", "b")),
-        ([True, False], ("False", "True")), ([-1, 1], ("-1", "1")),
+        ([True, False], ("False", "True")), ([-1, 1], ("-1", "1")), (["1.0", "0.0", 1], ("0", "1")),
     ],
 )  # fmt: skip
 def test_labels_are_found_in_the_training_rows(jsonl, values, names):
@@ -176,8 +199,9 @@ def test_given_labels_decide_the_order(jsonl):
     assert load_examples(classify(path, labels=["bad", "good"]), "classification").train["labels"][:] == [1, 0]
 
 
-def test_numbers_stand_for_the_given_names(jsonl):
-    path = jsonl({"t": "x", "l": "0"}, {"t": "x", "l": 1})
+@pytest.mark.parametrize("values", [("0", 1), ("0.0", "1.0")])
+def test_numbers_stand_for_the_given_names(jsonl, values):
+    path = jsonl(*({"t": "x", "l": value} for value in values))
     examples = load_examples(classify(path, labels=["negative", "positive"]), "classification")
     assert examples.train["labels"][:] == [0, 1]
     assert examples.id2label == {0: "negative", 1: "positive"}
@@ -201,11 +225,41 @@ def test_an_empty_label_is_a_bad_row(jsonl):
     assert f"{path} line 5: the column 'l' is missing" in message
 
 
+def test_a_missing_label_is_no_class(jsonl):
+    nan = float("nan")
+    path = jsonl({"t": "x", "l": "neg"}, {"t": "x", "l": nan}, {"t": "x", "l": "pos"})
+    assert f"{path} line 2: 'l' is empty" in refused(classify(path), "classification")
+    one = jsonl({"t": "x", "l": "neg"}, {"t": "x", "l": nan}, name="one.jsonl")
+    assert f"{one} line 2: 'l' is empty" in refused(classify(one), "classification")
+
+
+def test_bytes_are_no_label(tmp_path):
+    path = tmp_path / "d.parquet"
+    pq.write_table(pa.table({"t": ["a", "b"], "l": [b"x", b"y"]}), path)
+    for more in ({}, {"labels": ["x", "y"]}):
+        message = refused(classify(str(path), **more), "classification")
+        assert "row 1: 'l' is b'x', not the name or number of a class" in message
+
+
+def test_half_a_character_is_no_label(jsonl):
+    path = jsonl({"t": "x", "l": "a"}, {"t": "x", "l": "b"}, {"t": "x", "l": "\ud83d"})
+    assert f"{path} line 3: 'l' holds half a character (\\ud83d)" in refused(classify(path), "classification")
+
+
+def test_a_label_inside_a_column(jsonl):
+    path = jsonl(*({"t": "x", "meta": {"l": value}} for value in ("pos", "neg", "pos")))
+    examples = load_examples(DataSettings(train=path, text="t", label="meta.l"), "classification")
+    assert examples.label_names == ("neg", "pos")
+    assert examples.train["labels"][:] == [1, 0, 1]
+
+
 def test_what_is_no_label(jsonl):
     one = jsonl({"t": "x", "l": "a"}, {"t": "x", "l": "a"})
     assert "all rows of" in refused(classify(one), "classification")
     assert "data.labels" in refused(classify(one), "classification")
     scores = jsonl({"t": "x", "l": "1.5"}, {"t": "x", "l": "2"})
+    assert "use task: regression" in refused(classify(scores), "classification")
+    scores = jsonl({"t": "x", "l": "5.0"}, {"t": "x", "l": "3.8"}, {"t": "x", "l": "0.0"}, name="scores.jsonl")
     assert "use task: regression" in refused(classify(scores), "classification")
     with pytest.raises(BALoraError, match=r"1,001 different values; is it a label\?"):
         find_labels(range(1001), "l", "d.jsonl")
@@ -220,6 +274,11 @@ def test_many_names_are_not_all_listed():
 def test_names_that_are_numbers_are_not_indices():
     labels = LabelSet(("1", "2"))
     assert [labels.id_of(v) for v in (1, "2", 0)] == [0, 1, None]
+
+
+def test_names_with_a_point_are_names_as_written():
+    labels = LabelSet(("2.0", "1.0"))
+    assert [labels.id_of(v) for v in ("2.0", "1.0", 1.0)] == [0, 1, 1]
 
 
 def test_hub_labels_keep_their_names(monkeypatch):

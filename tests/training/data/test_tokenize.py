@@ -234,9 +234,22 @@ def test_seq2seq_cuts_each_side_and_keeps_its_end(jsonl):
         "input_ids": [1, *ids(tokenizer, "ques"), EOS],
         "labels": [1, *ids(tokenizer, "an"), EOS],
     }
-    assert tokens.notes == ("1 of 2 training rows are longer than 6 tokens (data.max_length) and were cut.",)
+    assert tokens.notes == (
+        "1 of 2 training prompts are longer than 6 tokens (data.max_length) and were cut.",
+        "1 of 2 training responses are longer than 4 tokens (data.max_target_length) and were cut.",
+    )
     both = tokenize(pair(path, max_length=4), tokenizer, "seq2seq").train[0]
     assert len(both["input_ids"]) == len(both["labels"]) == 4
+
+
+def test_a_cut_response_is_said_with_its_own_limit(jsonl):
+    tokenizer = with_start()
+    tokenizer.model_max_length = 64
+    path = jsonl({"q": "q", "a": "answer"}, {"q": "q", "a": "a"})
+    tokens = tokenize(pair(path, max_target_length=4), tokenizer, "seq2seq")
+    assert tokens.notes == (
+        "1 of 2 training responses are longer than 4 tokens (data.max_target_length) and were cut.",
+    )
 
 
 # --- classification and regression ------------------------------------------------------------------------------------

@@ -20,6 +20,16 @@ _UNLIMITED = 1_000_000  # transformers writes 1e30 where a tokenizer knows no li
 
 
 @dataclasses.dataclass(frozen=True)
+class Limit:
+    """Most tokens of an example or of a part of it, and where that number is from."""
+
+    tokens: int
+    origin: str
+    of: str = "rows"
+    """What is cut there, for messages: rows, prompts or responses."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Encoded:
     """One example as tokens."""
 
@@ -29,16 +39,9 @@ class Encoded:
     """The fewest tokens with one to learn from among them; 0 if there is none at any length."""
     total: int = 1
     """Tokens before cutting."""
-    cut: bool = False
+    cut: tuple[Limit, ...] = ()
+    """The limits at which it was cut; prompt and response of a seq2seq example have one each."""
     token_type_ids: list[int] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Limit:
-    """Most tokens of an example, and where that number is from."""
-
-    tokens: int
-    origin: str
 
 
 Encoder = Callable[[dict[str, list[Any]]], Iterator[Encoded]]
@@ -62,7 +65,7 @@ def make_encoder(
             if data.max_target_length is None
             else (data.max_target_length, "data.max_target_length")
         )
-        target_limit = limit_of(target, most, key, max_positions)
+        target_limit = limit_of(target, most, key, max_positions, of="responses")
         return functools.partial(_seq2seq, tokenizer, target, template, limit, target_limit)
     if form == "pair":
         return functools.partial(_pairs, tokenizer, template, separator_of(template, data.separator), limit)
@@ -74,13 +77,15 @@ def make_encoder(
     return functools.partial(_labelled, tokenizer, limit)
 
 
-def limit_of(tokenizer: PreTrainedTokenizerBase, asked: int, key: str, max_positions: int | None) -> Limit:
+def limit_of(
+    tokenizer: PreTrainedTokenizerBase, asked: int, key: str, max_positions: int | None, *, of: str = "rows"
+) -> Limit:
     """The smallest of what was asked for and what tokenizer and model can take."""
-    bounds = [Limit(asked, key)]
+    bounds = [Limit(asked, key, of)]
     if tokenizer.model_max_length < _UNLIMITED:
-        bounds.append(Limit(int(tokenizer.model_max_length), "the tokenizer's model_max_length"))
+        bounds.append(Limit(int(tokenizer.model_max_length), "the tokenizer's model_max_length", of))
     if max_positions is not None:
-        bounds.append(Limit(max_positions, "the model's number of positions"))
+        bounds.append(Limit(max_positions, "the model's number of positions", of))
     return min(bounds, key=lambda bound: bound.tokens)
 
 
@@ -93,7 +98,7 @@ def _learnt(ids: list[int], said: list[bool], limit: Limit) -> Encoded:
         labels[: limit.tokens],
         needed=0 if first is None else first + 1,
         total=len(ids),
-        cut=len(ids) > limit.tokens,
+        cut=(limit,) if len(ids) > limit.tokens else (),
     )
 
 
@@ -151,7 +156,7 @@ def _seq2seq(
     targets = _framed(target, {"text_target": batch["response"]}, target_limit)
     for source, response in zip(sources, targets, strict=True):
         labels = response.input_ids
-        yield Encoded(source.input_ids, labels, needed=1 if labels else 0, cut=source.cut or response.cut)
+        yield Encoded(source.input_ids, labels, needed=1 if labels else 0, cut=source.cut + response.cut)
 
 
 def _labelled(tokenizer: PreTrainedTokenizerBase, limit: Limit, batch: dict[str, list[Any]]) -> Iterator[Encoded]:
@@ -168,7 +173,7 @@ def _framed(tokenizer: PreTrainedTokenizerBase, texts: dict[str, list[str]], lim
     if long:
         again = {name: [values[at] for at in long] for name, values in texts.items()}
         for at, row in zip(long, _frame(tokenizer, again, truncation=True, max_length=limit.tokens), strict=True):
-            rows[at] = dataclasses.replace(row, cut=True)
+            rows[at] = dataclasses.replace(row, cut=(limit,))
     return rows
 
 

@@ -13,8 +13,8 @@ from datasets import Dataset, Features, List, Value
 from balora.errors import BALoraError
 from balora.training.data.conditions import apply_conditions
 from balora.training.data.files import BadRows, Row, Table
-from balora.training.data.labels import LabelSet, find_labels
-from balora.training.data.rows import check_columns, convert, outer_column, used_columns
+from balora.training.data.labels import LabelSet, find_labels, label_key
+from balora.training.data.rows import check_columns, convert, given_labels, outer_column, used_columns
 from balora.training.data.sources import read_tables
 from balora.training.settings_forms import Form
 from balora.training.settings_sections import DataSettings
@@ -121,8 +121,10 @@ def _labels(train: Table, data: DataSettings) -> LabelSet:
     names = data.labels or train.class_names.get(data.label)
     if names:
         return LabelSet(names)
-    values = [row.get(data.label) for row in train.rows]
-    return find_labels([value for value in values if value not in (None, "")], data.label, train.name)
+    values, bad = given_labels(train, data)
+    if len({label_key(value) for value in values}) < 2:
+        bad.raise_if_any()  # the rows without a label are why there are no two classes
+    return find_labels(values, data.label, train.name)
 
 
 def _check_order(labels: LabelSet, table: Table, data: DataSettings) -> None:
@@ -142,8 +144,8 @@ def _dataset(rows: list[Row], form: Form) -> Dataset:
 
 def _warn_of_overlap(train: list[Row], held_out: list[Row]) -> None:
     """An evaluation on what was trained on says nothing; slices of one file overlap easily."""
-    seen = {json.dumps(row, sort_keys=True) for row in train}
-    both = sum(json.dumps(row, sort_keys=True) in seen for row in held_out)
+    seen = {_content(row) for row in train}
+    both = sum(_content(row) in seen for row in held_out)
     if both:
         logger.warning(
             "%s of %s evaluation rows are also among the training rows; their scores are not those of new data.",
@@ -156,6 +158,12 @@ def _digest(parts: list[list[Row]]) -> str:
     digest = hashlib.sha256()
     for rows in parts:
         for row in rows:
-            digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode())
+            digest.update(_content(row).encode())
         digest.update(b"\n--\n")
     return digest.hexdigest()
+
+
+def _content(row: Row) -> str:
+    """What a row says, as text. Its place is left out: a copy in another file is the same example."""
+    said = {name: value for name, value in row.items() if name != "place"}
+    return json.dumps(said, sort_keys=True, ensure_ascii=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +11,7 @@ from balora.errors import BALoraError, suggest
 
 _SHOWN = 10
 _MOST = 1000
+_WHOLE_WITH_POINT = re.compile(r"-?\d{1,20}\.0+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,9 @@ class LabelSet:
             (1, 0, None)
         """
         key = label_key(value)
+        exact = str(value).strip()
+        if exact in self.names:  # a name may be written "1.0", and is not "1" then
+            return self.names.index(exact)
         if key in self.names:
             return self.names.index(key)
         if _is_whole(key) and not any(_is_whole(name) for name in self.names):
@@ -71,10 +76,18 @@ def find_labels(values: Iterable[Any], column: str, source: str) -> LabelSet:
 
 
 def label_key(value: Any) -> str:
-    """A label as text: ``1``, ``1.0`` and ``"1"`` are the same class."""
+    """A label as text: ``1``, ``1.0``, ``"1"`` and ``"1.0"`` are the same class.
+
+    The last is what pandas writes to CSV for whole numbers once a row of the column is empty.
+
+    Example:
+        >>> label_key(1.0), label_key("1.0"), label_key("-1.0"), label_key("1.5"), label_key("v1.0")
+        ('1', '1', '-1', '1.5', 'v1.0')
+    """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return str(value).strip()
+    text = str(value).strip()
+    return str(int(text.partition(".")[0])) if _WHOLE_WITH_POINT.fullmatch(text) else text
 
 
 def _is_whole(text: str) -> bool:

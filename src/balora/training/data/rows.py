@@ -16,6 +16,7 @@ from balora.training.settings_sections import DataSettings
 # A column, or a place inside one: conversations[0].value
 _PATH = re.compile(r"(?P<column>.*?)(?P<steps>(?:\[\d+\]|\.[^.\[\]]+)+)")
 _STEP = re.compile(r"\[(?P<index>\d+)\]|\.(?P<key>[^.\[\]]+)")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _TOOLS = ("tool_calls", "tool_call_id", "function_call")
 
 
@@ -97,12 +98,29 @@ def convert(
     return examples
 
 
+def given_labels(table: Table, data: DataSettings) -> tuple[list[Any], BadRows]:
+    """What ``data.label`` holds in each row, and the rows where that is no label.
+
+    Args:
+        table: Rows whose columns have been checked.
+        data: Which column holds what.
+    """
+    assert data.label is not None
+    values, bad = [], BadRows()
+    for row, place in zip(table.rows, table.places, strict=True):
+        try:
+            values.append(_label(row, data.label))
+        except RowProblem as problem:
+            bad.add(place, str(problem))
+    return values, bad
+
+
 def _pair(row: Row, data: DataSettings, labels: LabelSet | None) -> Row:
     assert data.prompt is not None and data.response is not None
     given = _value(row, data.input) if data.input and outer_column(data.input) in row else None
     return {
         "prompt": _text(row, data.prompt),
-        "input": "" if given is None else _as_text(given, str(data.input)),
+        "input": "" if _is_missing(given) else _as_text(given, str(data.input)),
         "response": _text(row, data.response),
     }
 
@@ -120,7 +138,7 @@ def _texts(row: Row, data: DataSettings) -> Row:
 def _labelled(row: Row, data: DataSettings, labels: LabelSet | None) -> Row:
     assert data.label is not None and labels is not None
     example = _texts(row, data)
-    value = _present(row, data.label)
+    value = _label(row, data.label)
     number = labels.id_of(value)
     if number is None:
         raise RowProblem(labels.complain(value))
@@ -167,14 +185,27 @@ def _message(message: Row, number: int) -> Row:
             raise RowProblem(f"message {number} has no text under {key!r} (it has {', '.join(message) or 'nothing'})")
     if message["role"] == "assistant" and not message["content"].strip():
         raise RowProblem(f"message {number}, of the assistant, is empty")
-    return {"role": message["role"], "content": message["content"]}
+    return {key: _whole(message[key], f"{key!r} of message {number}") for key in ("role", "content")}
+
+
+def _label(row: Row, column: str) -> Any:
+    """A class as given. Text read as bytes, or a list, would make a class named after its spelling in Python."""
+    value = _present(row, column)
+    if isinstance(value, bytes | list | dict):
+        raise RowProblem(f"{column!r} is {_shown(value)}, not the name or number of a class")
+    return _whole(value, repr(column)) if isinstance(value, str) else value
 
 
 def _present(row: Row, column: str) -> Any:
     value = _value(row, column)
-    if value is None or value == "":
+    if _is_missing(value):
         raise RowProblem(f"{column!r} is empty")
     return value
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a cell is empty; NaN is how pandas writes an empty cell, to JSON too."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
 def _value(row: Row, name: str) -> Any:
@@ -203,10 +234,18 @@ def _text(row: Row, column: str) -> str:
 def _as_text(value: Any, column: str) -> str:
     """Text as it is, a number as it is written; a list or an object is no text."""
     if isinstance(value, str):
-        return value
+        return _whole(value, repr(column))
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     raise RowProblem(f"{column!r} is {_shown(value)}, not text")
+
+
+def _whole(text: str, what: str) -> str:
+    """Text that UTF-8 can write. JSON may escape half of a pair, where an emoji was cut in two; no tokenizer takes that."""
+    half = _SURROGATE.search(text)
+    if half:
+        raise RowProblem(f"{what} holds half a character (\\u{ord(half[0]):04x}) at character {half.start() + 1}")
+    return text
 
 
 def _shown(value: Any) -> str:

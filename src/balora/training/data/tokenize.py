@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import Counter
 from typing import Any
 
 from datasets import Dataset, Features, List, Value, concatenate_datasets
@@ -57,7 +58,8 @@ def tokenize_examples(
     Raises:
         BALoraError: No row of a part keeps a token to learn from within the length; conversations cannot be rendered.
     """
-    limit = limit_of(tokenizer, data.max_length, "data.max_length", max_positions)
+    of = "prompts" if task == "seq2seq" else "rows"
+    limit = limit_of(tokenizer, data.max_length, "data.max_length", max_positions, of=of)
     encode = make_encoder(examples.form, tokenizer, data, task, limit, target_tokenizer, max_positions)
     notes: list[str] = []
     if task == "generation" and tokenizer.eos_token_id is None:
@@ -73,13 +75,14 @@ def _run(encode: Encoder, dataset: Dataset, part: str, limit: Limit, notes: list
     """Encode a dataset chunk by chunk, so that only one chunk is held as Python numbers."""
     chunks: list[Dataset] = []
     left_out: list[Encoded] = []
-    rows = cut = 0
+    cut: Counter[Limit] = Counter()
+    rows = 0
     for start in range(0, len(dataset), _CHUNK):
         kept = []
         for row in encode(dataset[start : start + _CHUNK]):
             if row.needed and row.needed <= limit.tokens:
                 kept.append(row)
-                cut += row.cut
+                cut.update(row.cut)
             else:
                 left_out.append(row)
             rows += 1
@@ -87,10 +90,10 @@ def _run(encode: Encoder, dataset: Dataset, part: str, limit: Limit, notes: list
             chunks.append(_chunk(kept))
     if not chunks:
         raise BALoraError(_nothing_left(part, left_out, limit))
-    if cut:
-        notes.append(
-            f"{cut:,} of {rows:,} {part} rows are longer than {limit.tokens} tokens ({limit.origin}) and were cut."
-        )
+    notes.extend(
+        f"{cut[at]:,} of {rows:,} {part} {at.of} are longer than {at.tokens} tokens ({at.origin}) and were cut."
+        for at in sorted(cut, key=lambda at: at.of)
+    )
     if left_out:
         notes.append(
             f"{len(left_out):,} of {rows:,} {part} rows were left out: within {limit.tokens} tokens ({limit.origin}) "
