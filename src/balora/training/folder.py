@@ -12,6 +12,7 @@ from typing import Any
 from balora.errors import BALoraError
 from balora.training import checkpoint as ckpt
 from balora.training.lock import LOCK, locked
+from balora.training.resuming import best_checkpoint
 from balora.training.settings import RunSettings, differences, load_settings
 
 CONFIG = "config.yaml"
@@ -56,6 +57,8 @@ class RunFolder:
         newest = ckpt.newest(self.path)
         if newest is not None:
             ckpt.verify(newest)
+            needed = bool(self.settings.training.get("load_best_model_at_end"))
+            best_checkpoint(newest, self.path, needed=needed)
         return newest
 
     def record(self, **facts: Any) -> None:

@@ -1,0 +1,57 @@
+"""What a resume is checked for and takes over from a checkpoint, beside weights and optimizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from balora.errors import BALoraError
+
+STATE = "trainer_state.json"
+
+
+class KeepBest(TrainerCallback):
+    """Names the best checkpoint where it lies now: the stored state names where the run lay when it was written."""
+
+    def __init__(self) -> None:
+        self.best: Path | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Once, after the Trainer has read the state; it forgets a best checkpoint that is not where the state says."""
+        if self.best is not None:
+            state.best_model_checkpoint = str(self.best)
+            self.best = None
+
+
+def best_checkpoint(checkpoint: Path, run: Path, *, needed: bool) -> Path | None:
+    """The best checkpoint that a checkpoint's state knows, looked for in the run's folder and beside the checkpoint.
+
+    Args:
+        checkpoint: What is resumed from.
+        run: Where the run writes now.
+        needed: Whether the run ends with the best model, so that it cannot do without.
+
+    Raises:
+        BALoraError: It is needed and not there.
+    """
+    known = _state(checkpoint).get("best_model_checkpoint")
+    if known is None:
+        return None
+    name = Path(known).name
+    found = next((place / name for place in (run, checkpoint.parent) if (place / name).is_dir()), None)
+    if found is None and needed:
+        raise BALoraError(
+            f"{checkpoint.parent / name} is missing: it is the best model so far, and the run is to end with the best "
+            "(training.load_best_model_at_end). Put it back beside the other checkpoints, or choose another output to start "
+            "anew."
+        )
+    return found
+
+
+def _state(checkpoint: Path) -> dict[str, Any]:
+    state = json.loads((checkpoint / STATE).read_text())
+    assert isinstance(state, dict)
+    return state
