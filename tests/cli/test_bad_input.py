@@ -109,6 +109,13 @@ def test_a_missing_checkpoint_file_is_refused(balora, config: Path, interrupted:
     refused(balora("train", config), "optimizer.pt", "checkpoint-4")
 
 
+def test_a_checkpoint_of_the_weights_alone_is_refused(balora, config: Path, tmp_path: Path) -> None:
+    assert balora("train", config, "training.save_only_model=true").status == 0
+    (tmp_path / "run" / "run.json").write_text('{"status": "running"}')
+    refused(balora("train", config, "training.save_only_model=true"), "optimizer", "save_only_model", "another output")
+    assert (tmp_path / "run" / "run.json").read_text() == '{"status": "running"}', "nothing is touched"
+
+
 def test_another_base_model_under_a_checkpoint_is_refused(
     balora, config: Path, interrupted: Path, model_dir: Path
 ) -> None:

@@ -18,6 +18,7 @@ from transformers import PrinterCallback, TrainerCallback
 import balora
 from balora import BALoraError, RegularizationConfig
 from balora.methods import METHODS
+from balora.methods.adapt import load_trainable
 from balora.methods.low_rank import lora_layers
 from balora.methods.start import own_tensors
 from balora.training import checkpoint as ckpt
@@ -275,6 +276,19 @@ def test_a_truncated_file_is_named(folder):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(BALoraError, match=rf"{path} is not as it was written"):
         resume(folder)
+
+
+def test_weights_alone_are_not_resumed_from_and_still_read(tmp_path):
+    run = trainer(pissa(tiny_llama), tmp_path, **EVERY_TWO, save_only_model=True)
+    run.train()
+    with pytest.raises(
+        BALoraError, match=r"checkpoint-4 lacks the optimizer's and the scheduler's state \(.*another output"
+    ):
+        resume(tmp_path)
+    model = pissa(tiny_llama)
+    ckpt.verify(tmp_path / "checkpoint-6")
+    load_trainable(model, ckpt.read_trained(tmp_path / "checkpoint-6", model))
+    assert torch.equal(flat(model), flat(run.model))
 
 
 def test_a_broken_manifest_and_a_strangers_checkpoint_are_refused(folder):

@@ -12,7 +12,7 @@ from typing import Any
 from balora.errors import BALoraError
 from balora.training import checkpoint as ckpt
 from balora.training.lock import LOCK, locked
-from balora.training.resuming import best_checkpoint
+from balora.training.resuming import best_checkpoint, check_whole
 from balora.training.settings import RunSettings, differences, load_settings
 
 CONFIG = "config.yaml"
@@ -51,12 +51,13 @@ class RunFolder:
         """The checkpoint to resume from, None for a fresh run.
 
         Raises:
-            BALoraError: It is not as it was written, or the run must not write into this folder.
+            BALoraError: It is not as it was written or lacks what a resume needs, or the run must not write into this folder.
         """
         self.check()
         newest = ckpt.newest(self.path)
         if newest is not None:
             ckpt.verify(newest)
+            check_whole(newest)
             needed = bool(self.settings.training.get("load_best_model_at_end"))
             best_checkpoint(newest, self.path, needed=needed)
         return newest

@@ -51,6 +51,26 @@ def best_checkpoint(checkpoint: Path, run: Path, *, needed: bool) -> Path | None
     return found
 
 
+def check_whole(checkpoint: Path) -> None:
+    """Refuse to go on from weights alone: optimizer and schedule would start again, and the run would be another.
+
+    Raises:
+        BALoraError: The optimizer's or the schedule's state is not in the checkpoint.
+    """
+    if (checkpoint / "latest").is_file():  # DeepSpeed's own form holds both
+        return
+    missing = [
+        f"the {of}'s"
+        for of in ("optimizer", "scheduler")
+        if not any(checkpoint.glob(f"{of}.*")) and not any(checkpoint.glob(f"{of}_*"))  # FSDP's shards: optimizer_0
+    ]
+    if missing:
+        raise BALoraError(
+            f"{checkpoint} lacks {' and '.join(missing)} state (training.save_only_model leaves them out), so a run cannot "
+            "go on from it. Choose another output to start anew; `balora.load` and `balora export` still read this one."
+        )
+
+
 def _state(checkpoint: Path) -> dict[str, Any]:
     state = json.loads((checkpoint / STATE).read_text())
     assert isinstance(state, dict)

@@ -17,7 +17,7 @@ from balora.sharding import is_finite, is_sharded, reshard, whole
 from balora.teacher import PretrainedTeacher
 from balora.training import checkpoint as ckpt
 from balora.training.logit_memory import LogitMemory
-from balora.training.resuming import KeepBest, best_checkpoint
+from balora.training.resuming import KeepBest, best_checkpoint, check_whole
 from balora.training.teacher_cache import TeacherCache
 
 # A mixin: at run time it stands before whichever Trainer it is mixed into.
@@ -152,6 +152,7 @@ class SavingMixin(_Base):
         if not (folder / ckpt.MANIFEST).is_file():
             raise BALoraError(f"{folder} is not a checkpoint that balora wrote ({ckpt.MANIFEST} is missing).")
         ckpt.verify(folder)
+        check_whole(folder)
         best = best_checkpoint(folder, Path(self.args.output_dir), needed=self.args.load_best_model_at_end)
         target = self.model if model is None else model
         known = self.origin().frozen if is_sharded(target) else None
