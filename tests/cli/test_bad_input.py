@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from balora.training import run as run_module
 from tiny import tiny_llama
 
 UNTOUCHED = "nothing was written"
@@ -121,6 +122,23 @@ def test_another_base_model_under_a_checkpoint_is_refused(
 ) -> None:
     tiny_llama(seed=1).save_pretrained(model_dir)
     refused(balora("train", config), "other weights")
+
+
+def test_a_resume_on_other_rows_is_refused(balora, config: Path, tmp_path: Path, train_file: Path, monkeypatch) -> None:
+    started = {}
+    with monkeypatch.context() as patched:
+        keep = lambda *args, **_: started.update(json.loads((tmp_path / "run" / "run.json").read_text()))  # noqa: E731
+        patched.setattr(run_module, "save_result", keep)
+        assert balora("train", config).status == 0
+    assert started["status"] == "running" and started["data"]["digest"], "known from the start: a kill leaves no more"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(started))
+    shutil.rmtree(tmp_path / "run" / "checkpoint-6")
+    rows = train_file.read_text()
+    train_file.write_text(rows.replace("plus", "and"))
+    refused(balora("train", config), "other data", "another output")
+    assert json.loads((tmp_path / "run" / "run.json").read_text()) == started
+    train_file.write_text(rows)
+    assert "Resuming" in balora("train", config).out
 
 
 def test_an_interrupted_run_goes_on(balora, config: Path, interrupted: Path) -> None:

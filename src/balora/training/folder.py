@@ -62,6 +62,22 @@ class RunFolder:
             best_checkpoint(newest, self.path, needed=needed)
         return newest
 
+    def check_data(self, digest: str) -> None:
+        """Refuse to go on with other examples than the run started with; rows held out then might be trained on now.
+
+        Args:
+            digest: Of the examples as they are now, `Examples.digest`.
+
+        Raises:
+            BALoraError: They differ.
+        """
+        known = ((read_record(self.path) or {}).get("data") or {}).get("digest")
+        if known is not None and known != digest:
+            raise BALoraError(
+                f"{self.path} holds an interrupted run on other data: the training or evaluation examples have changed since "
+                "it started. Put the data back as they were to resume it, or choose another output."
+            )
+
     def record(self, **facts: Any) -> None:
         """Write the run's record, keeping what was there."""
         if not IS_MAIN:

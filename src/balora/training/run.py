@@ -67,9 +67,13 @@ def run(settings: RunSettings, say: Callable[[str], None] = lambda line: None) -
         say(f"Resuming from {resume}")
     # Everything that bad input can break comes before the folder is touched.
     trainer, tokenizer, examples = prepare(settings, resume)
+    if resume is not None:
+        folder.check_data(examples.digest)
+    data = _about(examples)
     with folder.claimed():
         notices = trainer.objective.notices  # more may come with the first batch
-        folder.record(status="running", resumed=resume is not None, provenance=provenance(), notices=notices)
+        # The data from the start: a resume is held to them.
+        folder.record(status="running", resumed=resume is not None, provenance=provenance(), data=data, notices=notices)
         say(_summary(settings, examples, trainer))
         if examples.conditions:
             say(describe_conditions(examples.conditions))
@@ -79,20 +83,12 @@ def run(settings: RunSettings, say: Callable[[str], None] = lambda line: None) -
         except BALoraError as error:
             folder.record(status="failed", error=str(error), notices=notices)
             raise
-        data = {
-            "train": examples.train_source,
-            "eval": examples.eval_source,
-            "conditions": examples.conditions,
-            "digest": examples.digest,
-            "labels": list(examples.label_names) if examples.label_names else None,
-        }
         if trainer.args.should_save:
             write_text(folder.path / "README.md", model_card(settings, metrics, {**provenance(), "data": data}))
         folder.record(
             status="finished",
             error=None,
             metrics=metrics,
-            data=data,
             parameters=parameter_counts(trainer.model),
             notices=notices,
         )
@@ -103,6 +99,17 @@ def run(settings: RunSettings, say: Callable[[str], None] = lambda line: None) -
     )
     say(f"Done: {folder.path}")
     return RunResult(folder.path, metrics, trainer)
+
+
+def _about(examples: Examples) -> dict[str, Any]:
+    """What the record and the card say of the data."""
+    return {
+        "train": examples.train_source,
+        "eval": examples.eval_source,
+        "conditions": examples.conditions,
+        "digest": examples.digest,
+        "labels": list(examples.label_names) if examples.label_names else None,
+    }
 
 
 _SHOWN = ("train_loss", "train_runtime", "peak_memory_mib")
