@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,49 @@ def check_whole(checkpoint: Path) -> None:
             f"{checkpoint} lacks {' and '.join(missing)} state (training.save_only_model leaves them out), so a run cannot "
             "go on from it. Choose another output to start anew; `balora.load` and `balora export` still read this one."
         )
+
+
+def loss_before(checkpoint: Path, record: Mapping[str, Any]) -> float | None:
+    """The sum over all steps of the training loss up to a checkpoint, from the lines that were logged.
+
+    Args:
+        checkpoint: What is resumed from.
+        record: The run's, as the process before left it.
+
+    Returns:
+        None where steps are in no line: the Trainer forgets, at a resume, what it had not logged yet at the checkpoint.
+    """
+    state = _state(checkpoint)
+    total, last = 0.0, 0
+    for line in state["log_history"]:
+        if "loss" in line:
+            total += line["loss"] * (line["step"] - last)
+            last = line["step"]
+    return total if record.get("loss_logged") and last == state["global_step"] else None
+
+
+def of_whole_run(metrics: Mapping[str, float], before: float | None, resumed_at: int, steps: int) -> dict[str, float]:
+    """The metrics of a resumed run with ``train_loss`` over all its steps, as a run that was never interrupted has it.
+
+    Args:
+        metrics: The Trainer's, whose loss is the mean over the steps since the resume.
+        before: `loss_before`; None drops the loss.
+        resumed_at: The checkpoint's step.
+        steps: Of the whole run.
+
+    Example:
+        >>> of_whole_run({"train_loss": 1.0, "epoch": 2.0}, 12.0, resumed_at=4, steps=6)
+        {'epoch': 2.0, 'train_loss': 2.3333333333333335}
+    """
+    kept = {name: value for name, value in metrics.items() if name != "train_loss"}
+    if before is None:
+        return kept
+    return {**kept, "train_loss": (before + metrics["train_loss"] * (steps - resumed_at)) / steps}
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(_state(checkpoint)["global_step"])
 
 
 def _state(checkpoint: Path) -> dict[str, Any]:
