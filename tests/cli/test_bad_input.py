@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from balora.training import run as run_module
 from balora.training.run import training_arguments
 from balora.training.settings import load_settings
 from tiny import tiny_llama
@@ -137,11 +138,35 @@ def test_a_missing_checkpoint_file_is_refused(balora, config: Path, interrupted:
     refused(balora("train", config), "optimizer.pt", "checkpoint-4")
 
 
+def test_a_checkpoint_of_the_weights_alone_is_refused(balora, config: Path, tmp_path: Path) -> None:
+    assert balora("train", config, "training.save_only_model=true").status == 0
+    (tmp_path / "run" / "run.json").write_text('{"status": "running"}')
+    refused(balora("train", config, "training.save_only_model=true"), "optimizer", "save_only_model", "another output")
+    assert (tmp_path / "run" / "run.json").read_text() == '{"status": "running"}', "nothing is touched"
+
+
 def test_another_base_model_under_a_checkpoint_is_refused(
     balora, config: Path, interrupted: Path, model_dir: Path
 ) -> None:
     tiny_llama(seed=1).save_pretrained(model_dir)
     refused(balora("train", config), "other weights")
+
+
+def test_a_resume_on_other_rows_is_refused(balora, config: Path, tmp_path: Path, train_file: Path, monkeypatch) -> None:
+    started = {}
+    with monkeypatch.context() as patched:
+        keep = lambda *args, **_: started.update(json.loads((tmp_path / "run" / "run.json").read_text()))  # noqa: E731
+        patched.setattr(run_module, "save_result", keep)
+        assert balora("train", config).status == 0
+    assert started["status"] == "running" and started["data"]["digest"], "known from the start: a kill leaves no more"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(started))
+    shutil.rmtree(tmp_path / "run" / "checkpoint-6")
+    rows = train_file.read_text()
+    train_file.write_text(rows.replace("plus", "and"))
+    refused(balora("train", config), "other data", "another output")
+    assert json.loads((tmp_path / "run" / "run.json").read_text()) == started
+    train_file.write_text(rows)
+    assert "Resuming" in balora("train", config).out
 
 
 def test_an_interrupted_run_goes_on(balora, config: Path, interrupted: Path) -> None:

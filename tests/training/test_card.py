@@ -124,6 +124,15 @@ def test_results_are_the_measured_numbers_with_seed_and_hardware() -> None:
     assert "note" not in card.split("## Results")[1].split("##")[0]
 
 
+def test_a_resumed_run_is_said_to_be_one_and_has_no_time() -> None:
+    results = {**RESULTS, "train_samples_per_second": 3.0, "train_steps_per_second": 1.0}
+    card = model_card(settings(), results, {**PROVENANCE, "resumed": True})
+    assert "The run was interrupted and resumed, so its time is not known." in card
+    assert "| train_loss | 0.5123 |" in card
+    assert "train_runtime" not in card and "per_second" not in card
+    assert "resumed" not in model_card(settings(), results, {**PROVENANCE, "resumed": False})
+
+
 def test_what_was_not_measured_is_not_claimed() -> None:
     card = model_card(settings(), {}, {})
     assert "Nothing was measured." in card

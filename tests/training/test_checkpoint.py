@@ -18,6 +18,7 @@ from transformers import PrinterCallback, TrainerCallback
 import balora
 from balora import BALoraError, RegularizationConfig
 from balora.methods import METHODS
+from balora.methods.adapt import load_trainable
 from balora.methods.low_rank import lora_layers
 from balora.methods.start import own_tensors
 from balora.training import checkpoint as ckpt
@@ -277,6 +278,19 @@ def test_a_truncated_file_is_named(folder):
         resume(folder)
 
 
+def test_weights_alone_are_not_resumed_from_and_still_read(tmp_path):
+    run = trainer(pissa(tiny_llama), tmp_path, **EVERY_TWO, save_only_model=True)
+    run.train()
+    with pytest.raises(
+        BALoraError, match=r"checkpoint-4 lacks the optimizer's and the scheduler's state \(.*another output"
+    ):
+        resume(tmp_path)
+    model = pissa(tiny_llama)
+    ckpt.verify(tmp_path / "checkpoint-6")
+    load_trainable(model, ckpt.read_trained(tmp_path / "checkpoint-6", model))
+    assert torch.equal(flat(model), flat(run.model))
+
+
 def test_a_broken_manifest_and_a_strangers_checkpoint_are_refused(folder):
     manifest = folder / "checkpoint-4" / ckpt.MANIFEST
     manifest.write_text(manifest.read_text()[:50])
@@ -393,6 +407,52 @@ def test_a_resumed_run_remembers_the_best(tmp_path):
     run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert run.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
     assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def best_of_a_resume(folder: Path, scores: list[float]):
+    given = iter(scores)
+    run = trainer(
+        pissa(tiny_llama), folder, **EVERY_TWO, load_best_model_at_end=True, eval_strategy="steps", eval_dataset=token_rows(4),
+        metric_for_best_model="score", compute_metrics=lambda _: {"score": next(given)}, eval_steps=2, save_total_limit=2,
+    )  # fmt: skip
+    run.train(resume_from_checkpoint=str(folder / "checkpoint-4"))
+    return run
+
+
+@pytest.mark.parametrize("old_stays", [False, True], ids=["moved", "copied"])
+def test_a_run_that_was_moved_ends_with_its_best_model(old_stays, tmp_path):
+    _, weights = scored(tmp_path / "old", [5.0, 1.0, 2.0], eval_steps=2)
+    shutil.rmtree(tmp_path / "old" / "checkpoint-6")
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    if not old_stays:
+        shutil.rmtree(tmp_path / "old")
+    run = best_of_a_resume(tmp_path / "new", [3.0])
+    assert run.state.best_model_checkpoint == str(tmp_path / "new" / "checkpoint-2")
+    assert torch.equal(flat(run.model), weights[2]) and not torch.equal(weights[2], weights[6])
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["checkpoint-2", "checkpoint-6"]
+    state = json.loads((tmp_path / "new" / "checkpoint-6" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(tmp_path / "new" / "checkpoint-2")
+
+
+def test_a_relative_folder_resumes_from_another_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scored(Path("run"), [5.0, 1.0, 2.0], eval_steps=2)
+    shutil.rmtree("run/checkpoint-6")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run = best_of_a_resume(Path("../run"), [3.0])
+    assert run.state.best_model_checkpoint == "../run/checkpoint-2"
+    assert (tmp_path / "run" / "checkpoint-2").is_dir()
+
+
+def test_a_resume_without_the_best_checkpoint_is_refused_where_it_is_needed(tmp_path):
+    scored(tmp_path, [5.0, 1.0, 2.0], eval_steps=2)
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    with pytest.raises(
+        BALoraError, match=r"checkpoint-2 is missing: it is the best model so far.* choose another output"
+    ):
+        best_of_a_resume(tmp_path, [3.0])
+    resume(tmp_path)  # which does not end with the best
 
 
 # -- a disk that is full ------------------------------------------------------------------------------------------------

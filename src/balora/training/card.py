@@ -51,6 +51,9 @@ balora export THIS_FOLDER --to merged --output A_MODEL
 ```"""
 _UNITS = {"runtime": " s", "memory_mib": " MiB", "per_second": " / s", "flos": " FLOP"}
 
+_TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
+"""Of a resumed run they are those of its last part."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Subject:
@@ -85,7 +88,7 @@ def model_card(
     Args:
         settings: Of the run; None for a model that no config describes, then ``subject`` must be given.
         results: Measured numbers by name; what is not a number is left out.
-        provenance: Versions, hardware, commit, time, data (with its digest and labels), as in ``run.json``.
+        provenance: Versions, hardware, commit, time, data (with its digest and labels), ``resumed``, as in ``run.json``.
         form: ``run`` is the raw result that balora loads; ``lora`` and ``merged`` are exports for plain libraries.
         subject: What settings do not know: class names, the exported rank, the comparison with the trained model.
 
@@ -208,13 +211,18 @@ def _training(settings: RunSettings) -> str:
 
 
 def _results(results: Mapping[str, Any], settings: RunSettings | None, provenance: Mapping[str, Any]) -> str:
-    rows = [(name, _number(name, value)) for name, value in _flat(results) if _is_number(value)]
+    resumed = bool(provenance.get("resumed"))
+    left_out = _TIMES if resumed else ()
+    rows = [
+        (name, _number(name, value)) for name, value in _flat(results) if _is_number(value) and name not in left_out
+    ]
     if not rows:
         return "## Results\n\nNothing was measured."
     hardware = provenance.get("hardware") or {}
     where = f" on {hardware['device']}" if hardware.get("device") else ""
     seed = f", seed {settings.seed}" if settings else ""
-    return f"## Results\n\nMeasured in one run{seed}{where}.\n\n{_table(('Measure', 'Value'), rows)}"
+    note = " The run was interrupted and resumed, so its time is not known." if resumed else ""
+    return f"## Results\n\nMeasured in one run{seed}{where}.{note}\n\n{_table(('Measure', 'Value'), rows)}"
 
 
 def _usage(subject: Subject, form: Form, adapter: bool, settings: RunSettings | None) -> str:

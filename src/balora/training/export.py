@@ -272,7 +272,7 @@ def _write_rest(
     if target is not None:
         target.save_pretrained(side / TARGET_TOKENIZER)
     record = (read_record(saved.run) if saved and saved.run else None) or {}
-    provenance = {**record.get("provenance", {}), "data": record.get("data")}
+    provenance = {**record.get("provenance", {}), "data": record.get("data"), "resumed": record.get("resumed")}
     classifies = source.task == "classification"
     subject = Subject(
         base=settings.model if settings else source.base.address,

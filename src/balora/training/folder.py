@@ -12,6 +12,7 @@ from typing import Any
 from balora.errors import BALoraError
 from balora.training import checkpoint as ckpt
 from balora.training.lock import LOCK, locked, require_writable
+from balora.training.resuming import best_checkpoint, check_whole
 from balora.training.settings import RunSettings, differences, load_settings
 
 CONFIG = "config.yaml"
@@ -50,13 +51,32 @@ class RunFolder:
         """The checkpoint to resume from, None for a fresh run.
 
         Raises:
-            BALoraError: It is not as it was written, or the run must not write into this folder.
+            BALoraError: It is not as it was written or lacks what a resume needs, or the run must not write into this folder.
         """
         self.check()
         newest = ckpt.newest(self.path)
         if newest is not None:
             ckpt.verify(newest)
+            check_whole(newest)
+            needed = bool(self.settings.training.get("load_best_model_at_end"))
+            best_checkpoint(newest, self.path, needed=needed)
         return newest
+
+    def check_data(self, digest: str) -> None:
+        """Refuse to go on with other examples than the run started with; rows held out then might be trained on now.
+
+        Args:
+            digest: Of the examples as they are now, `Examples.digest`.
+
+        Raises:
+            BALoraError: They differ.
+        """
+        known = ((read_record(self.path) or {}).get("data") or {}).get("digest")
+        if known is not None and known != digest:
+            raise BALoraError(
+                f"{self.path} holds an interrupted run on other data: the training or evaluation examples have changed since "
+                "it started. Put the data back as they were to resume it, or choose another output."
+            )
 
     def record(self, **facts: Any) -> None:
         """Write the run's record, keeping what was there."""

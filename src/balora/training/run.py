@@ -27,10 +27,11 @@ from balora.training.card import model_card
 from balora.training.data import Examples, describe_conditions, load_examples, make_collator, tokenize_examples
 from balora.training.data.by_length import shortest_first
 from balora.training.estimate import optimizer_steps
-from balora.training.folder import RunFolder, write_text
+from balora.training.folder import RunFolder, read_record, write_text
 from balora.training.loading import load_model, load_target_tokenizer, load_tokenizer, max_positions
 from balora.training.metrics import SCORES, metrics_for
 from balora.training.provenance import peak_memory_mib, provenance
+from balora.training.resuming import loss_before, of_whole_run, step_of
 from balora.training.settings import RunSettings
 from balora.training.teacher_build import open_for_run
 from balora.training.teacher_cache import tokenizer_digest
@@ -47,7 +48,8 @@ class RunResult:
 
     folder: Path
     metrics: dict[str, float]
-    """Training loss and time; with evaluation rows, their loss and scores."""
+    """Training loss and time; with evaluation rows, their loss and scores. Of a resumed run the time is that since the resume,
+    and there is no loss where the log does not have every step before."""
     trainer: BALoraTrainer
 
 
@@ -67,32 +69,40 @@ def run(settings: RunSettings, say: Callable[[str], None] = lambda line: None) -
         say(f"Resuming from {resume}")
     # Everything that bad input can break comes before the folder is touched.
     trainer, tokenizer, examples = prepare(settings, resume)
+    if resume is not None:
+        folder.check_data(examples.digest)
+    # Read now: the checkpoint may be rotated away before the end.
+    before, at = (0.0, 0) if resume is None else (loss_before(resume, read_record(folder.path) or {}), step_of(resume))
+    data = _about(examples)
     with folder.claimed():
         notices = trainer.objective.notices  # more may come with the first batch
-        folder.record(status="running", resumed=resume is not None, provenance=provenance(), notices=notices)
+        # The data from the start: a resume is held to them.
+        folder.record(
+            status="running",
+            resumed=resume is not None,
+            loss_logged=before is not None,
+            provenance=provenance(),
+            data=data,
+            notices=notices,
+        )
         say(_summary(settings, examples, trainer))
         if examples.conditions:
             say(describe_conditions(examples.conditions))
         try:
             metrics = _train(trainer, folder, resume, say)
+            if resume is not None:
+                metrics = of_whole_run(metrics, before, at, trainer.state.global_step)
             save_result(trainer, tokenizer, folder.path)
         except BALoraError as error:
             folder.record(status="failed", error=str(error), notices=notices)
             raise
-        data = {
-            "train": examples.train_source,
-            "eval": examples.eval_source,
-            "conditions": examples.conditions,
-            "digest": examples.digest,
-            "labels": list(examples.label_names) if examples.label_names else None,
-        }
         if trainer.args.should_save:
-            write_text(folder.path / "README.md", model_card(settings, metrics, {**provenance(), "data": data}))
+            about = {**provenance(), "data": data, "resumed": resume is not None}
+            write_text(folder.path / "README.md", model_card(settings, metrics, about))
         folder.record(
             status="finished",
             error=None,
             metrics=metrics,
-            data=data,
             parameters=parameter_counts(trainer.model),
             notices=notices,
         )
@@ -103,6 +113,17 @@ def run(settings: RunSettings, say: Callable[[str], None] = lambda line: None) -
     )
     say(f"Done: {folder.path}")
     return RunResult(folder.path, metrics, trainer)
+
+
+def _about(examples: Examples) -> dict[str, Any]:
+    """What the record and the card say of the data."""
+    return {
+        "train": examples.train_source,
+        "eval": examples.eval_source,
+        "conditions": examples.conditions,
+        "digest": examples.digest,
+        "labels": list(examples.label_names) if examples.label_names else None,
+    }
 
 
 _SHOWN = ("train_loss", "train_runtime", "peak_memory_mib")

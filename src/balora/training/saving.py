@@ -17,6 +17,7 @@ from balora.sharding import is_finite, is_sharded, reshard, whole
 from balora.teacher import PretrainedTeacher
 from balora.training import checkpoint as ckpt
 from balora.training.logit_memory import LogitMemory
+from balora.training.resuming import KeepBest, best_checkpoint, check_whole
 from balora.training.teacher_cache import TeacherCache
 
 # A mixin: at run time it stands before whichever Trainer it is mixed into.
@@ -40,6 +41,7 @@ class SavingMixin(_Base):
     method: Method | None
     memory: TeacherCache | LogitMemory | None
     _origin: ckpt.Origin | None = None
+    _keep_best: KeepBest | None = None
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write to the side, seal, rename; rotate old ones only when the new one is whole."""
@@ -150,6 +152,8 @@ class SavingMixin(_Base):
         if not (folder / ckpt.MANIFEST).is_file():
             raise BALoraError(f"{folder} is not a checkpoint that balora wrote ({ckpt.MANIFEST} is missing).")
         ckpt.verify(folder)
+        check_whole(folder)
+        best = best_checkpoint(folder, Path(self.args.output_dir), needed=self.args.load_best_model_at_end)
         target = self.model if model is None else model
         known = self.origin().frozen if is_sharded(target) else None
         ckpt.check_origin(target, self.teacher.initial, ckpt.read_origin(folder), folder, known)
@@ -158,6 +162,10 @@ class SavingMixin(_Base):
             self.method.restore(target, ckpt.read_tensors(folder / ckpt.METHOD_STATE))
         if isinstance(self.memory, LogitMemory):
             self.memory.load(folder, self.args.device)
+        if self._keep_best is None:
+            self._keep_best = KeepBest()
+            self.add_callback(self._keep_best)
+        self._keep_best.best = best
 
     def _load_best_model(self) -> None:
         load_trainable(self.model, ckpt.read_trained(Path(self.state.best_model_checkpoint), self.model))

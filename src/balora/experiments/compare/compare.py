@@ -211,7 +211,13 @@ def _notes(rows: Sequence[Row], engine: Engine) -> list[str]:
     late = sum(row.seconds is None for row in done)
     if late:
         notes.append(f"{late} run(s) were interrupted and resumed; they count for the scores, not for the time.")
-    if done and score_names(done) == [TRAIN_LOSS]:
+    if done and score_names(done) in ([TRAIN_LOSS], []):
+        lost = sum(TRAIN_LOSS not in row.scores for row in done)
+        if lost:
+            notes.append(
+                f"{lost} of them have no training loss: it was not logged for every step before the resume. A save_steps that "
+                "is a multiple of logging_steps keeps it."
+            )
         notes.append(
             "There are no evaluation rows (data.eval), so the training loss is all there is; it holds the weighted regularizers "
             "where they are on, so it does not compare methods."

@@ -55,7 +55,7 @@ def make(places: Places) -> dict[str, Any]:
         "label_noise": NOISE,
         "learning_rate": RATE,
         "seed": SEED,
-        "train_loss": metrics["train_loss"],
+        "train_loss": metrics.get("train_loss"),
         "weights_moved": moved,
         "provenance": provenance(),
     }
