@@ -84,6 +84,18 @@ def test_sampling_is_seeded() -> None:
     assert texts(seed=1) == texts(seed=1) != texts(seed=2)
 
 
+def test_samples_that_are_added_later_are_not_those_that_are_there() -> None:
+    sampling = Sampling(max_new_tokens=8, temperature=1.0)
+
+    def texts(names: list[str]) -> list[str]:
+        found = dict(generator(2).generate([PROMPTS[1]] * len(names), sampling, names))
+        return [found[number].text for number in range(len(names))]
+
+    first, later = texts(["0/0", "0/1"]), texts(["0/2", "0/3"])
+    assert len({*first, *later}) == 4
+    assert texts(["0/0", "0/1", "0/2", "0/3"]) == first + later
+
+
 def test_a_prompt_that_leaves_no_room_loses_its_beginning() -> None:
     assert fit(list(range(100)), 20, 64) == list(range(56, 100))
     answers = dict(generator(2).generate([[1] * 300], Sampling(max_new_tokens=40)))
