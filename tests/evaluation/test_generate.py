@@ -206,6 +206,17 @@ def test_other_ways_of_generating_are_not_mixed_in(tmp_path: Path) -> None:
         run(prompt_template="none")
 
 
+@pytest.mark.parametrize("file", ["tokenizer.json", "chat_template.jinja", "merges.txt", "vocab.txt", "spiece.model"])
+def test_a_model_with_another_tokenizer_or_chat_template_is_another_one(tmp_path: Path, file: str) -> None:
+    model = writer_at(tmp_path / "m")
+    before = Subject(str(model)).identity
+    (model / "README.md").write_text("It says nothing else.")
+    assert Subject(str(model)).identity == before
+    with (model / file).open("a") as changed:
+        changed.write("\n")
+    assert Subject(str(model)).identity != before
+
+
 def test_an_exported_adapter_says_what_its_run_says(tmp_path: Path) -> None:
     data = tmp_path / "test.jsonl"
     data.write_text("".join(json.dumps({"question": "?" * (n + 1), "answer": "#### 1"}) + "\n" for n in range(3)))
