@@ -102,6 +102,18 @@ def test_a_prompt_that_leaves_no_room_loses_its_beginning() -> None:
     assert answers[0].prompt_cut and answers[0].tokens <= 40
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_an_answer_near_the_last_position_is_as_long_in_any_batch(batch_size: int) -> None:
+    model = tiny_llama()
+    positions = model.config.max_position_embeddings
+    model.generation_config.eos_token_id = None
+    prompts = [[1, *range(10, 10 + length)] for length in (2, 9, 9, 5)]
+    sampling = Sampling(max_new_tokens=positions - 4)
+    answers = dict(generator(batch_size, model).generate(prompts, sampling))
+    alone = [dict(generator(1, model).generate([ids], sampling))[0] for ids in prompts]
+    assert [answers[number] for number in range(4)] == alone
+
+
 def test_padding_stands_on_the_left_and_is_masked() -> None:
     tokens, mask = pad_left([[5, 6, 7], [8]], pad=0)
     assert tokens.tolist() == [[5, 6, 7], [0, 0, 8]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]]

@@ -99,9 +99,11 @@ class TransformersGenerator:
         cut = [fit(ids, sampling.max_new_tokens, self._positions, self._encoder_decoder) for ids in prompts]
         order = sorted(range(len(prompts)), key=lambda number: (-len(cut[number]), number))
         names = names or [str(number) for number in range(len(prompts))]
+        rooms = [self._room(ids, sampling) for ids in cut]
         size = self.batch_size
         while order:
-            batch = order[:size]
+            # Near the model's last position a longer neighbour would cut an answer short: there, only equals go together.
+            batch = [number for number in order[:size] if rooms[number] == rooms[order[0]]]
             seed = seed_of(sampling.seed, *(names[number] for number in batch))
             try:
                 answers = self._batch([cut[number] for number in batch], sampling, seed)
@@ -112,20 +114,25 @@ class TransformersGenerator:
                 torch.cuda.empty_cache()
                 logger.warning("Not enough memory for %d prompts at once; going on with %d.", len(batch), size)
                 continue
-            order = order[size:]
+            order = order[len(batch) :]
             for number, answer in zip(batch, answers, strict=True):
                 is_cut = len(cut[number]) < len(prompts[number])
                 yield number, dataclasses.replace(answer, prompt_cut=is_cut)
+
+    def _room(self, prompt: list[int], sampling: Sampling) -> int:
+        """The most tokens an answer can have."""
+        if self._positions is None:
+            return sampling.max_new_tokens
+        # What comes before the answer: the prompt, or the one token that starts a decoder.
+        width = 1 if self._encoder_decoder else len(prompt)
+        return max(1, min(sampling.max_new_tokens, self._positions - width))
 
     @torch.inference_mode()
     def _batch(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Answer]:
         tokenizer, model = self.loaded.tokenizer, self.loaded.model
         inputs_BT, mask_BT = pad_left(prompts, int(tokenizer.pad_token_id or 0), self.loaded.device)
-        # What comes before the answer: the prompt, or the one token that starts a decoder.
         width = 1 if self._encoder_decoder else inputs_BT.shape[1]
-        room = sampling.max_new_tokens
-        if self._positions is not None:
-            room = max(1, min(room, self._positions - width))
+        room = min(self._room(ids, sampling) for ids in prompts)
         writer = self.loaded.target_tokenizer or tokenizer
         devices = [self.loaded.device] if self.loaded.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
