@@ -13,7 +13,7 @@ from balora.evaluation import EvaluationOptions, evaluate
 from balora.evaluation import sandbox as sandbox_module
 from balora.evaluation.pass_at_k import mean_pass_at_k, pass_at_k
 from balora.evaluation.programs import code_in, complete
-from balora.evaluation.sandbox import Sandbox
+from balora.evaluation.sandbox import Outcome, Sandbox
 from balora.evaluation.session import Session
 from evaluation_models import writer_at
 
@@ -123,6 +123,24 @@ def test_nothing_is_run_twice(sandbox, tmp_path: Path, problems: Path, monkeypat
     options = EvaluationOptions(data={"humaneval": str(problems)})
     result = evaluate("reference", ["humaneval"], output=tmp_path / "out", options=options).results["humaneval"]
     assert len(ran) == 2 and result["scores"]["pass@1"] == 1.0 and result["scores"]["problems"] == 4
+
+
+def test_verdicts_of_another_sandbox_or_time_limit_are_made_again(tmp_path: Path, problems: Path, monkeypatch) -> None:
+    ran = []
+    monkeypatch.setattr(Sandbox, "_find", lambda self: "bwrap")
+    monkeypatch.setattr(
+        Sandbox, "run", lambda self, program: ran.append(self.unsafe) or Outcome(False, "timed out", 1.0)
+    )
+
+    def run(**how) -> list[bool]:
+        ran.clear()
+        options = EvaluationOptions(data={"humaneval": str(problems)}, limit=2, **how)
+        evaluate("reference", ["humaneval"], output=tmp_path / "out", options=options)
+        return list(ran)
+
+    assert run(code_timeout=1.0) == [False, False] and run(code_timeout=1.0) == []
+    assert run(code_timeout=2.0) == [False, False] and run(code_timeout=2.0) == []
+    assert run(code_timeout=2.0, unsafe_code=True) == [True, True]
 
 
 def test_without_a_sandbox_nothing_is_generated(balora, tmp_path: Path, problems: Path, monkeypatch) -> None:

@@ -84,10 +84,34 @@ def test_sampling_is_seeded() -> None:
     assert texts(seed=1) == texts(seed=1) != texts(seed=2)
 
 
+def test_samples_that_are_added_later_are_not_those_that_are_there() -> None:
+    sampling = Sampling(max_new_tokens=8, temperature=1.0)
+
+    def texts(names: list[str]) -> list[str]:
+        found = dict(generator(2).generate([PROMPTS[1]] * len(names), sampling, names))
+        return [found[number].text for number in range(len(names))]
+
+    first, later = texts(["0/0", "0/1"]), texts(["0/2", "0/3"])
+    assert len({*first, *later}) == 4
+    assert texts(["0/0", "0/1", "0/2", "0/3"]) == first + later
+
+
 def test_a_prompt_that_leaves_no_room_loses_its_beginning() -> None:
     assert fit(list(range(100)), 20, 64) == list(range(56, 100))
     answers = dict(generator(2).generate([[1] * 300], Sampling(max_new_tokens=40)))
     assert answers[0].prompt_cut and answers[0].tokens <= 40
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_an_answer_near_the_last_position_is_as_long_in_any_batch(batch_size: int) -> None:
+    model = tiny_llama()
+    positions = model.config.max_position_embeddings
+    model.generation_config.eos_token_id = None
+    prompts = [[1, *range(10, 10 + length)] for length in (2, 9, 9, 5)]
+    sampling = Sampling(max_new_tokens=positions - 4)
+    answers = dict(generator(batch_size, model).generate(prompts, sampling))
+    alone = [dict(generator(1, model).generate([ids], sampling))[0] for ids in prompts]
+    assert [answers[number] for number in range(4)] == alone
 
 
 def test_padding_stands_on_the_left_and_is_masked() -> None:
@@ -192,6 +216,17 @@ def test_other_ways_of_generating_are_not_mixed_in(tmp_path: Path) -> None:
             run(**changes)
     with pytest.raises(BALoraError, match="another prompting"):
         run(prompt_template="none")
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "chat_template.jinja", "merges.txt", "vocab.txt", "spiece.model"])
+def test_a_model_with_another_tokenizer_or_chat_template_is_another_one(tmp_path: Path, file: str) -> None:
+    model = writer_at(tmp_path / "m")
+    before = Subject(str(model)).identity
+    (model / "README.md").write_text("It says nothing else.")
+    assert Subject(str(model)).identity == before
+    with (model / file).open("a") as changed:
+        changed.write("\n")
+    assert Subject(str(model)).identity != before
 
 
 def test_an_exported_adapter_says_what_its_run_says(tmp_path: Path) -> None:

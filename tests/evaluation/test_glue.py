@@ -118,6 +118,38 @@ def test_another_model_does_not_go_on_from_these_results(tmp_path: Path, sst2: P
         measure(other, "sst2", sst2, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("task", "classes", "column"), [("sst2", ["0", "1"], "sentence"), ("stsb", ["score"], "sentence1")]
+)
+def test_outputs_that_are_not_finite_are_no_answer(
+    tmp_path: Path, monkeypatch, task: str, classes, column: str
+) -> None:
+    rows = [[s, "b", i % 2] for i, s in enumerate(SENTENCES)]
+    data = write(tmp_path / "data.tsv", [column, "sentence2", "score" if task == "stsb" else "label"], rows)
+    model = classifier_at(tmp_path / "m", classes)
+    predict = Predictor.predict
+
+    def broken(self, rows):
+        for place, logits in predict(self, rows):
+            yield place, [float("nan")] * len(logits) if place < 3 else logits
+
+    monkeypatch.setattr(Predictor, "predict", broken)
+    said: list[str] = []
+    options = EvaluationOptions(data={task: str(data)}, device="cpu")
+    scores = []
+    for _ in range(2):  # from memory, then from the journal
+        result = evaluate(model, [task], output=tmp_path / "out", options=options, say=said.append).results[task]
+        scores.append(result["scores"])
+    assert scores[0] == scores[1] and scores[0]["not_finite"] == 3
+    assert sum("3 of 30 rows have outputs that are NaN" in line for line in said) == 2
+    if task == "sst2":
+        assert [sample["predicted"] for sample in result["samples"][:3]] == ["(no class)"] * 3
+        assert np.sum(scores[0]["confusion"]) == 27
+    else:
+        found = [-1.0] * 3 + [sample["output"][0] for sample in result["samples"][3:]]
+        assert scores[0]["pearson"] == pytest.approx(np.corrcoef(found, [i % 2 for i in range(30)])[0, 1])
+
+
 def test_a_runs_classifier_and_its_regression(tmp_path: Path) -> None:
     pairs = [[a, b, f"{i % 6}.5"] for i, (a, b) in enumerate(itertools.pairwise(SENTENCES))]
     data = write(tmp_path / "stsb.tsv", ["sentence1", "sentence2", "score"], pairs)

@@ -173,6 +173,14 @@ def test_without_a_judge_the_answers_are_written(model: Path, bench: Path, tmp_p
     assert result.main_scores == {"mt_bench": 8}
 
 
+@pytest.mark.parametrize("change", [{"seed": 2}, {"top_p": 0.5}])
+def test_answers_of_another_seed_or_top_p_are_not_mixed_in(model: Path, bench: Path, tmp_path: Path, change) -> None:
+    with pytest.raises(BALoraError, match="--judge-url"):
+        evaluate(model, ["mt_bench"], output=tmp_path / "out", options=options(bench, None, limit=1))
+    with pytest.raises(BALoraError, match="another generation"):
+        evaluate(model, ["mt_bench"], output=tmp_path / "out", options=options(bench, None, limit=1, **change))
+
+
 def test_another_judge_is_not_mixed_in(model: Path, bench: Path, tmp_path: Path) -> None:
     with judge_server(8) as server:
         how = options(bench, server.url)

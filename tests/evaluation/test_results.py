@@ -22,6 +22,12 @@ def test_a_second_journal_has_what_the_first_one_wrote(tmp_path: Path) -> None:
     assert second.missing(["0", "1", "2"], "correct") == ["1", "2"]
 
 
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0c", "\r"])
+def test_an_answer_may_hold_any_character_that_ends_a_line(tmp_path: Path, character: str) -> None:
+    Journal(tmp_path, "gsm8k", {"model": "a"}).add("0", output=f"a{character}b")
+    assert Journal(tmp_path, "gsm8k", {"model": "a"}).records == {"0": {"output": f"a{character}b"}}
+
+
 def test_samples_of_another_model_are_refused_by_name(tmp_path: Path) -> None:
     Journal(tmp_path, "gsm8k", {"model": "a", "data": "d"}).add("0", output="18")
     with pytest.raises(BALoraError, match=r"another model\. Choose another output"):

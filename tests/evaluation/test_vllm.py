@@ -102,3 +102,12 @@ def test_what_is_done_is_written_before_the_next_prompts_and_seeds_differ(
     assert [len(prompts) for prompts, _ in LLM.calls] == [2, 2, 1]
     seeds = [how.seed for _, parameters in LLM.calls for how in parameters]
     assert len(set(seeds)) == 5
+
+
+def test_a_sample_has_the_same_seed_when_the_evaluation_goes_on(tmp_path: Path, problems: Path) -> None:
+    model = writer_at(tmp_path / "m")
+    outputs(model, problems, tmp_path / "whole", engine="vllm", temperature=0.7)
+    outputs(model, problems, tmp_path / "parts", engine="vllm", temperature=0.7, limit=2)
+    outputs(model, problems, tmp_path / "parts", engine="vllm", temperature=0.7)
+    whole, first, rest = ([how.seed for how in parameters] for _, parameters in LLM.calls)
+    assert len(first) == 2 and first + rest == whole

@@ -177,10 +177,11 @@ def test_a_comparison_shows_its_rows_its_notes_and_its_failures(tmp_path):
             write_run(tmp_path / "runs" / name, method=variant, accuracy=score)
         rows.append({
             "run": name, "variant": variant, "method": variant, "regularized": False, "axes": {"method.rank": 8},
-            "seed": 1, "status": "failed" if score is None else "finished", "reason": "It broke." if score is None else None,
+            "seed": 1, "status": "failed" if score is None else "finished", "reason": "It\u2028broke." if score is None else None,
             "scores": {} if score is None else {"accuracy": score, "loss": None}, "provenance": {},
         })  # fmt: skip
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    (tmp_path / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
     table = {"about": {}, "notes": ["A note of the comparison."], "baseline": "pissa", "scores": ["accuracy"]}
     (tmp_path / "table.json").write_text(json.dumps(table))
     (tmp_path / "figure.png").write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -189,7 +190,7 @@ def test_a_comparison_shows_its_rows_its_notes_and_its_failures(tmp_path):
     assert "data:image/png;base64," in html
     found = warnings(html)
     assert "A note of the comparison." in found
-    assert "dora_seed-1: The run has no result: It broke." in found
+    assert "dora_seed-1: The run has no result: It\u2028broke." in found
     (tmp_path / "rows.jsonl").write_text("{}\n")
     with pytest.raises(BALoraError, match="is damaged"):
         report(tmp_path)

@@ -6,6 +6,8 @@ Shapes: B sequences, T positions.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -56,8 +58,13 @@ class Answer:
 class Generator(Protocol):
     """An engine that continues prompts."""
 
-    def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> Iterator[tuple[int, Answer]]:
-        """Continue every prompt; answers come with the prompt's number, in the order they are done."""
+    def generate(
+        self, prompts: Sequence[list[int]], sampling: Sampling, names: Sequence[str] | None = None
+    ) -> Iterator[tuple[int, Answer]]:
+        """Continue every prompt; answers come with the prompt's number, in the order they are done.
+
+        What is drawn depends on the seed and on the names (default: the numbers).
+        """
 
 
 class TransformersGenerator:
@@ -75,23 +82,31 @@ class TransformersGenerator:
         self._encoder_decoder = bool(config.is_encoder_decoder)
         self._positions = max_positions(config)
 
-    def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> Iterator[tuple[int, Answer]]:
+    def generate(
+        self, prompts: Sequence[list[int]], sampling: Sampling, names: Sequence[str] | None = None
+    ) -> Iterator[tuple[int, Answer]]:
         """Continue prompts, the longest first: what does not fit into memory shows at once.
 
         Args:
             prompts: Token ids.
             sampling: How.
+            names: Of the samples; a batch draws by the names in it, so the same batch says the same in every call, and
+                another sample of a prompt says something else.
 
         Yields:
             The prompt's number and its answer, batch by batch.
         """
         cut = [fit(ids, sampling.max_new_tokens, self._positions, self._encoder_decoder) for ids in prompts]
         order = sorted(range(len(prompts)), key=lambda number: (-len(cut[number]), number))
+        names = names or [str(number) for number in range(len(prompts))]
+        rooms = [self._room(ids, sampling) for ids in cut]
         size = self.batch_size
         while order:
-            batch = order[:size]
+            # Near the model's last position a longer neighbour would cut an answer short: there, only equals go together.
+            batch = [number for number in order[:size] if rooms[number] == rooms[order[0]]]
+            seed = seed_of(sampling.seed, *(names[number] for number in batch))
             try:
-                answers = self._batch([cut[number] for number in batch], sampling, seed=batch[0])
+                answers = self._batch([cut[number] for number in batch], sampling, seed)
             except torch.OutOfMemoryError:
                 if len(batch) == 1:
                     raise
@@ -99,24 +114,29 @@ class TransformersGenerator:
                 torch.cuda.empty_cache()
                 logger.warning("Not enough memory for %d prompts at once; going on with %d.", len(batch), size)
                 continue
-            order = order[size:]
+            order = order[len(batch) :]
             for number, answer in zip(batch, answers, strict=True):
                 is_cut = len(cut[number]) < len(prompts[number])
                 yield number, dataclasses.replace(answer, prompt_cut=is_cut)
+
+    def _room(self, prompt: list[int], sampling: Sampling) -> int:
+        """The most tokens an answer can have."""
+        if self._positions is None:
+            return sampling.max_new_tokens
+        # What comes before the answer: the prompt, or the one token that starts a decoder.
+        width = 1 if self._encoder_decoder else len(prompt)
+        return max(1, min(sampling.max_new_tokens, self._positions - width))
 
     @torch.inference_mode()
     def _batch(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Answer]:
         tokenizer, model = self.loaded.tokenizer, self.loaded.model
         inputs_BT, mask_BT = pad_left(prompts, int(tokenizer.pad_token_id or 0), self.loaded.device)
-        # What comes before the answer: the prompt, or the one token that starts a decoder.
         width = 1 if self._encoder_decoder else inputs_BT.shape[1]
-        room = sampling.max_new_tokens
-        if self._positions is not None:
-            room = max(1, min(room, self._positions - width))
+        room = min(self._room(ids, sampling) for ids in prompts)
         writer = self.loaded.target_tokenizer or tokenizer
         devices = [self.loaded.device] if self.loaded.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(sampling.seed + seed)
+            torch.manual_seed(seed)
             output: Any = model.generate(  # type: ignore[operator]
                 input_ids=inputs_BT,
                 attention_mask=mask_BT,
@@ -130,6 +150,19 @@ class TransformersGenerator:
         befores = [[] for _ in prompts] if self._encoder_decoder else [ids[-_CONTEXT:] for ids in prompts]
         rows = output[:, width:].tolist()
         return [answer_of(writer, row, sampling, room, before) for row, before in zip(rows, befores, strict=True)]
+
+
+def seed_of(seed: int, *names: str) -> int:
+    """The seed for the samples of these names, by themselves: not by their place among what is left to do.
+
+    Numbers count from zero again when an evaluation goes on, and would draw the answers again that are there already.
+
+    Example:
+        >>> seed_of(42, "0/0") == seed_of(42, "0/0"), seed_of(42, "0/0") == seed_of(42, "0/2")
+        (True, False)
+    """
+    digest = hashlib.sha256(json.dumps([seed, *names]).encode()).digest()
+    return int.from_bytes(digest[:4], "big")
 
 
 def fit(ids: list[int], max_new_tokens: int, positions: int | None, encoder_decoder: bool = False) -> list[int]:
@@ -224,4 +257,14 @@ class _AtStops(StoppingCriteria):
         return torch.tensor(found, device=input_ids.device)
 
 
-__all__ = ["Answer", "Generator", "Sampling", "TransformersGenerator", "answer_of", "cut_at", "fit", "pad_left"]
+__all__ = [
+    "Answer",
+    "Generator",
+    "Sampling",
+    "TransformersGenerator",
+    "answer_of",
+    "cut_at",
+    "fit",
+    "pad_left",
+    "seed_of",
+]

@@ -6,6 +6,7 @@ Reference: Wang et al., GLUE, 2018. The paper reports Matthews for CoLA, Pearson
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,12 @@ def evaluate_glue(session: Session, name: str) -> Record:
         for place, facts in said(session, task, [texts[number] for number in todo]):
             number = todo[place]
             journal.add(str(number), texts=texts[number], label=labels[number], **facts)
-    return journal.finish(wanted, _scores(task, journal, wanted), {"data": rows.source})
+    scores = _scores(task, journal, wanted)
+    if "not_finite" in scores:
+        session.say(
+            f"  {scores['not_finite']:,} of {len(wanted):,} rows have outputs that are NaN or infinite; they count as wrong"
+        )
+    return journal.finish(wanted, scores, {"data": rows.source})
 
 
 def _predicted(session: Session, task: GlueTask, texts: list[list[str]]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -101,8 +107,11 @@ def _predicted(session: Session, task: GlueTask, texts: list[list[str]]) -> Iter
     predictor = Predictor(session.loaded, session.subject.settings, session.options.batch_size)
     names = predictor.classes_for(task.classes, task.name) if task.classes else predictor.require_scores(task.name)
     for place, logits in predictor.predict(texts):
-        best = max(range(len(logits)), key=logits.__getitem__)
-        yield place, {"output": logits, **({"predicted": names[best]} if task.classes else {})}
+        facts: dict[str, Any] = {"output": logits}
+        if task.classes:
+            best = max(range(len(logits)), key=logits.__getitem__)
+            facts["predicted"] = names[best] if _is_finite(logits) else NO_CLASS
+        yield place, facts
 
 
 def _said(session: Session, task: GlueTask, texts: list[list[str]]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -116,11 +125,24 @@ def _said(session: Session, task: GlueTask, texts: list[list[str]]) -> Iterator[
 def _scores(task: GlueTask, journal: Journal, wanted: list[str]) -> dict[str, object]:
     records = [journal.records[sample] for sample in wanted]
     truth = [record["label"] for record in records]
-    found = [record["predicted"] if "predicted" in record else record["output"][0] for record in records]
+    found = [_found(task, record) for record in records]
     scores = class_scores(truth, found, task.classes) if task.classes else regression_scores(truth, found)
     if any(isinstance(record["output"], str) for record in records):
         scores["unreadable"] = sum(value in (NO_CLASS, UNREADABLE) for value in found) / len(found)
-    return {"main": task.main, **scores}
+    broken = sum(not _is_finite(record["output"]) for record in records)
+    return {"main": task.main, **scores, **({"not_finite": broken} if broken else {})}
+
+
+def _found(task: GlueTask, record: Record) -> Any:
+    """The class or score of a row. Logits that are no numbers are none, as an answer is that cannot be read."""
+    if not _is_finite(record["output"]):
+        return NO_CLASS if task.classes else float(UNREADABLE)
+    return record["predicted"] if "predicted" in record else record["output"][0]
+
+
+def _is_finite(output: object) -> bool:
+    """Whether logits are all numbers (words are); the journal has None for NaN and infinities."""
+    return not isinstance(output, list) or all(value is not None and math.isfinite(value) for value in output)
 
 
 def _rows(session: Session, task: GlueTask) -> Rows:

@@ -123,11 +123,13 @@ def _answer(session: Session, material: Material, conversations: Sequence[Conver
     asked = session.options.temperature
     temperatures = {c.number: _TEMPERATURES.get(c.category, 0.0) if asked is None else asked for c in conversations}
     plan = session.sampling(1024, _stops(prompting), temperature=0.0)
+    # Some categories sample though the plan is greedy, so seed and top_p are always part of what the answers are.
+    drawn = {"top_p": plan.top_p, "seed": plan.seed, "temperature": asked if asked is not None else _TEMPERATURES}
     journal = session.journal(
         f"{NAME}.answers",
         material.rows,
         prompting=prompting.describe(),
-        generation={**plan.describe(), "temperature": asked if asked is not None else _TEMPERATURES},
+        generation={**plan.describe(), **drawn},
     )
     tokenizer = session.tokenizer
     for turn in (1, 2):

@@ -92,7 +92,8 @@ class Journal:
             # The process was killed within a line; what it was about to say is not known, so it is done again.
             with self.path.open("r+b") as file:
                 file.truncate(len(whole))
-        lines = whole.decode("utf-8").splitlines() if whole else []
+        # Not splitlines: an answer may hold U+2028, U+2029 or U+0085, which JSON leaves as they are.
+        lines = whole.decode("utf-8").split("\n")[:-1]
         if not lines:
             self.path.unlink()
             return

@@ -150,8 +150,9 @@ class Session:
             return
         generator = self.generator
         prompts = [prompting.tokens(self.tokenizer, request.prompt) for request in requests]
+        names = [request.sample for request in requests]
         told = 0
-        for done, (number, answer) in enumerate(generator.generate(prompts, sampling), 1):
+        for done, (number, answer) in enumerate(generator.generate(prompts, sampling, names), 1):
             facts: dict[str, Any] = {"output": answer.text, "tokens": answer.tokens, "ended": answer.ended}
             yield requests[number], {**facts, "prompt_cut": True} if answer.prompt_cut else facts
             if len(prompts) >= _MANY and done * 10 // len(prompts) > told:

@@ -29,6 +29,14 @@ from balora.training.settings import RunSettings
 REFERENCE = "reference"
 """The name that stands for the data's own answers: what they score tells whether the measurement can be trusted."""
 
+_DECISIVE = (
+    "*config.json", "*.safetensors", "*.bin",
+    # The tokenizer and the form of a chat: with others, the same weights are asked something else.
+    "tokenizer*", "*.model", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+    "additional_chat_templates/*",
+)  # fmt: skip
+"""The files in a model's folder that what it says depends on."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
@@ -189,9 +197,9 @@ def _base_of(adapter: Path) -> str:
 
 
 def _weights_digest(folder: Path) -> str:
-    """Over configs and all weights: as long as reading them takes, which loading does anyway."""
+    """Over all that decides what a model says: as long as reading the weights takes, which loading does anyway."""
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*config.json"), *folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+    for path in sorted({path for pattern in _DECISIVE for path in folder.glob(pattern) if path.is_file()}):
         digest.update(f"{path.name} {file_digest(path)}".encode())
     return digest.hexdigest()
 

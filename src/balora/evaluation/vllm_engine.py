@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from balora.errors import BALoraError
-from balora.evaluation.generate import Answer, Sampling, cut_at, fit
+from balora.evaluation.generate import Answer, Sampling, cut_at, fit, seed_of
 from balora.evaluation.subject import Subject
 from balora.training.data.collate import ensure_pad_token
 from balora.training.export import export
@@ -73,12 +73,18 @@ class VllmGenerator:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> Iterator[tuple[int, Answer]]:
-        """Continue prompts; vLLM makes its own batches, and after some hundred prompts their answers are handed on."""
+    def generate(
+        self, prompts: Sequence[list[int]], sampling: Sampling, names: Sequence[str] | None = None
+    ) -> Iterator[tuple[int, Answer]]:
+        """Continue prompts; vLLM makes its own batches, and after some hundred prompts their answers are handed on.
+
+        Every sample draws by its own name.
+        """
+        names = names or [str(number) for number in range(len(prompts))]
         for start in range(0, len(prompts), _CHUNK):
             part = prompts[start : start + _CHUNK]
             cut = [fit(ids, sampling.max_new_tokens, self._positions) for ids in part]
-            how = [self._parameters(sampling, start + number) for number in range(len(part))]
+            how = [self._parameters(sampling, name) for name in names[start : start + _CHUNK]]
             outputs = self._engine.generate([{"prompt_token_ids": ids} for ids in cut], how)
             for number, output in enumerate(outputs):
                 first = output.outputs[0]
@@ -90,13 +96,13 @@ class VllmGenerator:
                 )
                 yield start + number, answer
 
-    def _parameters(self, sampling: Sampling, number: int) -> Any:
+    def _parameters(self, sampling: Sampling, name: str) -> Any:
         return self._vllm.SamplingParams(
             max_tokens=sampling.max_new_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             # One seed for all would write the same program again and again for pass@k.
-            seed=sampling.seed + number if sampling.temperature else None,
+            seed=seed_of(sampling.seed, name) if sampling.temperature else None,
             stop=list(sampling.stops) or None,
         )
 

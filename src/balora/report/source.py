@@ -110,7 +110,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _of_comparison(folder: Path) -> Section:
-    lines = (folder / ROWS).read_text().splitlines()
+    lines = (folder / ROWS).read_text().split("\n")  # not splitlines: a name may hold U+2028
     try:
         rows = [Row.from_dict(json.loads(line)) for line in lines if line.strip()]
         about = json.loads((folder / _TABLE).read_text()) if (folder / _TABLE).is_file() else {}
