@@ -70,6 +70,32 @@ def test_a_resumed_run_takes_over_what_is_known(tmp_path, asked):  # noqa: F811
     assert torch.equal(flat(whole.model), flat(resumed.model))
 
 
+def sorted_by_length(rows):
+    return pad_rows(sorted(rows, key=lambda row: -len(row["input_ids"])))
+
+
+def masked(rows):
+    batch = pad_rows(rows)
+    drawn = (torch.rand(batch["input_ids"].shape) < 0.3) & (batch["attention_mask"] > 0)
+    return {**batch, "input_ids": torch.where(drawn, 3, batch["input_ids"])}
+
+
+@pytest.mark.parametrize("collate", [sorted_by_length, masked])
+def test_a_collator_that_moves_or_changes_rows_never_gets_another_rows_teacher(collate, tmp_path):
+    """A student that cannot move is its teacher at every step; of another row's logits it would be far."""
+    run = trainer(
+        pissa(tiny_bert), tmp_path, config=CONSISTENT, rows=uneven_rows(), max_steps=-1, num_train_epochs=3,
+        learning_rate=1e-12, data_collator=collate, teacher_cache="auto",
+    )  # fmt: skip
+    run.train()
+    assert max(history(run, "consistency")) < 1e-9
+
+
+def test_a_ragged_column_has_a_key():
+    rows = [{"input_ids": [5, 6], "spans": [[1], [1, 2]]}, {"input_ids": [5, 6], "spans": [[1], [1, 3]]}]
+    assert row_key(rows[0]) != row_key(rows[1])
+
+
 def test_rows_that_change_are_asked_about_again(tmp_path, asked):  # noqa: F811
     class Noisy(torch.utils.data.Dataset):
         def __len__(self):

@@ -387,6 +387,20 @@ def test_a_model_that_is_not_where_the_teacher_was_taken_is_refused_before_the_f
     assert torch.equal(flat(model), before)
 
 
+@pytest.mark.parametrize("config", [ALL_TERMS, OFF], ids=["regularized", "off"])
+def test_an_adapter_that_is_merged_or_switched_off_is_refused(tmp_path, config):
+    """Merged, teacher and student are one function, and nothing would learn."""
+    model = pissa(tiny_llama)
+    model.merge_adapter()
+    with pytest.raises(BALoraError, match="q_proj is merged"):
+        trainer(model, tmp_path, config=config).train()
+    model.unmerge_adapter()
+    layer = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
+    layer._disable_adapters = True  # peft's own switch freezes the factors too, and then there is nothing to train
+    with pytest.raises(BALoraError, match="q_proj is switched off"):
+        trainer(model, tmp_path, config=config).train()
+
+
 def test_a_small_departure_is_refused_too_and_rounding_is_not(tmp_path):
     name = "base_model.model.model.layers.0.mlp.up_proj.lora_B.default.weight"
     for size, refused in ((3e-2, True), (1e-6, False)):
@@ -469,6 +483,8 @@ def test_what_the_objective_cannot_honour_is_refused(tmp_path):
             train_dataset=token_rows(),
             compute_loss_func=lambda *_: 0,
         )
+    with pytest.raises(BALoraError, match="model_init would make another model"):
+        BALoraTrainer(model_init=lambda: pissa(tiny_llama), args=arguments(tmp_path), train_dataset=token_rows())
     with pytest.raises(BALoraError, match="LlamaModel is neither a causal nor"):
         trainer(balora.adapt(tiny_llama().model, rank=4, target_modules=["q_proj"]), tmp_path)
     with pytest.raises(BALoraError, match="loss_path is fused or plain"):

@@ -29,6 +29,7 @@ from balora.training.probe import MOST_ROWS, fit_head
 from balora.training.row_keys import KEYS, KeyedCollator
 from balora.training.saving import SavingMixin
 from balora.training.sharding_checks import check_sharding
+from balora.training.start_check import refuse_idle_adapters
 from balora.training.steps import ClassificationStep, GenerationStep, infer_task
 from balora.training.subsampling import Subsampling
 from balora.training.teacher_cache import TeacherCache
@@ -188,7 +189,10 @@ class RegularizedMixin(SavingMixin):
     def _check_start(self, model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> None:
         """Before the first step of a fresh run, teacher and student must be one function."""
         self._start_checked = True
-        if self.state.global_step > 0 or not self.objective.needs_teacher:
+        if self.state.global_step > 0:
+            return
+        refuse_idle_adapters(self.model)
+        if not self.objective.needs_teacher:
             return
         divergence, allowed = self.step.start_divergence(model, inputs, labels)
         if not divergence <= allowed:
@@ -239,6 +243,11 @@ class RegularizedMixin(SavingMixin):
         if self.args.label_smoothing_factor:
             raise BALoraError(
                 "training.label_smoothing_factor does not go with the regularized objective; set it to 0."
+            )
+        if getattr(self, "model_init", None) is not None:
+            raise BALoraError(
+                "model_init would make another model in train() than the one whose initial values are the teacher's. Pass "
+                "model=balora.adapt(...), and make a trainer for each trial, or vary settings with `balora compare --vary`."
             )
         if getattr(self, "compute_loss_func", None) is not None:
             raise BALoraError("compute_loss_func would replace the regularized objective; leave it out.")

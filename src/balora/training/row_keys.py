@@ -33,7 +33,7 @@ def row_key(row: Mapping[str, Any]) -> bytes:
         value = row[name]
         if value is None:
             continue
-        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        array = _array(value)
         if array.dtype.kind in "biu":
             array = array.astype(np.int64)
         elif array.dtype.kind == "f":
@@ -43,8 +43,21 @@ def row_key(row: Mapping[str, Any]) -> bytes:
     return digest.digest()
 
 
+def _array(value: Any) -> np.ndarray:
+    if isinstance(value, Tensor):
+        return value.detach().cpu().numpy()
+    try:
+        return np.asarray(value)
+    except ValueError:  # lists of lists of different lengths
+        return np.asarray(repr(value))
+
+
 class KeyedCollator:
-    """A collator that adds the keys of the rows it was given, in their order."""
+    """A collator that adds the keys of the rows it was given, where the batch holds these rows as they are, in their order.
+
+    One that sorts them, or puts other tokens in their place, makes batches without keys: what a teacher said of one row
+    must not be taken for what it would say of another.
+    """
 
     def __init__(self, collate: Callable[[Sequence[Any]], Any]) -> None:
         self.collate = collate
@@ -53,6 +66,19 @@ class KeyedCollator:
         """The batch, with ``row_keys`` beside its tensors."""
         keys = [row_key(row) for row in rows] if all(isinstance(row, Mapping) for row in rows) else None
         batch = self.collate(rows)
-        if keys is not None and isinstance(batch, Mapping):
+        if keys is not None and isinstance(batch, Mapping) and _holds(batch, rows):
             batch = {**batch, KEYS: keys}
         return batch
+
+
+def _holds(batch: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether each row's tokens stand in the batch's row of the same number, padded at one end or not at all."""
+    together = batch.get("input_ids")
+    if not isinstance(together, Tensor) or len(together) != len(rows):
+        return False
+    for row, padded in zip(rows, together.tolist(), strict=True):
+        tokens = row.get("input_ids")
+        tokens = tokens.tolist() if isinstance(tokens, Tensor | np.ndarray) else tokens
+        if not tokens or list(tokens) not in (padded[: len(tokens)], padded[-len(tokens) :]):
+            return False
+    return True
