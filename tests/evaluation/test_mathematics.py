@@ -10,7 +10,7 @@ import pytest
 
 from balora.evaluation import EvaluationOptions, evaluate
 from balora.evaluation.equivalence import EquivalenceChecker
-from balora.evaluation.math_answers import final_answer, number_in, same_number, same_text
+from balora.evaluation.math_answers import final_answer, final_number, number_in, same_number, same_text
 from balora.evaluation.session import Session
 from evaluation_models import writer_at
 
@@ -57,13 +57,35 @@ def test_the_final_answer(text: str, answer: str | None) -> None:
     [
         ("$1,234.50", "1234.50"), ("-3", "-3"), ("18 dollars", "18"), ("2/3 of it", "2/3"), ("\\frac{3}{4}", "3/4"),
         ("5%", "5"), ("ten", None), (None, None), (".5", ".5"), ("1{,}000", "1000"),
+        ("-$5", "-5"), ("-\\$5", "-5"), ("$-5", "-5"), ("\u22125", "-5"), ("- 5", "-5"), ("10-12", "10"),
+        ("3 + 15 = $18", "18"), ("3 * 6 = 18", "18"), ("x_1 = -$18", "-18"), ("9 x 2 =", None),
+        ("18 (as 3 * 6 = n)", "18"), ("3\\frac{1}{2}", "7/2"), ("-3 \\frac12", "-7/2"), ("3 1/2", "7/2"),
+        ("-\\frac{1}{2}", "-1/2"), ("12 / 4", "12/4"),
+        ("3,4", "3"), ("5,10,15", "5"), ("5,100,15", "5"), ("1,234,567", "1234567"), ("10,\\!080", "10080"),
+        ("1\\,000", "1000"), ("2e4", "2e4"), ("2e999999999", "2"), ("2eggs", "2"),
     ],
 )  # fmt: skip
 def test_the_number_in_an_answer(answer: str | None, number: str | None) -> None:
     assert number_in(answer) == number
 
 
+@pytest.mark.parametrize(
+    ("solution", "number"),
+    [
+        ("If the answer is wrong, tell me.\n#### 18", "18"),
+        ("The answer is clear: \\boxed{18}, I think", "18"),
+        ("So the answer is 9 x 2 =\n#### 18", "18"),
+        ("\\boxed{17}\nThe answer is: eighteen", "17"),
+        ("The answer is: 18\n#### 17", "18"),
+        ("The answer is: eighteen", None),
+    ],
+)
+def test_the_final_number_is_where_a_number_is(solution: str, number: str | None) -> None:
+    assert final_number(solution) == number
+
+
 def test_numbers_are_compared_exactly() -> None:
+    assert same_number("2e4", "20000")
     assert same_number("0.5", "1/2") and same_number("1000", "1000.0")
     assert not same_number("0.3333", "1/3")
     assert not same_number("1/0", "1/0")

@@ -3,13 +3,21 @@ r"""The final answer in a worked solution: after "The answer is:", in ``\boxed{}
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from fractions import Fraction
 
 _SAID = re.compile(r"the answer is[^\S\n]*:?", re.IGNORECASE)
 _MARKED = re.compile(r"####")
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*(\{|\S+)")
-_NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+(?:\.\d+)?)?")
-_FRACTION = re.compile(r"([-+]?)\\[dt]?frac\s*\{?\s*(\d+)\s*\}?\s*\{?\s*(\d+)\s*\}?")
+_UNSIGNED = r"(?:(?:\d{1,3}(?:,\d{3})+(?!,?\d)|\d+)(?:\.\d+)?|\.\d+)"
+_NUMBER = re.compile(
+    # The exponent is short, lest a number fill the memory.
+    rf"[-+]?{_UNSIGNED}(?:[eE][-+]?\d{{1,2}}(?!\w)|\s*/\s*\d+(?:\.\d+)?)?"
+)
+_FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
+_MIXED = re.compile(r"(?<![\d.,/])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])")
+_SIGNED_MONEY = re.compile(r"([-+])\s*\\?[$£€]\s*")
+_WORKING = re.compile(r"(?<=\S)\s+\([^()]*=[^()]*\)")
 _WRAPPED = re.compile(r"\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}")
 
 
@@ -27,16 +35,31 @@ def final_answer(solution: str) -> str | None:
         >>> final_answer("It is 5, I think.") is None
         True
     """
+    return next(_answers(solution), None)
+
+
+def final_number(solution: str) -> str | None:
+    r"""The number that a solution ends on: of the places where `final_answer` looks, the first that holds one.
+
+    Example:
+        >>> final_number("If the answer is wrong, tell me.\n#### 18"), final_number("The answer is: eighteen")
+        ('18', None)
+    """
+    return next((number for answer in _answers(solution) if (number := number_in(answer)) is not None), None)
+
+
+def _answers(solution: str) -> Iterator[str]:
+    """What stands where an answer may stand, the likeliest first."""
     said = [_line(solution, match.end()) for match in _SAID.finditer(solution)]
     for answer in reversed(said):
         inner = last_boxed(answer)
         if inner or answer:
-            return inner or answer
+            yield inner or answer
     boxed = last_boxed(solution)
     if boxed is not None:
-        return boxed
+        yield boxed
     marked = [_line(solution, match.end()) for match in _MARKED.finditer(solution)]
-    return next((answer for answer in reversed(marked) if answer), None)
+    yield from (answer for answer in reversed(marked) if answer)
 
 
 def last_boxed(text: str) -> str | None:
@@ -58,15 +81,19 @@ def last_boxed(text: str) -> str | None:
 def number_in(answer: str | None) -> str | None:
     r"""The first number in an answer, its thousands separators gone; None where there is none.
 
+    Of an equation it is the first behind the last "=".
+
     Example:
         >>> number_in("$1,234.50 dollars"), number_in(r"\frac{3}{4}"), number_in("about .5"), number_in("none")
         ('1234.50', '3/4', '.5', None)
+        >>> number_in("3 + 15 = $18"), number_in("-$5"), number_in(r"3\frac{1}{2}"), number_in("2e4")
+        ('18', '-5', '7/2', '2e4')
     """
     if answer is None:
         return None
-    plain = _FRACTION.sub(r"\1\2/\3", answer).replace("\\!", "").replace("{,}", ",")
-    match = _NUMBER.search(plain)
-    return None if match is None else match[0].replace(",", "").replace(" ", "")
+    # In "18 (as 6 * 3 = n)" the equation is not what is answered.
+    match = _NUMBER.search(_plain(_WORKING.sub("", answer).rsplit("=", 1)[-1]))
+    return None if match is None else re.sub(r"[,\s]", "", match[0])
 
 
 def same_number(one: str | None, other: str | None) -> bool:
@@ -98,6 +125,15 @@ def _value(number: str | None) -> Fraction | None:
         return None
 
 
+def _plain(text: str) -> str:
+    """Numbers as one would type them: no LaTeX in them, one kind of minus, mixed fractions added up."""
+    text = text.replace("\u2212", "-").replace("\\!", "").replace("{,}", ",")
+    text = re.sub(r"(?<=\d)\\,(?=\d{3})", "", text)
+    text = _FRACTION.sub(lambda match: " {}/{}".format(*(part for part in match.groups() if part)), text)
+    text = _MIXED.sub(lambda match: f"{int(match[1]) * int(match[3]) + int(match[2])}/{match[3]}", text)
+    return re.sub(r"^\s*([-+])\s+", r"\1", _SIGNED_MONEY.sub(r"\1", text))
+
+
 def _bare(text: str) -> str:
     text = _WRAPPED.sub(r"\1", text)
     for what, instead in (("\\left", ""), ("\\right", ""), ("\\dfrac", "\\frac"), ("\\tfrac", "\\frac"), ("\\!", "")):
@@ -123,4 +159,4 @@ def _braced(text: str, start: int) -> str | None:
     return None
 
 
-__all__ = ["final_answer", "last_boxed", "number_in", "same_number", "same_text"]
+__all__ = ["final_answer", "final_number", "last_boxed", "number_in", "same_number", "same_text"]
