@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 
-_SAID = re.compile(r"the answer is[^\S\n]*:?", re.IGNORECASE)
+_SAID = re.compile(r"the[^\S\n]+(?:final[^\S\n]+)?answer[^\S\n]+is(?:[^\S\n]|\*)*:?", re.IGNORECASE)
+_NEXT_SENTENCE = re.compile(r"(?<=\S)(?<!\bM[rs])(?<!\bMrs)(?<!\b[DS][rt])\.\s+(?=[A-Z])")
+_DISPLAY = re.compile(r"(?<!\\)\\[()\[\]]")
 _MARKED = re.compile(r"####")
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*(\{|\S+)")
 _UNSIGNED = r"(?:(?:\d{1,3}(?:,\d{3})+(?!,?\d)|\d+)(?:\.\d+)?|\.\d+)"
@@ -24,8 +26,8 @@ _WRAPPED = re.compile(r"\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}")
 def final_answer(solution: str) -> str | None:
     r"""The answer that a solution ends on, or None where it names none.
 
-    The last of its kind counts, and the kinds in this order: what follows "The answer is:" (to the end of the line), the
-    content of ``\boxed{}``, what follows ``####``.
+    The last of its kind counts, and the kinds in this order: what follows "The answer is:" or "The final answer is" (to
+    the end of the sentence or line, or on the next line), the content of ``\boxed{}``, what follows ``####``.
 
     Example:
         >>> final_answer("So 3 * 6 = 18.\n#### 18\nThe answer is: $18.")
@@ -50,7 +52,7 @@ def final_number(solution: str) -> str | None:
 
 def _answers(solution: str) -> Iterator[str]:
     """What stands where an answer may stand, the likeliest first."""
-    said = [_line(solution, match.end()) for match in _SAID.finditer(solution)]
+    said = [_sentence(solution, match.end()) for match in _SAID.finditer(solution)]
     for answer in reversed(said):
         inner = last_boxed(answer)
         if inner or answer:
@@ -108,13 +110,13 @@ def same_number(one: str | None, other: str | None) -> bool:
 
 
 def same_text(one: str, other: str) -> bool:
-    r"""Whether two answers are written alike, up to spaces, ``$``, ``\text`` and the sizes of brackets.
+    r"""Whether two answers are written alike, up to spaces, ``$``, ``\text``, the sizes of brackets and how a number is put.
 
     Example:
         >>> same_text(r"\left( 3, \frac{\pi}{2} \right)", r"(3,\dfrac{\pi}{2})"), same_text(r"\text{Evelyn}", "Evelyn")
         (True, True)
     """
-    return bool(one.strip()) and _bare(one) == _bare(other)
+    return bool(one.strip()) and (_bare(one) == _bare(other) or same_number(_only_number(one), _only_number(other)))
 
 
 def _value(number: str | None) -> Fraction | None:
@@ -123,6 +125,12 @@ def _value(number: str | None) -> Fraction | None:
         return Fraction(top) / Fraction(bottom or 1)
     except (ValueError, ZeroDivisionError):
         return None
+
+
+def _only_number(text: str) -> str | None:
+    """The number that a text is, if it is nothing else."""
+    whole = _NUMBER.fullmatch(_plain(text.replace("$", "").strip()).strip().rstrip("."))
+    return None if whole is None else number_in(whole[0])
 
 
 def _plain(text: str) -> str:
@@ -139,6 +147,18 @@ def _bare(text: str) -> str:
     for what, instead in (("\\left", ""), ("\\right", ""), ("\\dfrac", "\\frac"), ("\\tfrac", "\\frac"), ("\\!", "")):
         text = text.replace(what, instead)
     return re.sub(r"[\s$]|\\[ ,;]", "", text).rstrip(".")
+
+
+def _sentence(text: str, start: int) -> str:
+    """What is said from here: the rest of the line, else the next line that says something."""
+    for line in text[start:].split("\n"):
+        if line.startswith("#"):  # another kind of answer, or another section
+            break
+        line = _NEXT_SENTENCE.split(_DISPLAY.sub("", line), maxsplit=1)[0]
+        line = _line(line.strip("* \t"), 0).strip("* \t")
+        if line.strip("$"):
+            return line
+    return ""
 
 
 def _line(text: str, start: int) -> str:
