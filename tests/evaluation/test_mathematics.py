@@ -10,7 +10,8 @@ import pytest
 
 from balora.evaluation import EvaluationOptions, evaluate
 from balora.evaluation.equivalence import EquivalenceChecker
-from balora.evaluation.math_answers import final_answer, final_number, number_in, same_number, same_text
+from balora.evaluation.math_answers import contradicts, final_answer, final_number, number_in, same_number, same_text
+from balora.evaluation.mathematics import _equal
 from balora.evaluation.session import Session
 from evaluation_models import writer_at
 
@@ -134,6 +135,35 @@ def test_numbers_are_compared_exactly() -> None:
 )
 def test_what_is_equal(checker: EquivalenceChecker, truth: str, found: str | None, equal: bool) -> None:
     assert checker.equal(truth, found) is equal
+
+
+@pytest.mark.parametrize(
+    ("truth", "found", "equal"),
+    [
+        ("2516_8", "2516_7", False),
+        ("2516_8", "2516_{8}", True),
+        ("1011_2", "1011_3", False),
+        ("32", "3 2", False),
+        ("8", "7 (or 8)", False),
+        ("6", "6,6", False),
+        ("\\{3,4\\}", "(4,3)", False),
+        ("(3,4)", "\\{3,4\\}", False),
+        ("0.0000012", "0.0000009", False),
+        ("0.0000012", "1.2e-6", True),
+        ("\\frac{1}{3}", "0.333333", True),
+        ("5\\text{ cm}", "5\\text{ m}", False),
+        ("5\\text{ cm}", "5", True),
+        ("10080", "10,\\!080", True),
+        ("1 \\text{ or } 2", "1,2", True),
+    ],
+)
+def test_what_math_verify_passes_over(checker: EquivalenceChecker, truth: str, found: str, equal: bool) -> None:
+    assert _equal(checker, truth, found) is equal
+
+
+def test_no_reference_answer_contradicts_itself(shared_dir: Path) -> None:
+    rows = [json.loads(line) for line in (shared_dir / "data/math/math500.jsonl").read_text().splitlines()]
+    assert not [row["answer"] for row in rows if contradicts(row["answer"], row["answer"])]
 
 
 def test_an_answer_that_nobody_can_work_out_is_wrong_and_does_not_hold_up_the_rest() -> None:

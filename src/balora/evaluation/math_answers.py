@@ -19,6 +19,9 @@ _NUMBER = re.compile(
 _FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _MIXED = re.compile(r"(?<![\d.,/])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])")
 _SIGNED_MONEY = re.compile(r"([-+])\s*\\?[$£€]\s*")
+_BASE = re.compile(r"[\d)]_\{?(\d+)\}?")
+_UNIT = re.compile(r"(?<![A-Za-z\\])(mm|cm|dm|km|m|in|ft|yd|mi|mg|kg|g|ms|s|min|h)(?![A-Za-z(])")
+_OR = re.compile(r",|\bor\b|\band\b")
 _WORKING = re.compile(r"(?<=\S)\s+\([^()]*=[^()]*\)")
 _WRAPPED = re.compile(r"\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}")
 
@@ -127,6 +130,34 @@ def _value(number: str | None) -> Fraction | None:
         return None
 
 
+def contradicts(truth: str, found: str) -> bool:
+    r"""Whether two answers differ in what math-verify passes over: bases, units, the kind of brackets, the number of answers,
+    and small numbers, which it rounds.
+
+    Example:
+        >>> contradicts("2516_8", "2516_7"), contradicts(r"\{3,4\}", "(3,4)"), contradicts("6", "6,6")
+        (True, True, True)
+        >>> contradicts("2516_8", "2516"), contradicts(r"5\text{ cm}", "5"), contradicts("1/3", "0.333333")
+        (False, False, False)
+    """
+    for pattern in (_BASE, _UNIT):
+        one, other = (pattern.findall(_WRAPPED.sub(r"\1", text)) for text in (truth, found))
+        if one and other and set(one).isdisjoint(other):
+            return True
+    sets = [_bare(text.rsplit("=", 1)[-1].rsplit("\\in ", 1)[-1])[:2] for text in (truth, found)]
+    if sets in (["\\{", sets[1]], [sets[0], "\\{"]) and any(start[:1] in ("(", "[") for start in sets):
+        return True
+    value = _value(_only_number(truth))
+    if value is None:
+        return False
+    other_value = _value(_only_number(found))
+    if other_value is not None:
+        return abs(value - other_value) > abs(value) / 10**5
+    # More than one answer, where there is one.
+    parts = _OR.split(_plain(found))
+    return (len(parts) > 1 and all(map(_NUMBER.search, parts))) or re.search(r"\d\s+\d", _plain(found)) is not None
+
+
 def _only_number(text: str) -> str | None:
     """The number that a text is, if it is nothing else."""
     whole = _NUMBER.fullmatch(_plain(text.replace("$", "").strip()).strip().rstrip("."))
@@ -146,6 +177,8 @@ def _bare(text: str) -> str:
     text = _WRAPPED.sub(r"\1", text)
     for what, instead in (("\\left", ""), ("\\right", ""), ("\\dfrac", "\\frac"), ("\\tfrac", "\\frac"), ("\\!", "")):
         text = text.replace(what, instead)
+    text = re.sub(r"(?<=\d)\\,(?=\d{3})", "", text)
+    text = re.sub(r"(?<=\d)(?:\s|\\[ ,;])+(?=\d)", "~", text)  # "3 2" is not 32
     return re.sub(r"[\s$]|\\[ ,;]", "", text).rstrip(".")
 
 
@@ -179,4 +212,4 @@ def _braced(text: str, start: int) -> str | None:
     return None
 
 
-__all__ = ["final_answer", "final_number", "last_boxed", "number_in", "same_number", "same_text"]
+__all__ = ["contradicts", "final_answer", "final_number", "last_boxed", "number_in", "same_number", "same_text"]

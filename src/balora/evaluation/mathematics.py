@@ -10,7 +10,7 @@ import dataclasses
 
 from balora.evaluation.data import Origin, Rows
 from balora.evaluation.equivalence import EquivalenceChecker
-from balora.evaluation.math_answers import final_answer, final_number, last_boxed, same_number
+from balora.evaluation.math_answers import contradicts, final_answer, final_number, last_boxed, same_number
 from balora.evaluation.prompting import Prompting
 from balora.evaluation.results import Journal, Record
 from balora.evaluation.session import Request, Session
@@ -101,9 +101,13 @@ def _compare(task: MathTask, journal: Journal, wanted: list[str], rows: Rows) ->
                 correct = same_number(truth, extracted)
             else:
                 extracted = final_answer(output)
-                correct = checker.equal(truth, extracted)
+                correct = _equal(checker, truth, extracted)
             kind = {key: row[key] for key in ("subject", "type", "level") if key in row}
             journal.add(sample, **kind, expected=truth, extracted=extracted, correct=correct)
+
+
+def _equal(checker: EquivalenceChecker, truth: str, found: str | None) -> bool:
+    return found is not None and not contradicts(truth, found) and checker.equal(truth, found)
 
 
 def _truth(task: MathTask, row: Record) -> str:
