@@ -61,6 +61,15 @@ def test_pass_at_k_is_the_share_of_all_choices(n: int) -> None:
         ("```\nx = 1\n```", "x = 1\n"),
         ("```python\nx = 1", "x = 1"),
         ("```python\nhelper = 1\n```\nand\n```python\ndef f():\n    pass\n```", "def f():\n    pass\n"),
+        ("```bash\npip install x\n```\n```python\ndef f():\n    pass\n```", "def f():\n    pass\n"),
+        ("```\n>>> f(2)\n2\n```\n```python\ndef f():\n    pass\n```", "def f():\n    pass\n"),
+        ("```bash\npip install x\n```\n```\n    return 1\n```", "    return 1\n"),
+        ("```python\n    import os\n    return 1\n```", "    import os\n    return 1\n"),
+        ("1. So:\n   ```python\n   def f():\n       pass\n   ```", "def f():\n    pass\n"),
+        (
+            "```python\ndef g():\n    return 1\n```\nand\n```python\ndef f():\n    return g()\n```",
+            "def g():\n    return 1\n\ndef f():\n    return g()\n",
+        ),
         ("I think\nimport os\ndef f(): pass", "import os\ndef f(): pass"),
         ("    return 1\n", "    return 1\n"),
         ("no code", "no code"),
@@ -68,6 +77,8 @@ def test_pass_at_k_is_the_share_of_all_choices(n: int) -> None:
 )
 def test_the_code_in_a_reply(reply: str, code: str) -> None:
     assert code_in(reply, "f") == code
+    if "helper" not in reply:
+        assert code_in(reply) == code
 
 
 def test_a_whole_function_keeps_the_helpers_of_the_prompt() -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from balora.evaluation import EvaluationOptions, evaluate
 from balora.evaluation.equivalence import EquivalenceChecker
-from balora.evaluation.math_answers import final_answer, number_in, same_number, same_text
+from balora.evaluation.math_answers import contradicts, final_answer, final_number, number_in, same_number, same_text
+from balora.evaluation.mathematics import _equal
 from balora.evaluation.session import Session
 from evaluation_models import writer_at
 
@@ -39,6 +40,23 @@ def problems(tmp_path: Path) -> Path:
         ("the answer is $\\boxed{\\frac{1}{2}}$.", "\\frac{1}{2}"),
         ("The answer is: \n", None),
         ("The answer is:\n#### 7", "7"),
+        ("The answer is: \\[9\\]", "9"),
+        ("The answer is: \\(10,\\!080\\)", "10,\\!080"),
+        ("The answer is: \\(5\\text{ cm}\\).", "5\\text{ cm}"),
+        ("The answer is:\n\\[\n9\n\\]", "9"),
+        ("The answer is:\n\n\\frac{1}{2}\nSo it is.", "\\frac{1}{2}"),
+        ("The answer is: **9**", "9"),
+        ("**The answer is: 9**", "9"),
+        ("**The answer is**: 9.", "9"),
+        ("The answer is: 9. Thus we are done.", "9"),
+        ("The answer is: Mr. Smith. Thus we are done.", "Mr. Smith"),
+        ("The answer is: 9.5.", "9.5"),
+        ("The final answer is 9", "9"),
+        ("Final Answer: The final answer is $9$. I hope it is correct.", "$9$"),
+        (
+            "The answer is: \\begin{pmatrix} 1 \\\\[2pt] 2 \\end{pmatrix}",
+            "\\begin{pmatrix} 1 \\\\[2pt] 2 \\end{pmatrix}",
+        ),
         ("\\boxed{1}, rather \\boxed{\\{2, \\frac{3}{4}\\}}", "\\{2, \\frac{3}{4}\\}"),
         ("\\fbox{9}", "9"),
         ("$\\boxed 7$", "7"),
@@ -57,13 +75,35 @@ def test_the_final_answer(text: str, answer: str | None) -> None:
     [
         ("$1,234.50", "1234.50"), ("-3", "-3"), ("18 dollars", "18"), ("2/3 of it", "2/3"), ("\\frac{3}{4}", "3/4"),
         ("5%", "5"), ("ten", None), (None, None), (".5", ".5"), ("1{,}000", "1000"),
+        ("-$5", "-5"), ("-\\$5", "-5"), ("$-5", "-5"), ("\u22125", "-5"), ("- 5", "-5"), ("10-12", "10"),
+        ("3 + 15 = $18", "18"), ("3 * 6 = 18", "18"), ("x_1 = -$18", "-18"), ("9 x 2 =", None),
+        ("18 (as 3 * 6 = n)", "18"), ("3\\frac{1}{2}", "7/2"), ("-3 \\frac12", "-7/2"), ("3 1/2", "7/2"),
+        ("-\\frac{1}{2}", "-1/2"), ("12 / 4", "12/4"),
+        ("3,4", "3"), ("5,10,15", "5"), ("5,100,15", "5"), ("1,234,567", "1234567"), ("10,\\!080", "10080"),
+        ("1\\,000", "1000"), ("2e4", "2e4"), ("2e999999999", "2"), ("2eggs", "2"),
     ],
 )  # fmt: skip
 def test_the_number_in_an_answer(answer: str | None, number: str | None) -> None:
     assert number_in(answer) == number
 
 
+@pytest.mark.parametrize(
+    ("solution", "number"),
+    [
+        ("If the answer is wrong, tell me.\n#### 18", "18"),
+        ("The answer is clear: \\boxed{18}, I think", "18"),
+        ("So the answer is 9 x 2 =\n#### 18", "18"),
+        ("\\boxed{17}\nThe answer is: eighteen", "17"),
+        ("The answer is: 18\n#### 17", "18"),
+        ("The answer is: eighteen", None),
+    ],
+)
+def test_the_final_number_is_where_a_number_is(solution: str, number: str | None) -> None:
+    assert final_number(solution) == number
+
+
 def test_numbers_are_compared_exactly() -> None:
+    assert same_number("2e4", "20000")
     assert same_number("0.5", "1/2") and same_number("1000", "1000.0")
     assert not same_number("0.3333", "1/3")
     assert not same_number("1/0", "1/0")
@@ -80,6 +120,8 @@ def test_numbers_are_compared_exactly() -> None:
         ("50\\%", "50", True),
         ("(3, \\frac{\\pi}{2})", "\\left(3, \\pi/2\\right)", True),
         ("\\text{Evelyn}", "Evelyn", True),
+        ("11\\frac{1}{2}", "11 1/2", True),
+        ("1000", "1e3", True),
         ("\\{1, 2\\}", "\\{2, 1\\}", True),
         ("(1,2)", "(2,1)", False),
         ("[1,2)", "(1,2)", False),
@@ -93,6 +135,35 @@ def test_numbers_are_compared_exactly() -> None:
 )
 def test_what_is_equal(checker: EquivalenceChecker, truth: str, found: str | None, equal: bool) -> None:
     assert checker.equal(truth, found) is equal
+
+
+@pytest.mark.parametrize(
+    ("truth", "found", "equal"),
+    [
+        ("2516_8", "2516_7", False),
+        ("2516_8", "2516_{8}", True),
+        ("1011_2", "1011_3", False),
+        ("32", "3 2", False),
+        ("8", "7 (or 8)", False),
+        ("6", "6,6", False),
+        ("\\{3,4\\}", "(4,3)", False),
+        ("(3,4)", "\\{3,4\\}", False),
+        ("0.0000012", "0.0000009", False),
+        ("0.0000012", "1.2e-6", True),
+        ("\\frac{1}{3}", "0.333333", True),
+        ("5\\text{ cm}", "5\\text{ m}", False),
+        ("5\\text{ cm}", "5", True),
+        ("10080", "10,\\!080", True),
+        ("1 \\text{ or } 2", "1,2", True),
+    ],
+)
+def test_what_math_verify_passes_over(checker: EquivalenceChecker, truth: str, found: str, equal: bool) -> None:
+    assert _equal(checker, truth, found) is equal
+
+
+def test_no_reference_answer_contradicts_itself(shared_dir: Path) -> None:
+    rows = [json.loads(line) for line in (shared_dir / "data/math/math500.jsonl").read_text().splitlines()]
+    assert not [row["answer"] for row in rows if contradicts(row["answer"], row["answer"])]
 
 
 def test_an_answer_that_nobody_can_work_out_is_wrong_and_does_not_hold_up_the_rest() -> None:

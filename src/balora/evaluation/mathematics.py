@@ -10,7 +10,7 @@ import dataclasses
 
 from balora.evaluation.data import Origin, Rows
 from balora.evaluation.equivalence import EquivalenceChecker
-from balora.evaluation.math_answers import final_answer, last_boxed, number_in, same_number
+from balora.evaluation.math_answers import contradicts, final_answer, final_number, last_boxed, same_number
 from balora.evaluation.prompting import Prompting
 from balora.evaluation.results import Journal, Record
 from balora.evaluation.session import Request, Session
@@ -95,14 +95,19 @@ def _compare(task: MathTask, journal: Journal, wanted: list[str], rows: Rows) ->
         for sample in journal.missing(wanted, "correct"):
             row = rows.rows[int(sample)]
             truth = _truth(task, row)
-            extracted = final_answer(journal.records[sample]["output"])
+            output = journal.records[sample]["output"]
             if task.numeric:
-                extracted = number_in(extracted)
+                extracted = final_number(output)
                 correct = same_number(truth, extracted)
             else:
-                correct = checker.equal(truth, extracted)
+                extracted = final_answer(output)
+                correct = _equal(checker, truth, extracted)
             kind = {key: row[key] for key in ("subject", "type", "level") if key in row}
             journal.add(sample, **kind, expected=truth, extracted=extracted, correct=correct)
+
+
+def _equal(checker: EquivalenceChecker, truth: str, found: str | None) -> bool:
+    return found is not None and not contradicts(truth, found) and checker.equal(truth, found)
 
 
 def _truth(task: MathTask, row: Record) -> str:
@@ -110,7 +115,7 @@ def _truth(task: MathTask, row: Record) -> str:
     if not task.numeric and row.get("answer"):
         return str(row["answer"])
     solution = str(row[task.solution])
-    found = number_in(final_answer(solution)) if task.numeric else last_boxed(solution)
+    found = final_number(solution) if task.numeric else last_boxed(solution)
     return found or ""
 
 
