@@ -16,6 +16,10 @@ from torch import Tensor, nn
 
 from balora.errors import BALoraError
 
+HEAD_NAMES = (*SEQ_CLS_HEAD_NAMES, "classification_head", "pre_classifier")
+"""What transformers calls the parts of a classification head: peft knows the first two, BART and T5 have the third, DistilBERT
+the fourth under its `classifier`."""
+
 
 def final_linear(model: nn.Module) -> nn.Linear:
     """The layer that turns pooled features into scores, in its trained copy when peft keeps one.
@@ -24,7 +28,7 @@ def final_linear(model: nn.Module) -> nn.Linear:
         BALoraError: The model has no classification head that we know.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    for name in SEQ_CLS_HEAD_NAMES:
+    for name in HEAD_NAMES:
         head = getattr(base, name, None)
         if isinstance(head, ModulesToSaveWrapper):
             head = head.modules_to_save[head.active_adapters[0]]
@@ -32,7 +36,7 @@ def final_linear(model: nn.Module) -> nn.Linear:
             layers = [module for module in head.modules() if isinstance(module, nn.Linear)]
             if layers:
                 return layers[-1]
-    raise BALoraError(f"{type(base).__name__} has no classification head named {' or '.join(SEQ_CLS_HEAD_NAMES)}.")
+    raise BALoraError(f"{type(base).__name__} has no classification head named {' or '.join(HEAD_NAMES[:3])}.")
 
 
 @contextlib.contextmanager

@@ -109,3 +109,14 @@ def test_the_folder_is_beside_the_configs_output_and_never_a_runs(tmp_path: Path
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(BALoraError, match="single run"):
         lay_out(CONFIG, variants, [1], output=tmp_path)
+
+
+def test_values_that_differ_in_one_sign_have_a_run_each():
+    made = cells("lora", axes={"data.train": ["a_b.jsonl", "a-b.jsonl", "a b.jsonl"]})
+    assert [cell.settings.data.train for cell in made] == ["a_b.jsonl", "a-b.jsonl", "a b.jsonl"]
+    assert len({cell.name for cell in made}) == 3
+
+
+def test_a_share_of_all_rows_stays_a_share_along_an_axis():
+    made = cells("lora", axes=parse_axes(["data.subsample=0.5,1.0"]))
+    assert [repr(cell.settings.data.subsample) for cell in made] == ["0.5", "1.0"]

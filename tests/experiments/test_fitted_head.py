@@ -10,7 +10,7 @@ import pytest
 from balora.experiments.compare import Comparison, Row, summarise
 from balora.experiments.compare.stats import bootstrap
 from balora.experiments.reproduce import EXPERIMENTS, Places, Request
-from balora.experiments.reproduce.columns import by_chance, caution
+from balora.experiments.reproduce.columns import by_chance, caution, verdict
 from balora.experiments.reproduce.fitted_head import show
 
 EXPERIMENT = EXPERIMENTS["fitted-head"]
@@ -55,7 +55,7 @@ def test_each_row_is_held_against_its_own_kind():
     assert "against pissa+head: better: none; worse: pissa+head+C+D+V+S (-0.0150" in to_head
 
 
-@pytest.mark.parametrize("pairs", [3, 10])
+@pytest.mark.parametrize("pairs", [2, 3, 10])
 def test_how_often_an_interval_excludes_0_by_chance_is_what_chance_gives(pairs: int):
     drawn = np.random.default_rng(pairs).standard_normal((1500, pairs))
     intervals = [bootstrap(row, resamples=1000) for row in drawn]
@@ -75,3 +75,16 @@ def test_a_page_says_how_many_seeds_its_intervals_have():
     # The fewest of the page count; a single pair has no interval at all.
     assert "With 3 seeds" in caution({"a": made(ten), "b": made(three)})
     assert caution({"a": made({"pissa": [0.1], "lora": [0.2]})}).startswith("One seed has no interval")
+
+
+def test_a_variant_with_one_pair_is_listed_as_such():
+    values = made({"pissa": [0.5, 0.5, 0.5], "lora": [0.6], "dora": [0.7, 0.8, 0.9]})
+    words = verdict(values, "accuracy")
+    assert "better: dora" in words
+    assert words.endswith("not told apart: none; only one pair, so no interval: lora.")
+    assert caution({"study": values}).startswith("With 3 seeds")
+
+
+def test_two_pairs_exclude_0_where_both_have_one_sign():
+    assert by_chance(2) == 0.5
+    assert "one in 2 would" in caution({"study": made({"pissa": [0.5, 0.5], "lora": [0.6, 0.7]})})

@@ -21,8 +21,11 @@ from balora.methods.options import choice
 from balora.methods.registry import AdaptOptions
 from balora.methods.targets import stacked_weights
 
-AFTER_ATTENTION = r"(.*\.)?(o_proj|out_proj|attention\.output\.dense|attn\.c_proj|SelfAttention\.o|EncDecAttention\.o)"
-AFTER_FEED_FORWARD = r"(.*\.)?(down_proj|fc2|mlp\.c_proj|wo|(?<!attention\.)output\.dense)"
+AFTER_ATTENTION = (
+    r"(.*\.)?(o_proj|out_proj|attention\.output\.dense|attn\.c_proj|SelfAttention\.o|EncDecAttention\.o|self_attn\.dense"
+    r"|attention\.attn\.o|attention\.out_lin)"
+)
+AFTER_FEED_FORWARD = r"(.*\.)?(down_proj|fc2|mlp\.c_proj|wo|mlp\.fc_out|ffn\.lin2|(?<!attention\.)output\.dense)"
 """Names of the layers that end a sub-layer, in the families of transformers."""
 _ACTIVATIONS = ("gelu", "relu", "silu")
 _STD = 1e-2  # Houlsby et al., section 3.6
@@ -70,7 +73,7 @@ def houlsby(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
 
     Reference: Houlsby et al., Parameter-efficient transfer learning for NLP, 2019, section 2.1 and figure 2.
     """
-    _attach(model, f"{AFTER_ATTENTION}|{AFTER_FEED_FORWARD}", options)
+    _attach(model, [AFTER_ATTENTION, AFTER_FEED_FORWARD], options)
     for module in model.modules():
         if "LayerNorm" in type(module).__name__ or "RMSNorm" in type(module).__name__:
             module.requires_grad_(True)
@@ -85,40 +88,65 @@ def pfeiffer(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
 
     Reference: Pfeiffer et al., AdapterFusion, 2020, section 3.
     """
-    _attach(model, AFTER_FEED_FORWARD, options)
+    _attach(model, [AFTER_FEED_FORWARD], options)
     return model
 
 
-def _attach(model: PreTrainedModel, pattern: str, options: AdaptOptions) -> None:
-    """Freeze the model but for its classification head, and hang an adapter on every layer that matches."""
+def _attach(model: PreTrainedModel, patterns: list[str], options: AdaptOptions) -> None:
+    """Freeze the model but for its classification head, and hang an adapter on every layer that matches a pattern."""
     stacks = stacked_weights(model)
     if stacks:
         raise BALoraError(
             f"{stacks[0]} stacks the weights of several experts, and a bottleneck adapter has no single feed-forward layer to "
             "follow there. Use a low-rank method."
         )
-    heads = tuple(f"{name}." for name in head_names(model))
-    targets = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and re.fullmatch(pattern, name) and not name.startswith(heads)
-    ]
-    if not targets:
+    own = next((name for name, _ in model.named_modules() if name.rpartition(".")[2] == "bottleneck"), None)
+    if own is not None:
         raise BALoraError(
-            f"No layer of {type(model).__name__} is known to end an attention or feed-forward layer, so there is no place for a "
-            "bottleneck adapter. Use a low-rank method."
+            f"{type(model).__name__} has bottlenecks of its own ({own}), so there is no one width for an adapter to follow. Use a "
+            "low-rank method."
         )
+    heads = tuple(f"{name}." for name in head_names(model))
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and not name.startswith(heads)
+    }
+    targets = [name for name in linear if any(re.fullmatch(pattern, name) for pattern in patterns)]
+    _check_blocks(model, list(linear), patterns)
     model.requires_grad_(False)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(heads))
     generator = torch.Generator().manual_seed(options.seed)
-    for _, module in targets:
+    for name in targets:
+        module = linear[name]
         weight: Tensor = module.weight  # type: ignore[assignment]
         width = weight.shape[1] if isinstance(module, Conv1D) else weight.shape[0]
         with torch.device(weight.device):
             module.bottleneck = Bottleneck(width, options.rank, options.extra["activation"])
         module.bottleneck.reset(generator)
         module.register_forward_hook(_through_bottleneck)
+
+
+def _check_blocks(model: nn.Module, linear: list[str], patterns: list[str]) -> None:
+    """Refuse a model unless every block has each kind of sub-layer: a name that no pattern knows would leave out half of them."""
+    blocks: dict[str, list[str]] = {}
+    for name in linear:
+        found = re.match(r"(.*?\.\d+)\.(.*)", name)  # the outermost list of modules is that of the blocks
+        if found:
+            blocks.setdefault(found[1], []).append(name)
+    for block, names in blocks.items():
+        for pattern in patterns:
+            if not any(re.fullmatch(pattern, name) for name in names):
+                kind = "attention" if pattern == AFTER_ATTENTION else "feed-forward"
+                raise BALoraError(
+                    f"No layer in {block} of {type(model).__name__} is known to end its {kind} layer, so there is no place for a "
+                    "bottleneck adapter. Use a low-rank method."
+                )
+    if not blocks:
+        raise BALoraError(
+            f"{type(model).__name__} has no blocks to hang a bottleneck adapter in. Use a low-rank method."
+        )
 
 
 def _through_bottleneck(module: Any, inputs: Any, output: Tensor) -> Tensor:

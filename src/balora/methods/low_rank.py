@@ -18,7 +18,8 @@ from balora.errors import BALoraError
 from balora.methods.lora_linear import lora_linear
 from balora.methods.quantization import refuse_unquantizable
 from balora.methods.registry import AdaptOptions
-from balora.methods.targets import ALL_LINEAR, find_targets, no_match
+from balora.methods.targets import find_targets, no_match
+from balora.pooled import HEAD_NAMES
 
 ADAPTER = "default"
 """peft's name for the one adapter balora makes."""
@@ -40,7 +41,8 @@ def wrap(
             the method cannot adapt. The model is as it was.
     """
     refuse_unquantizable(model, options.extra)
-    layers, stacks = find_targets(model, options.target_modules, head_names(model))
+    heads = head_names(model)
+    layers, stacks = find_targets(model, options.target_modules, heads)
     if stacks and (options.dropout > 0 or settings.get("use_dora") or kind is not LoraConfig):
         what = "dropout on the adapter's input" if options.dropout > 0 else "this method"
         raise BALoraError(
@@ -54,7 +56,9 @@ def wrap(
         "lora_dropout": options.dropout,
         "target_modules": layers,
         "target_parameters": stacks or None,
-        "exclude_modules": _classification_head(model) if layers == ALL_LINEAR else None,
+        # peft leaves out only a head that is one layer, and that only for `all-linear`.
+        "exclude_modules": rf"({'|'.join(map(re.escape, heads))})(\..*)?" if heads else None,
+        "modules_to_save": [name for name in heads if name not in SEQ_CLS_HEAD_NAMES] or None,  # peft adds those itself
         "rank_pattern": {f"^{re.escape(name)}$": rank for name, rank in options.ranks.items()},
         "task_type": task_type(model),
     }
@@ -69,7 +73,7 @@ def wrap(
     except ValueError as error:
         if "not found in the base model" not in str(error) and "No modules were targeted" not in str(error):
             raise
-        raise BALoraError(no_match(model, options.target_modules)) from error
+        raise BALoraError(no_match(model, options.target_modules, heads)) from error
     if not options.ranks:
         _refuse_rank(peft_model, settings.get("init_r", options.rank))
     assert isinstance(peft_model, PeftModel)
@@ -128,7 +132,7 @@ def head_names(model: nn.Module) -> list[str]:
     """The modules that make up a classification head, which every method trains whole; none where there is no such head."""
     if task_type(model) is not TaskType.SEQ_CLS:
         return []
-    return [name for name in SEQ_CLS_HEAD_NAMES if hasattr(model, name)]
+    return [name for name in HEAD_NAMES if hasattr(model, name)]
 
 
 def _refuse_rank(peft_model: PeftModel, rank: int) -> None:
@@ -140,12 +144,3 @@ def _refuse_rank(peft_model: PeftModel, rank: int) -> None:
             f"Rank {rank} is above what {len(too_wide)} of the target layers can hold: {name} is {rows} × {columns}, "
             f"so its rank is at most {min(rows, columns)}. Lower method.rank, or leave that layer out of target_modules."
         )
-
-
-def _classification_head(model: nn.Module) -> str | None:
-    """A regular expression for everything in the classification head, which is trained whole, not adapted.
-
-    peft's `all-linear` leaves out a head that is one layer, not the layers inside a head such as RoBERTa's.
-    """
-    names = head_names(model)
-    return rf"({'|'.join(map(re.escape, names))})(\..*)?" if names else None

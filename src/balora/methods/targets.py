@@ -72,10 +72,17 @@ def stacked_weights(model: nn.Module) -> list[str]:
     ]
 
 
-def no_match(model: nn.Module, target: str | list[str]) -> str:
-    """The sentence for targets that match nothing: what there is."""
-    names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)})
+def no_match(model: nn.Module, target: str | list[str], heads: list[str]) -> str:
+    """The sentence for targets that match nothing, or nothing but a classification head: what there is."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    own = next((name for name in linear if name.split(".")[0] in heads and _matches(name, target)), None)
+    names = sorted({name.rsplit(".", 1)[-1] for name in linear if name.split(".")[0] not in heads})
     names += sorted({name.rsplit(".", 1)[-1] for name in stacked_weights(model)})
+    if own is not None:
+        return (
+            f"target_modules matches only {own} of the classification head, which every method trains whole. Name layers below "
+            f"the head: {', '.join(names)}."
+        )
     asked = target if isinstance(target, str) else ", ".join(target)
     first = target if isinstance(target, str) else (target[0] if target else "")
     hint = suggest(first, names)

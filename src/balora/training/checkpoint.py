@@ -20,7 +20,6 @@ from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -31,6 +30,7 @@ from balora.methods.low_rank import adapted_names
 from balora.methods.quantization import plain_parameters
 from balora.methods.registry import find_method
 from balora.methods.start import own_tensors, start_of
+from balora.pooled import HEAD_NAMES
 
 MANIFEST = "manifest.json"
 ORIGIN = "origin.json"
@@ -86,7 +86,7 @@ def unkept_fingerprint(model: nn.Module, initial: Mapping[str, Tensor]) -> Finge
 
 def reloadable(model: nn.Module, name: str) -> bool:
     """Whether a trainable tensor's initial value comes back with the pre-trained model: not an adapter's, not a new head's."""
-    return form_of(model) == "model" and name.split(".")[0] not in SEQ_CLS_HEAD_NAMES
+    return form_of(model) == "model" and name.split(".")[0] not in HEAD_NAMES
 
 
 def start_facts(model: nn.Module) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from peft.utils import CONFIG_NAME
-from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,6 +22,7 @@ from balora.methods import Method, adapt, find_method, load_trainable
 from balora.methods.fingerprint import fingerprint
 from balora.methods.low_rank import ADAPTER
 from balora.methods.start import trainable
+from balora.pooled import HEAD_NAMES
 from balora.training import checkpoint as ckpt
 from balora.training.folder import CONFIG, read_record
 from balora.training.loading import load_model, load_tokenizer
@@ -264,7 +264,7 @@ def _check_targets(model: nn.Module, targets: list[str], where: Path) -> None:
 
 def _of_head(name: str) -> bool:
     """Whether a stored tensor belongs to a classification head: peft's copy of it, or the model's own."""
-    return _WRAPPED in name or name.split(".")[0] in SEQ_CLS_HEAD_NAMES
+    return _WRAPPED in name or name.split(".")[0] in HEAD_NAMES
 
 
 def _check_heads(model: nn.Module, initial: dict[str, Tensor]) -> None:

@@ -8,20 +8,23 @@ from typing import Any
 
 
 def check_subsample(value: Any) -> float | int | None:
-    """A share strictly between 0 and 1, or a number of rows.
+    """A share above 0 and at most 1, or a number of rows: ``1.0`` is all of them, ``1`` is one.
 
     Example:
-        >>> check_subsample("0.5"), check_subsample(200)
-        (0.5, 200)
+        >>> check_subsample("0.5"), check_subsample(200), check_subsample(1.0), check_subsample(1)
+        (0.5, 200, 1.0, 1)
     """
     if value is None or value is False:
         return None
     number = _number(value)
+    share = isinstance(value, float) or (isinstance(value, str) and not value.strip().isdecimal())
+    if number == 1 and share:
+        return 1.0
     if number >= 1 and number == int(number):
         return int(number)
     if 0 < number < 1:
         return number
-    raise ValueError(f"is a share between 0 and 1 or a number of rows, not {value!r}")
+    raise ValueError(f"is a share between 0 and 1 (1.0 is all) or a number of rows, not {value!r}")
 
 
 def check_imbalance(value: Any) -> dict[str, float] | None:

@@ -41,6 +41,18 @@ def test_a_subsample_is_drawn_by_the_seed(labelled):
     assert places == sorted(set(places)), "without replacement, in the order of the source"
 
 
+def test_a_share_of_one_is_all_rows_and_a_count_of_one_is_one(labelled):
+    assert len(load(labelled, subsample=1.0).train) == 300
+    assert len(load(labelled, subsample=1).train) == 1
+
+
+@pytest.mark.parametrize("condition", [{"subsample": 0.5}, {"label_noise": 0.6}, {"duplicate": 0.5}])
+def test_classes_in_words_are_treated_as_classes(labelled, condition):
+    numbers, words = load(labelled, **condition), load(labelled, task="seq2seq", **condition)
+    assert words.conditions == numbers.conditions
+    assert words.train["response"] == [words.label_names[number] for number in numbers.train["labels"]]
+
+
 def test_imbalance_keeps_shares_of_classes(labelled):
     examples = load(labelled, imbalance={"no": 1.0, "maybe": 0.1, "yes": 0.001})
     named = Counter(examples.label_names[number] for number in examples.train["labels"])

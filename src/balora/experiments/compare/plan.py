@@ -114,6 +114,11 @@ def plan(
         own = {key: value for key, value in point.items() if _matters(key, variant)}
         name = "_".join([_slug(variant.name), *(_part(k, v) for k, v in own.items()), f"seed-{seed}"])
         if name in cells:
+            if cells[name].axes != own or cells[name].variant != variant:
+                point_name = ", ".join(f"{key} {shown(value)}" for key, value in own.items())
+                problems.append(
+                    f"{cells[name].title} and {point_name} would share the folder {name}; rename one of the values."
+                )
             continue
         changed = [f"{key}={json.dumps(value)}" for key, value in own.items()]
         try:
@@ -253,12 +258,15 @@ def _refuse_repeats(names: Sequence[str], seeds: Sequence[int], axes: Axes) -> N
 
 
 def _part(key: str, value: Any) -> str:
-    return f"{_slug(key.rpartition('.')[2])}-{_slug(shown(value))}"
+    return f"{_slug(key.rpartition('.')[2])}-{_slug(shown(value), exact=True)}"
 
 
-def _slug(text: str) -> str:
-    """Text as part of a folder's name: short, and different for different texts."""
+def _slug(text: str, *, exact: bool = False) -> str:
+    """Text as part of a folder's name: short, and different for different texts.
+
+    A name from balora's own list may have its ``_`` as ``-``; of what a user writes, exactly, both may occur.
+    """
     plain = re.sub(r"[^A-Za-z0-9.+]+", "-", text).strip("-")
-    if plain == text.replace("_", "-") and len(plain) <= 32:
+    if plain == (text if exact else text.replace("_", "-")) and len(plain) <= 32:
         return plain
     return f"{plain[:24]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -45,7 +45,7 @@ def verdict(made: Comparison, score: str, baseline: str | None = None, among: Se
 
     Returns:
         ``against X: better: A (+0.1000*), B (+0.0500); worse: none; not told apart: C.`` Better and worse are beyond the bootstrap
-        interval, with a star (written for Markdown) beyond Student's too.
+        interval, with a star (written for Markdown) beyond Student's too. Variants with one pair follow in a list of their own.
     """
     baseline = baseline or made.baseline
     groups = made.groups if baseline == made.baseline else summarise(made.rows, [score], baseline)
@@ -53,9 +53,13 @@ def verdict(made: Comparison, score: str, baseline: str | None = None, among: Se
     better: list[str] = []
     worse: list[str] = []
     unclear: list[str] = []
+    single: list[str] = []
     for group in groups:
         gap = group.differences.get(score)
-        if gap is None or gap.low is None or gap.high is None or (among and group.variant not in among):
+        if gap is None or (among and group.variant not in among):
+            continue
+        if gap.low is None or gap.high is None:
+            single.append(f"`{group.variant}`" if "," in group.variant else group.variant)
             continue
         low, high = sorted((sign * gap.low, sign * gap.high))
         name = f"`{group.variant}`" if "," in group.variant else group.variant
@@ -66,14 +70,15 @@ def verdict(made: Comparison, score: str, baseline: str | None = None, among: Se
             worse.append(words)
         else:
             unclear.append(name)
-    lists = (("better", better), ("worse", worse), ("not told apart", unclear))
+    lists = [("better", better), ("worse", worse), ("not told apart", unclear)]
+    lists += [("only one pair, so no interval", single)] if single else []
     return f"against {baseline}: " + "; ".join(f"{word}: {', '.join(names) or 'none'}" for word, names in lists) + "."
 
 
 def caution(made: Mapping[str, Comparison]) -> str:
-    """How far the intervals of a page can be trusted, by the fewest pairs that any of its differences has."""
+    """How far the intervals of a page can be trusted, by the fewest pairs that any of them has."""
     groups = [group for comparison in made.values() for group in comparison.groups]
-    pairs = min((gap.pairs for group in groups for gap in group.differences.values()), default=1)
+    pairs = min((gap.pairs for group in groups for gap in group.differences.values() if gap.pairs > 1), default=1)
     if pairs < 2:
         return "One seed has no interval: what differs by chance cannot be told here."
     return (
@@ -86,7 +91,8 @@ def by_chance(pairs: int) -> float:
     """How often the bootstrap's 95 % interval of a mean difference excludes 0 where there is none, for normal differences.
 
     The interval is the mean ± 1.96 times the standard error that divides by n in place of n - 1; Student's t knows how often that
-    is passed. With three pairs this is 1 / 4, exact for any symmetric distribution: all three have one sign.
+    is passed. Up to three pairs, the interval spans the values themselves, so that it excludes 0 where all have one sign: 1 / 2
+    with two, 1 / 4 with three, for any symmetric distribution.
 
     Args:
         pairs: n, at least 2.
@@ -95,9 +101,11 @@ def by_chance(pairs: int) -> float:
         A probability.
 
     Example:
-        >>> [round(by_chance(pairs), 2) for pairs in (3, 10)]
-        [0.25, 0.1]
+        >>> [round(by_chance(pairs), 2) for pairs in (2, 3, 10)]
+        [0.5, 0.25, 0.1]
     """
+    if pairs <= 3:  # a resample of one value alone has a chance of at least 1 in 27, above the tail of 1 in 40
+        return 2.0 ** (1 - pairs)
     reach = scipy.stats.norm.ppf((1 + COVERAGE) / 2) * math.sqrt((pairs - 1) / pairs)
     return float(2 * scipy.stats.t.sf(reach, pairs - 1))
 

@@ -57,7 +57,7 @@ def apply_conditions(
         return made, None
     facts["rows"] = len(made)
     if labels is not None:
-        counts = Counter(row["labels"] for row in made)
+        counts = Counter(_class_of(row, labels) for row in made)
         facts["classes"] = {name: counts[number] for number, name in enumerate(labels.names)}
     return made, facts
 
@@ -101,7 +101,7 @@ def _thin_out(rows: list[Row], shares: dict[str, float], labels: LabelSet, rng: 
                 f"data.imbalance names the class {name!r}, which is not among {', '.join(labels.names)}."
                 f"{suggest(name, labels.names)}"
             )
-        own = [i for i, row in enumerate(rows) if row["labels"] == number]
+        own = [i for i, row in enumerate(rows) if _class_of(row, labels) == number]
         if own:
             kept -= set(own) - set(rng.sample(own, max(1, round(share * len(own)))))
     return [rows[i] for i in sorted(kept)]
@@ -126,12 +126,23 @@ def _disturb(
     made = list(rows)
     if labels is not None:
         for i in chosen:
-            others = [number for number in range(len(labels.names)) if number != rows[i]["labels"]]
-            made[i] = {**rows[i], "labels": rng.choice(others)}
+            others = [number for number in range(len(labels.names)) if number != _class_of(rows[i], labels)]
+            made[i] = _with_class(rows[i], rng.choice(others), labels)
     else:  # each takes the next one's: a cycle through all chosen rows, so that none keeps its own
         for i, giver in zip(chosen, [*chosen[1:], chosen[0]], strict=True):
             made[i] = _with_label_of(rows[i], rows[giver])
     return made, size, sum(made[i] != rows[i] for i in chosen)
+
+
+def _class_of(row: Row, labels: LabelSet) -> int:
+    """The number of a row's class, also where the class has become the word to answer with."""
+    number: int = row["labels"] if "labels" in row else labels.names.index(row["response"])
+    return number
+
+
+def _with_class(row: Row, number: int, labels: LabelSet) -> Row:
+    """A row with another class, in the row's own form."""
+    return {**row, "labels": number} if "labels" in row else {**row, "response": labels.names[number]}
 
 
 def _with_label_of(row: Row, giver: Row) -> Row:
