@@ -166,11 +166,11 @@ class Objective:
 
         Args:
             logits_ND: Student scores; D = 1 for regression.
-            labels_N: Class numbers, or scores; N × 1 will do.
+            labels_N: Class numbers (-100 for none: such a row is held to the teacher alone), or scores; N × 1 will do.
             teacher_logits_ND: Of the pre-trained model; None when the consistency weight is 0.
             features_Nd: Pooled features; None unless a target is ``features``.
             weights: From `weights`.
-            num_items: Examples in the whole accumulated batch; default N.
+            num_items: Labelled examples in the whole accumulated batch; default those of this one, at least 1.
             share: Weight of this micro-batch among those accumulated, for the batch statistics.
             keep: The share of examples that ``consistency_rows`` draws: the term is taken 1 / keep as strong.
             consistency_rows: Which rows the teacher's logits are of; default all.
@@ -185,13 +185,16 @@ class Objective:
                 f"{self.task.capitalize()} takes one {'score' if self.task == 'regression' else 'class number'} per row, and the "
                 f"labels of {rows} rows are {labels_N.dtype} of shape {tuple(labels_N.shape)}."
             )
-        scale = rows / (rows if num_items is None else num_items)
+        if num_items is None:
+            num_items = rows if self.task == "regression" else labels_N.ne(-100).sum().clamp(min=1)
+        scale = rows / num_items
         raw: dict[str, Tensor] = {}
         if self.task == "regression":
             # One shape for both: mse_loss would broadcast N × 1 against N without an error.
             task = F.mse_loss(logits_ND.reshape(rows), labels_N.reshape(rows).float())
         else:
-            task = F.cross_entropy(logits_ND, labels_N.reshape(rows))
+            # Not the mean over labelled rows: micro-batches with fewer of them would weigh as much as the others.
+            task = F.cross_entropy(logits_ND, labels_N.reshape(rows), reduction="sum") / rows
         if weights["consistency"] > 0:
             assert teacher_logits_ND is not None
             held_ND = logits_ND if consistency_rows is None else logits_ND[consistency_rows]

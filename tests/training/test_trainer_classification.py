@@ -63,9 +63,12 @@ def test_with_all_weights_zero_it_is_step_for_step_the_stock_trainer(make, tmp_p
     torch.testing.assert_close(flat(ours.model), flat(stock.model), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("make", [tiny_bert, scores], ids=["classification", "regression"])
-def test_any_split_into_micro_batches_gives_the_same_gradient(make, tmp_path):
+@pytest.mark.parametrize("case", ["classification", "regression", "some without a label"])
+def test_any_split_into_micro_batches_gives_the_same_gradient(case, tmp_path):
+    make = scores if case == "regression" else tiny_bert
     rows = labelled_rows(16, labels=1 if make is scores else 3)
+    if case == "some without a label":  # of four and of one there are micro-batches with none
+        rows = [{**row, "labels": -100} if at in (1, 4, 5, 6, 7, 12) else row for at, row in enumerate(rows)]
     found = {}
     for batch in (8, 4, 1):
         seen = Gradients()

@@ -40,8 +40,8 @@ class ClassificationStep:
         self._rows_checked = False
 
     def count_items(self, labels: Tensor) -> Tensor:
-        """Examples of a micro-batch, as a scalar tensor."""
-        return torch.tensor(labels.shape[0])
+        """Labelled examples of a micro-batch, as a scalar tensor."""
+        return torch.tensor(labels.shape[0]) if labels.is_floating_point() else labels.ne(-100).sum()
 
     def train(
         self,
