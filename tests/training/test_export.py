@@ -259,6 +259,19 @@ def learnt() -> tuple[torch.nn.Module, balora.PretrainedTeacher]:
     return model, teacher
 
 
+def test_a_model_with_an_adapted_embedding_is_exported(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    tiny_llama().save_pretrained(base)
+    model = adapt(AutoModelForCausalLM.from_pretrained(base), "lora", rank=4, target_modules=["q_proj", "embed_tokens"])
+    with torch.no_grad():
+        for name, parameter in trainable(model):
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
+    export(model, to="merged", output=tmp_path / "merged")
+    tokens = torch.arange(4, 40)[None]
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(merged(tokens).logits, model.eval()(tokens).logits, atol=1e-5, rtol=1e-4)
+
+
 def test_a_model_in_memory_is_exported_with_its_teacher(learnt, tmp_path: Path) -> None:
     model, teacher = learnt
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -387,6 +387,20 @@ def test_a_model_that_is_not_where_the_teacher_was_taken_is_refused_before_the_f
     assert torch.equal(flat(model), before)
 
 
+def test_a_second_stage_has_the_teacher_of_the_first(tmp_path):
+    """A trained model goes on with the initial values of its first run; anything else is refused."""
+    first = trainer(pissa(tiny_llama), tmp_path / "first")
+    first.train()
+    with pytest.raises(BALoraError, match="not at its initial value"):
+        trainer(first.model, tmp_path / "second")
+    second = trainer(first.model, tmp_path / "second", initial=first.teacher.initial, learning_rate=0.0)
+    second.train()
+    assert history(second, "consistency")[0] > 1e-4
+    wrong = {name: value + 0.1 for name, value in first.teacher.initial.items()}
+    with pytest.raises(BALoraError, match="not at its initial value"):
+        trainer(first.model, tmp_path / "third", initial=wrong)
+
+
 @pytest.mark.parametrize("config", [ALL_TERMS, OFF], ids=["regularized", "off"])
 def test_an_adapter_that_is_merged_or_switched_off_is_refused(tmp_path, config):
     """Merged, teacher and student are one function, and nothing would learn."""

@@ -70,7 +70,7 @@ def make_probe(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> P
         tokenizer: The run's.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    size = base.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    size = len(base.get_input_embeddings().weight)  # type: ignore[operator]  # an adapted one says no more of itself
     whole: Any = base.config
     config = whole.get_text_config()
     special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}

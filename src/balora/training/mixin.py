@@ -87,6 +87,8 @@ class RegularizedMixin(SavingMixin):
         self.loss_is_scaled_for_ga = True  # by num_items and share, see compute_loss
         self._start_checked = False
         start = start_of(unwrapped)
+        # Values that are known to be those the adapter started from: the student may be elsewhere, trained before.
+        self._goes_on = initial is not None and start is not None
         self.method: Method | None = find_method(start.method) if start else None
         check_sharding(self.accelerator.state, unwrapped, self.method)
         if self.is_fsdp_enabled:
@@ -192,7 +194,7 @@ class RegularizedMixin(SavingMixin):
         if self.state.global_step > 0:
             return
         refuse_idle_adapters(self.model)
-        if not self.objective.needs_teacher:
+        if not self.objective.needs_teacher or self._goes_on:
             return
         divergence, allowed = self.step.start_divergence(model, inputs, labels)
         if not divergence <= allowed:
