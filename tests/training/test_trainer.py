@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from small_runs import (
     ALL_TERMS,
     CONSTANT,
@@ -385,6 +386,22 @@ def test_a_model_that_is_not_where_the_teacher_was_taken_is_refused_before_the_f
     ):
         run.train()
     assert torch.equal(flat(model), before)
+
+
+def test_an_adapter_of_somebody_else_is_told_what_its_teacher_is(tmp_path, caplog):
+    def theirs(learnt):
+        model = get_peft_model(tiny_llama(), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+        if learnt:
+            model.get_parameter("base_model.model.model.layers.1.self_attn.q_proj.lora_B.default.weight").data.add_(0.1)
+        return model
+
+    with caplog.at_level("WARNING", logger="balora"):
+        trainer(theirs(learnt=False), tmp_path)
+        trainer(theirs(learnt=True), tmp_path, config=OFF)
+        trainer(pissa(tiny_llama), tmp_path)
+        assert "not made by balora.adapt" not in caplog.text
+        trainer(theirs(learnt=True), tmp_path)
+    assert "the teacher is the model as it stands now" in caplog.text
 
 
 def test_a_second_stage_has_the_teacher_of_the_first(tmp_path):

@@ -29,7 +29,7 @@ from balora.training.probe import MOST_ROWS, fit_head
 from balora.training.row_keys import KEYS, KeyedCollator
 from balora.training.saving import SavingMixin
 from balora.training.sharding_checks import check_sharding
-from balora.training.start_check import refuse_idle_adapters
+from balora.training.start_check import refuse_idle_adapters, warn_of_anothers_adapter
 from balora.training.steps import ClassificationStep, GenerationStep, infer_task
 from balora.training.subsampling import Subsampling
 from balora.training.teacher_cache import TeacherCache
@@ -89,6 +89,8 @@ class RegularizedMixin(SavingMixin):
         start = start_of(unwrapped)
         # Values that are known to be those the adapter started from: the student may be elsewhere, trained before.
         self._goes_on = initial is not None and start is not None
+        if start is None and initial is None and self.objective.needs_teacher:
+            warn_of_anothers_adapter(unwrapped)
         self.method: Method | None = find_method(start.method) if start else None
         check_sharding(self.accelerator.state, unwrapped, self.method)
         if self.is_fsdp_enabled:
