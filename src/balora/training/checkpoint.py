@@ -190,20 +190,6 @@ def check_origin(
         )
 
 
-GUARD = "balora: write a LoRA that peft loads with `balora export RUN --to lora`"
-"""Stands as init_lora_weights in a raw adapter's config. Loaded onto the pre-trained weights, factors that were trained on
-residual ones would be silently wrong; peft refuses this word by quoting it."""
-
-
-def guard(folder: Path) -> None:
-    """Keep peft from loading raw PiSSA factors onto weights they do not belong to."""
-    path = folder / "adapter_config.json"
-    if path.is_file():
-        config = json.loads(path.read_text())
-        config["init_lora_weights"] = GUARD
-        path.write_text(json.dumps(config, indent=2, sort_keys=True))
-
-
 def seal(folder: Path) -> None:
     """List every file with its size and hash, and push all of it to the disk."""
     files = {}

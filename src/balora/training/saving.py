@@ -12,7 +12,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from balora.errors import BALoraError
 from balora.methods.adapt import load_trainable
 from balora.methods.registry import Method
-from balora.methods.start import own_tensors, start_of, trainable
+from balora.methods.start import own_tensors, trainable
 from balora.sharding import is_finite, is_sharded, reshard, whole
 from balora.teacher import PretrainedTeacher
 from balora.training import checkpoint as ckpt
@@ -133,9 +133,6 @@ class SavingMixin(_Base):
             return
         # A pickle that nothing here reads: the settings are in the run's config.
         (folder / "training_args.bin").unlink(missing_ok=True)
-        start = start_of(self.model)
-        if start is not None and start.shifts_base:
-            ckpt.guard(folder)
 
     def _gathered(self) -> dict[str, Tensor]:
         """What a sharded model's folder holds, whole, in the main process: what was trained, or everything."""
