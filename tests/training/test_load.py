@@ -219,6 +219,9 @@ def test_what_is_no_run_is_told_apart(tmp_path: Path) -> None:
     get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "peft")
     with pytest.raises(balora.BALoraError, match="a plain peft adapter"):
         load(tmp_path / "peft")
+    balora.adapt(tiny_llama(), rank=4).save_pretrained(tmp_path / "raw")
+    with pytest.raises(balora.BALoraError, match=r"without their initial values .*trainer\.save_model"):
+        load(tmp_path / "raw")
 
 
 def test_an_adapter_alone_asks_for_its_base(run: TrainedRun, tmp_path: Path) -> None:

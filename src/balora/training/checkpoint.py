@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ TRAINED = "trained.safetensors"
 """What a method of form ``tensors`` trained."""
 METHOD_STATE = "method_state.safetensors"
 """What a method keeps beside tensors and optimizer (AdaLoRA's importance scores)."""
+RESULT = (ORIGIN, INITIAL, TRAINED, SAFETENSORS_WEIGHTS_NAME, "model*.safetensors")
+"""What `balora.load` takes the trained weights and their start from."""
 STAGING = ".saving"
 _TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "iostream", "write")
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -190,15 +192,18 @@ def check_origin(
         )
 
 
-def seal(folder: Path) -> None:
-    """List every file with its size and hash, and push all of it to the disk."""
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
-        files[path.relative_to(folder).as_posix()] = [path.stat().st_size, _digest(path)]
+def seal(folder: Path, patterns: Iterable[str] = ("**/*",)) -> None:
+    """List every file with its size and hash, and push all of it to the disk.
+
+    Args:
+        folder: Written to its end.
+        patterns: Of the files to list; `RESULT` where others may come and go beside them.
+    """
+    found = sorted({p for pattern in patterns for p in folder.glob(pattern) if p.name != MANIFEST})
+    files = {p.relative_to(folder).as_posix(): [p.stat().st_size, _digest(p)] for p in found if p.is_file()}
     (folder / MANIFEST).write_text(json.dumps(files, indent=1))
-    for path in folder.rglob("*"):
+    for path in (*found, folder / MANIFEST, folder):
         _sync(path)
-    _sync(folder)
 
 
 def verify(folder: Path) -> None:

@@ -22,7 +22,7 @@ from balora.errors import BALoraError, suggest
 from balora.methods import Method, adapt, find_method, load_trainable
 from balora.methods.fingerprint import fingerprint
 from balora.methods.low_rank import ADAPTER
-from balora.methods.start import trainable
+from balora.methods.start import GUARD, trainable
 from balora.training import checkpoint as ckpt
 from balora.training.folder import CONFIG, read_record
 from balora.training.loading import load_model, load_tokenizer
@@ -172,6 +172,11 @@ def _result_of(run: Path) -> Path:
 
 def _what_is(folder: Path) -> str:
     if (folder / CONFIG_NAME).is_file():
+        if _read_json(folder / CONFIG_NAME).get("init_lora_weights") == GUARD:
+            return (
+                f"holds trained factors without their initial values ({ckpt.INITIAL}), as save_pretrained writes them. Save "
+                "the model with trainer.save_model, or write a LoRA with balora.export(model, initial=...)."
+            )
         return "holds a plain peft adapter, not a run of balora. Load it with peft.PeftModel.from_pretrained."
     if (folder / "config.json").is_file():
         return "holds a plain transformers model, not a run of balora. Load it with from_pretrained."

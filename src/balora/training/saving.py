@@ -109,11 +109,22 @@ class SavingMixin(_Base):
         raise BALoraError(f"push_to_hub is not done in training: {NO_PUSH}")
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The Trainer's; of a sharded model what was trained alone is gathered, not the frozen weights with it."""
-        if not is_sharded(self.model):
+        """The Trainer's; of a sharded model what was trained alone is gathered, not the frozen weights with it.
+
+        A script calls it for its result, so that where the run started lies beside it, for `balora.load` and `balora.export`.
+        """
+        folder = Path(output_dir or self.args.output_dir)
+        result = not _internal_call and self.method is not None and self.args.should_save
+        if result:
+            (folder / ckpt.MANIFEST).unlink(missing_ok=True)  # cut short from here on, it is not taken for whole
+        if is_sharded(self.model):
+            self._save(output_dir)
+        else:
             super().save_model(output_dir, _internal_call)
-            return
-        self._save(output_dir)
+        if result:
+            ckpt.write_origin(folder, self.origin())
+            # Of the folder only this: it may be the run's own, and a script may put a tokenizer or scores there later.
+            ckpt.seal(folder, ckpt.RESULT)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         broken = next((name for name, p in trainable(self.model) if not is_finite(p)), None)
