@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import balora
 from balora import BALoraError
+from balora.evaluation.subject import Subject
 from balora.training import checkpoint as ckpt
 from tiny import labelled_rows, tiny_bert, tiny_llama, tiny_tokenizer
 
@@ -42,6 +43,14 @@ def test_it_is_loaded_as_it_was_trained(base, tmp_path, method):
     expected = logits(run.model)
     assert (expected - logits(AutoModelForCausalLM.from_pretrained(base))).abs().max() > 1e-2
     assert torch.equal(logits(balora.load(tmp_path / "final", base=base)), expected)
+
+
+@pytest.mark.parametrize("method", ["balora", "lora", "full"])
+def test_it_is_evaluated_and_loaded_without_saying_what_it_was_made_for(base, tmp_path, method):
+    run = trained(base, tmp_path / "run", method)
+    run.save_model(str(tmp_path / "final"))
+    tiny_tokenizer().save_pretrained(tmp_path / "final")
+    assert torch.equal(logits(Subject(str(tmp_path / "final")).load("cpu").model), logits(run.model))
 
 
 @pytest.mark.parametrize("to", ["lora", "merged"])
