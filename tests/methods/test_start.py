@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from peft import LoraConfig, PeftModel
 from torch import nn
 
 import balora
@@ -63,3 +66,29 @@ def test_evaluating_gives_every_module_its_own_mode_back_also_after_an_error():
         raise RuntimeError("inside")
     assert [module.training for module in model.modules()] == modes
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("method", ["balora", "pissa", "milora", "olora"])
+def test_peft_refuses_raw_factors_of_a_shifted_base_whoever_wrote_them(method, tmp_path):
+    balora.adapt(tiny_llama(), method=method, rank=4).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"balora export RUN --to lora.*balora\.export\(model"):
+        PeftModel.from_pretrained(tiny_llama(), tmp_path)
+    with pytest.raises(ValueError, match="balora export RUN --to lora"):
+        tiny_llama().load_adapter(str(tmp_path))
+
+
+def test_a_lora_on_the_weights_as_they_were_needs_no_guard(tmp_path):
+    model = balora.adapt(tiny_llama(), method="lora", rank=4)
+    model.save_pretrained(tmp_path)
+    tokens = torch.arange(4, 12)[None]
+    found = PeftModel.from_pretrained(tiny_llama(), tmp_path)(tokens).logits
+    torch.testing.assert_close(found, model.eval()(tokens).logits)
+
+
+def test_a_guarded_model_can_be_copied_and_take_a_second_adapter():
+    model = balora.adapt(tiny_llama(), rank=4).eval()
+    tokens = torch.arange(4, 12)[None]
+    expected = model(tokens).logits
+    torch.testing.assert_close(copy.deepcopy(model)(tokens).logits, expected)
+    model.add_adapter("second", LoraConfig(r=2, target_modules=["q_proj"]))
+    torch.testing.assert_close(model(tokens).logits, expected)

@@ -20,7 +20,7 @@ from balora import BALoraError, RegularizationConfig
 from balora.methods import METHODS
 from balora.methods.adapt import load_trainable
 from balora.methods.low_rank import lora_layers
-from balora.methods.start import own_tensors
+from balora.methods.start import GUARD, own_tensors
 from balora.training import checkpoint as ckpt
 from bench import adapted
 from tiny import labelled_rows, pair_rows, tiny_bart, tiny_bert, tiny_gpt2, tiny_llama, tiny_t5, token_rows
@@ -353,7 +353,7 @@ def test_peft_refuses_raw_factors_of_a_shifted_base_by_quoting_the_way_out(finis
 def test_the_saved_model_is_guarded_too(tmp_path):
     run = trainer(pissa(tiny_llama), tmp_path / "run")
     run.save_model(str(tmp_path / "saved"))
-    assert json.loads((tmp_path / "saved" / "adapter_config.json").read_text())["init_lora_weights"] == ckpt.GUARD
+    assert json.loads((tmp_path / "saved" / "adapter_config.json").read_text())["init_lora_weights"] == GUARD
     assert not (tmp_path / "saved" / "training_args.bin").exists()
 
 

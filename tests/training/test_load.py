@@ -219,12 +219,21 @@ def test_what_is_no_run_is_told_apart(tmp_path: Path) -> None:
     get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "peft")
     with pytest.raises(balora.BALoraError, match="a plain peft adapter"):
         load(tmp_path / "peft")
+    balora.adapt(tiny_llama(), rank=4).save_pretrained(tmp_path / "raw")
+    with pytest.raises(balora.BALoraError, match=r"without their initial values .*trainer\.save_model"):
+        load(tmp_path / "raw")
 
 
-def test_an_adapter_alone_asks_for_its_base(run: TrainedRun, tmp_path: Path) -> None:
-    loose = shutil.copytree(run.folder / "adapter", tmp_path / "loose")
-    with pytest.raises(balora.BALoraError, match="Say which pre-trained model it was made for"):
-        load(loose)
+def test_an_adapter_alone_is_loaded_on_the_base_it_names_or_asks_for_one(run: TrainedRun, tmp_path: Path) -> None:
+    loose = Path(shutil.copytree(run.folder / "adapter", tmp_path / "loose"))
+    model = load(loose)
+    assert torch.equal(logits(model, batch(model)), logits(run.model, batch(model)))
+    config = loose / "adapter_config.json"
+    for name in (None, str(tmp_path / "gone")):
+        config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": name}))
+        ckpt.seal(loose)
+        with pytest.raises(balora.BALoraError, match="Say which pre-trained model it was made for"):
+            load(loose)
 
 
 def test_what_is_found_is_said(run: TrainedRun) -> None:

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from balora.errors import BALoraError
 from balora.methods.fingerprint import Fingerprint, fingerprint
+from balora.methods.low_rank import ADAPTER
 from balora.methods.registry import AdaptOptions
+
+GUARD = (
+    "balora: write a LoRA that peft loads with `balora export RUN --to lora`, or of a model in memory with "
+    "balora.export(model, initial=...)"
+)
+"""Stands as init_lora_weights in a raw adapter's config. Loaded onto the pre-trained weights, factors that were trained on
+residual ones would be silently wrong; peft refuses this word by quoting it."""
 
 _ATTRIBUTE = "balora_start"
 # How far the logits may move (root mean square, relative to theirs) when the weights are split in two and rounded again. Not
@@ -49,7 +57,13 @@ class Start:
 
 
 def remember_start(model: nn.Module, method: str, options: AdaptOptions, *, shifts_base: bool) -> None:
-    """Attach the record to a model whose trainable tensors are at their initial values."""
+    """Attach the record to a model whose trainable tensors are at their initial values.
+
+    Where the start moved the frozen weights, peft's config is given the guard here, so that whoever writes the adapter
+    writes it too, peft's own save_pretrained among them.
+    """
+    if shifts_base:
+        model.peft_config[ADAPTER].init_lora_weights = GUARD  # type: ignore[index, union-attr]
     options = dataclasses.replace(options, calibration=None)  # it may hold on to the data
     setattr(model, _ATTRIBUTE, Start(method, options, shifts_base, fingerprint(trainable(model))))
 

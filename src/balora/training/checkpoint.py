@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ TRAINED = "trained.safetensors"
 """What a method of form ``tensors`` trained."""
 METHOD_STATE = "method_state.safetensors"
 """What a method keeps beside tensors and optimizer (AdaLoRA's importance scores)."""
+RESULT = (ORIGIN, INITIAL, TRAINED, SAFETENSORS_WEIGHTS_NAME, "model*.safetensors")
+"""What `balora.load` takes the trained weights and their start from."""
 STAGING = ".saving"
 _TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "iostream", "write")
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -190,29 +192,18 @@ def check_origin(
         )
 
 
-GUARD = "balora: write a LoRA that peft loads with `balora export RUN --to lora`"
-"""Stands as init_lora_weights in a raw adapter's config. Loaded onto the pre-trained weights, factors that were trained on
-residual ones would be silently wrong; peft refuses this word by quoting it."""
+def seal(folder: Path, patterns: Iterable[str] = ("**/*",)) -> None:
+    """List every file with its size and hash, and push all of it to the disk.
 
-
-def guard(folder: Path) -> None:
-    """Keep peft from loading raw PiSSA factors onto weights they do not belong to."""
-    path = folder / "adapter_config.json"
-    if path.is_file():
-        config = json.loads(path.read_text())
-        config["init_lora_weights"] = GUARD
-        path.write_text(json.dumps(config, indent=2, sort_keys=True))
-
-
-def seal(folder: Path) -> None:
-    """List every file with its size and hash, and push all of it to the disk."""
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
-        files[path.relative_to(folder).as_posix()] = [path.stat().st_size, _digest(path)]
+    Args:
+        folder: Written to its end.
+        patterns: Of the files to list; `RESULT` where others may come and go beside them.
+    """
+    found = sorted({p for pattern in patterns for p in folder.glob(pattern) if p.name != MANIFEST})
+    files = {p.relative_to(folder).as_posix(): [p.stat().st_size, _digest(p)] for p in found if p.is_file()}
     (folder / MANIFEST).write_text(json.dumps(files, indent=1))
-    for path in folder.rglob("*"):
+    for path in (*found, folder / MANIFEST, folder):
         _sync(path)
-    _sync(folder)
 
 
 def verify(folder: Path) -> None:

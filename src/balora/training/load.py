@@ -21,9 +21,10 @@ from balora.errors import BALoraError, suggest
 from balora.methods import Method, adapt, find_method, load_trainable
 from balora.methods.fingerprint import fingerprint
 from balora.methods.low_rank import ADAPTER
-from balora.methods.start import trainable
+from balora.methods.start import GUARD, trainable
 from balora.pooled import HEAD_NAMES
 from balora.training import checkpoint as ckpt
+from balora.training.data.hub import looks_local
 from balora.training.folder import CONFIG, read_record
 from balora.training.loading import load_model, load_tokenizer
 from balora.training.quiet import quiet
@@ -41,7 +42,7 @@ def load(run_dir: str | Path, *, base: str | Path | PreTrainedModel | None = Non
     Args:
         run_dir: A run's folder; or its ``adapter/``, ``model/`` or a ``checkpoint-N/`` alone.
         base: The pre-trained model: a hub id, a folder, or freshly loaded (it is then changed in place). Default: what
-            the run's config names. Needed where the folder has been taken out of its run.
+            the run's config names, or else the adapter's. Needed where it is no longer there.
 
     Returns:
         The model in eval mode, on the CPU (or where ``base`` is): a `peft.PeftModel`, for method full a transformers
@@ -172,6 +173,11 @@ def _result_of(run: Path) -> Path:
 
 def _what_is(folder: Path) -> str:
     if (folder / CONFIG_NAME).is_file():
+        if _read_json(folder / CONFIG_NAME).get("init_lora_weights") == GUARD:
+            return (
+                f"holds trained factors without their initial values ({ckpt.INITIAL}), as save_pretrained writes them. Save "
+                "the model with trainer.save_model, or write a LoRA with balora.export(model, initial=...)."
+            )
         return "holds a plain peft adapter, not a run of balora. Load it with peft.PeftModel.from_pretrained."
     if (folder / "config.json").is_file():
         return "holds a plain transformers model, not a run of balora. Load it with from_pretrained."
@@ -234,6 +240,7 @@ def _settings_for(saved: SavedModel, model: str | Path | None) -> RunSettings:
     if saved.settings is not None:
         changes = {} if model is None else {"model": str(model), "revision": None}
         return saved.settings.model_copy(update=changes)
+    model = model if model is not None else _named_base(saved.folder)
     if model is None:
         raise BALoraError(
             f"{saved.folder} lies alone, without its run's {CONFIG}. Say which pre-trained model it was made for: "
@@ -249,6 +256,14 @@ def _settings_for(saved: SavedModel, model: str | Path | None) -> RunSettings:
     data = {name: name for name in ["train", *columns.get(saved.task, ["text", "score"])]}
     values: dict[str, Any] = {"model": str(model), "task": saved.task, "data": data, "output": "-"}
     return RunSettings.from_dict({**values, **{key: facts[key] for key in ("dtype", "seed") if key in facts}})
+
+
+def _named_base(folder: Path) -> str | None:
+    """The pre-trained model that an adapter's config names, where it can still be; whether it is the one is checked later."""
+    path = folder / CONFIG_NAME
+    name = _read_json(path).get("base_model_name_or_path") if path.is_file() else None
+    gone = name and looks_local(name) and not Path(name).expanduser().is_dir()
+    return None if not name or gone else str(name)
 
 
 def _check_targets(model: nn.Module, targets: list[str], where: Path) -> None:

@@ -12,7 +12,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from balora.errors import BALoraError
 from balora.methods.adapt import load_trainable
 from balora.methods.registry import Method
-from balora.methods.start import own_tensors, start_of, trainable
+from balora.methods.start import own_tensors, trainable
 from balora.sharding import is_finite, is_sharded, reshard, whole
 from balora.teacher import PretrainedTeacher
 from balora.training import checkpoint as ckpt
@@ -109,11 +109,22 @@ class SavingMixin(_Base):
         raise BALoraError(f"push_to_hub is not done in training: {NO_PUSH}")
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The Trainer's; of a sharded model what was trained alone is gathered, not the frozen weights with it."""
-        if not is_sharded(self.model):
+        """The Trainer's; of a sharded model what was trained alone is gathered, not the frozen weights with it.
+
+        A script calls it for its result, so that where the run started lies beside it, for `balora.load` and `balora.export`.
+        """
+        folder = Path(output_dir or self.args.output_dir)
+        result = not _internal_call and self.method is not None and self.args.should_save
+        if result:
+            (folder / ckpt.MANIFEST).unlink(missing_ok=True)  # cut short from here on, it is not taken for whole
+        if is_sharded(self.model):
+            self._save(output_dir)
+        else:
             super().save_model(output_dir, _internal_call)
-            return
-        self._save(output_dir)
+        if result:
+            ckpt.write_origin(folder, self.origin())
+            # Of the folder only this: it may be the run's own, and a script may put a tokenizer or scores there later.
+            ckpt.seal(folder, ckpt.RESULT)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         broken = next((name for name, p in trainable(self.model) if not is_finite(p)), None)
@@ -133,9 +144,6 @@ class SavingMixin(_Base):
             return
         # A pickle that nothing here reads: the settings are in the run's config.
         (folder / "training_args.bin").unlink(missing_ok=True)
-        start = start_of(self.model)
-        if start is not None and start.shifts_base:
-            ckpt.guard(folder)
 
     def _gathered(self) -> dict[str, Tensor]:
         """What a sharded model's folder holds, whole, in the main process: what was trained, or everything."""
