@@ -31,7 +31,7 @@ def model_of(layers: int, hidden: int) -> transformers.BertForSequenceClassifica
     return transformers.BertForSequenceClassification(config)
 
 
-def rows_of(count: int, longest: int) -> list[dict[str, list[int]]]:
+def select_rows(count: int, longest: int) -> list[dict[str, list[int]]]:
     """Rows of uneven length, as sentences are."""
     generator = torch.Generator().manual_seed(1)
     made = []
@@ -60,7 +60,7 @@ def run(variant: str, given: argparse.Namespace, folder: str) -> float:
         folder, per_device_train_batch_size=16, num_train_epochs=given.epochs, report_to=[], save_strategy="no",
         logging_steps=50, use_cpu=True, disable_tqdm=True, learning_rate=1e-4,
     )  # fmt: skip
-    rows = rows_of(given.rows, given.longest)
+    rows = select_rows(given.rows, given.longest)
     if variant == "stock":
         config = peft.LoraConfig(
             r=8, lora_alpha=8, target_modules=["query", "key", "value", "dense"], init_lora_weights="pissa_niter_4",

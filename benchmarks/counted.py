@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from balora.estimation.meta_device import on_meta
 from balora.methods.adapt import check_options
 from balora.methods.registry import find_method
-from balora.training.on_meta import on_meta
 from rows import Rows
 from shapes import LLAMA_7B, LLAMA_8B, TINY, Shape
 from variants import TARGETS, Batch, Variant, prepare

@@ -30,7 +30,7 @@ import balora
 import loss_alone
 import pissa_start
 import variants
-from balora.methods.start import trainable
+from balora.methods.initial_state import trainable
 from rows import Rows, ratios, summary
 from shapes import LLAMA_7B, LLAMA_8B, TINY, Shape
 from variants import Variant, load, optimizer_of, prepare

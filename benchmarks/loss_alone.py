@@ -81,7 +81,7 @@ def _differences(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
 
 def _launches(call: Callable[[], object], device: str) -> dict[str, float]:
     """Seconds by lanes and warps, the better of two measurements: a form that loses may only be launched badly."""
-    from balora.losses import triton_terms
+    from balora.losses import triton_token_terms as triton_terms
 
     own, found = (triton_terms.BLOCK, triton_terms.WARPS), {}
     for block, warps in LAUNCHES:

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 import transformers
 
-from balora.losses import chunked, fused
+from balora.losses import chunked
+from balora.losses import generation as fused
 from rows import Rows
 from shapes import MAIN, TINY, Shape
 from variants import Variant, load, prepare

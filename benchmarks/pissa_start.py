@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from balora.methods.svd import truncated_svd
+from balora.methods.init.svd import truncated_svd
 from rows import Rows
 
 SHAPES = {(4096, 4096): 4 * 32, (11008, 4096): 3 * 32}

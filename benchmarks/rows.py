@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from balora.training.provenance import provenance
+from balora.checkpoints.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 

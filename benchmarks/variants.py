@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 import balora
 from balora.methods.fingerprint import fingerprint
-from balora.methods.lora_linear import LoraLinear
+from balora.methods.layers.lora_linear import LoraLinear
 from balora.objective import Objective
-from balora.training.row_keys import row_key
-from balora.training.steps import GenerationStep
-from balora.training.subsampling import Held
-from balora.training.teacher_cache import Identity, TeacherCache
-from balora.training.teacher_writer import TeacherWriter
+from balora.teacher.cache import Identity, TeacherCache
+from balora.teacher.cache_builder import TeacherWriter
+from balora.teacher.row_keys import row_key
+from balora.training.generation_step import GenerationStep
+from balora.training.subsampling import SequenceMask
 from reference import CONSISTENCY, DIVERSITY, SPECTRAL, reference_loss
 from shapes import Shape
 
@@ -148,7 +148,7 @@ def prepare(
     def loss(batch: Batch) -> Tensor:
         inputs = dict(batch)
         labels = inputs.pop("labels")
-        held = Held(keys=keys.get(id(batch)))
+        held = SequenceMask(keys=keys.get(id(batch)))
         parts, _, _ = step.train(model, inputs, labels, weights, num_items=None, share=1.0, held=held)
         return parts.loss
 

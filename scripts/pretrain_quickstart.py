@@ -25,8 +25,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from balora.experiments.quickstart.bias_probes import measure_inherited
 from balora.experiments.quickstart.corpus import documents, measure
-from balora.experiments.quickstart.inherited import measure_inherited
 from balora.experiments.quickstart.packing import blocks, held_out_blocks
 from balora.experiments.quickstart.writer import FLAWS, MOSTLY_SHE
 

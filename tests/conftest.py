@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from balora.teacher import PretrainedTeacher
+
 pytest_plugins = ["command"]  # the `balora` fixture: the command, and a config to give it
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -39,3 +41,17 @@ def minilm() -> Path:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[int]:
+    """Grows by one whenever the teacher takes the student's place."""
+    calls: list[int] = []
+    active = PretrainedTeacher.active
+
+    def counted(self):
+        calls.append(1)
+        return active(self)
+
+    monkeypatch.setattr(PretrainedTeacher, "active", counted)
+    return calls

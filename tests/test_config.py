@@ -6,7 +6,7 @@ import math
 import pytest
 
 from balora import BALoraError, RegularizationConfig
-from balora.regularizers.schedules import SCHEDULES
+from balora.schedules import SCHEDULES
 
 
 def test_the_papers_values_for_generation():

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from balora import BALoraError, RegularizationConfig
-from balora.losses import Parts
+from balora.losses import LossParts
 from balora.objective import BATCH_STATISTICS, Objective, all_finite
 
 CONSTANT = {"consistency_schedule": "constant", "focus_schedule": "constant"}
@@ -255,7 +255,7 @@ def test_only_the_spectrum_takes_the_share_of_a_micro_batch(path):
     hidden, teacher, head = draw(7, 6), draw(7, 6, seed=1, grad=False), draw(11, 6, seed=2, grad=False)
     labels = torch.arange(7)
 
-    def parts(share: float) -> Parts:
+    def parts(share: float) -> LossParts:
         if path == "plain":
             return objective.generation_from_logits(
                 hidden @ head.T, labels, teacher @ head.T, weights, num_items=10, share=share
@@ -321,9 +321,9 @@ def test_in_one_process_global_statistics_are_the_local_ones_in_generation(path)
 @pytest.mark.parametrize("part", ["task", "consistency", "diversity", "spectral", "variance", "loss"])
 def test_a_broken_part_is_named_before_the_sum_it_spoils(part, bad):
     good = {name: torch.tensor(1.0) for name in ("loss", "task", "consistency", "diversity", "spectral", "variance")}
-    assert all_finite(Parts(**good)) is None
-    assert all_finite(Parts(**{**good, part: torch.tensor(bad), "loss": torch.tensor(bad)})) == part
+    assert all_finite(LossParts(**good)) is None
+    assert all_finite(LossParts(**{**good, part: torch.tensor(bad), "loss": torch.tensor(bad)})) == part
 
 
 def test_parts_that_were_not_computed_are_not_asked():
-    assert all_finite(Parts(loss=torch.tensor(1.0), task=torch.tensor(1.0))) is None
+    assert all_finite(LossParts(loss=torch.tensor(1.0), task=torch.tensor(1.0))) is None

@@ -14,6 +14,7 @@ from typing import Any
 from mkdocs.exceptions import PluginError
 
 SOURCES = Path(__file__).resolve().parents[2] / "src" / "balora" / "methods"
+_FILES = {"bottleneck": "bottleneck_adapters", "quantization": "quantize"}
 _MARK = re.compile(r"^\[method: (?P<name>\w+)\]$", re.MULTILINE)
 
 
@@ -91,7 +92,9 @@ def _allowed(call: ast.Call, limits: dict[str | None, Any], constants: dict[str,
 
 
 def _parsed(module: str) -> ast.Module:
-    return ast.parse((SOURCES / f"{module}.py").read_text(encoding="utf-8"))
+    name = f"{_FILES.get(module, module)}.py"
+    path = SOURCES / name if (SOURCES / name).is_file() else next(SOURCES.rglob(name))
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def _assignments(tree: ast.Module) -> dict[str, ast.expr]:

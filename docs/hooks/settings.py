@@ -1,6 +1,6 @@
 """Write the configuration reference from the settings classes, so that the page cannot fall behind the code.
 
-A line `[settings: balora/config.py RegularizationConfig]` in a page becomes a table of that class's fields: name,
+A line `[settings: balora/regularization.py RegularizationConfig]` in a page becomes a table of that class's fields: name,
 what it may be, default, meaning. The sources are parsed, not imported. A meaning is a field's `description` or the
 string below it; a field without one fails the build.
 """

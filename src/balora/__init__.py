@@ -8,14 +8,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from balora.config import RegularizationConfig
 from balora.errors import BALoraError
+from balora.regularization import RegularizationConfig
 
 if TYPE_CHECKING:
+    from balora.exporting.export import export
+    from balora.loading.trained import load
     from balora.methods import adapt
-    from balora.teacher import PretrainedTeacher
-    from balora.training.export import export
-    from balora.training.load import load
+    from balora.teacher.pretrained import PretrainedTeacher
     from balora.training.sft import BALoraSFTTrainer
     from balora.training.trainer import BALoraTrainer
 
@@ -25,11 +25,11 @@ __version__ = "0.1.0"
 # the libraries are before it imports them.
 _LATER = {
     "adapt": "balora.methods",
-    "PretrainedTeacher": "balora.teacher",
+    "PretrainedTeacher": "balora.teacher.pretrained",
     "BALoraTrainer": "balora.training.trainer",
     "BALoraSFTTrainer": "balora.training.sft",
-    "export": "balora.training.export",
-    "load": "balora.training.load",
+    "export": "balora.exporting.export",
+    "load": "balora.loading.trained",
 }
 
 

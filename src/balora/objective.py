@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from balora.config import WEIGHTS, RegularizationConfig
 from balora.errors import BALoraError, raise_all
-from balora.losses import Parts, generation_loss, plain_generation_loss
-from balora.losses.processes import process_count
-from balora.losses.statistics import global_covariance, global_spectral_ratio, global_variance_hinge
+from balora.losses import LossParts, generation_loss, reference_generation_loss
+from balora.losses.collectives import process_count
+from balora.losses.distributed_statistics import global_covariance, global_spectral_ratio, global_variance_hinge
+from balora.regularization import WEIGHTS, RegularizationConfig
 from balora.regularizers import (
     consistency,
     consistency_mse,
@@ -36,7 +36,7 @@ BATCH_STATISTICS = {
     "classification": ("diversity", "spectral", "variance"),
     "regression": ("diversity", "spectral", "variance"),
 }
-"""Parts that are a statistic of a micro-batch, not a sum over its items."""
+"""LossParts that are a statistic of a micro-batch, not a sum over its items."""
 
 
 class Objective:
@@ -111,8 +111,8 @@ class Objective:
         share: float = 1.0,
         keep: float = 1.0,
         **head: Any,
-    ) -> Parts:
-        """Parts from hidden states that never became logits; ``head`` are further keywords of `generation_loss`.
+    ) -> LossParts:
+        """LossParts from hidden states that never became logits; ``head`` are further keywords of `generation_loss`.
 
         ``keep`` is the share of sequences that the consistency mask draws: the term is taken 1 / keep as strong.
         """
@@ -137,9 +137,9 @@ class Objective:
         share: float = 1.0,
         keep: float = 1.0,
         **teacher: Any,
-    ) -> Parts:
+    ) -> LossParts:
         """The plain form over full logits: for checking, and for heads that are not a plain matrix."""
-        parts = plain_generation_loss(
+        parts = reference_generation_loss(
             logits_MV,
             labels_M,
             teacher_logits_MV,
@@ -161,8 +161,8 @@ class Objective:
         share: float = 1.0,
         keep: float = 1.0,
         consistency_rows: Tensor | None = None,
-    ) -> Parts:
-        """Parts of eq. 8, or of its regression form (appendix D.2: the consistency is a squared error).
+    ) -> LossParts:
+        """LossParts of eq. 8, or of its regression form (appendix D.2: the consistency is a squared error).
 
         Args:
             logits_ND: Student scores; D = 1 for regression.
@@ -214,7 +214,7 @@ class Objective:
             factor = share if part in BATCH_STATISTICS[self.task] else 1.0
             loss = loss + weights[part] * factor * value
         values = {part: raw[part].detach() if part in raw else None for part in WEIGHTS}
-        return Parts(loss=loss, task=(scale * task).detach(), **values)
+        return LossParts(loss=loss, task=(scale * task).detach(), **values)
 
     def _statistic(self, part: str, rows_ND: Tensor) -> Tensor:
         """A batch statistic of this process's rows, or of those of all processes, each of which comes by here."""
@@ -271,14 +271,14 @@ def _refuse_classifiers_settings(config: RegularizationConfig) -> None:
     raise_all(problems, "The regularization settings do not go with the task")
 
 
-def _whole(parts: Parts, keep: float) -> Parts:
+def _whole(parts: LossParts, keep: float) -> LossParts:
     """The consistency as an estimate of that over all sequences, where it is taken over a share of them."""
     if keep == 1.0 or parts.consistency is None:
         return parts
     return dataclasses.replace(parts, consistency=parts.consistency / keep)
 
 
-def all_finite(parts: Parts) -> str | None:
+def all_finite(parts: LossParts) -> str | None:
     """Name the first part that is NaN or infinite, None when all are finite. Costs one device sync."""
     named = [(f.name, getattr(parts, f.name)) for f in dataclasses.fields(parts)]
     named = [(name, value) for name, value in named if value is not None]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from balora.config.run_config import load_run_config
 from balora.training import run as run_module
 from balora.training.run import training_arguments
-from balora.training.settings import load_settings
 from tiny import tiny_llama
 
 UNTOUCHED = "nothing was written"
@@ -59,7 +59,7 @@ def test_an_output_that_cannot_be_made_is_named_by_both_commands(
     refused(balora("train", config, inside), f"{train_file} is a file", "Choose another output")
     assert f"{train_file} is a file" in balora("validate", config, inside).out
     monkeypatch.setattr(
-        "balora.training.lock.os.access", lambda path, mode: path != tmp_path
+        "balora.checkpoints.lock.os.access", lambda path, mode: path != tmp_path
     )  # root may write anywhere
     refused(balora("train", config), f"{tmp_path} is read-only", "Choose another output")
     cache = tmp_path / "cache"
@@ -71,9 +71,9 @@ def test_an_output_that_cannot_be_made_is_named_by_both_commands(
     "name", ["max_steps", "num_train_epochs", "per_device_train_batch_size", "learning_rate", "logging_steps"]
 )
 def test_a_training_key_left_empty_means_its_default(config: Path, name: str) -> None:
-    given = load_settings(config, [f"training.{name}="]).training
+    given = load_run_config(config, [f"training.{name}="]).training
     assert name not in given
-    training_arguments(load_settings(config, [f"training.{name}=", "training.use_cpu=true"]))
+    training_arguments(load_run_config(config, [f"training.{name}=", "training.use_cpu=true"]))
 
 
 def test_a_missing_config_is_named(balora, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from balora.training.checkpoint import STAGING
+from balora.checkpoints.checkpoint import STAGING
 
 STEPS = 60
 

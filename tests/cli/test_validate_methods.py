@@ -10,8 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from balora.training.preflight import preflight
-from balora.training.settings import load_settings
+from balora.config.run_config import load_run_config
+from balora.estimation.validate import preflight
 from bench import SMALL
 from families import FAMILIES
 from tiny import tiny_llama, tiny_tokenizer
@@ -22,7 +22,7 @@ def no_weight_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(*_: object, **__: object) -> None:
         raise AssertionError("a weight was read")
 
-    monkeypatch.setattr("balora.training.loading.load_model", read)
+    monkeypatch.setattr("balora.loading.pretrained.load_model", read)
     monkeypatch.setattr(safetensors.torch, "load_file", read)
     monkeypatch.setattr("transformers.modeling_utils.PreTrainedModel.from_pretrained", read)
 
@@ -81,7 +81,7 @@ def test_the_activations_are_in_the_dtype_that_the_run_holds_its_weights_in(
     folder = place(tmp_path / "other", tiny_llama().to(stored))
     found = []
     for dtype in ("float32", "bfloat16"):
-        report = preflight(load_settings(config, [f"model={folder}", f"dtype={dtype}"]))
+        report = preflight(load_run_config(config, [f"model={folder}", f"dtype={dtype}"]))
         assert not report.problems
         assert report.estimate is not None
         found.append(report.estimate.activations_gib)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from balora import BALoraError
+from balora.checkpoints.lock import locked
 from balora.evaluation.results import Journal
-from balora.training.lock import locked
 
 
 def test_a_second_journal_has_what_the_first_one_wrote(tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loss_cases import HEADS, SETTINGS, WEIGHTS, Case, assert_same, errors
 from torch import Tensor
 
 from balora.errors import BALoraError
-from balora.losses import SpectralBasis, generation_loss, plain_generation_loss
+from balora.losses import SpectralBasis, generation_loss, reference_generation_loss
+from loss_cases import HEADS, SETTINGS, WEIGHTS, Case, assert_same, errors
 
 settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
 settings.load_profile("unhurried")
@@ -272,7 +272,7 @@ def test_autocast_takes_the_head_in_its_dtype():
     case = Case(dtype=torch.float32, hidden=40)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         parts = case.fused()
-        plain = plain_generation_loss(
+        plain = reference_generation_loss(
             torch.nn.functional.linear(case.hidden_MD, case.head_VD),
             case.labels_M,
             torch.nn.functional.linear(case.teacher_MD, case.head_VD),
@@ -359,8 +359,8 @@ def test_all_that_is_wrong_is_in_one_message():
 def test_the_plain_form_refuses_what_does_not_fit():
     logits, labels = torch.zeros(3, 6), torch.tensor([0, 1, 2])
     with pytest.raises(BALoraError, match="needs the teacher's logits"):
-        plain_generation_loss(logits, labels, consistency=1.0)
+        reference_generation_loss(logits, labels, consistency=1.0)
     with pytest.raises(BALoraError, match="3 rows of logits"):
-        plain_generation_loss(logits, labels[:2])
+        reference_generation_loss(logits, labels[:2])
     with pytest.raises(BALoraError, match="one shape"):
-        plain_generation_loss(logits, labels, logits[:2], consistency=1.0)
+        reference_generation_loss(logits, labels, logits[:2], consistency=1.0)

@@ -14,11 +14,11 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
-from loss_cases import HEADS, WEIGHTS, Case, assert_same, errors
 
 from balora.errors import BALoraError
-from balora.losses import LinearHead, RememberedTeacher, generation_loss, kernel
-from balora.losses.tokens import TokenTerms, token_terms_
+from balora.losses import LinearHead, TopKTeacher, generation_loss, kernel
+from balora.losses.token_terms import TokenTerms, token_terms_
+from loss_cases import HEADS, WEIGHTS, Case, assert_same, errors
 
 needs_triton = pytest.mark.skipif("not __import__('importlib').util.find_spec('triton')", reason="Triton is not here")
 
@@ -35,7 +35,7 @@ def interpreted():
 
 
 def _with_block(block, check, *given):
-    from balora.losses import triton_terms
+    from balora.losses import triton_token_terms as triton_terms
 
     with pytest.MonkeyPatch.context() as patch:
         if block:
@@ -44,7 +44,7 @@ def _with_block(block, check, *given):
 
 
 def _interpreting() -> bool:
-    from balora.losses import triton_terms
+    from balora.losses import triton_token_terms as triton_terms
 
     return triton_terms.INTERPRETED
 
@@ -154,7 +154,7 @@ def test_a_token_the_bias_rules_out_costs_nothing(interpreted, count):
 
 def ties(top_k: int) -> None:
     """Which of several equals is taken is nobody's matter; that it is K of them is."""
-    from balora.losses.triton_terms import token_terms_of_products_
+    from balora.losses.triton_token_terms import token_terms_of_products_
 
     generator = torch.Generator().manual_seed(0)
     logits_mV = torch.randint(0, 3, (2, 61), generator=generator).float()
@@ -203,9 +203,9 @@ def teachers() -> None:
     mask_M = torch.arange(6) % 3 != 0
     options = {"spectral": 0.0, "consistency_mask_M": mask_M}
     assert_same(case, case.fused(kernel="triton", **options), case.plain(**options))
-    memory = RememberedTeacher.of(case.teacher_MD, LinearHead(case.head_VD), top_k=9, temperature=2.0)
+    memory = TopKTeacher.of(case.teacher_MD, LinearHead(case.head_VD), top_k=9, temperature=2.0)
     case.teacher_MD = None
-    parts, expected = (case.fused(kernel=name, remembered_teacher=memory) for name in ("triton", "torch"))
+    parts, expected = (case.fused(kernel=name, topk_teacher=memory) for name in ("triton", "torch"))
     assert torch.equal(parts.loss, expected.loss)
 
 
@@ -234,7 +234,7 @@ def test_compiles_for_hopper_without_spilling(dtype, changes, tmp_path, monkeypa
     import triton
     import triton.language as tl
 
-    from balora.losses import triton_terms
+    from balora.losses import triton_token_terms as triton_terms
 
     if triton_terms.INTERPRETED:
         pytest.skip("TRITON_INTERPRET=1 is set: there is nothing to compile")
@@ -291,7 +291,7 @@ def _ask(**options) -> None:
 
 @needs_triton
 def test_refuses_a_device_it_cannot_run_on():
-    from balora.losses import triton_terms
+    from balora.losses import triton_token_terms as triton_terms
 
     if triton_terms.INTERPRETED:
         pytest.skip("TRITON_INTERPRET=1 is set: it can run")
@@ -315,8 +315,8 @@ def test_the_default_is_one_line_and_falls_back_where_triton_is_missing(monkeypa
 
 
 def _forget_triton(monkeypatch) -> None:
-    monkeypatch.delitem(sys.modules, "balora.losses.triton_terms", raising=False)
-    monkeypatch.delattr("balora.losses.triton_terms", raising=False)
+    monkeypatch.delitem(sys.modules, "balora.losses.triton_token_terms", raising=False)
+    monkeypatch.delattr("balora.losses.triton_token_terms", raising=False)
     monkeypatch.setitem(sys.modules, "triton", None)
 
 

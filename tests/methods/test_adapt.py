@@ -7,8 +7,8 @@ from peft import PeftModel
 import balora
 from balora import BALoraError
 from balora.methods import METHODS
-from balora.methods.low_rank import lora_layers
-from balora.methods.start import own_tensors
+from balora.methods.initial_state import own_tensors
+from balora.methods.layers.peft_lora import lora_layers
 from bench import UNROUNDED, adapt_with_all, adapted
 from tiny import tiny_bart, tiny_bert, tiny_causal, tiny_gpt2, tiny_llama, tiny_roberta, tiny_t5
 

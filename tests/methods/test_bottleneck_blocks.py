@@ -8,7 +8,7 @@ from torch import nn
 
 import balora
 from balora import BALoraError
-from balora.methods.bottleneck import AFTER_ATTENTION, AFTER_FEED_FORWARD, _check_blocks
+from balora.methods.layers.bottleneck_adapters import AFTER_ATTENTION, AFTER_FEED_FORWARD, _check_blocks
 
 _SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 64}
 _GPTJ = {

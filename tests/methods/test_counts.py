@@ -6,7 +6,7 @@ import pytest
 
 import balora
 from balora.methods import METHODS
-from balora.methods.low_rank import lora_layers, weight_shape
+from balora.methods.layers.peft_lora import lora_layers, weight_shape
 from bench import adapted
 from families import FAMILIES, tiny_deberta
 from tiny import tiny_bart, tiny_bert, tiny_gpt2, tiny_llama, tiny_roberta, tiny_t5

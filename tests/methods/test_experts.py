@@ -7,7 +7,7 @@ import torch
 
 import balora
 from balora import BALoraError
-from balora.methods.matrices import matrices
+from balora.methods.layers.weight_views import matrices
 from bench import adapted, logits, rows_for
 from tiny import pad_rows, tiny_causal
 

@@ -12,9 +12,9 @@ from torch import nn
 
 import balora
 from balora import BALoraError
-from balora.methods.low_rank import lora_layers
-from balora.methods.start import own_tensors
-from balora.pooled import final_linear
+from balora.methods.initial_state import own_tensors
+from balora.methods.layers.peft_lora import lora_layers
+from balora.models.classifier_head import final_linear
 from tiny import tiny_bart, tiny_bert, tiny_t5
 
 

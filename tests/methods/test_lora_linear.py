@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import balora
 from balora import BALoraError
-from balora.methods.lora_linear import LoraLinear, lora_linear
-from balora.methods.low_rank import lora_layers
+from balora.methods.layers.lora_linear import LoraLinear, lora_linear
+from balora.methods.layers.peft_lora import lora_layers
 from tiny import tiny_gpt2, tiny_llama
 
 ROWS, INPUTS, OUTPUTS, RANK = (3, 7), 11, 5, 2
@@ -163,7 +163,7 @@ def test_what_else_peft_does_it_does_still(state, monkeypatch):
     found = layer(x)
     torch.manual_seed(3)
     assert torch.equal(found, Linear.forward(layer, x))
-    monkeypatch.setattr("balora.methods.lora_linear._LowRankSum.apply", None)
+    monkeypatch.setattr("balora.methods.layers.lora_linear._LowRankSum.apply", None)
     layer(x)  # never through ours
     if state == "dropout":
         with pytest.raises(TypeError):

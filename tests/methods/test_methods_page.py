@@ -11,8 +11,8 @@ import torch
 
 from balora import PretrainedTeacher
 from balora import methods as registry
-from balora.methods.low_rank import wrap
-from balora.methods.shifted import refuse_unsuitable
+from balora.methods.init.residual_init import refuse_unsuitable
+from balora.methods.layers.peft_lora import wrap
 from bench import adapted, backward, logits, rows_for, step_of
 from tiny import pad_rows, tiny_gpt2, tiny_llama
 

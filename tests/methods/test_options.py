@@ -34,7 +34,7 @@ def test_a_bound_that_is_excluded_is_not_allowed():
 def test_adalora_takes_0_where_0_means_none(name):
     options = {"final": 0.3, "warmup": 0.1, name: 0}
     model = adapted(tiny_llama, "adalora", **options)
-    assert balora.methods.start.start_of(model).options.extra[name] == 0
+    assert balora.methods.initial_state.initial_state_of(model).options.extra[name] == 0
     with pytest.raises(BALoraError, match=rf"method\.{name} is a number of at least 0.*, not -0\.1"):
         adapted(tiny_llama, "adalora", **{**options, name: -0.1})
 

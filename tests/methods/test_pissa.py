@@ -9,7 +9,7 @@ from torch import nn
 
 import balora
 from balora import BALoraError
-from balora.methods.low_rank import lora_layers
+from balora.methods.layers.peft_lora import lora_layers
 from tiny import tiny_gpt2, tiny_llama
 
 

@@ -14,9 +14,9 @@ from transformers.pytorch_utils import Conv1D
 import balora
 from balora import BALoraError
 from balora.methods import METHODS
-from balora.methods.low_rank import lora_layers
-from balora.methods.quantization import Quantized, dequantize, quantize, rounded_bytes
-from balora.methods.start import own_tensors, start_of
+from balora.methods.initial_state import initial_state_of, own_tensors
+from balora.methods.layers.peft_lora import lora_layers
+from balora.methods.quantization.quantize import Quantized, dequantize, quantize, rounded_bytes
 from balora.regularizers import consistency
 from bench import adapted, logits, rows_for
 from tiny import pad_rows, tiny_bart, tiny_bert, tiny_causal, tiny_gpt2, tiny_llama, tiny_t5
@@ -159,7 +159,7 @@ def test_every_method_that_has_the_option_carries_it(method):
     moved = [p for p in model.parameters() if p.grad is not None and p.grad.abs().max() > 0]
     assert len(moved) >= 14
     # Built again from its initial values it is the same, to the bit.
-    start = start_of(model)
+    start = initial_state_of(model)
     again = balora.adapt(
         tiny_llama(),
         method,

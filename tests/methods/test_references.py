@@ -16,11 +16,11 @@ from transformers import TrainingArguments
 
 import balora
 from balora import BALoraTrainer
-from balora.methods.calibration import calibration_rows, input_covariances, weight_gradients
-from balora.methods.corda import oriented
-from balora.methods.corda_plus import allocate_ranks, log_compactness, selection_score
-from balora.methods.low_rank import lora_layers
-from balora.methods.matrices import matrices
+from balora.methods.init.calibration import calibration_rows, input_covariances, weight_gradients
+from balora.methods.init.corda import oriented
+from balora.methods.init.corda_plus import allocate_ranks, log_compactness, selection_score
+from balora.methods.layers.peft_lora import lora_layers
+from balora.methods.layers.weight_views import matrices
 from bench import adapted, rows_for
 from tiny import pad_rows, tiny_bert, tiny_gpt2, tiny_llama
 

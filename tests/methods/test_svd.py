@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from balora.methods import svd as svd_module
-from balora.methods.svd import truncated_svd
+from balora.methods.init import svd as svd_module
+from balora.methods.init.svd import truncated_svd
 
 
 def decaying(rows: int, columns: int, power: float = 1.0, seed: int = 0) -> torch.Tensor:

@@ -10,18 +10,18 @@ from pathlib import Path
 import datasets
 import peft
 import pytest
-import stand_ins
 import torch
 import transformers
 
+import stand_ins
 from balora import RegularizationConfig
-from balora.training.data import load_examples, render_prompt
-from balora.training.data.prompts import template_of
-from balora.training.folder import read_record
-from balora.training.preflight import preflight
+from balora.checkpoints.run_directory import read_record
+from balora.config.run_config import load_run_config
+from balora.config.yaml_loader import read_config
+from balora.data import load_examples, render_prompt
+from balora.data.prompts import template_of
+from balora.estimation.validate import preflight
 from balora.training.run import run
-from balora.training.settings import load_settings
-from balora.training.settings_yaml import read_config
 
 # accelerate collects garbage at the start of each run, half a second over all that importing has made; that never dies.
 gc.freeze()
@@ -85,7 +85,7 @@ def test_every_value_says_where_it_is_from(path: Path) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=name)
 def test_a_recipe_is_a_whole_run_of_its_own(path: Path) -> None:
-    settings = load_settings(path)
+    settings = load_run_config(path)
     assert settings.output == f"runs/{name(path)}"
     assert settings.model in stand_ins.FAMILIES
     assert settings.seed == 42
@@ -94,8 +94,8 @@ def test_a_recipe_is_a_whole_run_of_its_own(path: Path) -> None:
     assert "regularization" not in read_config(path)
     start = "for_generation" if settings.task in ("generation", "seq2seq") else "for_classification"
     assert settings.regularization == getattr(RegularizationConfig, start)()
-    assert not load_settings(path, ["method.name=pissa"]).regularization.active
-    assert load_settings(path, ["method.name=lora", "regularization=on"]).regularization == settings.regularization
+    assert not load_run_config(path, ["method.name=pissa"]).regularization.active
+    assert load_run_config(path, ["method.name=lora", "regularization=on"]).regularization == settings.regularization
 
 
 def paper_index(section: str) -> dict[str, dict[str, float]]:
@@ -117,7 +117,7 @@ def paper_index(section: str) -> dict[str, dict[str, float]]:
     ],
 )
 def test_the_numbers_per_task_are_those_of_the_paper_index(family: str, section: str, rate: str, task: str) -> None:
-    settings, table = load_settings(ROOT / "recipes" / family / f"{task}.yaml"), paper_index(section)
+    settings, table = load_run_config(ROOT / "recipes" / family / f"{task}.yaml"), paper_index(section)
     assert settings.training["num_train_epochs"] == table["epochs"][task]
     assert settings.training["per_device_train_batch_size"] == table["batch"][task]
     assert settings.training["learning_rate"] == table[rate][task]
@@ -126,7 +126,7 @@ def test_the_numbers_per_task_are_those_of_the_paper_index(family: str, section:
 
 
 def test_deberta_trains_the_parameters_that_table_2_counts() -> None:
-    settings = load_settings(ROOT / "recipes" / "deberta-v3-base" / "rte.yaml")
+    settings = load_run_config(ROOT / "recipes" / "deberta-v3-base" / "rte.yaml")
     config = transformers.DebertaV2Config(
         vocab_size=128100, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
         relative_attention=True, position_buckets=256, pos_att_type=["p2c", "c2p"], share_att_key=True,
@@ -150,9 +150,9 @@ def test_deberta_trains_the_parameters_that_table_2_counts() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=name)
 def test_a_recipe_runs(path: Path, models, hub, tmp_path: Path) -> None:
     """With nothing of the data section changed: the hub's columns, classes and splits are stood in for."""
-    model = models(load_settings(path).model)
-    small = SMALL if load_settings(path).task == "generation" else []
-    settings = load_settings(path, [f"model={model}", f"output={tmp_path / 'run'}", *QUICK, *small])
+    model = models(load_run_config(path).model)
+    small = SMALL if load_run_config(path).task == "generation" else []
+    settings = load_run_config(path, [f"model={model}", f"output={tmp_path / 'run'}", *QUICK, *small])
     report = preflight(settings)
     assert not report.problems, report.problems
     assert report.rows == (48 if settings.data.also else 24)
@@ -188,7 +188,7 @@ def test_t5_is_asked_as_it_was_pre_trained(task: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(
         datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list([row, row], features=features)
     )
-    data = load_settings(ROOT / "recipes" / "t5-base" / f"{task}.yaml").data
+    data = load_run_config(ROOT / "recipes" / "t5-base" / f"{task}.yaml").data
     example = load_examples(data, "seq2seq").train[0]
     assert (render_prompt(template_of(data), example["prompt"], example["input"]), example["response"]) == ASKED[task]
 
@@ -206,7 +206,7 @@ LOCAL = {
 def test_a_glue_recipe_takes_local_files(family: str, task: str, shared_dir: Path) -> None:
     place, rows, held_out, more = LOCAL[task]
     local = [f"data.train={shared_dir / 'data' / 'glue' / place}", "data.name=", "data.eval=dev", *more]
-    settings = load_settings(ROOT / "recipes" / family / f"{task}.yaml", local)
+    settings = load_run_config(ROOT / "recipes" / family / f"{task}.yaml", local)
     examples = load_examples(settings.data, settings.task)
     assert (len(examples.train), len(examples.eval)) == (rows, held_out)
     assert examples.label_names == stand_ins.GLUE[task][1]

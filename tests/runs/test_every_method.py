@@ -12,11 +12,11 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import balora
+from balora.config.run_config import RunConfig
+from balora.loading.trained import load_untrained
 from balora.methods import METHODS
 from balora.regularizers import consistency
-from balora.training.load import load_untrained
 from balora.training.run import RunResult, run
-from balora.training.settings import RunSettings
 from bench import SMALL, UNROUNDED
 
 STEPS, ROWS = 50, 16
@@ -24,7 +24,7 @@ RATES = {"full": 1e-3, "bitfit": 1e-2, "adalora": 5e-2, "houlsby": 1e-2, "pfeiff
 """Learning rates that move a model of some hundred thousand parameters far in fifty steps; 5e-3 for the rest."""
 
 
-def settings_for(method: str, shared: Path, folder: Path) -> RunSettings:
+def settings_for(method: str, shared: Path, folder: Path) -> RunConfig:
     """A Llama learns to ask GSM8K's questions; it has no biases, so BitFit has a BART spell words."""
     data, model, task = "gsm8k/train.jsonl", "stories260K", "generation"
     columns = {"text": "question", "max_length": 40}
@@ -35,7 +35,7 @@ def settings_for(method: str, shared: Path, folder: Path) -> RunSettings:
     rows = folder / "rows.jsonl"
     with (shared / "data" / data).open() as file:
         rows.write_text("".join(next(file) for _ in range(ROWS)))
-    return RunSettings.from_dict({
+    return RunConfig.from_dict({
         "model": str(shared / "models" / model), "task": task, "data": {"train": str(rows), **columns},
         "method": {"name": method, "rank": 4, **SMALL.get(method, {})},
         "regularization": {"consistency": 0.02, "diversity": 0.01, "spectral": 0.01, "focus_schedule": "constant"},
@@ -49,7 +49,7 @@ def settings_for(method: str, shared: Path, folder: Path) -> RunSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    settings: RunSettings
+    settings: RunConfig
     result: RunResult
 
     @property

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from balora.training.data.by_length import shortest_first
+from balora.config.run_config import RunConfig
+from balora.data.by_length import shortest_first
 from balora.training.run import prepare
-from balora.training.settings import RunSettings
 from tiny import tiny_bert, tiny_llama, tiny_tokenizer
 
 DRAW = random.Random(0)
@@ -30,7 +30,7 @@ def prepared(folder: Path, task: str, model, training=None, regularization=None,
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     model.save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
-    settings = RunSettings.from_dict({
+    settings = RunConfig.from_dict({
         "model": str(folder / "model"), "task": task, "output": str(folder / "run"), "method": {"name": "lora", "rank": 2},
         "data": {"train": str(rows), "eval": 0.4, **data},
         "training": {"use_cpu": True, "report_to": [], "per_device_eval_batch_size": 7, "disable_tqdm": True, **(training or {})},

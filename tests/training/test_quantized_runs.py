@@ -7,17 +7,17 @@ import shutil
 import pytest
 import torch
 from peft import PeftModel
-from small_runs import ALL_TERMS, flat, history, trainer
-from trained_runs import batch, logits, trained_run
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import balora
 from balora import BALoraError
+from balora.checkpoints import checkpoint as ckpt
 from balora.methods.fingerprint import first_mismatch
-from balora.methods.quantization import Quantized, take_over
-from balora.training import checkpoint as ckpt
+from balora.methods.quantization.quantize import Quantized, take_over
 from bench import adapted
+from small_runs import ALL_TERMS, flat, history, trainer
 from tiny import tiny_bert, tiny_gpt2, tiny_llama
+from trained_runs import batch, logits, trained_run
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is absent: pip install 'balora[quantization]'")
 NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import PeftModel
-from small_runs import arguments, trainer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import balora
 from balora import BALoraError
-from balora.evaluation.subject import Subject
-from balora.training import checkpoint as ckpt
+from balora.checkpoints import checkpoint as ckpt
+from balora.evaluation.model_under_test import Subject
+from small_runs import arguments, trainer
 from tiny import labelled_rows, tiny_bert, tiny_llama, tiny_tokenizer
 
 TOKENS = torch.arange(4, 12)[None]

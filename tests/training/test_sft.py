@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from small_runs import ALL_TERMS, OFF, Gradients, flat, history
 from torch.nn import functional as F
 from trl import SFTConfig, SFTTrainer
 
 import balora
 from balora import BALoraSFTTrainer
-from balora.training import checkpoint as ckpt
+from balora.checkpoints import checkpoint as ckpt
+from small_runs import ALL_TERMS, OFF, Gradients, flat, history
 from tiny import tiny_causal, tiny_llama, tiny_tokenizer
 
 CHAT = (

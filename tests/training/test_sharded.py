@@ -7,15 +7,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import sharded_processes
 import torch
 from torch import nn
 
+import sharded_processes
+from balora.checkpoints import checkpoint as ckpt
 from balora.errors import BALoraError
 from balora.methods import find_method
-from balora.sharding import is_finite, is_shard, is_sharded, part_of, reshard, shard, whole
-from balora.training import checkpoint as ckpt
-from balora.training import logit_memory
+from balora.models.fsdp import is_finite, is_shard, is_sharded, part_of, reshard, shard, whole
+from balora.teacher import logit_cache as logit_memory
 from balora.training.sharding_checks import check_sharding
 from processes import run_script
 

@@ -7,48 +7,34 @@ import math
 
 import pytest
 import torch
-from small_runs import ALL_TERMS, CONSTANT, flat, history, pissa, trainer
 
 import balora
 from balora import PretrainedTeacher, RegularizationConfig
 from balora.objective import Objective
-from balora.training.steps import ClassificationStep, GenerationStep
-from balora.training.subsampling import Held, Subsampling, rows_of
+from balora.training.generation_step import ClassificationStep, GenerationStep
+from balora.training.subsampling import SequenceMask, Subsampler, select_rows
+from small_runs import ALL_TERMS, CONSTANT, flat, history, pissa, trainer
 from tiny import labelled_rows, pad_rows, pair_rows, tiny_bart, tiny_bert, tiny_llama, token_rows
 
 TERMS = {"consistency": 0.5, "diversity": 0.3, "spectral": 0.0, "variance": 0.0}
 
 
-@pytest.fixture
-def asked(monkeypatch) -> list[int]:
-    """Grows by one whenever the teacher takes the student's place."""
-    calls: list[int] = []
-    active = PretrainedTeacher.active
-
-    def counted(self):
-        calls.append(1)
-        return active(self)
-
-    monkeypatch.setattr(PretrainedTeacher, "active", counted)
-    return calls
-
-
 def test_one_step_in_n_and_not_always_the_same():
-    draws = Subsampling(RegularizationConfig(consistency_every=3), seed=5)
+    draws = Subsampler(RegularizationConfig(consistency_every=3), seed=5)
     strengths = [draws.strength(step) for step in range(300)]
     assert all(sum(strengths[at : at + 3]) == 3.0 and strengths[at : at + 3].count(0.0) == 2 for at in range(0, 300, 3))
     places = [strengths[at : at + 3].index(3.0) for at in range(0, 300, 3)]
     assert all(20 < places.count(place) < 50 for place in range(3))
-    again = Subsampling(RegularizationConfig(consistency_every=3), seed=5)
+    again = Subsampler(RegularizationConfig(consistency_every=3), seed=5)
     assert [again.strength(step) for step in reversed(range(300))] == strengths[::-1]
-    other = Subsampling(RegularizationConfig(consistency_every=3), seed=6)
+    other = Subsampler(RegularizationConfig(consistency_every=3), seed=6)
     assert [other.strength(step) for step in range(300)] != strengths
 
 
 @pytest.mark.parametrize(("count", "fraction"), [(4, 0.5), (4, 0.3), (1, 0.25), (7, 0.9)])
 def test_each_sequence_is_drawn_with_the_probability_it_is_weighted_by(count, fraction):
     config = RegularizationConfig(consistency_fraction=fraction)
-    here, there = Subsampling(config, 1), Subsampling(config, 1, process=1)
+    here, there = Subsampler(config, 1), Subsampler(config, 1, process=1)
     seen = torch.zeros(count)
     differ = 0
     for step in range(3000):
@@ -95,7 +81,7 @@ def test_the_expected_gradient_is_the_full_one(name, fraction):
             if p.requires_grad:
                 p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
 
-    def gradient(held: Held | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def gradient(held: SequenceMask | None) -> tuple[torch.Tensor, torch.Tensor]:
         model.zero_grad()
         parts, _, _ = step.train(model, batch, labels, TERMS, num_items=torch.tensor(9), share=0.5, held=held)
         parts.loss.backward()
@@ -108,7 +94,7 @@ def test_the_expected_gradient_is_the_full_one(name, fraction):
     for number, probability in chance.items():
         subsets = list(itertools.combinations(range(4), number)) if probability > 0 else []
         for subset in subsets:
-            single, one = gradient(Held(torch.tensor(subset, dtype=torch.int64), fraction))
+            single, one = gradient(SequenceMask(torch.tensor(subset, dtype=torch.int64), fraction))
             mean += probability / len(subsets) * single
             mean_value += probability / len(subsets) * one
     assert (mean - whole).norm() <= 1e-5 * whole.norm()
@@ -159,7 +145,7 @@ def test_a_resumed_run_draws_what_the_uninterrupted_one_did(tmp_path):
 
 def test_rows_of_a_batch():
     batch = {"input_ids": torch.arange(6).view(3, 2), "scale": torch.tensor([1.0, 2.0]), "use_cache": False}
-    few = rows_of(batch, torch.tensor([0, 2]), 3)
+    few = select_rows(batch, torch.tensor([0, 2]), 3)
     assert few["input_ids"].tolist() == [[0, 1], [4, 5]] and len(few["scale"]) == 2 and few["use_cache"] is False
 
 

@@ -7,6 +7,13 @@ import logging
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.nn import functional as F
+from transformers import Trainer
+
+import balora
+from balora import BALoraError, BALoraTrainer, PretrainedTeacher, RegularizationConfig
+from balora.models.hidden_states import valid_targets
+from balora.regularizers import consistency, spectral_ratio, topk_negative_entropy
 from small_runs import (
     ALL_TERMS,
     CONSTANT,
@@ -21,13 +28,6 @@ from small_runs import (
     pissa,
     trainer,
 )
-from torch.nn import functional as F
-from transformers import Trainer
-
-import balora
-from balora import BALoraError, BALoraTrainer, PretrainedTeacher, RegularizationConfig
-from balora.forward import valid_targets
-from balora.regularizers import consistency, spectral_ratio, topk_negative_entropy
 from tiny import pad_rows, pair_rows, tiny_bart, tiny_bert, tiny_causal, tiny_llama, tiny_t5, token_rows
 
 SEQUENTIAL = {"train_sampling_strategy": "sequential", "max_grad_norm": 0.0}

@@ -7,7 +7,6 @@ import logging
 import numpy as np
 import pytest
 import torch
-from small_runs import CONSTANT, OFF, Batches, Gradients, flat, history, pissa, trainer
 from torch.nn import functional as F
 from transformers import LlamaForSequenceClassification, Trainer
 
@@ -15,7 +14,8 @@ import balora
 from balora import BALoraError, RegularizationConfig
 from balora.objective import Objective
 from balora.regularizers import consistency, covariance, spectral_ratio, variance_hinge
-from balora.training.classification import ClassificationStep
+from balora.training.classification_step import ClassificationStep
+from small_runs import CONSTANT, OFF, Batches, Gradients, flat, history, pissa, trainer
 from tiny import labelled_rows, pad_rows, tiny_bert, tiny_llama, tiny_roberta
 
 ROWWISE = RegularizationConfig(consistency=0.5, diversity=0.0, spectral=0.0, **CONSTANT)
@@ -163,7 +163,7 @@ def test_regression_logs_what_is_left_of_the_terms(tmp_path, caplog):
 
 @pytest.mark.parametrize(("statistics", "told"), [("local", 1), ("global", 0)])
 def test_the_rows_of_all_processes_count_where_statistics_are_global(statistics, told, monkeypatch):
-    for module in ("balora.objective", "balora.training.classification"):
+    for module in ("balora.objective", "balora.training.classification_step"):
         monkeypatch.setattr(f"{module}.process_count", lambda: 2)
     config = RegularizationConfig.for_classification(spectral_target="features", batch_statistics=statistics)
     objective = Objective(config, "classification", num_labels=3)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from balora.training import checkpoint as ckpt
+import two_processes
+from balora.checkpoints import checkpoint as ckpt
 from processes import run_script
 
 GLOBAL = ("global generation", "global classification", "global features")
@@ -17,7 +18,7 @@ RUNS = ("generation", "full", "classification", "fitted head", *GLOBAL)
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("two")
-    run_script(Path(__file__).with_name("two_processes.py"), str(folder))
+    run_script(Path(two_processes.__file__), str(folder))
     return {**json.loads((folder / "report.json").read_text()), "path": folder}
 
 

@@ -46,10 +46,10 @@ def compare(
 ) -> None:
     """Run CONFIG with every method and seed, and put the results in one table. The same command goes on where it stopped."""
     # Imported here: `balora --help` need not wait for the Trainer.
+    from balora.config.yaml_loader import apply_overrides, read_config
     from balora.experiments import compare as comparison
     from balora.experiments.compare.rows import is_finished
     from balora.experiments.compare.tables import plain_lines
-    from balora.training.settings_yaml import apply_overrides, read_config
 
     general, variants = comparison.read_variants(listed(methods), overrides or [])
     values = apply_overrides(read_config(config), general)

@@ -16,8 +16,8 @@ def export(
     output: Annotated[Path, typer.Option(help="The folder to write; new or empty.")],
 ) -> None:
     """Write RUN's result so that nothing of balora is needed to use it, and compare it with the trained model."""
-    from balora.training.export import Form
-    from balora.training.export import export as write
+    from balora.exporting.export import Form
+    from balora.exporting.export import export as write
 
     report = write(run, to=cast(Form, to), output=output)  # another word is refused there
     typer.echo(report.describe())

@@ -9,7 +9,7 @@ import typer
 
 from balora.cli import compare, evaluate, export, methods, quickstart, report, reproduce, teacher, train, validate
 from balora.errors import BALoraError
-from balora.training.quiet import quiet_libraries
+from balora.logging_control import quiet_libraries
 
 app = typer.Typer(
     name="balora",

@@ -18,8 +18,8 @@ def teacher(
 
     Runs over the same data share it, whatever their method and seed.
     """
-    from balora.training.settings import load_settings
-    from balora.training.teacher_build import build_teacher
+    from balora.config.run_config import load_run_config
+    from balora.teacher.build import build_teacher
 
-    for line in build_teacher(load_settings(config, overrides or []), top_k, typer.echo).lines():
+    for line in build_teacher(load_run_config(config, overrides or []), top_k, typer.echo).lines():
         typer.echo(line)

@@ -17,7 +17,7 @@ Overrides = Annotated[
 def train(config: Config, overrides: Overrides = None) -> None:
     """Fine-tune a model as CONFIG says. The same command resumes an interrupted run."""
     # Imported here: `balora --help` need not wait for the Trainer.
+    from balora.config.run_config import load_run_config
     from balora.training.run import run
-    from balora.training.settings import load_settings
 
-    run(load_settings(config, overrides or []), say=typer.echo)
+    run(load_run_config(config, overrides or []), say=typer.echo)

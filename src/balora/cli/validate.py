@@ -9,10 +9,10 @@ from balora.cli.train import Config, Overrides
 
 def validate(config: Config, overrides: Overrides = None) -> None:
     """Check CONFIG, its model and its data, and estimate parameters, steps and memory. Nothing is trained or written."""
-    from balora.training.preflight import preflight
-    from balora.training.settings import load_settings
+    from balora.config.run_config import load_run_config
+    from balora.estimation.validate import preflight
 
-    report = preflight(load_settings(config, overrides or []))
+    report = preflight(load_run_config(config, overrides or []))
     for line in report.lines():
         typer.echo(line)
     if report.problems:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from balora.data.hub import load_hub_dataset, looks_local
+from balora.data.readers import SUFFIXES, Row, Table, join
+from balora.data.sources import FilesSource, open_source
 from balora.errors import BALoraError, suggest
-from balora.training.data.files import SUFFIXES, Row, Table, join
-from balora.training.data.hub import load_hub_dataset, looks_local
-from balora.training.data.sources import FilesSource, open_source
 
 
 @dataclasses.dataclass(frozen=True)

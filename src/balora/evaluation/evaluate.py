@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from balora.checkpoints.lock import locked
 from balora.errors import BALoraError, suggest
+from balora.evaluation.context import Session
+from balora.evaluation.model_under_test import Subject
 from balora.evaluation.options import EvaluationOptions
 from balora.evaluation.registry import GROUPS, Task, find_tasks
 from balora.evaluation.results import Record
-from balora.evaluation.session import Session
-from balora.evaluation.subject import Subject
-from balora.training.lock import locked
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from balora.config.run_config import RunConfig
+from balora.data.prompts import bare_ids, encode_prompt, render_prompt, separator_of
 from balora.errors import BALoraError
-from balora.training.data.prompts import bare_ids, encode_prompt, render_prompt, separator_of
-from balora.training.settings import RunSettings
 
 CHAT = "chat"
 Message = dict[str, str]
@@ -77,7 +77,7 @@ class Prompting:
 
 
 def prompting_for(
-    asked: str | None, settings: RunSettings | None, default: str, separator: str | None = None
+    asked: str | None, settings: RunConfig | None, default: str, separator: str | None = None
 ) -> Prompting:
     """The frame to use: what the user asks for, else what the run was trained with, else the task's default.
 

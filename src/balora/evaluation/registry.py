@@ -7,9 +7,10 @@ import functools
 from collections.abc import Callable, Iterable
 
 from balora.errors import BALoraError, suggest
-from balora.evaluation import code, glue, harness, mathematics, mt_bench
+from balora.evaluation.context import Session
 from balora.evaluation.results import Record
-from balora.evaluation.session import Session
+from balora.evaluation.tasks import code, glue, mathematics, mt_bench
+from balora.evaluation.tasks import lm_eval as harness
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from balora.checkpoints.provenance import provenance
 from balora.errors import BALoraError
-from balora.training.folder import write_text
-from balora.training.provenance import provenance
+from balora.files import write_text
 
 Record = dict[str, Any]
 

@@ -1,10 +1,20 @@
 """Losses: the regularizers in the form training uses, without logits and without the vocabulary's spectrum."""
 
-from balora.losses.fused import generation_loss
-from balora.losses.head import LinearHead
-from balora.losses.parts import Parts
-from balora.losses.plain import plain_generation_loss
-from balora.losses.remembered import RememberedTeacher
-from balora.losses.spectrum import SpectralBasis
+from balora.deprecation import deprecated_names
+from balora.losses.generation import generation_loss
+from balora.losses.loss_parts import LossParts
+from balora.losses.reference import reference_generation_loss
+from balora.losses.spectral import SpectralBasis
+from balora.losses.topk_teacher import TopKTeacher
+from balora.models.lm_head import LinearHead
 
-__all__ = ["LinearHead", "Parts", "RememberedTeacher", "SpectralBasis", "generation_loss", "plain_generation_loss"]
+__getattr__ = deprecated_names(
+    __name__,
+    {
+        "Parts": "balora.losses.LossParts",
+        "RememberedTeacher": "balora.losses.TopKTeacher",
+        "plain_generation_loss": "balora.losses.reference_generation_loss",
+    },
+)
+
+__all__ = ["LinearHead", "LossParts", "TopKTeacher", "SpectralBasis", "generation_loss", "reference_generation_loss"]

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from balora.losses.head import LinearHead
 from balora.losses.kernel import Kernel
-from balora.losses.remembered import RememberedTeacher
-from balora.losses.tokens import TokenTerms, token_terms_
+from balora.losses.token_terms import TokenTerms, token_terms_
+from balora.losses.topk_teacher import TopKTeacher
+from balora.models.lm_head import LinearHead
 from balora.regularizers.checks import refuse_second_derivative
 
 CPU_BUDGET = 32 * 2**20
@@ -47,7 +47,7 @@ class TokenPass:
     items: float | Tensor
     teacher_hidden_MD: Tensor | None = None
     teacher: LinearHead | None = None
-    remembered: RememberedTeacher | None = None
+    remembered: TopKTeacher | None = None
     chunk_tokens: int | None = None
     memory_budget: int | None = None
     kernel: Kernel = "torch"
@@ -218,7 +218,7 @@ def _terms_(
     """Fill in a chunk's values, and turn its scores or products into the gradient."""
     student_mV, teacher_mV = sides
     if plan.from_products:
-        from balora.losses.triton_terms import token_terms_of_products_
+        from balora.losses.triton_token_terms import token_terms_of_products_
 
         bias_V = (plan.teacher or head).bias_V
         labels_m = plan.labels_M[rows]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from balora.losses.remembered import RememberedTeacher
+from balora.losses.topk_teacher import TopKTeacher
 
 
 def diverge_from_scores_(
@@ -37,7 +37,7 @@ def diverge_from_scores_(
 
 
 def diverge_from_memory_(
-    scores_mV: Tensor, teacher: RememberedTeacher, temperature: float, pull: float | None
+    scores_mV: Tensor, teacher: TopKTeacher, temperature: float, pull: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Diverge from the K tokens and the tail that are remembered; the gradient takes the scores' place.
 

@@ -33,7 +33,7 @@ def wrong_kernel(kernel: str | None, device: torch.device) -> list[str]:
 def _missing(device: torch.device) -> str:
     """What Triton lacks here."""
     try:
-        from balora.losses import triton_terms
+        from balora.losses import triton_token_terms as triton_terms
     except ImportError as error:
         return f"Triton, which cannot be imported ({error})"
     if device.type == "cuda" or triton_terms.INTERPRETED:

@@ -2,15 +2,19 @@
 
 from functools import partial
 
-from balora.methods import adalora, bottleneck, corda, corda_plus, lora_ga, optimizers, pissa, quantization
+from balora.methods import optimizers
 from balora.methods.adapt import adapt, load_trainable
-from balora.methods.dora import check_dora
-from balora.methods.full import bitfit, full
-from balora.methods.low_rank import wrap
-from balora.methods.milora import start_milora
-from balora.methods.olora import start_olora
+from balora.methods.init import corda, corda_plus, lora_ga, pissa
+from balora.methods.init.milora import start_milora
+from balora.methods.init.olora import start_olora
+from balora.methods.init.residual_init import refuse_unsuitable
+from balora.methods.layers import adalora
+from balora.methods.layers import bottleneck_adapters as bottleneck
+from balora.methods.layers.dora import check_dora
+from balora.methods.layers.full import bitfit, full
+from balora.methods.layers.peft_lora import wrap
+from balora.methods.quantization import quantize as quantization
 from balora.methods.registry import METHODS, AdaptOptions, Method, find_method, register
-from balora.methods.shifted import refuse_unsuitable
 
 _FACTORS = "A, B (and a classification head)"
 

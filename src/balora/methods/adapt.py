@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from balora.errors import BALoraError, raise_all
-from balora.methods.low_rank import ADAPTER, adapted_names, head_names, with_ranks
-from balora.methods.quantization import quantize, take_over
+from balora.methods.init.residual_init import shift_all
+from balora.methods.initial_state import check_identity, own_tensors, probe_logits, store_initial_state
+from balora.methods.layers.peft_lora import adapted_names, head_names, with_ranks
+from balora.methods.quantization.quantize import quantize, take_over
 from balora.methods.registry import AdaptOptions, Batches, Method, find_method, option_problems, unwrapped_on_error
-from balora.methods.shifted import shift_all
-from balora.methods.start import check_identity, own_tensors, probe_logits, remember_start
-from balora.sharding import is_shard, part_of, reshard, shard
+from balora.models.adapted_model import ADAPTER
+from balora.models.fsdp import is_shard, part_of, reshard, shard
 
 
 def adapt(
@@ -86,7 +87,7 @@ def adapt(
     check_identity(before, adapted, method)
     if checked.extra.get("bits") and not any(p.is_meta for p in adapted.parameters()):
         adapted = _quantized(spec, adapted, checked)
-    remember_start(adapted, method, checked, shifts_base=spec.shifts_base)
+    store_initial_state(adapted, method, checked, shifts_base=spec.shifts_base)
     return adapted
 
 

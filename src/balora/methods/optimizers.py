@@ -12,10 +12,11 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
 from balora.errors import BALoraError
-from balora.methods.low_rank import ADAPTER, lora_layers, wrap
-from balora.methods.matrices import matrices
+from balora.methods.layers.peft_lora import lora_layers, wrap
+from balora.methods.layers.weight_views import matrices
 from balora.methods.options import number
 from balora.methods.registry import AdaptOptions
+from balora.models.adapted_model import ADAPTER
 
 LORAPLUS_OPTIONS = {"lr_ratio": number(16.0, "learning rate of B over that of A")}
 

@@ -5,8 +5,8 @@ Training uses the fast forms in :mod:`balora.losses`, which the tests hold equal
 
 from balora.regularizers.consistency import consistency, consistency_mse, consistency_topk
 from balora.regularizers.diversity import covariance, topk_negative_entropy, variance_hinge
-from balora.regularizers.schedules import SCHEDULES, schedule_weight
 from balora.regularizers.spectral import spectral_is_constant, spectral_ratio
+from balora.schedules import SCHEDULES, schedule_weight
 
 __all__ = [
     "SCHEDULES",

@@ -7,15 +7,15 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from balora.checkpoints.provenance import provenance
 from balora.errors import BALoraError
+from balora.plots.html import write
 from balora.report.findings import warnings_of
-from balora.report.origins import origins_of, summary_of
-from balora.report.pages import write
 from balora.report.plots import Curves, Panel, curve_panel, part_plots
+from balora.report.provenance_table import origins_of, summary_of
 from balora.report.results import Table, comparison_of, dots_of, require_baseline, settings_of, tables_of
 from balora.report.samples import MAX_NEW_TOKENS, Sample, samples_of
 from balora.report.source import Section, read_sections
-from balora.training.provenance import provenance
 
 PAGE = "report.html"
 _FIGURES = {".svg": "image/svg+xml", ".png": "image/png"}

@@ -20,7 +20,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from balora.report.style import MARKS
+from balora.plots.style import MARKS
 
 PARTS = ("consistency", "diversity", "variance", "spectral")
 COLOURS = {name: colour for name, (colour, _) in MARKS.items()}

@@ -8,15 +8,15 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from balora.config.run_config import RunConfig
+from balora.data import encode_prompt, load_examples, render_prompt, separator_of
+from balora.data.prompts import template_of
 from balora.errors import BALoraError
-from balora.evaluation.generate import Sampling, TransformersGenerator
+from balora.evaluation.engines.transformers import Sampling, TransformersGenerator
+from balora.evaluation.model_under_test import Loaded, Subject
 from balora.evaluation.prompting import CHAT, Prompting
-from balora.evaluation.subject import Loaded, Subject
+from balora.loading.trained import load_untrained
 from balora.report.source import Run
-from balora.training.data import encode_prompt, load_examples, render_prompt, separator_of
-from balora.training.data.prompts import template_of
-from balora.training.load import load_untrained
-from balora.training.settings import RunSettings
 
 MAX_NEW_TOKENS = 128
 PRE_TRAINED = "pre-trained"
@@ -110,7 +110,7 @@ def _of_group(runs: Sequence[Run], count: int, problems: list[str], say: Say) ->
     ]
 
 
-def _questions(settings: RunSettings, count: int) -> list[_Asked]:
+def _questions(settings: RunConfig, count: int) -> list[_Asked]:
     """The first evaluation rows; without any, the first training rows."""
     examples = load_examples(settings.data, settings.task, settings.seed)
     rows: list[dict[str, Any]] = list(
@@ -124,14 +124,14 @@ def _questions(settings: RunSettings, count: int) -> list[_Asked]:
     return [_Asked(row["prompt"], row["input"] or "", [], row["response"]) for row in rows]
 
 
-def _answers(loaded: Loaded, settings: RunSettings, asked: Sequence[_Asked]) -> list[str]:
+def _answers(loaded: Loaded, settings: RunConfig, asked: Sequence[_Asked]) -> list[str]:
     """What a model makes of the prompts, asked as it was trained."""
     prompts = [_tokens(loaded, settings, one) for one in asked]
     found = dict(TransformersGenerator(loaded, _BATCH).generate(prompts, Sampling(MAX_NEW_TOKENS)))
     return [found[number].text + ("" if found[number].ended else " …") for number in range(len(asked))]
 
 
-def _tokens(loaded: Loaded, settings: RunSettings, one: _Asked) -> list[int]:
+def _tokens(loaded: Loaded, settings: RunConfig, one: _Asked) -> list[int]:
     if one.messages:
         chat = Prompting(CHAT)
         return chat.tokens(loaded.tokenizer, chat.chat(loaded.tokenizer, one.messages))

@@ -10,14 +10,14 @@ from typing import Any
 
 import yaml
 
+from balora.checkpoints.run_directory import CONFIG, RECORD, read_record
+from balora.config.run_config import HARMLESS, flatten
 from balora.errors import BALoraError, suggest
 from balora.experiments.compare.compare import ROWS
 from balora.experiments.compare.plan import shown
 from balora.experiments.compare.rows import Row, scores_of
 from balora.methods import METHODS
 from balora.training.callbacks import METRICS, read_metrics
-from balora.training.folder import CONFIG, RECORD, read_record
-from balora.training.settings import HARMLESS, flatten
 
 TERMS = ("consistency", "diversity", "variance", "spectral")
 _DEPTH = 3

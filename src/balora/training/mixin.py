@@ -14,25 +14,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset, Subset
 
-from balora.config import RegularizationConfig
+from balora.data.by_length import shortest_first
 from balora.errors import BALoraError
+from balora.methods.initial_state import initial_state_of, refresh_initial_state
 from balora.methods.registry import Method, find_method
-from balora.methods.start import refresh_start, start_of
+from balora.models.classifier_head import final_linear
 from balora.objective import Objective, all_finite
-from balora.pooled import final_linear
-from balora.teacher import PretrainedTeacher
+from balora.regularization import RegularizationConfig
+from balora.teacher.cache import TeacherCache
+from balora.teacher.logit_cache import logit_cache_for
+from balora.teacher.pretrained import PretrainedTeacher
+from balora.teacher.row_keys import KEYS, KeyedCollator
 from balora.training.callbacks import AfterStep
-from balora.training.data.by_length import shortest_first
-from balora.training.logit_memory import memory_for
-from balora.training.meter import PartsMeter
-from balora.training.probe import MOST_ROWS, fit_head
-from balora.training.row_keys import KEYS, KeyedCollator
+from balora.training.generation_step import ClassificationStep, GenerationStep, infer_task
+from balora.training.initial_checks import refuse_idle_adapters, warn_of_anothers_adapter
+from balora.training.linear_probe import MOST_ROWS, fit_head
+from balora.training.loss_meter import LossMeter
 from balora.training.saving import SavingMixin
 from balora.training.sharding_checks import check_sharding
-from balora.training.start_check import refuse_idle_adapters, warn_of_anothers_adapter
-from balora.training.steps import ClassificationStep, GenerationStep, infer_task
-from balora.training.subsampling import Subsampling
-from balora.training.teacher_cache import TeacherCache
+from balora.training.subsampling import Subsampler
 
 logger = logging.getLogger("balora")
 
@@ -79,16 +79,16 @@ class RegularizedMixin(SavingMixin):
             self._probe_head()
         # Kept once, for the checkpoints and for the teacher alike.
         self.teacher = PretrainedTeacher(unwrapped, initial, offload=teacher_offload)
-        self.memory = memory_for(self.objective, teacher_cache, self.accelerator.num_processes)
+        self.memory = logit_cache_for(self.objective, teacher_cache, self.accelerator.num_processes)
         step = GenerationStep if self.objective.generates else ClassificationStep
         self.step = step(unwrapped, self.objective, self.teacher, self.memory)  # type: ignore[arg-type]
-        self.draws = Subsampling(regularization, self.args.seed, self.args.process_index)
-        self.meter = PartsMeter(self.task)
+        self.draws = Subsampler(regularization, self.args.seed, self.args.process_index)
+        self.meter = LossMeter(self.task)
         self.loss_is_scaled_for_ga = True  # by num_items and share, see compute_loss
         self._start_checked = False
-        start = start_of(unwrapped)
+        start = initial_state_of(unwrapped)
         # Values that are known to be those the adapter started from: the student may be elsewhere, trained before.
-        self._goes_on = initial is not None and start is not None
+        self._is_resumed = initial is not None and start is not None
         if start is None and initial is None and self.objective.needs_teacher:
             warn_of_anothers_adapter(unwrapped)
         self.method: Method | None = find_method(start.method) if start else None
@@ -113,7 +113,7 @@ class RegularizedMixin(SavingMixin):
         if self.accelerator.num_processes > 1:  # another machine may round another way
             for tensor in final_linear(self.model).parameters():
                 torch.distributed.broadcast(tensor.data, src=0)
-        refresh_start(self.model)
+        refresh_initial_state(self.model)
         logger.info("teacher_head: probe fits the training rows with %.3f", score)
 
     def get_train_dataloader(self) -> Any:
@@ -196,7 +196,7 @@ class RegularizedMixin(SavingMixin):
         if self.state.global_step > 0:
             return
         refuse_idle_adapters(self.model)
-        if not self.objective.needs_teacher or self._goes_on:
+        if not self.objective.needs_teacher or self._is_resumed:
             return
         divergence, allowed = self.step.start_divergence(model, inputs, labels)
         if not divergence <= allowed:
@@ -216,7 +216,7 @@ class RegularizedMixin(SavingMixin):
     def create_optimizer(self, model: nn.Module | None = None) -> Any:
         """The method's own optimizer where it has one, else the Trainer's."""
         if getattr(self, "optimizer", None) is None and self.method is not None and self.method.optimizer is not None:
-            start = start_of(self.model)
+            start = initial_state_of(self.model)
             assert start is not None
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             settings = {**settings, "weight_decay": self.args.weight_decay}

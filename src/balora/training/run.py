@@ -18,23 +18,24 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from balora.checkpoints import checkpoint as ckpt
+from balora.checkpoints.model_card import model_card
+from balora.checkpoints.provenance import peak_memory_mib, provenance
+from balora.checkpoints.resume import loss_before, of_whole_run, step_of
+from balora.checkpoints.run_directory import RunDirectory, read_record
+from balora.config.run_config import RunConfig
+from balora.config.steps import optimizer_steps
+from balora.data import Examples, describe_conditions, load_examples, make_collator, tokenize_examples
+from balora.data.by_length import shortest_first
 from balora.errors import BALoraError, raise_all, suggest
+from balora.files import write_text
+from balora.loading.pretrained import load_model, load_target_tokenizer, load_tokenizer, max_positions
 from balora.methods import adapt, find_method
-from balora.training import checkpoint as ckpt
-from balora.training.answers import AnsweringTrainer, answers_of
+from balora.teacher.build import open_for_run
+from balora.teacher.cache import tokenizer_digest
 from balora.training.callbacks import MetricsFile, ShortLines, ShortProgress
-from balora.training.card import model_card
-from balora.training.data import Examples, describe_conditions, load_examples, make_collator, tokenize_examples
-from balora.training.data.by_length import shortest_first
-from balora.training.estimate import optimizer_steps
-from balora.training.folder import RunFolder, read_record, write_text
-from balora.training.loading import load_model, load_target_tokenizer, load_tokenizer, max_positions
+from balora.training.generative_eval import AnsweringTrainer, answers_of
 from balora.training.metrics import SCORES, metrics_for
-from balora.training.provenance import peak_memory_mib, provenance
-from balora.training.resuming import loss_before, of_whole_run, step_of
-from balora.training.settings import RunSettings
-from balora.training.teacher_build import open_for_run
-from balora.training.teacher_cache import tokenizer_digest
 from balora.training.trainer import BALoraTrainer
 
 logger = logging.getLogger("balora")
@@ -53,7 +54,7 @@ class RunResult:
     trainer: BALoraTrainer
 
 
-def run(settings: RunSettings, say: Callable[[str], None] = lambda line: None) -> RunResult:
+def run(settings: RunConfig, say: Callable[[str], None] = lambda line: None) -> RunResult:
     """Train as the settings say, or go on where an interrupted run stopped.
 
     Args:
@@ -63,7 +64,7 @@ def run(settings: RunSettings, say: Callable[[str], None] = lambda line: None) -
     Raises:
         BALoraError: Bad input, or training that cannot go on; what was saved before stays.
     """
-    folder = RunFolder(settings)
+    folder = RunDirectory(settings)
     resume = folder.resume_point()
     if resume is not None:
         say(f"Resuming from {resume}")
@@ -129,9 +130,7 @@ def _about(examples: Examples) -> dict[str, Any]:
 _SHOWN = ("train_loss", "train_runtime", "peak_memory_mib")
 
 
-def prepare(
-    settings: RunSettings, resume: Path | None = None
-) -> tuple[BALoraTrainer, PreTrainedTokenizerBase, Examples]:
+def prepare(settings: RunConfig, resume: Path | None = None) -> tuple[BALoraTrainer, PreTrainedTokenizerBase, Examples]:
     """Load and check everything a run needs, up to its first step. Writes nothing.
 
     Args:
@@ -195,7 +194,7 @@ def _for_evaluation(rows: Dataset | None, task: str) -> Dataset | None:
 
 
 def _train(
-    trainer: BALoraTrainer, folder: RunFolder, resume: Path | None, say: Callable[[str], None]
+    trainer: BALoraTrainer, folder: RunDirectory, resume: Path | None, say: Callable[[str], None]
 ) -> dict[str, float]:
     for unwanted in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(unwanted)
@@ -213,7 +212,7 @@ def some_rows(rows: Dataset, collator: Callable[..., Any], seed: int, count: int
     return [collator([rows[number]]) for number in chosen]
 
 
-def training_arguments(settings: RunSettings) -> TrainingArguments:
+def training_arguments(settings: RunConfig) -> TrainingArguments:
     """The transformers arguments of a run: what the config says, over balora's defaults.
 
     Raises:
@@ -237,7 +236,7 @@ def training_arguments(settings: RunSettings) -> TrainingArguments:
     return arguments
 
 
-def _unmet(arguments: TrainingArguments, settings: RunSettings) -> list[str]:
+def _unmet(arguments: TrainingArguments, settings: RunConfig) -> list[str]:
     """What the Trainer would miss only once the model is loaded."""
     problems = []
     if arguments.eval_strategy != "no" and settings.data.eval is None:
@@ -259,7 +258,7 @@ def _unmet(arguments: TrainingArguments, settings: RunSettings) -> list[str]:
     return problems
 
 
-def _scores(settings: RunSettings) -> tuple[str, ...]:
+def _scores(settings: RunConfig) -> tuple[str, ...]:
     """Names of what an evaluation during training gives."""
     if settings.task == "seq2seq" and settings.data.form != "pair":  # classes or scores in words
         return ("loss", *SCORES["classification"], *SCORES["regression"], "unreadable")
@@ -287,7 +286,7 @@ def _complete(model: Any, stored: dict[str, Any]) -> dict[str, Any]:
     return {name: stored.get(name, p) for name, p in model.named_parameters() if p.requires_grad}
 
 
-def targets_of(settings: RunSettings) -> str | list[str]:
+def targets_of(settings: RunConfig) -> str | list[str]:
     """The target modules as `balora.adapt` takes them."""
     targets = settings.method.target_modules
     return targets if isinstance(targets, str) else list(targets)
@@ -302,7 +301,7 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
     }
 
 
-def _summary(settings: RunSettings, examples: Examples, trainer: BALoraTrainer) -> str:
+def _summary(settings: RunConfig, examples: Examples, trainer: BALoraTrainer) -> str:
     trainable = parameter_counts(trainer.model)["trainable"]
     effective = trainer.objective.config  # without the terms that are switched off here
     weights = {name: getattr(effective, name) for name in ("consistency", "diversity", "spectral", "variance")}

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from transformers.trainer_utils import rotate_checkpoints
 
+from balora.checkpoints import checkpoint as ckpt
+from balora.checkpoints.resume import KeepBest, best_checkpoint, check_whole
+from balora.config.validation import NO_PUSH
 from balora.errors import BALoraError
 from balora.methods.adapt import load_trainable
+from balora.methods.initial_state import own_tensors, trainable
 from balora.methods.registry import Method
-from balora.methods.start import own_tensors, trainable
-from balora.sharding import is_finite, is_sharded, reshard, whole
-from balora.teacher import PretrainedTeacher
-from balora.training import checkpoint as ckpt
-from balora.training.logit_memory import LogitMemory
-from balora.training.resuming import KeepBest, best_checkpoint, check_whole
-from balora.training.teacher_cache import TeacherCache
+from balora.models.fsdp import is_finite, is_sharded, reshard, whole
+from balora.teacher.cache import TeacherCache
+from balora.teacher.logit_cache import LogitCache
+from balora.teacher.pretrained import PretrainedTeacher
 
 # A mixin: at run time it stands before whichever Trainer it is mixed into.
 if TYPE_CHECKING:
@@ -27,19 +28,13 @@ else:
     _Base = object
 
 
-NO_PUSH = (
-    "what lies in a run's folder is still being written, and only balora reads it. Leave it out; once the run is finished, "
-    "`balora export RUN --to lora --output FOLDER` makes what everybody can load, and `hf upload REPO FOLDER` sends it."
-)
-
-
 class SavingMixin(_Base):
     """The part of `RegularizedMixin` that saves and loads."""
 
     teacher: PretrainedTeacher
     task: str
     method: Method | None
-    memory: TeacherCache | LogitMemory | None
+    memory: TeacherCache | LogitCache | None
     _origin: ckpt.Origin | None = None
     _keep_best: KeepBest | None = None
 
@@ -83,7 +78,7 @@ class SavingMixin(_Base):
             ckpt.write_origin(folder, self.origin())
             if self.method is not None and self.method.state is not None:
                 ckpt.write_tensors(self.method.state(self.model), folder / ckpt.METHOD_STATE)
-            if isinstance(self.memory, LogitMemory):
+            if isinstance(self.memory, LogitCache):
                 self.memory.save(folder)
             self.state.save_to_json(str(folder / "trainer_state.json"))
             for pickled in folder.glob(
@@ -168,7 +163,7 @@ class SavingMixin(_Base):
         load_trainable(target, ckpt.read_trained(folder, target))
         if self.method is not None and self.method.restore is not None:
             self.method.restore(target, ckpt.read_tensors(folder / ckpt.METHOD_STATE))
-        if isinstance(self.memory, LogitMemory):
+        if isinstance(self.memory, LogitCache):
             self.memory.load(folder, self.args.device)
         if self._keep_best is None:
             self._keep_best = KeepBest()

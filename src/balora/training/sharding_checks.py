@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from balora.errors import raise_all
-from balora.methods.quantization import loaded_bits
+from balora.methods.quantization.quantize import loaded_bits
 from balora.methods.registry import Method
 
 _DDP = "train with one whole model per process (plain `accelerate launch` or `torchrun`)"

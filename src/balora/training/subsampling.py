@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from balora.config import RegularizationConfig
+from balora.regularization import RegularizationConfig
 
 
-class Subsampling:
+class Subsampler:
     """The draws of one run.
 
     Args:
@@ -29,7 +29,7 @@ class Subsampling:
         process: Number of this process: each draws sequences of its own, but as many as the others.
 
     Example:
-        >>> draws = Subsampling(RegularizationConfig(consistency_every=4), seed=1)
+        >>> draws = Subsampler(RegularizationConfig(consistency_every=4), seed=1)
         >>> sum(draws.strength(step) for step in range(400))
         400.0
     """
@@ -62,17 +62,17 @@ class Subsampling:
         drawn = self._random("which", step, micro_batch, self._process).sample(range(count), min(number, count))
         return torch.tensor(sorted(drawn), dtype=torch.int64)
 
-    def held(self, step: int, count: int, keys: Sequence[bytes] | None) -> Held:
+    def held(self, step: int, count: int, keys: Sequence[bytes] | None) -> SequenceMask:
         """The next micro-batch's, of ``count`` sequences, in an optimizer step; called once for each."""
         self._place = (step, self._place[1] + 1 if self._place[0] == step else 0)
-        return Held(self.sequences(*self._place, count), self.keep, keys)
+        return SequenceMask(self.sequences(*self._place, count), self.keep, keys)
 
     def _random(self, *place: object) -> random.Random:
         return random.Random(" ".join(map(str, ("consistency", self._seed, *place))))
 
 
 @dataclasses.dataclass(frozen=True)
-class Held:
+class SequenceMask:
     """Which sequences of a micro-batch are held to their teacher, and what it may remember them by."""
 
     rows: Tensor | None = None
@@ -98,7 +98,7 @@ class Held:
         return torch.zeros(count, dtype=torch.bool, device=device).index_fill_(0, self.rows.to(device), True)
 
 
-def rows_of(inputs: Mapping[str, Any], rows: Tensor | None, count: int) -> dict[str, Any]:
+def select_rows(inputs: Mapping[str, Any], rows: Tensor | None, count: int) -> dict[str, Any]:
     """A batch's inputs for some of its sequences: every tensor with ``count`` rows is cut down to them."""
     if rows is None or len(rows) == count:
         return dict(inputs)

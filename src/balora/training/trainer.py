@@ -15,7 +15,7 @@ class BALoraTrainer(RegularizedMixin, Trainer):
         loss_path: ``fused`` or ``plain``.
         initial: The trainable tensors' initial values, when the model is no longer at them.
         teacher_cache: ``auto`` keeps a classifier's teacher logits in memory (in one process); ``off`` asks the teacher at
-            every step; a `balora.training.teacher_cache.TeacherCache` stands for it in generation.
+            every step; a `balora.teacher.cache.TeacherCache` stands for it in generation.
         teacher_offload: Whether the initial values wait in the host's memory between the teacher's forwards.
 
     All other arguments are `transformers.Trainer`'s. Causal models take unshifted ``labels`` (−100 where there is nothing to

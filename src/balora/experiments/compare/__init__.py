@@ -2,7 +2,7 @@
 
 from balora.experiments.compare.compare import compare, lay_out
 from balora.experiments.compare.engine import LocalEngine
-from balora.experiments.compare.evaluated import EvaluationPlan
+from balora.experiments.compare.evaluation import EvaluationPlan
 from balora.experiments.compare.plan import Cell, Variant, parse_axes, parse_seeds, plan, read_variants
 from balora.experiments.compare.ray_engine import RayEngine
 from balora.experiments.compare.rows import Row

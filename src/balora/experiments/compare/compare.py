@@ -11,17 +11,18 @@ from typing import Any
 
 import yaml
 
+from balora.checkpoints.lock import locked
+from balora.checkpoints.provenance import provenance
+from balora.checkpoints.run_directory import RECORD
 from balora.errors import BALoraError, suggest
 from balora.experiments.compare.engine import Engine, LocalEngine
-from balora.experiments.compare.evaluated import EvaluationPlan
+from balora.experiments.compare.evaluation import EvaluationPlan
 from balora.experiments.compare.plan import Axes, Cell, Variant, plan
 from balora.experiments.compare.rows import NOT_RUN, TRAIN_LOSS, Row, is_finished, mixed_origins, row_of, score_names
 from balora.experiments.compare.stats import summarise
 from balora.experiments.compare.tables import Comparison, to_csv, to_json, to_latex, to_markdown
 from balora.experiments.compare.worker import Task, reason
-from balora.training.folder import RECORD, write_text
-from balora.training.lock import locked
-from balora.training.provenance import provenance
+from balora.files import write_text
 
 ROWS = "rows.jsonl"
 _SHOWN = 3
@@ -75,7 +76,7 @@ def compare(
     """Run what is missing of a comparison and write its tables.
 
     Args:
-        config: Plain values of a run's config, as `balora.training.settings_yaml.read_config` gives them.
+        config: Plain values of a run's config, as `balora.config.yaml_loader.read_config` gives them.
         variants: What is compared.
         seeds: Of the runs.
         axes: Further keys to vary, with their values.

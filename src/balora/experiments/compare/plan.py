@@ -16,10 +16,10 @@ from typing import Any
 
 import yaml
 
+from balora.config.run_config import MethodConfig, RunConfig
+from balora.config.yaml_loader import apply_overrides, parse_yaml
 from balora.errors import BALoraError, raise_all, suggest
 from balora.methods import METHODS, find_method
-from balora.training.settings import MethodSettings, RunSettings
-from balora.training.settings_yaml import apply_overrides, parse_yaml
 
 REGULARIZED = "+reg"
 _WITHOUT_RANK = ("full", "bitfit")
@@ -68,7 +68,7 @@ class Cell:
     axes: dict[str, Any]
     """The varied keys that mean something to the variant, with this cell's values."""
     seed: int
-    settings: RunSettings
+    settings: RunConfig
     """Of the run, its folder included."""
 
     @property
@@ -124,7 +124,7 @@ def plan(
         try:
             values = configure(apply_overrides(dict(config), changed), variant)
             values |= {"seed": seed, "output": str(output / "runs" / name)}
-            cells[name] = Cell(variant=variant, axes=own, seed=seed, settings=RunSettings.from_dict(values))
+            cells[name] = Cell(variant=variant, axes=own, seed=seed, settings=RunConfig.from_dict(values))
         except BALoraError as error:
             problems.append(f"{variant.name}: {error}")
     raise_all(list(dict.fromkeys(problems)), "The comparison cannot be run")
@@ -144,7 +144,7 @@ def configure(config: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
     section = config.get("method") or {}
     if not isinstance(section, Mapping):
         raise BALoraError(f"method is a section with keys of its own, not {section!r}.")
-    origin = METHODS.get(str(section.get("name", MethodSettings.model_fields["name"].default)))
+    origin = METHODS.get(str(section.get("name", MethodConfig.model_fields["name"].default)))
     foreign = set(origin.options if origin else ()) - set(find_method(variant.method).options)
     kept = {key: value for key, value in section.items() if key not in foreign}
     if isinstance(kept.get("options"), Mapping):

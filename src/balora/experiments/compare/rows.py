@@ -8,11 +8,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from balora.checkpoints.run_directory import CONFIG, read_record
+from balora.config.run_config import differences, load_run_config
 from balora.errors import BALoraError
-from balora.experiments.compare.evaluated import EvaluationPlan, measured
+from balora.experiments.compare.evaluation import EvaluationPlan, measured
 from balora.experiments.compare.plan import Cell
-from balora.training.folder import CONFIG, read_record
-from balora.training.settings import differences, load_settings
 
 Status = Literal["finished", "failed", "missing"]
 _NOT_SCORES = {"runtime", "samples_per_second", "steps_per_second", "model_preparation_time"}
@@ -116,7 +116,7 @@ def is_finished(cell: Cell, evaluation: EvaluationPlan | None = None) -> bool:
     """
     if (read_record(cell.folder) or {}).get("status") != "finished":
         return False
-    changed = differences(load_settings(cell.folder / CONFIG), cell.settings)
+    changed = differences(load_run_config(cell.folder / CONFIG), cell.settings)
     if changed:
         raise BALoraError(
             f"{cell.folder} holds a finished run with other settings ({', '.join(changed)}). Choose another --output, or delete "

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import torch
 
+from balora.checkpoints.run_directory import read_record
+from balora.config.run_config import load_run_config
 from balora.errors import BALoraError
-from balora.experiments.compare.evaluated import EvaluationPlan, evaluate_run
-from balora.training.folder import read_record
-from balora.training.quiet import quiet_libraries
+from balora.experiments.compare.evaluation import EvaluationPlan, evaluate_run
+from balora.logging_control import quiet_libraries
 from balora.training.run import run
-from balora.training.settings import load_settings
 
 REASON = "balora: "
 """What the line of a log begins with that says why the run stopped, as on the command's screen."""
@@ -85,7 +85,7 @@ def _attempt(task: Task) -> int:
         sys.stdout.write(line + "\n")
 
     try:
-        settings = load_settings(task.config)
+        settings = load_run_config(task.config)
         folder = Path(settings.output)
         if (read_record(folder) or {}).get("status") != "finished":  # else its evaluation alone is missing
             run(settings, say=say)

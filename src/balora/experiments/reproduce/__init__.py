@@ -7,7 +7,7 @@ from balora.experiments.reproduce.figure4 import FIGURE4
 from balora.experiments.reproduce.figure5 import FIGURE5
 from balora.experiments.reproduce.figure6 import FIGURE6
 from balora.experiments.reproduce.fitted_head import EXPERIMENT as FITTED_HEAD
-from balora.experiments.reproduce.places import Places
+from balora.experiments.reproduce.paths import Places
 from balora.experiments.reproduce.run import Request, dry_run, reproduce
 from balora.experiments.reproduce.table1 import TABLE1
 from balora.experiments.reproduce.table2 import TABLE2

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from balora.data.hub import looks_local
 from balora.experiments.compare import EvaluationPlan
-from balora.experiments.reproduce.places import Places
-from balora.training.data.hub import looks_local
+from balora.experiments.reproduce.paths import Places
 
 MT_BENCH = "mt_bench"
 _PROGRAMS = ("humaneval", "mbpp")

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from balora.config.yaml_loader import read_config
 from balora.errors import BALoraError
 from balora.experiments.compare import Comparison, EvaluationPlan, Variant
 from balora.experiments.compare.plan import Axes
-from balora.experiments.reproduce.places import Places
+from balora.experiments.reproduce.paths import Places
 from balora.experiments.reproduce.prepare import Preparation
-from balora.training.settings_yaml import read_config
 
 Scale = Literal["small", "paper"]
 SEEDS = (42, 1024, 2024)

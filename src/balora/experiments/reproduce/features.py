@@ -18,10 +18,10 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score, silhouette_score
 from torch import Tensor
 
+from balora.data import load_examples
 from balora.errors import BALoraError
-from balora.evaluation.classify import Predictor
-from balora.evaluation.subject import Subject
-from balora.training.data import load_examples
+from balora.evaluation.engines.classifier import Predictor
+from balora.evaluation.model_under_test import Subject
 
 PERPLEXITY, ITERATIONS, SEED = 30, 1000, 42
 """Of t-SNE, as in the paper (appendix B)."""

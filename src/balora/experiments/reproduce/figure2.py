@@ -14,9 +14,9 @@ from balora.experiments.compare.stats import Spread
 from balora.experiments.compare.tables import cell_text, markdown_table
 from balora.experiments.reproduce.experiment import Experiment, Study, from_recipe
 from balora.experiments.reproduce.figure6 import RANK, alpha_follows
-from balora.experiments.reproduce.places import Places
+from balora.experiments.reproduce.paths import Places
 from balora.experiments.reproduce.small import stories_on_gsm8k
-from balora.report.lines import Line, Panel, curves_figure
+from balora.plots.curves import Line, Panel, curves_figure
 from balora.training.callbacks import METRICS, read_metrics
 
 TASK = "task"

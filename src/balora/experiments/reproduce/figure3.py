@@ -16,12 +16,12 @@ from balora.experiments.compare.tables import difference_text, markdown_table
 from balora.experiments.reproduce.columns import CAPTION, caution, columns_table, verdict
 from balora.experiments.reproduce.experiment import Experiment, Study, from_recipe
 from balora.experiments.reproduce.features import Features, features_of
-from balora.experiments.reproduce.places import Places
+from balora.experiments.reproduce.paths import Places
 from balora.experiments.reproduce.reported import reported_markdown
 from balora.experiments.reproduce.similarity import CLASSES, THREE_CLASSES, prepared_file
 from balora.experiments.reproduce.small import LORA_RATE, at_rate, minilm_on
 from balora.experiments.reproduce.table4 import FITTED_HEAD, ours
-from balora.report.maps import Map, map_figure
+from balora.plots.tsne import Map, map_figure
 
 BASELINE = "pissa"
 BALANCED, IMBALANCED = "balanced", "imbalanced"

@@ -12,7 +12,7 @@ from balora.experiments.reproduce.evaluations import evaluated_on
 from balora.experiments.reproduce.experiment import Experiment, Study, from_recipe
 from balora.experiments.reproduce.nlg import by_score
 from balora.experiments.reproduce.small import bart_on_g2p, stories_on_gsm8k
-from balora.report.lines import Line, Panel, points_figure
+from balora.plots.curves import Line, Panel, points_figure
 
 BASELINE = "pissa"
 DEFAULTS = (0.025, 0.005, 0.005)

@@ -15,11 +15,11 @@ from balora.experiments.reproduce.columns import CAPTION, caution, columns_table
 from balora.experiments.reproduce.evaluations import evaluated_on
 from balora.experiments.reproduce.experiment import SEEDS, Experiment, Study, from_recipe
 from balora.experiments.reproduce.nlg import by_score
-from balora.experiments.reproduce.places import Places
+from balora.experiments.reproduce.paths import Places
 from balora.experiments.reproduce.prepare import Preparation
 from balora.experiments.reproduce.small import bart_on_g2p, quiet, stories_on_gsm8k
-from balora.report.dots import Dot, Panel, dots_figure
-from balora.training.folder import write_text
+from balora.files import write_text
+from balora.plots.dot_plot import Dot, Panel, dots_figure
 
 PAIRS = {"lora": "qlora", "pissa": "qpissa", "balora": "qbalora"}
 """A method, and the same with the frozen weights in 4 bits."""

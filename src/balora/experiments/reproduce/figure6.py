@@ -10,9 +10,9 @@ from typing import Any
 from balora.experiments.compare import Comparison, Variant
 from balora.experiments.compare.tables import to_markdown
 from balora.experiments.reproduce.experiment import Experiment, Study, from_recipe
-from balora.experiments.reproduce.places import Places
+from balora.experiments.reproduce.paths import Places
 from balora.experiments.reproduce.small import bart_on_g2p, stories_on_gsm8k
-from balora.report.ranks import Panel, Point, rank_figure
+from balora.plots.score_vs_rank import Panel, Point, rank_figure
 
 RANK = "method.rank"
 LEVEL = "full"

@@ -15,7 +15,7 @@ from typing import Any
 from balora.experiments.compare import Comparison, Variant
 from balora.experiments.reproduce.columns import CAPTION, caution, columns_table, verdict
 from balora.experiments.reproduce.experiment import Experiment, Study, from_recipe
-from balora.experiments.reproduce.places import Places
+from balora.experiments.reproduce.paths import Places
 from balora.experiments.reproduce.small import LORA_RATE, at_rate, minilm_on
 from balora.experiments.reproduce.table4 import FITTED_HEAD, ours
 

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from balora.experiments.reproduce.places import Places
+from balora.checkpoints.provenance import provenance
+from balora.config.run_config import RunConfig
+from balora.experiments.reproduce.paths import Places
 from balora.experiments.reproduce.prepare import Preparation
 from balora.experiments.reproduce.small import minilm_on
-from balora.training.provenance import provenance
-from balora.training.quiet import quiet
+from balora.logging_control import quiet
 from balora.training.run import run
-from balora.training.settings import RunSettings
 
 ROWS = 3200
 """Of SST-2, the first ones; the experiment's runs take theirs from the rest."""
@@ -61,11 +61,11 @@ def make(places: Places) -> dict[str, Any]:
     }
 
 
-def _settings(places: Places, output: str) -> RunSettings:
+def _settings(places: Places, output: str) -> RunConfig:
     values = minilm_on(places, "sst2", split=f"train[:{ROWS}]", subsample=None, eval=None, label_noise=NOISE)
     values |= {"method": {"name": "full"}, "regularization": False, "seed": SEED, "output": output}
     values["training"] |= {"learning_rate": RATE, "disable_tqdm": True}
-    return RunSettings.from_dict(values)
+    return RunConfig.from_dict(values)
 
 
 def _moved(encoder: torch.nn.Module, original: str) -> float:

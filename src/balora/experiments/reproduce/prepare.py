@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from balora.checkpoints.lock import locked
 from balora.errors import BALoraError
-from balora.experiments.reproduce.places import Places
-from balora.training.folder import write_text
-from balora.training.lock import locked
+from balora.experiments.reproduce.paths import Places
+from balora.files import write_text
 
 ABOUT = "about.json"
 """What was made, in numbers. It is written last, so that its presence says that the rest is whole."""

@@ -8,16 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from balora.checkpoints.run_directory import read_record
+from balora.config.yaml_loader import apply_overrides
 from balora.errors import BALoraError
 from balora.experiments.compare import Cell, Comparison, EvaluationPlan, compare, lay_out
 from balora.experiments.compare.engine import Engine
 from balora.experiments.compare.rows import is_finished
 from balora.experiments.reproduce.evaluations import missing_for
 from balora.experiments.reproduce.experiment import SEEDS, Experiment, Scale, Study
-from balora.experiments.reproduce.places import Places, missing
+from balora.experiments.reproduce.paths import Places, missing
 from balora.experiments.reproduce.prepare import Preparation
-from balora.training.folder import read_record, write_text
-from balora.training.settings_yaml import apply_overrides
+from balora.files import write_text
 
 Say = Callable[[str], None]
 PAGE = "README.md"

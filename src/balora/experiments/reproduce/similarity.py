@@ -12,12 +12,12 @@ import random
 from pathlib import Path
 from typing import Any
 
+from balora.checkpoints.provenance import file_digest
+from balora.data.readers import Row, read_table
 from balora.errors import BALoraError
-from balora.experiments.reproduce.places import Places
+from balora.experiments.reproduce.paths import Places
 from balora.experiments.reproduce.prepare import Preparation
-from balora.training.data.files import Row, read_table
-from balora.training.folder import write_text
-from balora.training.provenance import file_digest
+from balora.files import write_text
 
 CLASSES = {"low": (0.0, 1.5), "middle": (2.0, 3.25), "high": (4.0, 5.0)}
 """Ratings of each class, ends included."""

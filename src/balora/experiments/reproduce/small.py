@@ -11,7 +11,7 @@ import dataclasses
 from typing import Any
 
 from balora.experiments.compare import Variant
-from balora.experiments.reproduce.places import Places
+from balora.experiments.reproduce.paths import Places
 
 LORA_RATE = "2.0e-3"
 """Of LoRA on MiniLM-L6, from the pilot on SST-2."""

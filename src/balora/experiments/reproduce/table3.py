@@ -14,7 +14,7 @@ from balora.experiments.compare.tables import difference_text, markdown_table
 from balora.experiments.reproduce.columns import CAPTION, caution, columns_table, verdict
 from balora.experiments.reproduce.experiment import Experiment, Study, from_recipe
 from balora.experiments.reproduce.noisy import NOISE, NOISIER, ROWS, noisy_minilm
-from balora.experiments.reproduce.places import Places
+from balora.experiments.reproduce.paths import Places
 from balora.experiments.reproduce.reported import reported_markdown
 from balora.experiments.reproduce.small import LORA_RATE, at_rate, minilm_on
 from balora.experiments.reproduce.table2 import GLUE_SCORES

@@ -1,0 +1,260 @@
+"""From a table's rows to examples of one form; a row that cannot be learnt from is found before training."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from balora.config.sections import DataConfig
+from balora.data.labels import LabelSet
+from balora.data.readers import BadRows, Row, Table
+from balora.data.verbalizer import score_word
+from balora.errors import BALoraError, suggest
+
+# A column, or a place inside one: conversations[0].value
+_PATH = re.compile(r"(?P<column>.*?)(?P<steps>(?:\[\d+\]|\.[^.\[\]]+)+)")
+_STEP = re.compile(r"\[(?P<index>\d+)\]|\.(?P<key>[^.\[\]]+)")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_TOOLS = ("tool_calls", "tool_call_id", "function_call")
+
+
+class RowProblem(Exception):
+    """What is wrong with one row, in a few words."""
+
+
+def used_columns(data: DataConfig) -> dict[str, str]:
+    """The columns a ``data`` section names, by the key that names them.
+
+    Example:
+        >>> used_columns(DataConfig(train="d.tsv", text=("one", "two"), label="same"))
+        {'data.text[0]': 'one', 'data.text[1]': 'two', 'data.label': 'same'}
+    """
+    columns: dict[str, str] = {}
+    for key in ("prompt", "response", "input", "messages", "text", "label", "score"):
+        value = getattr(data, key)
+        if isinstance(value, tuple):
+            columns.update({f"data.{key}[{i}]": column for i, column in enumerate(value)})
+        elif value is not None:
+            columns[f"data.{key}"] = value
+    return columns
+
+
+def outer_column(name: str) -> str:
+    """The column that holds what a name such as ``conversations[0].value`` reaches into.
+
+    Example:
+        >>> outer_column("conversations[0].value"), outer_column("sentence")
+        ('conversations', 'sentence')
+    """
+    match = _PATH.fullmatch(name)
+    return match["column"] if match else name
+
+
+def check_columns(table: Table, data: DataConfig) -> None:
+    """Make sure that every named column exists.
+
+    Raises:
+        BALoraError: One or more do not; the columns there are are named.
+    """
+    used = used_columns(data).items()
+    missing = {k: c for k, c in used if c not in table.columns and outer_column(c) not in table.columns}
+    if missing:
+        wanted = " and ".join(f"{column!r} ({key})" for key, column in missing.items())
+        hint = suggest(next(iter(missing.values())), table.columns)
+        noun = "column" if len(missing) == 1 else "columns"
+        raise BALoraError(f"{table.name} has no {noun} {wanted}.{hint} Its columns are {', '.join(table.columns)}.")
+
+
+def convert(table: Table, data: DataConfig, labels: LabelSet | None, bad: BadRows, *, words: bool = False) -> list[Row]:
+    """Turn rows into examples.
+
+    Args:
+        table: Rows whose columns have been checked.
+        data: Which column holds what.
+        labels: The classes, where ``data.label`` names a column.
+        bad: Receives the rows that cannot be used.
+        words: Whether a class or score becomes the word for it, and the texts the prompt.
+
+    Returns:
+        By form: ``prompt, input, response``; ``messages, place``; ``text``; ``text[, text_pair], labels``.
+    """
+    form = data.form
+    make = _MAKERS[form]
+    examples = []
+    for row, place in zip(table.rows, table.places, strict=True):
+        try:
+            example = make(row, data, labels)
+        except RowProblem as problem:
+            bad.add(place, str(problem))
+        else:
+            if words:
+                example = _in_words(example, labels)
+            # A chat template may refuse a conversation later, and the place is wanted then.
+            examples.append({**example, "place": place} if form == "messages" else example)
+    return examples
+
+
+def given_labels(table: Table, data: DataConfig) -> tuple[list[Any], BadRows]:
+    """What ``data.label`` holds in each row, and the rows where that is no label.
+
+    Args:
+        table: Rows whose columns have been checked.
+        data: Which column holds what.
+    """
+    assert data.label is not None
+    values, bad = [], BadRows()
+    for row, place in zip(table.rows, table.places, strict=True):
+        try:
+            values.append(_label(row, data.label))
+        except RowProblem as problem:
+            bad.add(place, str(problem))
+    return values, bad
+
+
+def _pair(row: Row, data: DataConfig, labels: LabelSet | None) -> Row:
+    assert data.prompt is not None and data.response is not None
+    given = _value(row, data.input) if data.input and outer_column(data.input) in row else None
+    return {
+        "prompt": _text(row, data.prompt),
+        "input": "" if _is_missing(given) else _as_text(given, str(data.input)),
+        "response": _text(row, data.response),
+    }
+
+
+def _plain(row: Row, data: DataConfig, labels: LabelSet | None) -> Row:
+    return {"text": _text(row, str(data.text))}
+
+
+def _texts(row: Row, data: DataConfig) -> Row:
+    columns = (data.text,) if isinstance(data.text, str) else data.text
+    assert columns is not None
+    return dict(zip(("text", "text_pair"), [_text(row, column) for column in columns], strict=False))
+
+
+def _labelled(row: Row, data: DataConfig, labels: LabelSet | None) -> Row:
+    assert data.label is not None and labels is not None
+    example = _texts(row, data)
+    value = _label(row, data.label)
+    number = labels.id_of(value)
+    if number is None:
+        raise RowProblem(labels.complain(value))
+    return {**example, "labels": number}
+
+
+def _scored(row: Row, data: DataConfig, labels: LabelSet | None) -> Row:
+    assert data.score is not None
+    example = _texts(row, data)
+    value = _present(row, data.score)
+    try:
+        score = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        score = math.nan
+    if not math.isfinite(score):
+        raise RowProblem(f"{data.score!r} is {_shown(value)}, not a number")
+    return {**example, "labels": score}
+
+
+def _in_words(example: Row, labels: LabelSet | None) -> Row:
+    """A labelled or scored example as prompt and response."""
+    value = example["labels"]
+    word = score_word(value) if labels is None else labels.names[value]
+    return {"prompt": example["text"], "input": example.get("text_pair", ""), "response": word}
+
+
+def _messages(row: Row, data: DataConfig, labels: LabelSet | None) -> Row:
+    assert data.messages is not None
+    value = _present(row, data.messages)
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        raise RowProblem(f"{data.messages!r} is not a list of messages, each with role and content")
+    messages = [_message(message, number) for number, message in enumerate(value, 1)]
+    if not any(message["role"] == "assistant" for message in messages):
+        raise RowProblem("no message has the role assistant, so there is nothing to learn")
+    return {"messages": messages}
+
+
+def _message(message: Row, number: int) -> Row:
+    tools = [key for key in _TOOLS if message.get(key)]
+    if tools:
+        raise RowProblem(f"message {number} has {tools[0]}, which is not supported")
+    for key in ("role", "content"):
+        if not isinstance(message.get(key), str):
+            raise RowProblem(f"message {number} has no text under {key!r} (it has {', '.join(message) or 'nothing'})")
+    if message["role"] == "assistant" and not message["content"].strip():
+        raise RowProblem(f"message {number}, of the assistant, is empty")
+    return {key: _whole(message[key], f"{key!r} of message {number}") for key in ("role", "content")}
+
+
+def _label(row: Row, column: str) -> Any:
+    """A class as given. Text read as bytes, or a list, would make a class named after its spelling in Python."""
+    value = _present(row, column)
+    if isinstance(value, bytes | list | dict):
+        raise RowProblem(f"{column!r} is {_shown(value)}, not the name or number of a class")
+    return _whole(value, repr(column)) if isinstance(value, str) else value
+
+
+def _present(row: Row, column: str) -> Any:
+    value = _value(row, column)
+    if _is_missing(value):
+        raise RowProblem(f"{column!r} is empty")
+    return value
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a cell is empty; NaN is how pandas writes an empty cell, to JSON too."""
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def _value(row: Row, name: str) -> Any:
+    """What a column holds, or what ``conversations[0].value`` reaches into a column for."""
+    if name in row:
+        return row[name]
+    column = outer_column(name)
+    if column not in row:
+        raise RowProblem(f"the column {column!r} is missing")
+    value = row[column]
+    for step in _STEP.finditer(name, len(column)):
+        try:
+            value = value[step["key"] or int(step["index"])]
+        except (KeyError, IndexError, TypeError) as error:
+            raise RowProblem(f"{name!r} is not there: {column!r} is {_shown(row[column])}") from error
+    return value
+
+
+def _text(row: Row, column: str) -> str:
+    text = _as_text(_present(row, column), column)
+    if not text.strip():
+        raise RowProblem(f"{column!r} is empty")
+    return text
+
+
+def _as_text(value: Any, column: str) -> str:
+    """Text as it is, a number as it is written; a list or an object is no text."""
+    if isinstance(value, str):
+        return _whole(value, repr(column))
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise RowProblem(f"{column!r} is {_shown(value)}, not text")
+
+
+def _whole(text: str, what: str) -> str:
+    """Text that UTF-8 can write. JSON may escape half of a pair, where an emoji was cut in two; no tokenizer takes that."""
+    half = _SURROGATE.search(text)
+    if half:
+        raise RowProblem(f"{what} holds half a character (\\u{ord(half[0]):04x}) at character {half.start() + 1}")
+    return text
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+_MAKERS: dict[str, Callable[[Row, DataConfig, LabelSet | None], Row]] = {
+    "pair": _pair,
+    "messages": _messages,
+    "text": _plain,
+    "labelled": _labelled,
+    "scored": _scored,
+}

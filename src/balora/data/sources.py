@@ -1,0 +1,213 @@
+"""From the ``data`` section to tables of rows: files, folders, hub datasets, their splits and slices.
+
+Split expressions are those of `datasets` everywhere: ``train``, ``train[:8000]``, ``train[10%:]``, ``[:8000]``.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import datasets
+
+from balora.config.sections import DataConfig
+from balora.data.hub import load_hub_dataset, looks_local
+from balora.data.readers import SUFFIXES, Table, join, numbered, read_table
+from balora.errors import BALoraError, suggest
+
+# Names by which folders call their splits; the first is what `datasets` calls it.
+_ALIASES = {
+    "validation": "validation",
+    "dev": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "eval": "validation",
+    "dev_matched": "validation_matched",
+    "dev_mismatched": "validation_mismatched",
+}
+_SLICE = re.compile(r"(?P<name>.*?)(?P<slice>\[[^\[\]]*\])?")
+
+
+class Source(Protocol):
+    """A place with one or more splits."""
+
+    name: str
+
+    def read(self, split: str) -> Table:
+        """Read a split expression such as ``train[:8000]``."""
+
+
+def open_source(name: str, configuration: str | None = None, columns: set[str] | None = None) -> Source:
+    """Find what ``data.train`` means.
+
+    Args:
+        name: A file, a folder of files, or a hub id.
+        configuration: A hub dataset's configuration.
+        columns: Those that will be read; a hub dataset leaves the others where they are.
+
+    Raises:
+        BALoraError: There is no such file or folder, or a configuration is given for one.
+    """
+    if not looks_local(name, SUFFIXES):
+        return HubSource(name, configuration, columns or set())
+    path = Path(name).expanduser()
+    if configuration is not None:
+        raise BALoraError(
+            f"data.name {configuration!r} chooses a hub dataset's configuration, but {name} is a local path."
+        )
+    if path.is_dir():
+        return FilesSource(name, _files_by_split(path))
+    if not path.exists() and path.suffix.lower() not in SUFFIXES:
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise BALoraError(f"There is no file or folder {name} (data.train).{suggest(path.name, siblings)}")
+    return FilesSource(name, {"train": [path]})
+
+
+class FilesSource:
+    """Local files, one or more per split."""
+
+    def __init__(self, name: str, files: Mapping[str, list[Path]]) -> None:
+        self.name = name
+        self._files = files
+        self._tables: dict[str, Table] = {}
+
+    def read(self, split: str) -> Table:
+        """Read a split expression; without a name it is ``train``."""
+        split = f"train{split}" if split.startswith("[") else split
+        match = _SLICE.fullmatch(split)
+        if match and match["name"] in _ALIASES:
+            split = _ALIASES[match["name"]] + (match["slice"] or "")
+        try:
+            parts = datasets.ReadInstruction.from_spec(split).to_absolute(_Lengths(self))
+        except BALoraError:
+            raise
+        except (ValueError, AssertionError) as error:
+            raise BALoraError(
+                f"{self.name} has no split {split!r}; it has {', '.join(self._files)}, and a slice is written "
+                "train[:8000]."
+            ) from error
+        tables = [
+            table.take(range(len(table.rows))[p.from_ : p.to]) for p in parts for table in [self.table(p.splitname)]
+        ]
+        table = join(tables)
+        if not table.rows:
+            raise BALoraError(f"The split {split} of {self.name} has no rows.")
+        return table
+
+    def table(self, name: str) -> Table:
+        """All rows of a split, read once."""
+        if name not in self._tables:
+            self._tables[name] = join([read_table(path) for path in self._files[name]])
+        return self._tables[name]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits there are."""
+        return tuple(self._files)
+
+
+class _Lengths(Mapping[str, int]):
+    """Numbers of rows by split, for `datasets` to resolve slices; only the splits it asks for are read."""
+
+    def __init__(self, source: FilesSource) -> None:
+        self._source = source
+
+    def __getitem__(self, name: str) -> int:
+        return len(self._source.table(name).rows)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._source.splits
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._source.splits)
+
+    def __len__(self) -> int:
+        return len(self._source.splits)
+
+
+class HubSource:
+    """A dataset on the hub."""
+
+    def __init__(self, name: str, configuration: str | None, columns: set[str]) -> None:
+        self.name = name
+        self._configuration = configuration
+        self._columns = columns
+
+    def read(self, split: str) -> Table:
+        """Load a split expression."""
+        split = f"train{split}" if split.startswith("[") else split
+        dataset = load_hub_dataset(self.name, self._configuration, split)
+        if not len(dataset):
+            raise BALoraError(f"The split {split} of {self.name} has no rows.")
+        names = tuple(dataset.column_names)
+        wanted = [name for name in names if name in self._columns]
+        classes = {c: tuple(f.names) for c, f in dataset.features.items() if isinstance(f, datasets.ClassLabel)}
+        rows = dataset.select_columns(wanted).to_list() if wanted else [{}] * len(dataset)
+        place = f"{self.name} ({split})"
+        return Table(place, names, rows, numbered(place, len(rows)), classes)
+
+
+def read_tables(data: DataConfig, columns: set[str], seed: int) -> tuple[Table, Table | None]:
+    """Read the training and evaluation rows that a ``data`` section names.
+
+    Args:
+        data: The section.
+        columns: Those that will be read.
+        seed: Of the choice of evaluation rows, where ``data.eval`` is a share.
+
+    Returns:
+        Training rows in their order, and evaluation rows or None.
+
+    Raises:
+        BALoraError: A file, split or hub dataset is missing, broken or empty.
+    """
+    source = open_source(data.train, data.name, columns)
+    train = source.read(data.split or "train")
+    if data.eval is None:
+        return train, None
+    if isinstance(data.eval, float):
+        return _hold_out(train, data.eval, seed)
+    match = _SLICE.fullmatch(data.eval)
+    path, rows = (match["name"], match["slice"]) if match else (data.eval, None)
+    if path.lower().endswith(SUFFIXES) or Path(path).expanduser().is_file():
+        return train, FilesSource(path, {"train": [Path(path).expanduser()]}).read(rows or "train")
+    try:
+        return train, source.read(data.eval)
+    except BALoraError as error:
+        raise BALoraError(f"data.eval {data.eval!r} is no share and no file, and as a split: {error}") from error
+
+
+def _hold_out(table: Table, share: float, seed: int) -> tuple[Table, Table]:
+    """Set a seeded share of the rows aside; at least one row stays on either side, and both keep their order."""
+    total = len(table.rows)
+    if total < 2:
+        raise BALoraError(
+            f"{table.name} has one row, which cannot be shared between training and evaluation (data.eval)."
+        )
+    size = min(max(1, round(share * total)), total - 1)
+    held = set(random.Random(seed).sample(range(total), size))
+    return table.take([i for i in range(total) if i not in held]), table.take(sorted(held))
+
+
+def _files_by_split(folder: Path) -> dict[str, list[Path]]:
+    """Data files of a folder: ``train.tsv``, ``dev.tsv``, or shards such as ``train-00000-of-00002.parquet``."""
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    if not files:
+        raise BALoraError(f"The folder {folder} holds no data file ({', '.join(SUFFIXES)}).")
+    found: dict[str, list[Path]] = {}
+    for path in files:
+        name = re.sub(r"[-_.]\d+.*$", "", path.stem)
+        found.setdefault(_ALIASES.get(name, name), []).append(path)
+    if len(files) == 1 and "train" not in found:
+        return {"train": files}
+    for name, paths in found.items():
+        plain = [p.name for p in paths if p.stem == name or p.stem in _ALIASES]
+        if len(plain) > 1 or len({p.suffix for p in paths}) > 1:
+            raise BALoraError(
+                f"The folder {folder} holds several files for the split {name}: {', '.join(p.name for p in paths)}. "
+                "Give the file itself."
+            )
+    return found

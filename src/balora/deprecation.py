@@ -1,0 +1,33 @@
+"""Old public names: they keep working for one version and say what to write instead."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+
+def deprecated_names(module: str, renamed: dict[str, str]) -> Callable[[str], Any]:
+    """Make a module-level ``__getattr__`` for names that have moved.
+
+    Args:
+        module: ``__name__`` of the module that had the names.
+        renamed: Full path of the new name, by old name.
+
+    Example:
+        >>> __getattr__ = deprecated_names("balora.old", {"suggestion": "balora.errors.suggest"})
+        >>> __getattr__("unknown")
+        Traceback (most recent call last):
+            ...
+        AttributeError: module 'balora.old' has no attribute 'unknown'
+    """
+
+    def __getattr__(name: str) -> Any:
+        if name not in renamed:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        home, _, attribute = renamed[name].rpartition(".")
+        warnings.warn(f"{module}.{name} is now {renamed[name]}.", DeprecationWarning, stacklevel=2)
+        return getattr(importlib.import_module(home), attribute)
+
+    return __getattr__

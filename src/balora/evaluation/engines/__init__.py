@@ -1,0 +1,1 @@
+"""Engines that answer prompts or classify rows: transformers and vLLM."""

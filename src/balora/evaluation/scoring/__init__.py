@@ -1,0 +1,1 @@
+"""Scores of answers: mathematical equivalence, programs, judges, class and regression scores."""

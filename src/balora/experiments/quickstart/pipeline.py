@@ -1,0 +1,204 @@
+"""`balora quickstart`: one tiny model, one noisy task, three methods, and what each of them did to the model.
+
+Every run is a `balora train` of its own, in a process of its own, from a config that stays in the folder: nothing here that a user
+could not do by hand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from balora.checkpoints.run_directory import read_record
+from balora.errors import BALoraError
+from balora.experiments.quickstart import model_folder
+from balora.experiments.quickstart.bias_probes import measure_inherited
+from balora.experiments.quickstart.packing import held_out_blocks
+from balora.experiments.quickstart.page import write_page
+from balora.experiments.quickstart.task import NOISE, score, test_rows, train_rows
+from balora.files import write_text
+from balora.loading.trained import load
+from balora.regularizers import consistency
+from balora.training.callbacks import METRICS, read_metrics
+
+SEED = 42
+METHODS = ("lora", "pissa", "balora")
+BLOCKS, BLOCK_TOKENS = 64, 128
+RESULTS = "results.json"
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One row of the table."""
+
+    method: str
+    task: float
+    """Share of clean test questions answered exactly, in [0, 1]."""
+    drift: float
+    """KL(pre-trained ‖ this model) on held-out pre-training text, nats per token."""
+    entropy: float
+    """Mean entropy of the next token on the same text, nats."""
+    known: float
+    """Share of the pre-training corpus's facts whose true value is the likeliest, in [0, 1]."""
+    seconds: float | None = None
+    """Training alone; None for the pre-trained model."""
+    memory: float | None = None
+    """Peak resident memory of the training process, MiB."""
+
+
+def tell(output: Path, say: Say) -> list[Measured]:
+    """Train with LoRA, PiSSA and BA-LoRA, measure, print the table, write the page.
+
+    Args:
+        output: A folder; runs that are finished there are not repeated.
+        say: Takes lines for the user.
+
+    Raises:
+        BALoraError: The folder cannot be used, or a run failed.
+    """
+    began = time.monotonic()
+    _prepare(output)
+    say(
+        f"A tiny Llama, pre-trained on a corpus with known flaws, learns a task whose training answers are wrong in {NOISE:.0%} of "
+        "the rows."
+    )
+    for method in METHODS:
+        _train(output, method, say)
+    say("Measuring on clean test questions and on held-out pre-training text ...")
+    rows = _measure(output)
+    for line in table(rows):
+        say(line)
+    curves = {method: read_metrics(output / method / METRICS) for method in METHODS}
+    page = write_page(output / "report.html", rows, curves, _facts(output))
+    write_text(output / RESULTS, json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n")
+    say(f"\nCurves and parts: {page}\nRuns and their configs: {output}\nTook {time.monotonic() - began:.0f} s.")
+    return rows
+
+
+def table(rows: Iterable[Measured]) -> list[str]:
+    """The comparison as lines of text."""
+    lines = [
+        "",
+        f"{'':12} {'task, clean':>12} {'drift (KL)':>12} {'entropy':>9} {'facts kept':>11} {'time':>8} {'memory':>10}",
+    ]
+    for row in rows:
+        seconds = "-" if row.seconds is None else f"{row.seconds:.1f} s"
+        memory = "-" if row.memory is None else f"{row.memory:.0f} MiB"
+        lines.append(
+            f"{row.method:12} {row.task:>12.1%} {row.drift:>12.4f} {row.entropy:>9.3f} {row.known:>11.1%} {seconds:>8} {memory:>10}"
+        )
+    return [
+        *lines,
+        "",
+        "One seed, one tiny model: an illustration of what is measured, not evidence that a method is better.",
+    ]
+
+
+def config_of(output: Path, method: str) -> dict[str, Any]:
+    """The config of one run; the three differ in the method and in nothing else."""
+    return {
+        "model": str(model_folder()),
+        "task": "generation",
+        "data": {
+            "train": str(output / "data" / "train.jsonl"),
+            "prompt": "prompt",
+            "response": "response",
+            "prompt_template": "{prompt}",
+            "max_length": 64,
+        },
+        "method": {"name": method, "rank": 8, "alpha": 8},
+        "training": {
+            "learning_rate": 2.0e-3,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 5,
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": 16,
+            "logging_steps": 5,
+            "save_steps": 50,
+            "save_total_limit": 1,
+        },
+        "seed": SEED,
+        "output": str(output / method),
+    }
+
+
+def _prepare(output: Path) -> None:
+    """Write data and configs, or recognise those of an earlier call."""
+    if output.is_dir() and any(output.iterdir()) and not (output / "data" / "train.jsonl").is_file():
+        raise BALoraError(f"{output} holds other files. Choose a new or empty folder with --output.")
+    try:
+        (output / "data").mkdir(parents=True, exist_ok=True)
+        for name, rows in (("train", train_rows(SEED)), ("test", test_rows(SEED))):
+            write_text(output / "data" / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        for method in METHODS:
+            write_text(output / f"{method}.yaml", yaml.safe_dump(config_of(output, method), sort_keys=False))
+    except OSError as error:
+        raise BALoraError(
+            f"{output} cannot be written to: {error.strerror or error}. Choose another --output."
+        ) from error
+
+
+def _train(output: Path, method: str, say: Say) -> None:
+    if (read_record(output / method) or {}).get("status") == "finished":
+        say(f"\n{method}: already trained in {output / method}")
+        return
+    say(f"\n$ balora train {output / f'{method}.yaml'}")
+    done = subprocess.run(
+        [sys.executable, "-m", "balora.cli.main", "train", str(output / f"{method}.yaml")], check=False
+    )
+    if done.returncode != 0:
+        raise BALoraError(
+            f"Training with {method} stopped (see above). Mend it and run quickstart again; it goes on from here."
+        )
+
+
+@torch.inference_mode()
+def _measure(output: Path) -> list[Measured]:
+    tokenizer = AutoTokenizer.from_pretrained(model_folder())
+    pretrained = AutoModelForCausalLM.from_pretrained(model_folder()).eval()
+    blocks_NL = held_out_blocks(tokenizer, BLOCKS, BLOCK_TOKENS)
+    reference_NLV = pretrained(blocks_NL).logits
+    rows = [_row("pre-trained", pretrained, tokenizer, blocks_NL, reference_NLV, {})]
+    for method in METHODS:
+        record = read_record(output / method) or {}
+        rows.append(_row(method, load(output / method), tokenizer, blocks_NL, reference_NLV, record["metrics"]))
+    return rows
+
+
+def _row(
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    blocks_NL: Tensor,
+    reference_NLV: Tensor,
+    metrics: Mapping[str, float],
+) -> Measured:
+    logits_NLV = model(blocks_NL).logits
+    log_probs_NLV = logits_NLV.log_softmax(-1)
+    return Measured(
+        method=name,
+        task=score(model, tokenizer, test_rows(SEED)),
+        drift=float(consistency(logits_NLV, reference_NLV, temperature=1.0)),
+        entropy=float(-(log_probs_NLV.exp() * log_probs_NLV).sum(-1).mean()),
+        known=measure_inherited(model, tokenizer).known,
+        seconds=metrics.get("train_runtime"),
+        memory=metrics.get("peak_memory_mib"),
+    )
+
+
+def _facts(output: Path) -> dict[str, Any]:
+    """What the page says about where its numbers come from."""
+    record = read_record(output / METHODS[0]) or {}
+    return {"seed": SEED, "noise": NOISE, "tokens": BLOCKS * BLOCK_TOKENS, "provenance": record.get("provenance", {})}

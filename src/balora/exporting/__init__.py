@@ -1,0 +1,1 @@
+"""Write a trained model in a form that peft or transformers loads without balora."""

@@ -1,0 +1,305 @@
+"""What training changed, as factors and whole modules on top of the pre-trained weights.
+
+A LoRA file holds them as they are; a merged model has them added. Shapes: O output features, I input features, R rank.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from peft import AdaLoraConfig, LoraConfig, PeftModel
+from peft.tuners.adalora.layer import AdaLoraLayer
+from peft.tuners.lora.layer import Embedding, LoraLayer, ParamWrapper
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from balora.errors import BALoraError
+from balora.methods.initial_state import trainable
+from balora.methods.layers.peft_lora import lora_layers, target_name
+from balora.methods.layers.weight_views import experts_of, factor, is_stack, join_a, join_b, split_a, split_b
+from balora.methods.quantization.quantize import dequantize
+from balora.models.adapted_model import ADAPTER
+
+PREFIX = "base_model.model."
+"""What peft puts before the names of the pre-trained model."""
+_MODULES = f".modules_to_save.{ADAPTER}."
+
+
+@dataclasses.dataclass(frozen=True)
+class Factors:
+    """s·B·A on one weight; of a stack of experts, all of them: E × R × I and E × O × R."""
+
+    a_RI: Tensor
+    b_OR: Tensor
+    scaling: float
+    weight: str
+    """The weight's name in the pre-trained model."""
+    turned: bool = False
+    """Whether the model stores the weight as I × O."""
+    embedding: bool = False
+    """Whether peft files it under its name for embeddings."""
+    magnitude_O: Tensor | None = None
+    """DoRA's m: the length of each row of the changed weight."""
+
+    def delta(self) -> Tensor:
+        """s·B·A, (E ×) O × I, in float32."""
+        return self.scaling * (self.b_OR.float() @ self.a_RI.float())
+
+    def add_to(self, weight: Tensor) -> Tensor:
+        """A weight, as the model stores it, with the change; in float32."""
+        weight_OI = (weight.transpose(-1, -2) if self.turned else weight).float()
+        weight_OI = weight_OI + self.delta().to(weight.device)
+        if self.magnitude_O is not None:
+            weight_OI = weight_OI * (self.magnitude_O.to(weight_OI) / weight_OI.norm(dim=1))[:, None]
+        return weight_OI.transpose(-1, -2) if self.turned else weight_OI
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """Everything that training changed, on the CPU; names are those of the pre-trained model."""
+
+    factors: dict[str, Factors]
+    """By the layer's name under peft."""
+    modules: dict[str, Tensor]
+    """Tensors of modules that were trained whole (a classification head), by parameter."""
+    config: LoraConfig
+    """For a plain LoRA of these factors."""
+
+
+@torch.no_grad()
+def change_of(model: PeftModel, initial: Mapping[str, Tensor] | None = None) -> Change:
+    r"""Read from an adapted model what training changed.
+
+    For a method that moves part of the weights into the adapter, the change on top of the pre-trained weights is
+
+    .. math:: s' B' A' = s (B A - B_0 A_0), \quad \mathrm{rank} \le 2r, \quad \alpha' = 2 \alpha
+
+    Args:
+        model: The trained model.
+        initial: The initial values by parameter name, to be subtracted; None where they give nothing (B₀A₀ = 0).
+
+    Returns:
+        The change; rank r, or 2r with ``initial``; after AdaLoRA each layer's own.
+    """
+    factors = {name: _factors(name, layer, initial) for name, layer in _layers(model)}
+    modules = {
+        name.removeprefix(PREFIX).replace(_MODULES, "."): parameter.detach().cpu().clone()
+        for name, parameter in trainable(model)
+        if _MODULES in name
+    }
+    if isinstance(model.peft_config[ADAPTER], AdaLoraConfig):
+        factors = {name: found for name, found in factors.items() if found.a_RI.shape[0] > 0}
+        return Change(factors, modules, _pruned_config(model, factors))
+    return Change(factors, modules, _plain_config(model, doubled=initial is not None))
+
+
+def _factors(name: str, layer: LoraLayer, initial: Mapping[str, Tensor] | None) -> Factors:
+    embedding = isinstance(layer, Embedding)
+    kinds = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
+    pair = [factor(getattr(layer, kind)[ADAPTER]) for kind in kinds]
+    start = [] if initial is None else [_initial(initial, name, kind) for kind in kinds]
+    scaling = float(layer.scaling[ADAPTER])
+    if isinstance(layer, AdaLoraLayer):
+        kept = layer.lora_E[ADAPTER].detach().flatten() != 0
+        pair = [(pair[0] * layer.lora_E[ADAPTER].detach())[kept], pair[1][:, kept]]
+        scaling /= float(layer.ranknum[ADAPTER]) + 1e-5  # as peft has it
+    stack = is_stack(layer)
+    if stack:
+        pair, start = _split(layer, pair), _split(layer, start)
+    if start:
+        pair = list(difference(*pair, *start))
+    a_RI, b_OR = (tensor.detach().cpu().clone() for tensor in pair)
+    magnitude = getattr(layer, "lora_magnitude_vector", {})
+    base = layer.get_base_layer()
+    turned = (
+        isinstance(base, Conv1D | nn.Embedding)
+        or getattr(base, "turned", False)
+        or (stack and not layer._did_swap_in_out_features)
+    )  # type: ignore[union-attr]
+    target = target_name(name, layer)
+    return Factors(
+        a_RI,
+        b_OR,
+        scaling,
+        weight=target if isinstance(layer, ParamWrapper) else f"{target}.weight",
+        turned=turned,
+        embedding=embedding,
+        magnitude_O=magnitude[ADAPTER].weight.detach().cpu().clone() if ADAPTER in magnitude else None,
+    )
+
+
+def difference(a_RI: Tensor, b_OR: Tensor, a0_RI: Tensor, b0_OR: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Factors of BA − B₀A₀, twice as many, balanced: A' and B' have the same singular values.
+
+    Side by side, [B, B₀] and [A; −A₀] have the same product, but each half is as large as the pre-trained weight's
+    principal part, so that rounding the factors (a server that holds adapters in bfloat16) costs as much as rounding
+    that. Balanced, rounding costs in proportion to the change itself.
+
+    Args:
+        a_RI: A as trained.
+        b_OR: B as trained.
+        a0_RI: A at the start.
+        b0_OR: B at the start.
+
+    Returns:
+        (A': 2R × I, B': O × 2R), in the dtype of ``a_RI``. All of them may be stacks: E × R × I and E × O × R.
+
+    Example:
+        >>> a, b = difference(torch.eye(1, 3), torch.ones(4, 1), torch.eye(1, 3), torch.zeros(4, 1))
+        >>> a.shape, b.shape, bool(torch.allclose(b @ a, torch.ones(4, 1) @ torch.eye(1, 3)))
+        (torch.Size([2, 3]), torch.Size([4, 2]), True)
+    """
+    # On the CPU in float64: the two products nearly cancel, and some accelerators have no float64.
+    both_b = torch.cat([b_OR, b0_OR.to(b_OR)], -1).cpu().double()
+    both_a = torch.cat([a_RI, -a0_RI.to(a_RI)], -2).cpu().double()
+    rank = both_a.shape[-2]
+    left, left_r = torch.linalg.qr(both_b)
+    right, right_r = torch.linalg.qr(both_a.mT)
+    u, values, vt = torch.linalg.svd(left_r @ right_r.mT, full_matrices=False)
+    root = values.sqrt()
+    new_b, new_a = left @ (u * root[..., None, :]), (root[..., :, None] * vt) @ right.mT
+    # A layer narrower than 2R has fewer directions than that; peft wants one rank for all, so the rest is zero.
+    missing = rank - values.shape[-1]
+    new_b, new_a = nn.functional.pad(new_b, (0, missing)), nn.functional.pad(new_a, (0, 0, 0, missing))
+    return new_a.to(a_RI.dtype), new_b.to(b_OR.dtype)
+
+
+def write_lora(change: Change, folder: Path, base: str | None, revision: str | None) -> None:
+    """Write a change in peft's format, with nothing in it that needs balora.
+
+    Args:
+        change: From `change_of`.
+        folder: Exists.
+        base: Hub id or folder of the pre-trained model.
+        revision: Of a hub model.
+    """
+    state = {}
+    for name, factors in change.factors.items():
+        stack = factors.a_RI.dim() == 3
+        a, b = (join_a(factors.a_RI), join_b(factors.b_OR)) if stack else (factors.a_RI, factors.b_OR)
+        for kind, tensor in (("A", a), ("B", b)):
+            key = f"lora_embedding_{kind}" if factors.embedding else f"lora_{kind}.weight"
+            state[f"{PREFIX}{name}.{key}"] = tensor.contiguous()
+        if factors.magnitude_O is not None:
+            state[f"{PREFIX}{name}.lora_magnitude_vector"] = factors.magnitude_O
+    state |= {f"{PREFIX}{name}": tensor.contiguous() for name, tensor in change.modules.items()}
+    save_file(state, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    config = copy.deepcopy(change.config)
+    config.base_model_name_or_path, config.revision = base, revision
+    values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
+@torch.no_grad()
+def merge_into(model: nn.Module, change: Change) -> None:
+    """Add a change to the pre-trained model's own weights: summed in float32, rounded once.
+
+    Args:
+        model: The pre-trained model, its weights as they were before the adapter; changed in place.
+        change: From `change_of`.
+
+    Raises:
+        BALoraError: A weight is quantized, is no matrix, or belongs to other layers too; the way out is named.
+    """
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for factors in change.factors.values():
+        weight = parameters.get(factors.weight)
+        if weight is None or not weight.is_floating_point() or weight.dim() not in (2, 3):
+            raise BALoraError(
+                f"{factors.weight} is no plain weight matrix (it is quantized, say), so the change cannot be added to it exactly. "
+                "Export with --to lora; peft's merge_and_unload may take it from there."
+            )
+        if len(owners[id(weight)]) > 1:
+            other = next(owner for owner in owners[id(weight)] if owner != factors.weight)
+            raise BALoraError(
+                f"{factors.weight.removesuffix('.weight')} shares its weight with {other}, which a merged change would alter "
+                "too. Export with --to lora."
+            )
+        weight.copy_(factors.add_to(weight))
+    for name, tensor in change.modules.items():
+        parameters[name].copy_(tensor)
+
+
+@torch.no_grad()
+def unwrapped_copy(model: PeftModel, initial: Mapping[str, Tensor] | None, *, widened: bool = False) -> nn.Module:
+    """A copy of the model under the adapter, with what the start took out of its weights put back.
+
+    Args:
+        model: An adapted model; it stays as it is.
+        initial: The initial values, None where the start took nothing out.
+        widened: Whether weights in 4 or 8 bits become ordinary ones; always with ``initial``.
+    """
+    base = copy.deepcopy(model).unload()
+    if widened or initial is not None:
+        dequantize(base, model.dtype)
+    if initial is not None:
+        start = {name: initial_factors(name, layer, initial) for name, layer in lora_layers(model)}
+        merge_into(base, Change(start, {}, _plain_config(model, doubled=False)))
+    return base
+
+
+def _split(layer: LoraLayer, pair: list[Tensor]) -> list[Tensor]:
+    """A and B of a stack as E × R × I and E × O × R."""
+    return [f(t, experts_of(layer)) for f, t in zip((split_a, split_b), pair, strict=False)]
+
+
+def initial_factors(name: str, layer: LoraLayer, initial: Mapping[str, Tensor]) -> Factors:
+    """s·B₀·A₀ of one layer."""
+    now = _factors(name, layer, None)
+    pair = [_initial(initial, name, kind) for kind in ("lora_A", "lora_B")]
+    pair = _split(layer, pair) if is_stack(layer) else pair
+    return dataclasses.replace(now, a_RI=pair[0], b_OR=pair[1])
+
+
+def _initial(initial: Mapping[str, Tensor], name: str, kind: str) -> Tensor:
+    ending = "" if "embedding" in kind else ".weight"
+    return initial[f"{PREFIX}{name}.{kind}.{ADAPTER}{ending}"]
+
+
+def _layers(model: PeftModel) -> Iterator[tuple[str, LoraLayer]]:
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer) and (ADAPTER in module.lora_A or ADAPTER in module.lora_embedding_A):
+            yield name.removeprefix(PREFIX), module
+
+
+def _plain_config(model: PeftModel, *, doubled: bool) -> LoraConfig:
+    config = copy.deepcopy(model.peft_config[ADAPTER])
+    assert isinstance(config, LoraConfig)
+    config.init_lora_weights = True
+    config.inference_mode = True
+    if doubled:
+        # With s = alpha / r both double; rank-stabilised, s = alpha / √r.
+        config.r *= 2
+        config.lora_alpha *= 2**0.5 if config.use_rslora else 2  # type: ignore[assignment]
+        config.rank_pattern = {key: 2 * value for key, value in config.rank_pattern.items()}
+        factor = 2**0.5 if config.use_rslora else 2
+        config.alpha_pattern = {key: factor * value for key, value in config.alpha_pattern.items()}
+    return config
+
+
+def _pruned_config(model: PeftModel, factors: Mapping[str, Factors]) -> LoraConfig:
+    """A plain LoRA of uneven ranks with AdaLoRA's scaling: s = alpha / r layer by layer."""
+    old = model.peft_config[ADAPTER]
+    ranks = {name: found.a_RI.shape[0] for name, found in factors.items()}
+    return LoraConfig(
+        r=max(ranks.values(), default=1),
+        lora_alpha=1,
+        target_modules=list(factors),
+        rank_pattern={f"^{re.escape(name)}$": rank for name, rank in ranks.items()},
+        alpha_pattern={f"^{re.escape(name)}$": factors[name].scaling * rank for name, rank in ranks.items()},
+        modules_to_save=old.modules_to_save,
+        fan_in_fan_out=old.fan_in_fan_out,
+        task_type=old.task_type,
+        inference_mode=True,
+    )

@@ -1,0 +1,1 @@
+"""Load pre-trained models and trained runs."""

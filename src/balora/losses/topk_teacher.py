@@ -1,0 +1,112 @@
+"""A teacher that is remembered: of each token the K likeliest continuations, the rest as one tail.
+
+The teacher never changes, so what it said may be kept and its forward left out.
+Shapes: M positions, d hidden size (D as a suffix), V vocabulary, K kept tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from balora.errors import BALoraError
+from balora.losses.blocked_topk import topk_of_rows
+from balora.models.lm_head import LinearHead
+from balora.regularizers.checks import widened
+
+_BUDGET = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class TopKTeacher:
+    """The teacher's K likeliest tokens at each position, with their log-probabilities at one temperature.
+
+    Attributes:
+        tokens_MK: Token numbers, integers, each at most once in a row.
+        log_probs_MK: Their log-probabilities at ``temperature``, any floating dtype (float16 keeps three digits).
+        log_tail_M: The logarithm of the probability of all the others; -inf where there are none.
+        temperature: T they were taken at; a loss at another one refuses them.
+
+    Raises:
+        BALoraError: The shapes are not M × K, M × K and M.
+
+    Example:
+        >>> teacher = TopKTeacher.of(torch.eye(2), LinearHead(torch.eye(2)), top_k=1, temperature=1.0)
+        >>> teacher.tokens_MK.tolist(), teacher.log_probs_MK.exp().tolist()
+        ([[0], [1]], [[0.7310585975646973], [0.7310585975646973]])
+    """
+
+    tokens_MK: Tensor
+    log_probs_MK: Tensor
+    log_tail_M: Tensor
+    temperature: float
+
+    def __post_init__(self) -> None:
+        shapes = [tuple(t.shape) for t in (self.tokens_MK, self.log_probs_MK, self.log_tail_M)]
+        if len(shapes[0]) != 2 or shapes != [shapes[0], shapes[0], shapes[0][:1]]:
+            raise BALoraError(
+                "A remembered teacher has tokens and log-probabilities of positions × K and a tail for each position, and "
+                f"these are {shapes[0]}, {shapes[1]} and {shapes[2]}."
+            )
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls, hidden_MD: Tensor, head: LinearHead, *, top_k: int, temperature: float, memory_budget: int = _BUDGET
+    ) -> TopKTeacher:
+        """Make it from the pre-trained model's hidden states, a chunk of tokens at a time.
+
+        Args:
+            hidden_MD: Its last hidden states, any floating dtype.
+            head: Its head.
+            top_k: K; more than V gives V.
+            temperature: T, above 0.
+            memory_budget: Bytes for a chunk of logits.
+
+        Returns:
+            The teacher; token numbers in int64, log-probabilities in float32 or wider.
+        """
+        wide = torch.promote_types(hidden_MD.dtype, torch.float32)
+        head, top_k = head.to(hidden_MD.dtype), min(top_k, head.vocabulary)
+        chunk = max(memory_budget // (2 * wide.itemsize * head.vocabulary), 1)
+        parts = [_kept_(hidden_MD.new_empty(0, head.vocabulary, dtype=wide), top_k)]
+        for hidden_mD in hidden_MD.split(chunk):
+            scores_mV = hidden_mD.new_empty(len(hidden_mD), head.vocabulary, dtype=wide)
+            head.affine(hidden_mD, 1.0, scores_mV)
+            if head.softcap is not None:
+                scores_mV.div_(head.softcap).tanh_().mul_(head.softcap)
+            parts.append(_kept_(scores_mV.div_(temperature), top_k))
+        return cls._joined(parts, temperature)
+
+    @classmethod
+    @torch.no_grad()
+    def of_logits(cls, logits_MV: Tensor, *, top_k: int, temperature: float) -> TopKTeacher:
+        """Make it from the pre-trained model's own logits, as :meth:`of` does; for a head that is no linear map."""
+        top_k = min(top_k, logits_MV.shape[1])
+        pieces = logits_MV.split(64) if len(logits_MV) else [logits_MV]
+        parts = [_kept_(widened(piece_mV) / temperature, top_k) for piece_mV in pieces]
+        return cls._joined(parts, temperature)
+
+    @classmethod
+    def _joined(cls, parts: list[tuple[Tensor, Tensor, Tensor]], temperature: float) -> TopKTeacher:
+        tokens, log_probs, log_tail = zip(*parts, strict=True)
+        return cls(torch.cat(tokens), torch.cat(log_probs), torch.cat(log_tail), temperature)
+
+    def at(self, positions: Tensor | slice) -> TopKTeacher:
+        """Return the teacher of some of the positions: a mask, their numbers, a slice."""
+        return TopKTeacher(
+            self.tokens_MK[positions], self.log_probs_MK[positions], self.log_tail_M[positions], self.temperature
+        )
+
+    def __len__(self) -> int:
+        return len(self.tokens_MK)
+
+
+def _kept_(scores_mV: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, log-probabilities and log-tail of softened scores, which are overwritten."""
+    values_mK, columns_mK = topk_of_rows(scores_mV, top_k)
+    total_m1 = scores_mV.logsumexp(dim=-1, keepdim=True)
+    tail_m1 = scores_mV.scatter_(1, columns_mK, -torch.inf).logsumexp(dim=-1, keepdim=True)
+    return columns_mK, values_mK - total_m1, (tail_m1 - total_m1).squeeze(1)

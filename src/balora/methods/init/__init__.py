@@ -1,0 +1,1 @@
+"""Initial values of the adapters, computed from the weights or from training data."""

@@ -1,0 +1,1 @@
+"""Adapter layers, and the wrappers that put them into a model."""

@@ -1,0 +1,128 @@
+"""AdaLoRA through peft: P Λ Q, an orthogonality penalty, ranks pruned by importance on a schedule.
+
+peft adds the penalty only where the model computes its own loss, which ours never does, and leaves the call after each
+step to the user; both are wired here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import AdaLoraConfig, PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from balora.errors import BALoraError
+from balora.methods.layers.peft_lora import lora_layers, wrap
+from balora.methods.options import number, whole
+from balora.methods.registry import AdaptOptions
+from balora.models.adapted_model import ADAPTER
+
+OPTIONS = {
+    "initial_rank": whole(None, "rank before pruning; default 1.5 × rank, which is the average that remains", least=1),
+    "warmup": number(0.1, "share of training before ranks are pruned", most=1.0, including_least=True),
+    "final": number(0.3, "share of training at the end in which ranks stay", most=1.0, including_least=True),
+    "interval": whole(1, "optimizer steps between two prunings", least=1),
+    "orthogonality": number(0.5, "weight of the penalty on P and Q", including_least=True),
+    "beta1": number(0.85, "smoothing of the importance", most=0.999999),
+    "beta2": number(0.85, "smoothing of its uncertainty", most=0.999999),
+}
+_RANKS = "balora_adalora_ranks"
+_SCORES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+
+
+def wrap_adalora(model: PreTrainedModel, options: AdaptOptions) -> PeftModel:
+    """Wrap with P Λ Q, Λ = 0.
+
+    Raises:
+        BALoraError: The number of steps is not known, or leaves no time for pruning, or there is no rank to prune.
+
+    Reference: Zhang et al., AdaLoRA, 2023, eq. 3-12.
+    """
+    steps, extra = options.total_steps, options.extra
+    if not steps:
+        raise BALoraError(
+            "Method adalora prunes on a schedule and must know how many optimizer steps there will be: pass total_steps."
+        )
+    warmup, final = math.floor(extra["warmup"] * steps), math.floor(extra["final"] * steps)
+    if warmup >= steps - final:
+        raise BALoraError(
+            f"Method adalora has no step left to prune in: of {steps} steps, warmup {extra['warmup']:g} takes {warmup} and final "
+            f"{extra['final']:g} takes {final}. Lower one of them, or train longer."
+        )
+    initial = extra["initial_rank"] or math.ceil(1.5 * options.rank)
+    if initial <= options.rank:
+        raise BALoraError(
+            f"Method adalora prunes from initial_rank {initial} down to rank {options.rank}, and there is nothing in between. "
+            "Set method.initial_rank above method.rank, or use method 'lora'."
+        )
+    return wrap(
+        model,
+        options,
+        kind=AdaLoraConfig,
+        r=8,  # not read; another value makes peft warn
+        init_r=initial,
+        target_r=options.rank,
+        tinit=warmup,
+        tfinal=final,
+        deltaT=extra["interval"],
+        beta1=extra["beta1"],
+        beta2=extra["beta2"],
+        orth_reg_weight=extra["orthogonality"],
+        total_step=steps,
+        rank_pattern=None,
+    )
+
+
+def allocate(model: nn.Module, step: int) -> None:
+    """Score the singular values by their gradients and zero those over the budget (eq. 8-12); after every optimizer step."""
+    config = _config(model)
+    # Kept off the config: peft would cut the saved tensors to it, and a resumed run needs them whole.
+    config.rank_pattern = getattr(model, _RANKS, None)
+    model.base_model.update_and_allocate(step)  # type: ignore[operator, union-attr]
+    setattr(model, _RANKS, config.rank_pattern)
+    config.rank_pattern = None
+
+
+def orthogonality(model: nn.Module) -> Tensor:
+    r"""The penalty: mean Frobenius distance of :math:`P^\top P` and :math:`Q Q^\top` from the identity (eq. 4), weighted."""
+    distances = []
+    for _, layer in lora_layers(model):
+        p_OR, q_RI = layer.lora_B[ADAPTER], layer.lora_A[ADAPTER]
+        distances += [_from_identity(p_OR.T @ p_OR), _from_identity(q_RI @ q_RI.T)]  # type: ignore[operator, union-attr]
+    return float(_config(model).orth_reg_weight) * torch.stack(distances).mean()
+
+
+def _from_identity(gram_RR: Tensor) -> Tensor:
+    return torch.linalg.matrix_norm(gram_RR - torch.eye(len(gram_RR), device=gram_RR.device, dtype=gram_RR.dtype))
+
+
+def allocator_state(model: nn.Module) -> dict[str, Tensor]:
+    """The importance scores and the ranks kept, which a resumed run goes on from."""
+    allocator: Any = model.base_model.rankallocator  # type: ignore[union-attr]
+    state = {
+        f"{kind}/{name}": value.detach().clone() for kind in _SCORES for name, value in getattr(allocator, kind).items()
+    }
+    ranks = getattr(model, _RANKS, None) or {}
+    return state | {f"ranks/{name}": torch.as_tensor(kept).reshape(-1) for name, kept in ranks.items()}
+
+
+def restore_allocator(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Take `allocator_state` back."""
+    allocator: Any = model.base_model.rankallocator  # type: ignore[union-attr]
+    device = next(model.parameters()).device
+    for kind in _SCORES:
+        setattr(
+            allocator, kind, {n.partition("/")[2]: v.to(device) for n, v in state.items() if n.startswith(f"{kind}/")}
+        )
+    ranks = {name.removeprefix("ranks/"): kept.tolist() for name, kept in state.items() if name.startswith("ranks/")}
+    setattr(model, _RANKS, ranks or None)
+
+
+def _config(model: nn.Module) -> AdaLoraConfig:
+    config = model.peft_config[ADAPTER]  # type: ignore[index, union-attr]
+    assert isinstance(config, AdaLoraConfig)
+    return config

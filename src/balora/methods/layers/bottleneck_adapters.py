@@ -1,0 +1,154 @@
+"""Bottleneck adapters: small two-layer networks after the sub-layers of each block (Houlsby, Pfeiffer).
+
+Each hangs on the linear layer that ends its sub-layer, as a forward hook, so that every name of the pre-trained model
+stays what it was. Shapes: d hidden size, m bottleneck.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.pytorch_utils import Conv1D
+
+from balora.errors import BALoraError
+from balora.methods.layers.peft_lora import head_names
+from balora.methods.options import choice
+from balora.methods.registry import AdaptOptions
+from balora.methods.target_modules import stacked_weights
+
+AFTER_ATTENTION = (
+    r"(.*\.)?(o_proj|out_proj|attention\.output\.dense|attn\.c_proj|SelfAttention\.o|EncDecAttention\.o|self_attn\.dense"
+    r"|attention\.attn\.o|attention\.out_lin)"
+)
+AFTER_FEED_FORWARD = r"(.*\.)?(down_proj|fc2|mlp\.c_proj|wo|mlp\.fc_out|ffn\.lin2|(?<!attention\.)output\.dense)"
+"""Names of the layers that end a sub-layer, in the families of transformers."""
+_ACTIVATIONS = ("gelu", "relu", "silu")
+_STD = 1e-2  # Houlsby et al., section 3.6
+
+HOULSBY_OPTIONS = {"activation": choice("gelu", "between the two layers of each adapter", _ACTIVATIONS)}
+PFEIFFER_OPTIONS = {"activation": choice("relu", "between the two layers of each adapter", _ACTIVATIONS)}
+
+
+class Bottleneck(nn.Module):
+    r"""One adapter: :math:`h + W_{up}\, a(W_{down} h + b_{down}) + b_{up}`, with W_up and b_up zero at the start.
+
+    Args:
+        width: d.
+        size: m.
+        activation: Its name.
+    """
+
+    def __init__(self, width: int, size: int, activation: str) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, size)
+        self.activation = ACT2FN[activation]
+        self.up = nn.Linear(size, width)
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Draw the lower layer, zero the upper one: the adapter is then the identity."""
+        if self.down.weight.is_meta:
+            return
+        self.down.weight.data.copy_(_STD * torch.randn(self.down.weight.shape, generator=generator))
+        for tensor in (self.down.bias, self.up.weight, self.up.bias):
+            tensor.data.zero_()
+
+    def forward(self, hidden_d: Tensor) -> Tensor:
+        """Shapes: (…, d) to (…, d); float32 inside."""
+        inner = self.up(self.activation(self.down(hidden_d.to(self.down.weight.dtype))))
+        return hidden_d + inner.to(hidden_d.dtype)
+
+
+def houlsby(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
+    """An adapter after attention and one after the feed-forward layer of each block; layer norms learn too.
+
+    ``rank`` is the bottleneck m.
+
+    Raises:
+        BALoraError: The model has no such layers, or its feed-forward layers are experts.
+
+    Reference: Houlsby et al., Parameter-efficient transfer learning for NLP, 2019, section 2.1 and figure 2.
+    """
+    _attach(model, [AFTER_ATTENTION, AFTER_FEED_FORWARD], options)
+    for module in model.modules():
+        if "LayerNorm" in type(module).__name__ or "RMSNorm" in type(module).__name__:
+            module.requires_grad_(True)
+    return model
+
+
+def pfeiffer(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
+    """One adapter after the feed-forward layer of each block. ``rank`` is the bottleneck m.
+
+    Raises:
+        BALoraError: As `houlsby`.
+
+    Reference: Pfeiffer et al., AdapterFusion, 2020, section 3.
+    """
+    _attach(model, [AFTER_FEED_FORWARD], options)
+    return model
+
+
+def _attach(model: PreTrainedModel, patterns: list[str], options: AdaptOptions) -> None:
+    """Freeze the model but for its classification head, and hang an adapter on every layer that matches a pattern."""
+    stacks = stacked_weights(model)
+    if stacks:
+        raise BALoraError(
+            f"{stacks[0]} stacks the weights of several experts, and a bottleneck adapter has no single feed-forward layer to "
+            "follow there. Use a low-rank method."
+        )
+    own = next((name for name, _ in model.named_modules() if name.rpartition(".")[2] == "bottleneck"), None)
+    if own is not None:
+        raise BALoraError(
+            f"{type(model).__name__} has bottlenecks of its own ({own}), so there is no one width for an adapter to follow. Use a "
+            "low-rank method."
+        )
+    heads = tuple(f"{name}." for name in head_names(model))
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and not name.startswith(heads)
+    }
+    targets = [name for name in linear if any(re.fullmatch(pattern, name) for pattern in patterns)]
+    _check_blocks(model, list(linear), patterns)
+    model.requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(heads))
+    generator = torch.Generator().manual_seed(options.seed)
+    for name in targets:
+        module = linear[name]
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        width = weight.shape[1] if isinstance(module, Conv1D) else weight.shape[0]
+        with torch.device(weight.device):
+            module.bottleneck = Bottleneck(width, options.rank, options.extra["activation"])
+        module.bottleneck.reset(generator)
+        module.register_forward_hook(_through_bottleneck)
+
+
+def _check_blocks(model: nn.Module, linear: list[str], patterns: list[str]) -> None:
+    """Refuse a model unless every block has each kind of sub-layer: a name that no pattern knows would leave out half of them."""
+    blocks: dict[str, list[str]] = {}
+    for name in linear:
+        found = re.match(r"(.*?\.\d+)\.(.*)", name)  # the outermost list of modules is that of the blocks
+        if found:
+            blocks.setdefault(found[1], []).append(name)
+    for block, names in blocks.items():
+        for pattern in patterns:
+            if not any(re.fullmatch(pattern, name) for name in names):
+                kind = "attention" if pattern == AFTER_ATTENTION else "feed-forward"
+                raise BALoraError(
+                    f"No layer in {block} of {type(model).__name__} is known to end its {kind} layer, so there is no place for a "
+                    "bottleneck adapter. Use a low-rank method."
+                )
+    if not blocks:
+        raise BALoraError(
+            f"{type(model).__name__} has no blocks to hang a bottleneck adapter in. Use a low-rank method."
+        )
+
+
+def _through_bottleneck(module: Any, inputs: Any, output: Tensor) -> Tensor:
+    adapted: Tensor = module.bottleneck(output)
+    return adapted

@@ -1,0 +1,130 @@
+"""A LoRA layer whose product is added into the frozen layer's, with no tensor between them.
+
+peft adds s·B(A x) to W x through three more tensors of the output's size, gone as soon as they are made, and keeps a
+float32 copy of x for every adapter over narrower weights. Freed blocks between kept ones are what a heap cannot use again:
+a step of the benchmark's model had 410 MiB of them. Here the small product accumulates into the large one, and what is kept
+for the backward is x as it came, which the layer's neighbours keep too.
+Shapes: M rows of the input, I input features, O output features, R rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import Linear
+from torch import Tensor, nn
+
+from balora.models.precision import autocast_dtype
+from balora.regularizers.checks import refuse_second_derivative
+
+
+class LoraLinear(Linear):
+    """peft's layer over a plain `torch.nn.Linear`: the same parameters, names and result, in fewer tensors.
+
+    Whatever peft can be asked for besides (several adapters, variants such as DoRA, dropout in training, a merged weight,
+    hooks that lend or move the parameters) goes peft's own way.
+    """
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """W x + s·B A x, in the dtype of the input, or that of autocast."""
+        if args or kwargs or not self._plain(x):
+            result: Tensor = super().forward(x, *args, **kwargs)
+            return result
+        base: Any = self.base_layer
+        (adapter,) = self.active_adapters
+        tensors = [x, base.weight, base.bias, self.lora_A[adapter].weight, self.lora_B[adapter].weight]
+        dtype = autocast_dtype(x.device.type)
+        if dtype is not None:
+            tensors = [None if t is None else t.to(dtype) for t in tensors]
+        x_MI = tensors[0].reshape(-1, x.shape[-1])
+        sum_MO: Tensor = _LowRankSum.apply(x_MI, *tensors[1:], self.scaling[adapter])  # type: ignore[no-untyped-call]
+        return sum_MO.view(*x.shape[:-1], sum_MO.shape[1])
+
+    def _plain(self, x: Tensor) -> bool:
+        """Whether nothing but the plain sum is asked for."""
+        if self.disable_adapters or self.merged or self.lora_variant or self.active_adapters != list(self.lora_A):
+            return False
+        adapter, *others = self.lora_A
+        if others:
+            return False
+        dropout = self.lora_dropout[adapter]
+        if dropout.training and not isinstance(dropout, nn.Identity):
+            return False
+        base, factor_a, factor_b = parts = (self.base_layer, self.lora_A[adapter], self.lora_B[adapter])
+        if not all(type(part) is nn.Linear and not _watched(part) for part in parts):
+            return False
+        frozen = not any(p.requires_grad for p in base.parameters(recurse=False))
+        dtypes = {t.dtype for t in (x, base.weight, factor_a.weight, factor_b.weight)}
+        if autocast_dtype(x.device.type) is not None:
+            known = torch.float64 not in dtypes  # which autocast leaves alone
+        else:
+            known = x.dtype == base.weight.dtype and factor_a.weight.dtype == factor_b.weight.dtype
+            known &= x.dtype == factor_a.weight.dtype or getattr(self, "cast_input_dtype_enabled", True)
+        return frozen and known and factor_a.bias is None and factor_b.bias is None
+
+
+def lora_linear(target: Any, adapter_name: str, **settings: Any) -> LoraLinear | None:
+    """Make the layer, for peft to put in the target's place; None where peft is to choose a layer itself."""
+    base = target.get_base_layer() if hasattr(target, "get_base_layer") else target
+    if type(base) is not nn.Linear:
+        return None
+    return LoraLinear(target, adapter_name, **settings)
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether somebody relies on the module's own call: DeepSpeed and FSDP lend parameters there, accelerate moves them."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    plain = all(type(parameter) in (nn.Parameter, Tensor) for parameter in module.parameters(recurse=False))
+    return any(hooks) or "forward" in module.__dict__ or not plain
+
+
+class _LowRankSum(torch.autograd.Function):
+    """x Wᵀ + b + s·(x Aᵀ) Bᵀ, with W and b constants; A and B may be of a wider dtype than the rest."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_MI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor, scaling: float
+    ) -> Tensor:
+        sum_MO = nn.functional.linear(x_MI, weight_OI, bias_O)
+        low_MR = x_MI.to(a_RI.dtype) @ a_RI.T
+        _add_product_(sum_MO, low_MR, b_OR.T, scaling)
+        learns_a, learns_b = ctx.needs_input_grad[3:5]
+        ctx.save_for_backward(x_MI if learns_a else None, weight_OI, a_RI, b_OR, low_MR if learns_b else None)
+        ctx.scaling = scaling
+        return sum_MO
+
+    @staticmethod
+    def backward(ctx: Any, grad_MO: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        refuse_second_derivative("A LoRA layer")
+        x_MI, weight_OI, a_RI, b_OR, low_MR = ctx.saved_tensors
+        wide_MO = grad_MO.to(b_OR.dtype)
+        grad_MR = wide_MO @ b_OR
+        for_x = for_a = for_b = None
+        if ctx.needs_input_grad[0]:
+            for_x = grad_MO @ weight_OI
+            _add_product_(for_x, grad_MR, a_RI, ctx.scaling)
+        if x_MI is not None:
+            for_a = _product(grad_MR.T, x_MI.to(a_RI.dtype), ctx.scaling)
+        if low_MR is not None:
+            for_b = _product(wide_MO.T, low_MR, ctx.scaling)
+        return for_x, None, None, for_a, for_b, None
+
+
+def _add_product_(sum_MO: Tensor, left_MR: Tensor, right_RO: Tensor, factor: float) -> None:
+    """Add factor · left · right in place, rounded once where the product is of a wider dtype."""
+    if left_MR.dtype == sum_MO.dtype:
+        sum_MO.addmm_(left_MR, right_RO, alpha=factor)
+    else:
+        sum_MO.add_(left_MR @ right_RO, alpha=factor)
+
+
+def _product(left: Tensor, right: Tensor, factor: float) -> Tensor:
+    """Return factor · left · right, rounded once."""
+    unread = left.new_empty(left.shape[0], right.shape[1])
+    return torch.addmm(unread, left, right, beta=0.0, alpha=factor)

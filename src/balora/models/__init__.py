@@ -1,0 +1,1 @@
+"""Access to transformers models: hidden states, heads, precision and sharding."""

@@ -1,0 +1,1 @@
+"""Figures drawn with matplotlib, shared by reports and experiments."""

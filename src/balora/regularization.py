@@ -1,0 +1,170 @@
+"""How strongly each regularizer pulls, and on what: the settings of the objective, checked on construction.
+
+The paper's values are in `RegularizationConfig.for_generation` (eq. 12, section 3.1, appendix B.4) and
+`RegularizationConfig.for_classification` (eq. 8, section 3.1). Where the paper is silent the field says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+from balora.errors import raise_all, suggest
+from balora.schedules import SCHEDULES
+
+Target = Literal["logits", "features"]
+_CHOICES = {
+    "consistency_schedule": SCHEDULES,
+    "focus_schedule": SCHEDULES,
+    "teacher_head": ("initial", "probe"),
+    "diversity_target": ("logits", "features"),
+    "spectral_target": ("logits", "features"),
+    "batch_statistics": ("local", "global"),
+}
+WEIGHTS = ("consistency", "diversity", "spectral", "variance")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RegularizationConfig:
+    """Weights, schedules and targets of the three regularizers (and of the variance hinge beside the second).
+
+    The bare constructor has the paper's values for generation. A weight of 0 switches its term off, at no cost.
+
+    Raises:
+        BALoraError: One or more values are outside their range; all of them are named.
+
+    Example:
+        >>> RegularizationConfig.for_classification().spectral_rank
+        5
+
+    Reference: Chang et al., BA-LoRA, ICLR 2026, eq. 4-12 and appendix B.4.
+    """
+
+    consistency: float = 0.025
+    """λ1 ≥ 0: weight of the KL to the pre-trained model (eq. 4 and 9; for regression the squared error)."""
+    diversity: float = 0.005
+    """λ2 ≥ 0: weight of the covariance (classification, eq. 5) or of the top-K negative entropy (generation, eq. 10)."""
+    spectral: float = 0.005
+    """λ3 ≥ 0: weight of the negative spectral ratio (eq. 7 and 11)."""
+    variance: float = 0.0
+    """Classification: weight ≥ 0 of VICReg's variance hinge on the diversity target. Not in the paper; see method.md."""
+    temperature: float = 2.0
+    """T > 0 of the consistency term. The paper gives 2.0 for generation and none for classification; we take the same."""
+    top_k: int = 20
+    """K ≥ 2 likeliest tokens over which the entropy of eq. 10 is taken. Clipped to the vocabulary."""
+    spectral_rank: int = 10
+    """k ≥ 1 leading singular values of eq. 7 and 11. At min(N, D) or above, eq. 7 is constant; at D it is switched off."""
+    consistency_schedule: str = "cosine"
+    """How λ1 moves over training; appendix B.4 says cosine (down to a tenth)."""
+    focus_schedule: str = "two_phase"
+    """How λ2, λ3 (and the variance weight) move over training; appendix B.4 says two_phase."""
+    focus_warmup: float = 0.2
+    """Share of training, in [0, 1], in which two_phase is 0 (or over which the warm-ups rise)."""
+    focus_ramp: float = 0.05
+    """Share of training, in [0, 1], over which two_phase rises to its full weight after the warm-up."""
+    consistency_every: int = 1
+    """n ≥ 1: the consistency term, with its teacher's forward, in one step of n, drawn at random, n times as strong there.
+
+    Not in the paper. The expected gradient is unchanged, its variance is not; see cost.md."""
+    consistency_fraction: float = 1.0
+    """f in (0, 1]: the consistency term over a share of the sequences, drawn at random, one over f as strong. Likewise."""
+    teacher_head: str = "initial"
+    """Classification: `initial` takes the freshly made head as teacher (the paper's reading); `probe` fits it first."""
+    diversity_target: str = "logits"
+    """Classification: `logits` (N × D, the paper's) or pooled `features` (N × d) for the covariance."""
+    spectral_target: str = "logits"
+    """Classification: `logits` (N × D, the paper's) or pooled `features` (N × d) for the spectral ratio."""
+    batch_statistics: Literal["local", "global"] = "local"
+    """Covariance, variance and spectrum of each device's micro-batch, or of those of all devices taken together.
+
+    `global` is what one device would have that holds all rows of the step. On one device both are the same. The paper
+    does not say which it means; see method.md."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"regularization.{name} must be a number of at least 0, not {getattr(self, name)!r}."
+            for name in WEIGHTS
+            if not _is_number(getattr(self, name)) or getattr(self, name) < 0
+        ]
+        if not _is_number(self.temperature) or self.temperature <= 0:
+            problems.append(f"regularization.temperature must be above 0, not {self.temperature!r}.")
+        for name, least in (("top_k", 2), ("spectral_rank", 1), ("consistency_every", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                problems.append(f"regularization.{name} must be a whole number of at least {least}, not {value!r}.")
+        if not _is_number(self.consistency_fraction) or not 0 < self.consistency_fraction <= 1:
+            problems.append(
+                f"regularization.consistency_fraction must be above 0 and at most 1, not {self.consistency_fraction!r}."
+            )
+        for name in ("focus_warmup", "focus_ramp"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value <= 1:
+                problems.append(f"regularization.{name} is a share of training, from 0 to 1, not {value!r}.")
+        for name, known in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in known:
+                problems.append(
+                    f"regularization.{name} is one of {', '.join(known)}, not {value!r}.{suggest(str(value), known)}"
+                )
+        raise_all(problems, "The regularization settings cannot be used")
+
+    @classmethod
+    def for_generation(cls, **changes: Any) -> RegularizationConfig:
+        """The paper's values for causal and sequence-to-sequence generation (LLaMA-2-7B), with ``changes`` applied.
+
+        Reference: section 3.1 and appendix B.4.
+        """
+        return cls.from_dict(changes)
+
+    @classmethod
+    def for_classification(cls, **changes: Any) -> RegularizationConfig:
+        """The paper's values for classification and regression (GLUE), with ``changes`` applied.
+
+        λ = (0.15, 0.03, 0.03) and k = 5 are from section 3.1. It gives no schedule for these tasks: both are constant.
+        """
+        paper = {
+            "consistency": 0.15,
+            "diversity": 0.03,
+            "spectral": 0.03,
+            "spectral_rank": 5,
+            "consistency_schedule": "constant",
+            "focus_schedule": "constant",
+        }
+        return cls.from_dict({**paper, **changes})
+
+    @classmethod
+    def off(cls) -> RegularizationConfig:
+        """All weights 0: the fine-tuning method alone."""
+        return cls(consistency=0.0, diversity=0.0, spectral=0.0)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RegularizationConfig:
+        """Build from a mapping, naming an unknown key and its nearest known one.
+
+        Raises:
+            BALoraError: A key is unknown or a value out of range.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = [key for key in values if key not in known]
+        raise_all(
+            [f"Unknown key regularization.{key}.{suggest(key, known)}" for key in unknown],
+            "The regularization settings cannot be used",
+        )
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values, for YAML and JSON; `from_dict` reads it back."""
+        return dataclasses.asdict(self)
+
+    @property
+    def active(self) -> bool:
+        """Whether any term has a weight above 0."""
+        return any(getattr(self, name) > 0 for name in WEIGHTS)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+__all__ = ["RegularizationConfig", "WEIGHTS"]

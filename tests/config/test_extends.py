@@ -1,0 +1,107 @@
+"""Config files that build on others: what wins, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from balora.config.run_config import load_run_config
+from balora.config.yaml_loader import read_config
+from balora.errors import BALoraError
+
+BASE = "{model: m, task: generation, data: {train: d.jsonl, text: story}, output: o, training: {learning_rate: 1e-3, bf16: true}}"
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def one(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return one
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(BALoraError) as error:
+        read_config(path)
+    return str(error.value)
+
+
+def test_sections_are_merged_and_the_rest_replaced(write) -> None:
+    write("base.yaml", BASE.replace("text: story", "text: [a, b]"))
+    path = write(
+        "run.yaml", "extends: base.yaml\ndata: {text: [c], train: e.jsonl}\ntraining: {bf16: false}\nseed: 7\n"
+    )
+    assert read_config(path) == {
+        "model": "m", "task": "generation", "data": {"train": "e.jsonl", "text": ["c"]}, "output": "o",
+        "training": {"learning_rate": 1e-3, "bf16": False}, "seed": 7,
+    }  # fmt: skip
+
+
+def test_later_files_win_over_earlier_ones_and_the_file_over_all(write) -> None:
+    write("a.yaml", "{seed: 1, model: a, tokenizer: a}")
+    write("b.yaml", "{seed: 2, model: b}")
+    assert read_config(write("run.yaml", "{extends: [a.yaml, b.yaml], seed: 3}")) == {
+        "seed": 3, "model": "b", "tokenizer": "a",
+    }  # fmt: skip
+
+
+def test_names_are_relative_to_the_file_they_stand_in(write, monkeypatch, tmp_path: Path) -> None:
+    write("parts/deep.yaml", "{seed: 5, model: deep}")
+    write("parts/base.yaml", "{extends: deep.yaml, model: base}")
+    path = write("runs/run.yaml", "extends: ../parts/base.yaml")
+    monkeypatch.chdir("/")
+    assert read_config(path) == {"seed": 5, "model": "base"}
+
+
+def test_an_empty_key_is_its_default_again(write) -> None:
+    write("base.yaml", BASE)
+    settings = load_run_config(write("run.yaml", "{extends: base.yaml, training: {learning_rate: }}"))
+    assert settings.training["bf16"] is True
+    assert settings.training.get("learning_rate") is None
+    assert load_run_config(write("run2.yaml", "{extends: base.yaml, training: }")).training == {}
+
+
+def test_the_resolved_config_stands_alone(write, tmp_path: Path) -> None:
+    write("base.yaml", BASE)
+    settings = load_run_config(write("run.yaml", "extends: base.yaml"), ["training.learning_rate=2e-5"])
+    assert settings.training["learning_rate"] == 2e-5
+    assert "extends" not in settings.to_dict()
+    assert load_run_config(write("resolved.yaml", settings.dump_yaml())) == settings
+
+
+def test_two_files_may_share_a_base(write) -> None:
+    write("base.yaml", BASE)
+    write("a.yaml", "{extends: base.yaml, seed: 1}")
+    write("b.yaml", "{extends: base.yaml, model: b}")
+    merged = read_config(write("run.yaml", "extends: [a.yaml, b.yaml]"))
+    assert (merged["seed"], merged["model"]) == (1, "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("extends: bse.yaml", "run.yaml extends bse.yaml, and there is no file"),
+        ("extends: bse.yaml", "Did you mean 'base.yaml'?"),
+        ("extends: {base: yaml}", "is the name of a file or a list of them, not {'base': 'yaml'}"),
+        ("extends: [base.yaml, 3]", "is the name of a file or a list of them, not ['base.yaml', 3]"),
+        ("extends: run.yaml", "extend each other in a circle: run.yaml -> run.yaml"),
+        ("extends: middle.yaml", "extend each other in a circle: run.yaml -> middle.yaml -> run.yaml"),
+        ("extends: broken.yaml", "broken.yaml is not valid YAML"),
+    ],
+)
+def test_what_cannot_be_extended(write, text: str, said: str) -> None:
+    write("base.yaml", BASE)
+    write("middle.yaml", "extends: run.yaml")
+    write("broken.yaml", "a: [")
+    message = refused(write("run.yaml", text))
+    assert said in message
+    assert "\n" not in message
+
+
+def test_an_override_does_not_extend(write) -> None:
+    with pytest.raises(BALoraError, match="Unknown key extends"):
+        load_run_config(write("run.yaml", BASE), ["extends=base.yaml"])

@@ -1,0 +1,119 @@
+"""Conversations: only what the assistant says is learnt, whatever the template looks like."""
+
+from __future__ import annotations
+
+import pytest
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from balora.config.run_config import DataConfig
+from balora.data import load_examples, tokenize_examples
+from balora.data.chat import encode_chat
+from balora.errors import BALoraError
+from tiny import tiny_tokenizer
+
+ASKS = "{% if add_generation_prompt %}[assistant]{% endif %}"
+SIMPLE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}^{% endfor %}" + ASKS
+# As Llama 2's: no word for the assistant, nothing to add for generation, an end after its messages alone.
+LLAMA = (
+    "{% for m in messages %}{% if m.role == 'user' %}[I]{{ m.content }}[/I]"
+    "{% else %}{{ m.content }}|{% endif %}{% endfor %}"
+)
+# As Qwen 3's: thoughts stay in the last message only.
+FORGETS = (
+    "{% for m in messages %}[{{ m.role }}]{% if loop.last or m.role == 'user' %}{{ m.content }}"
+    "{% else %}{{ m.content.split('#')[-1] }}{% endif %}^{% endfor %}" + ASKS
+)
+STRICT = "{% if messages[0].role != 'user' %}{{ raise_exception('a user must begin') }}{% endif %}" + SIMPLE
+TALK = [
+    {"role": "system", "content": "be nice"},
+    {"role": "user", "content": "hi"},
+    {"role": "assistant", "content": "hello"},
+    {"role": "user", "content": "bye"},
+    {"role": "assistant", "content": "ciao"},
+]
+
+
+def chatty(template: str):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def learnt(tokenizer, messages) -> tuple[str, list[str]]:
+    """The whole text and the stretches of it that are learnt."""
+    ids, said = encode_chat(tokenizer, messages)
+    text = "".join(tokenizer.convert_ids_to_tokens(ids))
+    stretches, run = [], ""
+    for token, is_said in [*zip(text, said, strict=True), ("", False)]:
+        if is_said:
+            run += token
+        elif run:
+            stretches.append(run)
+            run = ""
+    return text, stretches
+
+
+def test_only_the_assistant_is_learnt_with_its_end_of_turn():
+    text, stretches = learnt(chatty(SIMPLE), TALK)
+    assert text == "[system]be nice^[user]hi^[assistant]hello^[user]bye^[assistant]ciao^"
+    assert stretches == ["hello^", "ciao^"]
+
+
+def test_a_template_without_a_generation_prompt():
+    text, stretches = learnt(chatty(LLAMA), TALK[1:])
+    assert text == "[I]hi[/I]hello|[I]bye[/I]ciao|"
+    assert stretches == ["hello|", "ciao|"]
+
+
+def test_an_assistant_that_begins():
+    assert learnt(chatty(SIMPLE), TALK[2:])[1] == ["[assistant]hello^", "ciao^"]
+
+
+def test_the_text_is_tokenized_as_one():
+    pieces = ["<unk>", "</s>", *"[]^abehilnorstuy cm", "lo", "ello", "^["]
+    merges = [("l", "o"), ("l", "lo"), ("e", "llo"), ("^", "[")]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys([*pieces, "llo"]))}
+    bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>"))
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.Split("\x00", "isolated"), decoders.Fuse()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="</s>")
+    tokenizer.chat_template = SIMPLE
+    said_by = [("user", "hi"), ("assistant", "hello"), ("user", "hi"), ("assistant", "h")]
+    ids, said = encode_chat(tokenizer, [{"role": role, "content": content} for role, content in said_by])
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    assert [token for token, is_said in zip(tokens, said, strict=True) if is_said] == ["h", "ello", "^[", "h", "^"]
+
+
+def test_rows_become_tokens_and_labels(jsonl):
+    tokenizer = chatty(SIMPLE)
+    data = DataConfig(train=jsonl({"m": TALK}, {"m": TALK[1:3]}), messages="m", max_length=30)
+    tokens = tokenize_examples(load_examples(data, "generation"), tokenizer, data, "generation")
+    assert len(tokens.train) == 1, "the first has no target within 30 tokens"
+    row = tokens.train[0]
+    assert [label for label in row["labels"] if label != -100] == tokenizer("hello^", add_special_tokens=False)[
+        "input_ids"
+    ]
+    assert "1 of 2 training rows were left out" in tokens.notes[0]
+
+
+def test_what_a_template_refuses_is_named_by_line(jsonl):
+    path = jsonl({"m": TALK[1:3]}, {"m": TALK})
+    data = DataConfig(train=path, messages="m")
+    with pytest.raises(BALoraError) as error:
+        tokenize_examples(load_examples(data, "generation"), chatty(STRICT), data, "generation")
+    assert str(error.value) == (
+        f"A row of the data cannot be used. {path} line 2: the chat template refuses it (a user must begin)."
+    )
+
+
+def test_a_template_that_rewrites_the_beginning_is_refused(jsonl):
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "well#hello"}, *TALK[3:]]
+    data = DataConfig(train=jsonl({"m": talk}), messages="m")
+    with pytest.raises(BALoraError, match="line 1: the chat template renders what comes before message 2 differently"):
+        tokenize_examples(load_examples(data, "generation"), chatty(FORGETS), data, "generation")
+
+
+def test_a_tokenizer_without_a_template(jsonl):
+    data = DataConfig(train=jsonl({"m": TALK}), messages="m")
+    with pytest.raises(BALoraError, match=r"has no chat template, so data\.messages cannot be rendered"):
+        tokenize_examples(load_examples(data, "generation"), tiny_tokenizer(), data, "generation")

@@ -1,0 +1,118 @@
+"""Batches: padded on the right, masked by length, shifted once and in one place."""
+
+from __future__ import annotations
+
+import logging
+import types
+
+import pytest
+import torch
+
+from balora.data import ensure_pad_token, make_collator
+from balora.errors import BALoraError
+from tiny import tiny_bart, tiny_tokenizer
+
+
+def test_causal_batches(tokenizer):
+    batch = make_collator("generation", tokenizer)(
+        [{"input_ids": [5, 6, 2], "labels": [-100, 6, 2]}, {"input_ids": [7], "labels": [7]}]
+    )
+    assert {name: values.tolist() for name, values in batch.items()} == {
+        "input_ids": [[5, 6, 2], [7, 0, 0]],
+        "attention_mask": [[1, 1, 1], [1, 0, 0]],
+        "labels": [[-100, 6, 2], [7, -100, -100]],
+    }
+    assert all(values.dtype == torch.int64 for values in batch.values())
+
+
+def test_padding_is_on_the_right_whatever_the_tokenizer_prefers(tokenizer):
+    tokenizer.padding_side = "left"
+    batch = make_collator("generation", tokenizer)(
+        [{"input_ids": [5, 6], "labels": [5, 6]}, {"input_ids": [7], "labels": [7]}]
+    )
+    assert batch["input_ids"][1].tolist() == [7, 0]
+
+
+def test_an_end_that_doubles_as_padding_is_still_learnt():
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = None
+    ensure_pad_token(tokenizer)
+    batch = make_collator("generation", tokenizer)(
+        [{"input_ids": [5, 2], "labels": [5, 2]}, {"input_ids": [7], "labels": [7]}]
+    )
+    assert batch["labels"].tolist() == [[5, 2], [7, -100]]
+    assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
+    assert batch["input_ids"].tolist() == [[5, 2], [7, 2]]
+
+
+def test_classes_and_scores(tokenizer):
+    rows = [
+        {"input_ids": [5, 6], "token_type_ids": [0, 1], "labels": 1},
+        {"input_ids": [7], "token_type_ids": [0], "labels": 0},
+    ]
+    batch = make_collator("classification", tokenizer)(rows)
+    assert batch["token_type_ids"].tolist() == [[0, 1], [0, 0]]
+    assert (batch["labels"].tolist(), batch["labels"].dtype) == ([1, 0], torch.int64)
+    batch = make_collator("regression", tokenizer)(
+        [{"input_ids": [5], "labels": 2.5}, {"input_ids": [6], "labels": 3.0}]
+    )
+    assert (batch["labels"].tolist(), batch["labels"].dtype) == ([2.5, 3.0], torch.float32)
+    assert "token_type_ids" not in batch
+
+
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_the_decoders_input_is_the_models_own(tokenizer, name):
+    """Our decoder_input_ids with unshifted labels give the loss that the model itself takes from labels alone."""
+    if name == "bart":
+        model = tiny_bart()
+    else:
+        from transformers import T5Config, T5ForConditionalGeneration
+
+        config = T5Config(vocab_size=97, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, dropout_rate=0.0,
+                          decoder_start_token_id=0)  # fmt: skip
+        model = T5ForConditionalGeneration(config).eval()
+    rows = [{"input_ids": [5, 6, 2], "labels": [1, 9, 8, 2]}, {"input_ids": [7, 2], "labels": [1, 4, 2]}]
+    batch = make_collator("seq2seq", tokenizer, model)(rows)
+    assert batch["labels"].tolist() == [[1, 9, 8, 2], [1, 4, 2, -100]]
+    start = model.config.decoder_start_token_id
+    assert batch["decoder_input_ids"].tolist() == [[start, 1, 9, 8], [start, 1, 4, 2]]
+    own = model.prepare_decoder_input_ids_from_labels(batch["labels"])
+    assert torch.equal(batch["decoder_input_ids"], own)
+    labels = batch.pop("labels")
+    ours = torch.nn.functional.cross_entropy(model(**batch).logits.flatten(0, 1), labels.flatten())
+    del batch["decoder_input_ids"]
+    torch.testing.assert_close(ours, model(**batch, labels=labels).loss)
+
+
+def test_a_model_with_its_own_way_is_asked(tokenizer):
+    config = types.SimpleNamespace(decoder_start_token_id=None, pad_token_id=0)
+    model = types.SimpleNamespace(
+        config=config, prepare_decoder_input_ids_from_labels=lambda labels: labels.roll(1, -1)
+    )
+    batch = make_collator("seq2seq", tokenizer, model)([{"input_ids": [5], "labels": [8, 9]}])
+    assert batch["decoder_input_ids"].tolist() == [[9, 8]]
+    with pytest.raises(BALoraError, match="has no decoder_start_token_id"):
+        make_collator("seq2seq", tokenizer, types.SimpleNamespace(config=config))
+
+
+def test_a_pad_token_is_left_alone(tokenizer):
+    assert ensure_pad_token(tokenizer) is None
+    assert tokenizer.pad_token == "<pad>"
+
+
+def test_the_end_token_pads_where_there_is_none(tokenizer, caplog):
+    tokenizer.pad_token = None
+    with caplog.at_level(logging.WARNING, logger="balora"):
+        notice = ensure_pad_token(tokenizer)
+    assert notice == "The tokenizer has no pad token; its eos_token '</s>' is used, masked out of attention and loss."
+    assert [record.getMessage() for record in caplog.records] == [notice]
+    assert tokenizer.pad_token_id == 2
+    assert ensure_pad_token(tokenizer) is None
+
+
+def test_the_unknown_token_pads_where_there_is_no_end(tokenizer):
+    tokenizer.pad_token = tokenizer.eos_token = None
+    assert "unk_token '<unk>'" in ensure_pad_token(tokenizer)
+    tokenizer.pad_token = tokenizer.unk_token = None
+    with pytest.raises(BALoraError, match="nor an end or unknown token"):
+        ensure_pad_token(tokenizer)

@@ -1,0 +1,301 @@
+"""Examples: every form, every bad row by its place, labels by name and number."""
+
+from __future__ import annotations
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from balora.config.run_config import DataConfig
+from balora.data import load_examples
+from balora.data.labels import LabelSet, find_labels, label_key
+from balora.errors import BALoraError
+
+
+def refused(data: DataConfig, task: str = "generation") -> str:
+    with pytest.raises(BALoraError) as error:
+        load_examples(data, task)
+    return str(error.value)
+
+
+def pair(train: str, **more) -> DataConfig:
+    return DataConfig(train=train, prompt="q", response="a", **more)
+
+
+def classify(train: str, **more) -> DataConfig:
+    return DataConfig(train=train, text="t", label="l", **more)
+
+
+# --- forms ------------------------------------------------------------------------------------------------------------
+
+
+def test_pairs(jsonl):
+    data = pair(jsonl({"q": "How many?", "a": 7, "i": None, "more": 1}, {"q": "Hä?", "a": "no\n", "i": "x"}), input="i",
+                prompt_template="alpaca")  # fmt: skip
+    examples = load_examples(data, "generation")
+    assert examples.train.to_list() == [
+        {"prompt": "How many?", "input": "", "response": "7"},
+        {"prompt": "Hä?", "input": "x", "response": "no\n"},
+    ]
+    assert (examples.form, examples.eval, examples.label_names, examples.num_labels, examples.id2label) == (
+        "pair", None, None, None, None,
+    )  # fmt: skip
+
+
+def test_an_input_that_is_missing_is_none(jsonl):
+    path = jsonl({"q": "x", "a": "y", "i": float("nan")})
+    examples = load_examples(pair(path, input="i", prompt_template="alpaca"), "generation")
+    assert examples.train[0]["input"] == ""
+
+
+def test_messages_keep_role_and_content(jsonl):
+    talk = [{"role": "user", "content": "hi", "id": 3}, {"role": "assistant", "content": "hello", "tool_calls": None}]
+    examples = load_examples(DataConfig(train=jsonl({"m": talk}), messages="m"), "generation")
+    assert examples.train[0]["messages"] == [
+        {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"},
+    ]  # fmt: skip
+
+
+def test_plain_text(jsonl):
+    assert load_examples(DataConfig(train=jsonl({"t": "x"}), text="t"), "generation").train.to_list() == [{"text": "x"}]
+
+
+def test_text_pairs_with_a_score(jsonl):
+    data = DataConfig(
+        train=jsonl({"a": "x", "b": "y", "s": "4.75"}, {"a": "x", "b": "y", "s": 3}), text=("a", "b"), score="s"
+    )
+    examples = load_examples(data, "regression")
+    assert examples.train.to_list() == [
+        {"text": "x", "text_pair": "y", "labels": 4.75}, {"text": "x", "text_pair": "y", "labels": 3.0},
+    ]  # fmt: skip
+    assert examples.num_labels == 1
+
+
+def test_the_digest_is_of_the_examples_and_not_of_their_place(jsonl):
+    rows = [{"q": "1", "a": "2"}, {"q": "3", "a": "4"}]
+    first = load_examples(pair(jsonl(*rows)), "generation").digest
+    assert load_examples(pair(jsonl(*rows, name="other.jsonl")), "generation").digest == first
+    assert load_examples(pair(jsonl(*rows[::-1], name="turned.jsonl")), "generation").digest != first
+
+
+def test_a_copied_conversation_is_the_same_example(jsonl, caplog):
+    talk = {"m": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+    one, copy = jsonl(talk), jsonl(talk, name="copy.jsonl")
+    first = load_examples(DataConfig(train=one, messages="m"), "generation").digest
+    assert load_examples(DataConfig(train=copy, messages="m"), "generation").digest == first
+    load_examples(DataConfig(train=one, eval=copy, messages="m"), "generation")
+    assert "1 of 1 evaluation rows are also among the training rows" in caplog.text
+
+
+# --- bad rows ---------------------------------------------------------------------------------------------------------
+
+
+def test_missing_columns_name_those_there_are(jsonl):
+    path = jsonl({"question": "1", "answer": "2"})
+    data = DataConfig(train=path, prompt="question", response="anser")
+    assert refused(data) == (
+        f"{path} has no column 'anser' (data.response). Did you mean 'answer'? Its columns are question, answer."
+    )
+    assert "has no columns 'q' (data.prompt) and 'a' (data.response)" in refused(pair(path))
+
+
+def test_missing_columns_of_the_evaluation_rows(jsonl):
+    other = jsonl({"q": "1"}, name="dev.jsonl")
+    assert f"{other} has no column 'a'" in refused(pair(jsonl({"q": "1", "a": "2"}), eval=other))
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"q": "x"}, "the column 'a' is missing"),
+        ({"q": "x", "a": None}, "'a' is empty"),
+        ({"q": "x", "a": ""}, "'a' is empty"),
+        ({"q": "x", "a": float("nan")}, "'a' is empty"),  # json.dumps writes NaN, as pandas' users do
+        ({"q": " \n", "a": "x"}, "'q' is empty"),
+        ({"q": "a \ud83d b", "a": "x"}, "'q' holds half a character (\\ud83d) at character 3"),
+        ({"q": "x", "a": ["y"]}, "'a' is ['y'], not text"),
+        ({"q": "x", "a": True}, "'a' is True, not text"),
+        ({"q": {"k": "v" * 99}, "a": "x"}, "..., not text"),
+    ],
+)
+def test_a_bad_pair_is_named_by_line(jsonl, row, said):
+    path = jsonl({"q": "fine", "a": "fine"}, row)
+    message = refused(pair(path))
+    assert message.startswith(f"A row of the data cannot be used. {path} line 2: ")
+    assert said in message
+
+
+def test_bad_rows_of_both_parts_are_counted_together(jsonl):
+    good, bad = {"q": "1", "a": "2"}, {"q": "1", "a": ""}
+    dev = jsonl(good, bad, bad, name="dev.jsonl")
+    path = jsonl(bad, good, bad)
+    message = refused(pair(path, eval=dev))
+    assert message == (
+        f"4 rows of the data cannot be used. {path} line 1: 'a' is empty; {path} line 3: 'a' is empty; {dev} line 2: "
+        "'a' is empty; and 1 more."
+    )
+
+
+@pytest.mark.parametrize(
+    ("talk", "said"),
+    [
+        ("hi", "is not a list of messages"),
+        (["hi"], "is not a list of messages"),
+        ([], "no message has the role assistant"),
+        ([{"role": "user", "content": "hi"}], "no message has the role assistant"),
+        ([{"from": "human", "value": "hi"}], "message 1 has no text under 'role' (it has from, value)"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "message 1 has no text under 'content'"),
+        (
+            [{"role": "user", "content": "hi"}, {"role": "assistant", "content": " "}],
+            "message 2, of the assistant, is empty",
+        ),
+        (
+            [{"role": "assistant", "content": "\ude00"}],
+            "line 1: 'content' of message 1 holds half a character (\\ude00)",
+        ),
+        (
+            [{"role": "assistant", "content": "x", "tool_calls": [1]}],
+            "message 1 has tool_calls, which is not supported",
+        ),
+    ],
+)
+def test_bad_conversations(jsonl, talk, said):
+    assert said in refused(DataConfig(train=jsonl({"m": talk}), messages="m"))
+
+
+@pytest.mark.parametrize("score", ["high", "nan", "inf", True, [1]])
+def test_a_score_must_be_a_number(jsonl, score):
+    data = DataConfig(train=jsonl({"t": "x", "s": 1}, {"t": "x", "s": score}), text="t", score="s")
+    assert "line 2: 's' is " in refused(data, "regression")
+    assert "not a number" in refused(data, "regression")
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        (["1", "0", "1"], ("0", "1")), ([2, 10, 1], ("1", "2", "10")), ([1.0, 0.0], ("0", "1")),
+        (["not_entailment", "entailment"], ("entailment", "not_entailment")), (["b ", "a"], ("a", "b")),
+        ([True, False], ("False", "True")), ([-1, 1], ("-1", "1")), (["1.0", "0.0", 1], ("0", "1")),
+    ],
+)  # fmt: skip
+def test_labels_are_found_in_the_training_rows(jsonl, values, names):
+    path = jsonl(*({"t": "x", "l": value} for value in values))
+    examples = load_examples(classify(path), "classification")
+    assert examples.label_names == names
+    assert examples.id2label == dict(enumerate(names))
+    assert examples.num_labels == len(names)
+    assert [names[i] for i in examples.train["labels"]] == [label_key(value) for value in values]
+
+
+def test_given_labels_decide_the_order(jsonl):
+    path = jsonl({"t": "x", "l": "good"}, {"t": "x", "l": "bad"})
+    assert load_examples(classify(path, labels=["good", "bad", "odd"]), "classification").train["labels"][:] == [0, 1]
+    assert load_examples(classify(path, labels=["bad", "good"]), "classification").train["labels"][:] == [1, 0]
+
+
+@pytest.mark.parametrize("values", [("0", 1), ("0.0", "1.0")])
+def test_numbers_stand_for_the_given_names(jsonl, values):
+    path = jsonl(*({"t": "x", "l": value} for value in values))
+    examples = load_examples(classify(path, labels=["negative", "positive"]), "classification")
+    assert examples.train["labels"][:] == [0, 1]
+    assert examples.id2label == {0: "negative", 1: "positive"}
+
+
+def test_a_label_outside_the_known_set_is_named_by_line(jsonl):
+    path = jsonl({"t": "x", "l": "yes"}, {"t": "x", "l": "no"})
+    dev = jsonl({"t": "x", "l": "yes"}, {"t": "x", "l": "noo"}, name="dev.jsonl")
+    message = refused(classify(path, eval=dev), "classification")
+    assert f"{dev} line 2: the label 'noo' is not one of no, yes" in message
+    assert "did you mean 'no'?" in message
+    assert "line 1: the label 'yes' is not one of a, b" in refused(classify(path, labels=["a", "b"]), "classification")
+    numbers = jsonl({"t": "x", "l": 0}, {"t": "x", "l": 2}, name="numbers.jsonl")
+    assert "line 2: the label 2 is not one of a, b" in refused(classify(numbers, labels=["a", "b"]), "classification")
+
+
+def test_an_empty_label_is_a_bad_row(jsonl):
+    path = jsonl({"t": "x", "l": 0}, {"t": "x", "l": 1}, {"t": "x", "l": ""}, {"t": "x", "l": None}, {"t": "x"})
+    message = refused(classify(path), "classification")
+    assert message.startswith("3 rows")
+    assert f"{path} line 5: the column 'l' is missing" in message
+
+
+def test_a_missing_label_is_no_class(jsonl):
+    nan = float("nan")
+    path = jsonl({"t": "x", "l": "neg"}, {"t": "x", "l": nan}, {"t": "x", "l": "pos"})
+    assert f"{path} line 2: 'l' is empty" in refused(classify(path), "classification")
+    one = jsonl({"t": "x", "l": "neg"}, {"t": "x", "l": nan}, name="one.jsonl")
+    assert f"{one} line 2: 'l' is empty" in refused(classify(one), "classification")
+
+
+def test_bytes_are_no_label(tmp_path):
+    path = tmp_path / "d.parquet"
+    pq.write_table(pa.table({"t": ["a", "b"], "l": [b"x", b"y"]}), path)
+    for more in ({}, {"labels": ["x", "y"]}):
+        message = refused(classify(str(path), **more), "classification")
+        assert "row 1: 'l' is b'x', not the name or number of a class" in message
+
+
+def test_half_a_character_is_no_label(jsonl):
+    path = jsonl({"t": "x", "l": "a"}, {"t": "x", "l": "b"}, {"t": "x", "l": "\ud83d"})
+    assert f"{path} line 3: 'l' holds half a character (\\ud83d)" in refused(classify(path), "classification")
+
+
+def test_a_label_inside_a_column(jsonl):
+    path = jsonl(*({"t": "x", "meta": {"l": value}} for value in ("pos", "neg", "pos")))
+    examples = load_examples(DataConfig(train=path, text="t", label="meta.l"), "classification")
+    assert examples.label_names == ("neg", "pos")
+    assert examples.train["labels"][:] == [1, 0, 1]
+
+
+def test_what_is_no_label(jsonl):
+    one = jsonl({"t": "x", "l": "a"}, {"t": "x", "l": "a"})
+    assert "all rows of" in refused(classify(one), "classification")
+    assert "data.labels" in refused(classify(one), "classification")
+    scores = jsonl({"t": "x", "l": "1.5"}, {"t": "x", "l": "2"})
+    assert "use task: regression" in refused(classify(scores), "classification")
+    scores = jsonl({"t": "x", "l": "5.0"}, {"t": "x", "l": "3.8"}, {"t": "x", "l": "0.0"}, name="scores.jsonl")
+    assert "use task: regression" in refused(classify(scores), "classification")
+    with pytest.raises(BALoraError, match=r"1,001 different values; is it a label\?"):
+        find_labels(range(1001), "l", "d.jsonl")
+
+
+def test_many_names_are_not_all_listed():
+    said = LabelSet(tuple(f"class{i}" for i in range(50))).complain("?")
+    assert "class9, ..." in said
+    assert "class10" not in said
+
+
+def test_names_that_are_numbers_are_not_indices():
+    labels = LabelSet(("1", "2"))
+    assert [labels.id_of(v) for v in (1, "2", 0)] == [0, 1, None]
+
+
+def test_names_with_a_point_are_names_as_written():
+    labels = LabelSet(("2.0", "1.0"))
+    assert [labels.id_of(v) for v in ("2.0", "1.0", 1.0)] == [0, 1, 1]
+
+
+def test_hub_labels_keep_their_names(monkeypatch):
+    features = datasets.Features({"t": datasets.Value("string"), "l": datasets.ClassLabel(names=["neg", "pos"])})
+    rows = datasets.Dataset.from_dict({"t": ["a", "b"], "l": [1, 1]}, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    examples = load_examples(classify("glue"), "classification")
+    assert examples.label_names == ("neg", "pos")
+    assert examples.train["labels"][:] == [1, 1]
+    hidden = datasets.Dataset.from_dict({"t": ["a", "b"], "l": [1, -1]}, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: hidden)
+    assert "glue (train) row 2: the label -1 is not one of neg, pos" in refused(classify("glue"), "classification")
+
+
+# --- training and evaluation rows ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("held_out", "said"), [("train[2:4]", "1 of 2 evaluation rows"), ("train[3:5]", None)])
+def test_evaluation_rows_that_are_trained_on_are_counted(jsonl, caplog, held_out: str, said: str | None):
+    path = jsonl(*({"q": f"number {i}?", "a": str(i)} for i in range(5)))
+    load_examples(pair(path, split="train[:3]", eval=held_out), "generation")
+    assert (said in caplog.text) if said else ("evaluation rows" not in caplog.text)

@@ -1,0 +1,260 @@
+"""Generation: batches change nothing, stops stop, prompts are framed as in training, and a kill costs one batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import balora
+from balora import BALoraError
+from balora.config.run_config import RunConfig
+from balora.evaluation import EvaluationOptions, evaluate
+from balora.evaluation.engines.transformers import Answer, Sampling, TransformersGenerator, answer_of, fit, pad_left
+from balora.evaluation.model_under_test import Loaded, Subject
+from balora.evaluation.prompting import Prompting, prompting_for
+from evaluation_models import classifier_at, writer_at
+from tiny import tiny_bart, tiny_llama, tiny_tokenizer
+from trained_runs import trained_run
+
+PROMPTS = [[1, *range(10, 10 + length)] for length in (3, 9, 5, 5, 14, 2, 7)]
+
+
+def generator(batch_size: int, model=None) -> TransformersGenerator:
+    return TransformersGenerator(Loaded(model or tiny_llama(), tiny_tokenizer(), "generation"), batch_size)
+
+
+def test_a_batch_of_unlike_lengths_says_what_each_prompt_alone_says() -> None:
+    sampling = Sampling(max_new_tokens=12)
+    together = dict(generator(4).generate(PROMPTS, sampling))
+    assert sorted(together) == list(range(7))
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    for number, ids in enumerate(PROMPTS):
+        with torch.no_grad():
+            alone = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False, pad_token_id=0)
+        # This tokenizer puts a space before every token but the first; an answer's first comes after the prompt.
+        assert together[number].text == " " + tokenizer.decode(alone[0, len(ids) :], skip_special_tokens=True)
+
+
+def test_the_longest_come_first_and_no_batch_is_larger_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    widths = []
+    monkeypatch.setattr(
+        TransformersGenerator,
+        "_batch",
+        lambda self, prompts, sampling, seed: (
+            widths.append([len(p) for p in prompts]) or [Answer("", 0, True)] * len(prompts)
+        ),
+    )
+    list(generator(3).generate(PROMPTS, Sampling(max_new_tokens=2)))
+    assert widths == [[15, 10, 8], [6, 6, 4], [3]]
+
+
+def test_too_little_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def batch(self, prompts, sampling, seed):
+        sizes.append(len(prompts))
+        if len(prompts) > 2:
+            raise torch.OutOfMemoryError
+        return [Answer(str(len(prompt)), 1, True) for prompt in prompts]
+
+    monkeypatch.setattr(TransformersGenerator, "_batch", batch)
+    answers = dict(generator(5).generate(PROMPTS, Sampling(max_new_tokens=2)))
+    assert sizes == [5, 2, 2, 2, 1]
+    assert [answers[number].text for number in range(7)] == [str(len(prompt)) for prompt in PROMPTS]
+
+
+def test_a_stop_ends_an_answer_and_is_no_part_of_it() -> None:
+    free = dict(generator(7).generate(PROMPTS, Sampling(max_new_tokens=30)))
+    stop = free[0].text[4:6]
+    stopped = dict(generator(7).generate(PROMPTS, Sampling(max_new_tokens=30, stops=(stop,))))
+    for number, answer in free.items():
+        assert stopped[number].text == answer.text.split(stop)[0]
+    assert stopped[0].ended and not free[0].ended
+    assert stopped[0].tokens < free[0].tokens
+
+
+def test_sampling_is_seeded() -> None:
+    def texts(**how) -> list[str]:
+        found = dict(generator(3).generate(PROMPTS, Sampling(max_new_tokens=8, temperature=1.0, **how)))
+        return [found[number].text for number in range(7)]
+
+    assert texts(seed=1) == texts(seed=1) != texts(seed=2)
+
+
+def test_samples_that_are_added_later_are_not_those_that_are_there() -> None:
+    sampling = Sampling(max_new_tokens=8, temperature=1.0)
+
+    def texts(names: list[str]) -> list[str]:
+        found = dict(generator(2).generate([PROMPTS[1]] * len(names), sampling, names))
+        return [found[number].text for number in range(len(names))]
+
+    first, later = texts(["0/0", "0/1"]), texts(["0/2", "0/3"])
+    assert len({*first, *later}) == 4
+    assert texts(["0/0", "0/1", "0/2", "0/3"]) == first + later
+
+
+def test_a_prompt_that_leaves_no_room_loses_its_beginning() -> None:
+    assert fit(list(range(100)), 20, 64) == list(range(56, 100))
+    answers = dict(generator(2).generate([[1] * 300], Sampling(max_new_tokens=40)))
+    assert answers[0].prompt_cut and answers[0].tokens <= 40
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_an_answer_near_the_last_position_is_as_long_in_any_batch(batch_size: int) -> None:
+    model = tiny_llama()
+    positions = model.config.max_position_embeddings
+    model.generation_config.eos_token_id = None
+    prompts = [[1, *range(10, 10 + length)] for length in (2, 9, 9, 5)]
+    sampling = Sampling(max_new_tokens=positions - 4)
+    answers = dict(generator(batch_size, model).generate(prompts, sampling))
+    alone = [dict(generator(1, model).generate([ids], sampling))[0] for ids in prompts]
+    assert [answers[number] for number in range(4)] == alone
+
+
+def test_padding_stands_on_the_left_and_is_masked() -> None:
+    tokens, mask = pad_left([[5, 6, 7], [8]], pad=0)
+    assert tokens.tolist() == [[5, 6, 7], [0, 0, 8]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+def test_an_answer_keeps_the_space_it_begins_with(stories: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(stories)
+    prompt, reply = "Once upon a", " time there was"
+    before = tokenizer(prompt)["input_ids"]
+    ids = tokenizer(prompt + reply)["input_ids"][len(before) :]
+    assert answer_of(tokenizer, ids, Sampling(max_new_tokens=50), 50, before[-8:]).text == reply
+
+
+def test_an_encoder_decoder_answers_with_what_its_decoder_writes() -> None:
+    model, tokenizer = tiny_bart(), tiny_tokenizer()
+    writer = TransformersGenerator(Loaded(model, tokenizer, "seq2seq"), 4)
+    answers = dict(writer.generate(PROMPTS, Sampling(max_new_tokens=6)))
+    with torch.no_grad():
+        alone = model.generate(torch.tensor([PROMPTS[1]]), max_new_tokens=6, do_sample=False, num_beams=1)
+    ids = alone[0, 1:].tolist()
+    ids = ids[: ids.index(2)] if 2 in ids else ids
+    assert answers[1].text == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def settings(**data) -> RunConfig:
+    columns = {"prompt": "q", "response": "a"} if "messages" not in data else {}
+    return RunConfig.from_dict(
+        {"model": "m", "task": "generation", "data": {"train": "t.jsonl", **columns, **data}, "output": "o"}
+    )
+
+
+def test_a_run_is_asked_in_the_form_it_was_trained_in() -> None:
+    tokenizer = tiny_tokenizer()
+
+    def asked(run: RunConfig | None, template: str | None = None) -> str:
+        return prompting_for(template, run, "alpaca", " ").text(tokenizer, "2 + 2?")
+
+    assert asked(settings()) == "2 + 2?\n"
+    assert asked(settings(prompt_template="Q: {prompt} A:")) == "Q: 2 + 2? A:"
+    assert asked(settings(separator=" => ")) == "2 + 2? => "
+    assert asked(settings(prompt_template="alpaca")).endswith("### Response:\n")
+    assert asked(None).endswith("### Response: ")
+    assert asked(settings(), "Say: {prompt}") == "Say: 2 + 2?"
+    assert prompting_for(None, settings(messages="messages"), "none").template == "chat"
+
+
+def test_the_chat_template_is_the_tokenizers() -> None:
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(BALoraError, match="has no chat template"):
+        Prompting("chat").text(tokenizer, "hi")
+    tokenizer.chat_template = (
+        "<s>{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}[me]{% endif %}"
+    )
+    text = Prompting("chat").text(tokenizer, "hi", "Well")
+    assert text == "<s>[user]hi[me]Well"
+    assert Prompting("chat").tokens(tokenizer, text).count(1) == 1
+    with pytest.raises(BALoraError, match="prompt_template"):
+        Prompting("no place")
+
+
+def test_a_kill_costs_the_batch_that_was_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "test.jsonl"
+    data.write_text("".join(json.dumps({"question": "?" * (n + 1), "answer": f"#### {n}"}) + "\n" for n in range(9)))
+    model = writer_at(tmp_path / "m")
+    options = EvaluationOptions(data={"gsm8k": str(data)}, batch_size=2, max_new_tokens=5, device="cpu")
+    whole = evaluate(model, ["gsm8k"], output=tmp_path / "whole", options=options).results["gsm8k"]
+    batch, calls = TransformersGenerator._batch, []
+
+    def dies(self, prompts, sampling, seed):
+        calls.append(len(prompts))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return batch(self, prompts, sampling, seed)
+
+    monkeypatch.setattr(TransformersGenerator, "_batch", dies)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, ["gsm8k"], output=tmp_path / "out", options=options)
+    resumed = evaluate(model, ["gsm8k"], output=tmp_path / "out", options=options).results["gsm8k"]
+    assert calls == [2, 2, 2, 2, 2, 1]
+    outputs = [[s["output"] for s in r["samples"]] for r in (whole, resumed)]
+    assert outputs[0] == outputs[1]
+    assert resumed["scores"] == whole["scores"]
+
+
+def test_other_ways_of_generating_are_not_mixed_in(tmp_path: Path) -> None:
+    data = tmp_path / "test.jsonl"
+    data.write_text(json.dumps({"question": "?", "answer": "#### 1"}) + "\n")
+    model = writer_at(tmp_path / "m")
+
+    def run(**changes) -> None:
+        options = EvaluationOptions(**{"data": {"gsm8k": str(data)}, "max_new_tokens": 3, "device": "cpu", **changes})
+        evaluate(model, ["gsm8k"], output=tmp_path / "out", options=options)
+
+    run()
+    for changes in ({"max_new_tokens": 4}, {"temperature": 0.5}):
+        with pytest.raises(BALoraError, match="another generation"):
+            run(**changes)
+    with pytest.raises(BALoraError, match="another prompting"):
+        run(prompt_template="none")
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "chat_template.jinja", "merges.txt", "vocab.txt", "spiece.model"])
+def test_a_model_with_another_tokenizer_or_chat_template_is_another_one(tmp_path: Path, file: str) -> None:
+    model = writer_at(tmp_path / "m")
+    before = Subject(str(model)).identity
+    (model / "README.md").write_text("It says nothing else.")
+    assert Subject(str(model)).identity == before
+    with (model / file).open("a") as changed:
+        changed.write("\n")
+    assert Subject(str(model)).identity != before
+
+
+def test_an_exported_adapter_says_what_its_run_says(tmp_path: Path) -> None:
+    data = tmp_path / "test.jsonl"
+    data.write_text("".join(json.dumps({"question": "?" * (n + 1), "answer": "#### 1"}) + "\n" for n in range(3)))
+    run = trained_run(tmp_path / "run", tiny_llama(), "generation")
+    balora.export(run.folder, to="lora", output=tmp_path / "lora")
+
+    def outputs(model: Path) -> list[str]:
+        options = EvaluationOptions(data={"gsm8k": str(data)}, max_new_tokens=8, device="cpu", prompt_template="none")
+        result = evaluate(model, ["gsm8k"], output=tmp_path / f"out-{model.name}", options=options)
+        return [sample["output"] for sample in result.results["gsm8k"]["samples"]]
+
+    assert outputs(run.folder) == outputs(tmp_path / "lora") != outputs(run.base)
+    assert Subject(str(run.folder)).folder == run.folder / "evaluation"
+
+
+def test_what_cannot_be_evaluated_is_named(tmp_path: Path) -> None:
+    data = tmp_path / "test.jsonl"
+    data.write_text(json.dumps({"question": "?", "answer": "#### 1"}) + "\n")
+    options = EvaluationOptions(data={"gsm8k": str(data)})
+    with pytest.raises(BALoraError, match="is a classifier, which writes no text"):
+        evaluate(classifier_at(tmp_path / "c", ["a", "b"]), ["gsm8k"], output=tmp_path / "o", options=options)
+    with pytest.raises(BALoraError, match="no folder"):
+        Subject(str(tmp_path / "absent"))
+    with pytest.raises(BALoraError, match=r"not the folder of a run"):
+        (tmp_path / "empty").mkdir()
+        Subject(str(tmp_path / "empty"))
+    options = EvaluationOptions(data={"gsm8k": str(data)}, engine="vllm")
+    with pytest.raises(BALoraError, match="vLLM is not installed"):
+        evaluate(writer_at(tmp_path / "w"), ["gsm8k"], output=tmp_path / "v", options=options)

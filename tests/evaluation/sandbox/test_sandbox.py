@@ -1,0 +1,325 @@
+"""The sandbox against programs that mean harm: each is contained, and the machine is as it was."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from balora import BALoraError
+from balora.evaluation.sandbox import sandbox as module
+from balora.evaluation.sandbox.sandbox import Limits, Sandbox
+from balora.evaluation.sandbox.seccomp import seccomp_filter
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Sandbox:
+    try:
+        return Sandbox(Limits(seconds=20.0))
+    except BALoraError as error:
+        pytest.skip(f"no sandbox here: {error}")
+
+
+@pytest.fixture(scope="module")
+def short(sandbox: Sandbox) -> Sandbox:
+    return Sandbox(Limits(seconds=2.0))
+
+
+def processes() -> int:
+    return sum(name.isdecimal() for name in os.listdir("/proc"))
+
+
+@pytest.mark.parametrize(
+    ("program", "result"),
+    [
+        ("assert 1 + 1 == 2", "passed"),
+        ("assert 1 + 1 == 3, 'no'", "AssertionError: no"),
+        ("def (", "SyntaxError: invalid syntax (program.py, line 1)"),
+        ("input()", "EOFError: EOF when reading a line"),
+        ("if __name__ == '__main__': input()", "passed"),
+        ("import collections, dataclasses, heapq, itertools, math, random, re, typing", "passed"),
+        (
+            "from __future__ import annotations\nimport dataclasses\n@dataclasses.dataclass\nclass A:\n  x: int\nA(1)",
+            "passed",
+        ),
+        ("print('passed')", "passed"),
+    ],
+)
+def test_an_honest_program_ends_as_it_should(sandbox: Sandbox, program: str, result: str) -> None:
+    assert sandbox.run(program).result == result
+
+
+@pytest.mark.parametrize("leave", ["import sys; sys.exit(0)", "import os; os._exit(0)", "exit()", "raise SystemExit"])
+def test_leaving_early_is_not_passing(sandbox: Sandbox, leave: str) -> None:
+    assert not sandbox.run(f"print('passed')\n{leave}\nassert False").passed
+
+
+FORGED = """
+import json, os
+for fd in range(3, 9):
+    try:
+        os.write(fd, json.dumps({"token": "x", "outcome": "passed"}).encode() + b"\\n")
+    except OSError:
+        pass
+os._exit(0)
+"""
+LEAVES_SOMETHING_RUNNING = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        open("/proc/self/comm", "w").write(NAME)
+        time.sleep(60)
+time.sleep(0.3)
+"""
+VARIABLES = """
+import os
+known = ("HOME", "PATH", "OMP_NUM_THREADS", "LD_LIBRARY_PATH", "PWD", "LC_CTYPE")
+assert set(os.environ) <= set(known), list(os.environ)
+"""
+
+
+def test_a_report_of_its_own_is_not_believed(sandbox: Sandbox) -> None:
+    assert not sandbox.run(FORGED).passed
+
+
+def test_a_fork_bomb(short: Sandbox) -> None:
+    before, started = processes(), time.monotonic()
+    for bomb in ("import os\nwhile True:\n try: os.fork()\n except OSError: pass", "import os\nwhile True: os.fork()"):
+        assert not short.run(bomb).passed
+    assert time.monotonic() - started < 15
+    time.sleep(0.5)
+    assert processes() < before + 200, "others run things here too, but a bomb makes thousands"
+
+
+def test_the_number_of_processes_is_limited(sandbox: Sandbox) -> None:
+    count = "import os, time\nfor number in range(100):\n if os.fork() == 0: time.sleep(5); os._exit(0)"
+    assert "BlockingIOError" in sandbox.run(count).result
+    threads = "import threading, time\nfor _ in range(100): threading.Thread(target=time.sleep, args=(3,), daemon=True).start()"
+    assert "can't start new thread" in sandbox.run(threads).result
+
+
+@pytest.mark.parametrize("loop", ["while True: pass", "import time\ntime.sleep(1000)", "x = 9 ** 9 ** 9"])
+def test_an_endless_loop(short: Sandbox, loop: str) -> None:
+    outcome = short.run(loop)
+    assert outcome.result in ("timed out", "out of memory") and outcome.seconds < 6
+
+
+def test_what_a_program_leaves_running_ends_with_it(sandbox: Sandbox) -> None:
+    name = f"left-{os.getpid()}"
+    leave = LEAVES_SOMETHING_RUNNING.replace("NAME", repr(name))
+    assert sandbox.run(leave).seconds < 15
+    time.sleep(0.3)
+    names = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                names.append((folder / "comm").read_text().strip())
+            except OSError:
+                continue
+    assert name not in names
+
+
+def test_ten_gigabytes(sandbox: Sandbox) -> None:
+    assert sandbox.run("block = bytearray(10 * 2**30)").result == "out of memory"
+    assert not sandbox.run("blocks = []\nwhile True: blocks.append(bytearray(50 * 2**20))").passed
+
+
+def test_the_home_folder_is_not_there(sandbox: Sandbox, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("key")
+    for path in (Path.home(), secret, Path(__file__), "/etc/passwd", "/etc/shadow", "/home", "/root"):
+        look = f"import os\nos.listdir({str(path)!r}) if os.path.isdir({str(path)!r}) else open({str(path)!r}).read()"
+        assert not sandbox.run(look).passed, path
+    assert sandbox.run("import os\nassert os.listdir(os.environ['HOME']) == []").passed
+    assert sandbox.run(VARIABLES).passed
+
+
+def test_deleting_files(sandbox: Sandbox, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.write_text("here")
+    delete = "import os\nfor place in {!r}:\n try: os.remove(place); raise SystemExit('deleted')\n except OSError: pass"
+    places = [str(kept), sys.executable, "/usr/bin/env", os.__file__]
+    assert sandbox.run(delete.format(places)).passed
+    assert sandbox.run("import shutil\nshutil.rmtree('/usr/lib', ignore_errors=True)\nimport colorsys").passed
+    assert kept.read_text() == "here" and Path("/usr/bin/env").exists()
+
+
+def test_writing_outside_the_scratch_folder(sandbox: Sandbox) -> None:
+    for place in ("/x", "/usr/x", "/etc/x", "/dev/x", "/run/x", "/run/child.py", "/var/x"):
+        assert not sandbox.run(f"open({place!r}, 'w')").passed, place
+    assert sandbox.run("open('note', 'w').write('x')\nassert open('/tmp/note').read() == 'x'").passed
+    assert sandbox.run("import os\nassert os.listdir('/tmp') == []").passed, "a fresh one for every program"
+
+
+def test_filling_the_disk(sandbox: Sandbox) -> None:
+    free = shutil.disk_usage("/tmp").free
+    assert "File too large" in sandbox.run(f"open('big', 'wb').write(b'x' * {40 * MIB})").result
+    for place in ("/tmp", "/dev/shm"):
+        fill = f"number = 0\nwhile True:\n open(f'{place}/{{number}}', 'wb').write(b'x' * {MIB})\n number += 1"
+        assert "No space left" in sandbox.run(fill).result
+    assert shutil.disk_usage("/tmp").free > free - 2000 * MIB
+
+
+def test_opening_a_socket(sandbox: Sandbox) -> None:
+    met = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(4)
+
+        def accept() -> None:
+            try:
+                met.append(server.accept())
+            except OSError:
+                return
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        port = server.getsockname()[1]
+        call = "import socket\nsocket.create_connection(({!r}, {}), 2)"
+        assert not sandbox.run(call.format("127.0.0.1", port)).passed
+        assert not sandbox.run(call.format("192.0.2.1", 80)).passed
+        assert not sandbox.run("import urllib.request\nurllib.request.urlopen('http://example.org')").passed
+        thread.join()
+    assert not met
+
+
+def test_writing_for_ever(short: Sandbox) -> None:
+    started = time.monotonic()
+    for program in (
+        "while True: print('x' * 1000)",
+        "import os\nwhile True: os.write(1, b'x' * 1000)",
+        "import os\nwhile True:\n for fd in range(3, 9):\n  try: os.write(fd, b'x' * 1000)\n  except OSError: pass",
+    ):
+        assert short.run(program).result in ("timed out", "wrote without end")
+    assert time.monotonic() - started < 15
+
+
+def test_killing_the_parent_and_everybody_else(sandbox: Sandbox) -> None:
+    me = os.getpid()
+    for target in ("os.getppid()", "1", "-1", str(me), f"-{os.getpgid(0)}"):
+        sandbox.run(f"import os, signal\nos.kill({target}, signal.SIGKILL)")
+    assert os.getpid() == me and sandbox.run("pass").passed
+    assert sandbox.run(f"import os\nassert not os.path.exists('/proc/{me}/environ') or {me} < 10").passed
+
+
+def test_getting_rights_back(sandbox: Sandbox) -> None:
+    for program in (
+        "import os\nos.setuid(0)",
+        "import resource\nresource.setrlimit(resource.RLIMIT_NPROC, (10000, 10000))",
+        "import ctypes\nassert ctypes.CDLL(None).mount(b'none', b'/usr', b'tmpfs', 0, None) == 0",
+        "import ctypes\nassert ctypes.CDLL(None).ptrace(16, 1, 0, 0) == 0",
+    ):
+        assert not sandbox.run(program).passed, program
+
+
+@pytest.mark.skipif(seccomp_filter() is None, reason="the numbers of this architecture's system calls are not known")
+@pytest.mark.parametrize(
+    "call",
+    [
+        "libc.unshare(0x10000000)",  # a namespace of users, in which one would be root
+        "libc.syscall(56 if x86 else 220, 0x10000000 | 17, 0, 0, 0, 0)",  # clone into one
+        "libc.shmget(0, 1 << 20, 0o1666)",  # memory that is no process's
+        "libc.memfd_create(b'x', 0)",
+        "libc.syscall(425, 4, 0)",  # io_uring
+        "libc.mount(b'none', b'/tmp', b'tmpfs', 0, None)",
+        "libc.ptrace(16, 1, 0, 0)",
+    ],
+)
+def test_what_leads_around_the_limits_is_refused(sandbox: Sandbox, call: str) -> None:
+    program = f"""
+import ctypes, errno, platform
+x86 = platform.machine() == "x86_64"
+libc = ctypes.CDLL(None, use_errno=True)
+assert {call} == -1 and ctypes.get_errno() == errno.EPERM, ctypes.get_errno()
+"""
+    assert sandbox.run(program).result == "passed"
+
+
+def test_honest_programs_may_still_start_threads_and_processes(sandbox: Sandbox) -> None:
+    program = """
+import subprocess, threading
+from concurrent.futures import ThreadPoolExecutor
+assert list(ThreadPoolExecutor(2).map(abs, [-1, -2])) == [1, 2]
+assert subprocess.run(["/bin/echo", "hi"], capture_output=True).stdout == b"hi\\n"
+"""
+    assert sandbox.run(program).result == "passed"
+
+
+def test_crashing_the_interpreter(sandbox: Sandbox) -> None:
+    assert sandbox.run("import ctypes\nctypes.string_at(0)").result == "killed by SIGSEGV"
+
+
+def test_without_bubblewrap_it_refuses_and_names_both_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    with pytest.raises(BALoraError, match=r"apt-get install bubblewrap.*--unsafe-code"):
+        Sandbox()
+
+
+def test_where_the_kernel_forbids_it_it_refuses_and_says_so(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = tmp_path / "bwrap"
+    broken.write_text(
+        "#!/bin/sh\n[ \"$1\" = --help ] && echo '--size --perms' && exit\necho 'bwrap: No permissions' >&2\nexit 1\n"
+    )
+    broken.chmod(0o755)
+    monkeypatch.setattr(module.shutil, "which", lambda name: str(broken))
+    with pytest.raises(BALoraError, match=r"No permissions.*--unsafe-code"):
+        Sandbox()
+
+
+def test_unsafe_runs_without_a_sandbox_and_still_ends_in_time() -> None:
+    unsafe = Sandbox(Limits(seconds=2.0), unsafe=True)
+    assert unsafe.run("assert True").passed
+    assert unsafe.run("while True: pass").result == "timed out"
+    assert unsafe.run("block = bytearray(10 * 2**30)").result == "out of memory"
+    assert not unsafe.run("import sys; sys.exit(0)").passed
+
+
+USERS_PROGRAMS = [
+    "assert True",
+    "import os\nwhile True: os.fork()",
+    "open('/usr/x', 'w')",
+    "open('/x', 'w')",
+    "open('/dev/x', 'w')",
+    "import socket\nsocket.create_connection(('192.0.2.1', 80), 1)",
+    "bytearray(10 * 2**30)",
+]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_it_holds_for_an_ordinary_user_too(sandbox: Sandbox, tmp_path: Path) -> None:
+    """As root the namespaces are made otherwise, so the other way is tried from another user's process."""
+    python = "/usr/bin/python3"
+    if not os.access(python, os.X_OK):
+        pytest.skip(f"there is no {python} that another user could run")
+    package = Path(module.__file__).parent
+    folder = Path("/tmp") / f"balora-user-{os.getpid()}"
+    try:
+        (folder / "balora" / "evaluation").mkdir(parents=True)
+        shutil.copytree(package, folder / "balora" / "evaluation" / "sandbox")
+        shutil.copy(package.parents[1] / "errors.py", folder / "balora" / "errors.py")
+        subprocess.run(["chmod", "-R", "a+rX", str(folder)], check=True)
+        script = f"""
+from balora.evaluation.sandbox.sandbox import Limits, Sandbox
+box = Sandbox(Limits(seconds=5.0))
+print([box.run(program).passed for program in {USERS_PROGRAMS!r}])
+"""
+        result = subprocess.run(
+            [python, "-c", script], user=65534, group=65534, extra_groups=[], capture_output=True, text=True,
+            cwd=folder, env={"PYTHONPATH": str(folder), "PATH": os.environ["PATH"]}, check=False, timeout=60,
+        )  # fmt: skip
+    finally:
+        shutil.rmtree(folder)
+    if "cannot make a sandbox here" in result.stderr:
+        pytest.skip("the kernel forbids namespaces of ordinary users")
+    assert result.stdout.strip() == str([True] + [False] * 6), result.stderr

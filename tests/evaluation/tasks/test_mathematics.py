@@ -1,0 +1,248 @@
+"""GSM8K and MATH: what is taken for the answer, and what counts as equal to it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from balora.evaluation import EvaluationOptions, evaluate
+from balora.evaluation.context import Session
+from balora.evaluation.scoring.equivalence import EquivalenceChecker
+from balora.evaluation.scoring.math_answers import (
+    contradicts,
+    final_answer,
+    final_number,
+    number_in,
+    same_number,
+    same_text,
+)
+from balora.evaluation.tasks.mathematics import _equal
+from evaluation_models import writer_at
+
+SHORT = {"device": "cpu", "max_new_tokens": 4, "batch_size": 3}
+
+
+@pytest.fixture(scope="module")
+def checker():
+    with EquivalenceChecker(timeout=8.0) as running:
+        yield running
+
+
+@pytest.fixture
+def problems(tmp_path: Path) -> Path:
+    path = tmp_path / "test.jsonl"
+    rows = [{"question": f"What is {n} + {n}?", "answer": f"It is {2 * n}.\n#### {2 * n}"} for n in range(7)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("so 5.\n#### 18\nThe answer is: 19.", "19"),
+        ("The answer is: 3. No:\nThe answer is: 4", "4"),
+        ("the answer is $\\boxed{\\frac{1}{2}}$.", "\\frac{1}{2}"),
+        ("The answer is: \n", None),
+        ("The answer is:\n#### 7", "7"),
+        ("The answer is: \\[9\\]", "9"),
+        ("The answer is: \\(10,\\!080\\)", "10,\\!080"),
+        ("The answer is: \\(5\\text{ cm}\\).", "5\\text{ cm}"),
+        ("The answer is:\n\\[\n9\n\\]", "9"),
+        ("The answer is:\n\n\\frac{1}{2}\nSo it is.", "\\frac{1}{2}"),
+        ("The answer is: **9**", "9"),
+        ("**The answer is: 9**", "9"),
+        ("**The answer is**: 9.", "9"),
+        ("The answer is: 9. Thus we are done.", "9"),
+        ("The answer is: Mr. Smith. Thus we are done.", "Mr. Smith"),
+        ("The answer is: 9.5.", "9.5"),
+        ("The final answer is 9", "9"),
+        ("Final Answer: The final answer is $9$. I hope it is correct.", "$9$"),
+        (
+            "The answer is: \\begin{pmatrix} 1 \\\\[2pt] 2 \\end{pmatrix}",
+            "\\begin{pmatrix} 1 \\\\[2pt] 2 \\end{pmatrix}",
+        ),
+        ("\\boxed{1}, rather \\boxed{\\{2, \\frac{3}{4}\\}}", "\\{2, \\frac{3}{4}\\}"),
+        ("\\fbox{9}", "9"),
+        ("$\\boxed 7$", "7"),
+        ("\\boxed{broken", None),
+        ("#### 1,000\n", "1,000"),
+        ("I would say 5", None),
+        ("", None),
+    ],
+)
+def test_the_final_answer(text: str, answer: str | None) -> None:
+    assert final_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "number"),
+    [
+        ("$1,234.50", "1234.50"), ("-3", "-3"), ("18 dollars", "18"), ("2/3 of it", "2/3"), ("\\frac{3}{4}", "3/4"),
+        ("5%", "5"), ("ten", None), (None, None), (".5", ".5"), ("1{,}000", "1000"),
+        ("-$5", "-5"), ("-\\$5", "-5"), ("$-5", "-5"), ("\u22125", "-5"), ("- 5", "-5"), ("10-12", "10"),
+        ("3 + 15 = $18", "18"), ("3 * 6 = 18", "18"), ("x_1 = -$18", "-18"), ("9 x 2 =", None),
+        ("18 (as 3 * 6 = n)", "18"), ("3\\frac{1}{2}", "7/2"), ("-3 \\frac12", "-7/2"), ("3 1/2", "7/2"),
+        ("-\\frac{1}{2}", "-1/2"), ("12 / 4", "12/4"),
+        ("3,4", "3"), ("5,10,15", "5"), ("5,100,15", "5"), ("1,234,567", "1234567"), ("10,\\!080", "10080"),
+        ("1\\,000", "1000"), ("2e4", "2e4"), ("2e999999999", "2"), ("2eggs", "2"),
+    ],
+)  # fmt: skip
+def test_the_number_in_an_answer(answer: str | None, number: str | None) -> None:
+    assert number_in(answer) == number
+
+
+@pytest.mark.parametrize(
+    ("solution", "number"),
+    [
+        ("If the answer is wrong, tell me.\n#### 18", "18"),
+        ("The answer is clear: \\boxed{18}, I think", "18"),
+        ("So the answer is 9 x 2 =\n#### 18", "18"),
+        ("\\boxed{17}\nThe answer is: eighteen", "17"),
+        ("The answer is: 18\n#### 17", "18"),
+        ("The answer is: eighteen", None),
+    ],
+)
+def test_the_final_number_is_where_a_number_is(solution: str, number: str | None) -> None:
+    assert final_number(solution) == number
+
+
+def test_numbers_are_compared_exactly() -> None:
+    assert same_number("2e4", "20000")
+    assert same_number("0.5", "1/2") and same_number("1000", "1000.0")
+    assert not same_number("0.3333", "1/3")
+    assert not same_number("1/0", "1/0")
+    assert not same_text("", "")
+
+
+@pytest.mark.parametrize(
+    ("truth", "found", "equal"),
+    [
+        ("\\frac{1}{2}", "0.5", True),
+        ("x+1", "1 + x", True),
+        ("2\\sqrt{2}", "\\sqrt{8}", True),
+        ("5", "x = 5", True),
+        ("50\\%", "50", True),
+        ("(3, \\frac{\\pi}{2})", "\\left(3, \\pi/2\\right)", True),
+        ("\\text{Evelyn}", "Evelyn", True),
+        ("11\\frac{1}{2}", "11 1/2", True),
+        ("1000", "1e3", True),
+        ("\\{1, 2\\}", "\\{2, 1\\}", True),
+        ("(1,2)", "(2,1)", False),
+        ("[1,2)", "(1,2)", False),
+        ("\\text{A}", "\\text{B}", False),
+        ("5", "6", False),
+        ("5", "", False),
+        ("5", "\\frac{", False),
+        ("5", None, False),
+        ("5", "5 " * 2000, False),
+    ],
+)
+def test_what_is_equal(checker: EquivalenceChecker, truth: str, found: str | None, equal: bool) -> None:
+    assert checker.equal(truth, found) is equal
+
+
+@pytest.mark.parametrize(
+    ("truth", "found", "equal"),
+    [
+        ("2516_8", "2516_7", False),
+        ("2516_8", "2516_{8}", True),
+        ("1011_2", "1011_3", False),
+        ("32", "3 2", False),
+        ("8", "7 (or 8)", False),
+        ("6", "6,6", False),
+        ("\\{3,4\\}", "(4,3)", False),
+        ("(3,4)", "\\{3,4\\}", False),
+        ("0.0000012", "0.0000009", False),
+        ("0.0000012", "1.2e-6", True),
+        ("\\frac{1}{3}", "0.333333", True),
+        ("5\\text{ cm}", "5\\text{ m}", False),
+        ("5\\text{ cm}", "5", True),
+        ("10080", "10,\\!080", True),
+        ("1 \\text{ or } 2", "1,2", True),
+    ],
+)
+def test_what_math_verify_passes_over(checker: EquivalenceChecker, truth: str, found: str, equal: bool) -> None:
+    assert _equal(checker, truth, found) is equal
+
+
+def test_no_reference_answer_contradicts_itself(shared_dir: Path) -> None:
+    rows = [json.loads(line) for line in (shared_dir / "data/math/math500.jsonl").read_text().splitlines()]
+    assert not [row["answer"] for row in rows if contradicts(row["answer"], row["answer"])]
+
+
+def test_an_answer_that_nobody_can_work_out_is_wrong_and_does_not_hold_up_the_rest() -> None:
+    with EquivalenceChecker(timeout=2.0) as checker:
+        assert checker.equal("7", "14/2")
+        started = time.monotonic()
+        assert not checker.equal("7", "9^{9^{9^{9}}} - 9^{9^{9^{8}}}")
+        assert time.monotonic() - started < 10
+        assert checker.equal("7", "14/2")
+
+
+def test_a_plain_model_is_asked_as_in_the_paper(tmp_path: Path, problems: Path) -> None:
+    model = writer_at(tmp_path / "m")
+    options = EvaluationOptions(data={"gsm8k": str(problems)}, **SHORT)
+    result = evaluate(model, ["gsm8k"], output=tmp_path / "out", options=options).results["gsm8k"]
+    assert result["samples"][2]["prompt"] == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nWhat is 2 + 2?\n\n### Response: Let's think step by step."
+    )
+    assert [sample["expected"] for sample in result["samples"]] == [str(2 * n) for n in range(7)]
+    assert result["scores"]["rows"] == 7
+    assert result["identity"]["generation"]["temperature"] == 0
+
+
+def test_what_was_extracted_stands_beside_each_answer(tmp_path: Path, problems: Path) -> None:
+    options = EvaluationOptions(data={"gsm8k": str(problems)})
+    result = evaluate("reference", ["gsm8k"], output=tmp_path / "out", options=options).results["gsm8k"]
+    assert result["scores"]["accuracy"] == 1.0
+    assert result["samples"][3] == {
+        "id": "3",
+        "prompt": result["samples"][3]["prompt"],
+        "output": "It is 6.\n#### 6",
+        "expected": "6",
+        "extracted": "6",
+        "correct": True,
+    }
+
+
+def test_accuracy_counts_wrong_and_missing_answers(tmp_path: Path, problems: Path, monkeypatch) -> None:
+    replies = ["#### 0", "The answer is: 2", "The answer is: 5", "no idea", "#### 8.0", "\\boxed{10}", "12"]
+    monkeypatch.setattr(
+        Session, "_answers", lambda self, requests, *_: ((r, {"output": replies[int(r.sample)]}) for r in requests)
+    )
+    options = EvaluationOptions(data={"gsm8k": str(problems)}, **SHORT)
+    scores = evaluate(writer_at(tmp_path / "m"), ["gsm8k"], output=tmp_path / "out", options=options).results["gsm8k"][
+        "scores"
+    ]
+    assert scores["accuracy"] == pytest.approx(4 / 7)
+    assert scores["answered"] == pytest.approx(5 / 7)
+
+
+def test_real_reference_answers_of_gsm8k(shared_dir: Path, tmp_path: Path) -> None:
+    options = EvaluationOptions(data={"gsm8k": str(shared_dir / "data/gsm8k/test.jsonl")})
+    result = evaluate("reference", ["gsm8k"], output=tmp_path, options=options).results["gsm8k"]
+    assert result["scores"]["accuracy"] == 1.0 and result["scores"]["rows"] == 1319
+
+
+def test_real_reference_solutions_of_math(shared_dir: Path, tmp_path: Path) -> None:
+    options = EvaluationOptions(data={"math500": str(shared_dir / "data/math/math500.jsonl")})
+    result = evaluate("reference", ["math500"], output=tmp_path, options=options).results["math500"]
+    misses = [(s["expected"], s["extracted"]) for s in result["samples"] if not s["correct"]]
+    assert len(misses) <= 5, misses
+    assert len(result["scores"]["by_subject"]) == 7
+
+
+def test_math_verify_alone_knows_the_reference_answers_and_tells_them_apart(
+    shared_dir: Path, checker: EquivalenceChecker
+) -> None:
+    """Without the comparison as text, and with another question's answer in its place."""
+    rows = [json.loads(line) for line in (shared_dir / "data/math/math500.jsonl").read_text().splitlines()][:200]
+    answers = [row["answer"] for row in rows]
+    assert sum(checker._ask(answer, answer) for answer in answers) >= 198
+    others = answers[3:] + answers[:3]
+    different = [(a, b) for a, b in zip(answers, others, strict=True) if not same_text(a, b)]
+    assert not [pair for pair in different if checker.equal(*pair)]

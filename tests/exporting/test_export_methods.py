@@ -1,0 +1,91 @@
+"""Every method's result in plain peft's and plain transformers' form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+import balora
+from balora.methods import METHODS
+from balora.methods.layers.peft_lora import lora_layers
+from bench import UNROUNDED, adapted, logits, rows_for
+from tiny import pad_rows, tiny_bert, tiny_causal, tiny_gpt2, tiny_llama
+
+MAKERS = {
+    "llama": tiny_llama,
+    "gpt2": tiny_gpt2,
+    "bert": tiny_bert,
+    "mixtral": lambda: tiny_causal("Mixtral"),
+}
+LOW_RANK = [name for name, method in METHODS.items() if method.low_rank]
+NOT_IN_EXPERTS = ("dora", "adalora", "corda", "cordapp")
+
+
+def trained(make, method, **options):
+    """A model moved away from its start, its teacher and a batch."""
+    model = adapted(make, method, **options)
+    teacher = balora.PretrainedTeacher(model)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.requires_grad:
+                noise = torch.randn(p.shape, generator=generator)
+                p.add_((20.0 if ".lora_E." in name else 0.05) * (p.abs().mean() + 0.1) * noise)
+                if ".lora_E." in name:
+                    p[1::3] = 0  # pruned
+    batch = {k: v for k, v in pad_rows(rows_for(make())[:4]).items() if k != "labels"}
+    return model, teacher, batch
+
+
+def cases(chosen) -> list[tuple[str, str]]:
+    """Every method on Llama; on the others those whose adapter, or whose weight, is of another kind there."""
+    kinds = ("lora", "pissa", "dora", "adalora", "cordapp", "bitfit", "full")
+    return [
+        (family, method)
+        for family in MAKERS
+        for method in chosen
+        if (family == "llama" or method in kinds)
+        and not (family == "mixtral" and method in NOT_IN_EXPERTS)
+        and not (family in ("llama", "mixtral") and method == "bitfit")
+    ]
+
+
+@pytest.mark.parametrize(("family", "method"), cases([name for name in LOW_RANK if name in UNROUNDED]))
+def test_a_lora_loads_in_plain_peft_and_agrees(family, method, tmp_path):
+    model, teacher, batch = trained(MAKERS[family], method)
+    expected, start = logits(model, batch), logits(MAKERS[family](), batch)
+    report = balora.export(model, to="lora", output=tmp_path / "lora", initial=teacher)
+    assert (expected - start).abs().max() > 1e-2 * expected.abs().max(), "training moved nothing"
+    plain = PeftModel.from_pretrained(MAKERS[family](), tmp_path / "lora")
+    assert (logits(plain, batch) - expected).abs().max() <= 1e-4 * expected.abs().max()
+    assert report.rank == {"adalora": 4}.get(method, 8 if METHODS[method].shifts_base else 4) or method == "cordapp"
+
+
+@pytest.mark.parametrize(("family", "method"), cases([name for name, method in METHODS.items() if method.mergeable]))
+def test_a_merged_model_loads_in_plain_transformers_and_agrees(family, method, tmp_path):
+    model, teacher, batch = trained(MAKERS[family], method)
+    expected = logits(model, batch)
+    balora.export(model, to="merged", output=tmp_path / "merged", initial=teacher)
+    plain = type(MAKERS[family]()).from_pretrained(tmp_path / "merged")
+    assert not any(True for _ in lora_layers(plain))
+    assert (logits(plain, batch) - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_pruned_ranks_are_not_exported(tmp_path):
+    model, teacher, _ = trained(tiny_llama, "adalora")
+    balora.export(model, to="lora", output=tmp_path / "lora", initial=teacher)
+    stored = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    for name, layer in lora_layers(model):
+        kept = int((layer.lora_E["default"] != 0).sum())
+        assert len(stored[f"base_model.model.{name}.lora_A.weight"]) == kept == 4, name
+
+
+@pytest.mark.parametrize("method", ["houlsby", "pfeiffer"])
+@pytest.mark.parametrize("to", ["lora", "merged"])
+def test_bottlenecks_have_no_other_form(method, to, tmp_path):
+    model, teacher, _ = trained(tiny_llama, method)
+    with pytest.raises(balora.BALoraError, match=r"so (the change is no LoRA|it cannot be merged).*balora\.load"):
+        balora.export(model, to=to, output=tmp_path / "out", initial=teacher)
+    assert not (tmp_path / "out").exists()

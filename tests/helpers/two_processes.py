@@ -1,0 +1,97 @@
+"""Trains the same runs in two processes and in one, and writes down what became of them. Run by test_two_processes.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+import balora
+from balora import RegularizationConfig
+from balora.regularization import WEIGHTS
+from processes import in_two_processes
+from small_runs import ALL_TERMS, CONSTANT, TOKEN_TERMS, Gradients, flat, history, trainer
+from tiny import labelled_rows, tiny_bert, tiny_llama, token_rows
+
+ROWS = RegularizationConfig(consistency=0.5, diversity=0.0, spectral=0.0, **CONSTANT)
+
+
+def adapted(make, method: str = "pissa"):
+    return balora.adapt(make(), method=method, **({} if method == "full" else {"rank": 4}))
+
+
+GLOBAL = RegularizationConfig(**{**ALL_TERMS.to_dict(), "batch_statistics": "global"})
+GLOBAL_ROWS = RegularizationConfig(
+    consistency=0.5, diversity=0.3, spectral=0.2, variance=0.4, spectral_rank=1, batch_statistics="global", **CONSTANT
+)
+FITTED = RegularizationConfig(**{**ROWS.to_dict(), "teacher_head": "probe"})
+GLOBAL_FEATURES = RegularizationConfig(
+    **{**GLOBAL_ROWS.to_dict(), "diversity_target": "features", "spectral_target": "features"}
+)
+
+# name: (model, rows, regularization)
+RUNS = {
+    "generation": (lambda: adapted(tiny_llama), token_rows, TOKEN_TERMS),
+    "full": (lambda: adapted(lambda: tiny_llama(tie_word_embeddings=False), "full"), token_rows, TOKEN_TERMS),
+    "classification": (lambda: adapted(tiny_bert), labelled_rows, ROWS),
+    "fitted head": (lambda: adapted(tiny_bert), labelled_rows, FITTED),
+    "global generation": (lambda: adapted(tiny_llama), token_rows, GLOBAL),
+    "global classification": (lambda: adapted(tiny_bert), labelled_rows, GLOBAL_ROWS),
+    "global features": (lambda: adapted(tiny_bert), labelled_rows, GLOBAL_FEATURES),
+}
+
+
+def fit(name: str, folder: Path, processes: int) -> tuple[dict[str, list[float]], dict[str, torch.Tensor]]:
+    """Three steps of four rows: two processes of two rows, or one of twice two; for global statistics, of four at once.
+
+    What was logged, and every tensor.
+    """
+    make, rows, config = RUNS[name]
+    at_once = 4 if processes == 1 and config.batch_statistics == "global" else 2
+    seen = Gradients()
+    run = trainer(
+        make(), folder / name, config=config, rows=rows(26), callbacks=[seen], optim="sgd", learning_rate=0.5, max_steps=3,
+        per_device_train_batch_size=at_once, gradient_accumulation_steps=4 // (at_once * processes), max_grad_norm=0.0,
+        save_strategy="steps",
+        save_steps=2, save_total_limit=1, eval_strategy="steps", eval_steps=3, eval_dataset=rows(8), logging_steps=3,
+        per_device_eval_batch_size=4,
+        **({"ddp_backend": "gloo"} if processes > 1 else {}),
+    )  # fmt: skip
+    run.train()
+    logged = {key: history(run, key) for key in ("loss", "task", *WEIGHTS, "eval_loss")}
+    tensors = {f"{i} {key.removeprefix('module.')}": g for i, step in enumerate(seen.steps) for key, g in step.items()}
+    return logged, {"weights": flat(run.model), **tensors}
+
+
+def work(rank: int, folder: Path) -> None:
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    for name in RUNS:
+        logged, tensors = fit(name, folder / "two", 2)
+        (folder / f"{name}-{rank}.json").write_text(json.dumps(logged))
+        save_file(tensors, folder / f"{name}-{rank}.safetensors")
+
+
+def main(folder: Path) -> None:
+    in_two_processes(work, folder)
+    report = {}
+    for name in RUNS:
+        logged, expected = fit(name, folder / "one", 1)
+        first, second = (load_file(folder / f"{name}-{rank}.safetensors") for rank in (0, 1))
+        assert first.keys() == expected.keys()
+        size = max(float(g.norm()) for key, g in expected.items() if key != "weights")
+        report[name] = {
+            "gradient": max(float((first[k] - g).norm()) / size for k, g in expected.items() if k != "weights"),
+            "weights": float((first["weights"] - expected["weights"]).abs().max()),
+            "ranks": float((first["weights"] - second["weights"]).abs().max()),
+            "logged": [logged] + [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in (0, 1)],
+            "folder": sorted(p.name for p in (folder / "two" / name).iterdir()),
+        }
+    (folder / "report.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,244 @@
+"""A trained model comes back exactly, from wherever its files are, and never onto other weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertModel
+
+import balora
+from balora.checkpoints import checkpoint as ckpt
+from balora.loading.trained import find_saved, load, load_untrained, saved_of
+from tiny import tiny_bert, tiny_gpt2, tiny_llama
+from trained_runs import LABELS, TrainedRun, batch, logits, trained_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    """A finished run; tests that change files work on a copy."""
+    return trained_run(tmp_path_factory.mktemp("load") / "run", tiny_llama(), "generation", checkpoints=True)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    """Its base has neither a head nor a pooler, so both are drawn at random when it is loaded."""
+    folder = tmp_path_factory.mktemp("load")
+    whole = tiny_bert()
+    body = BertModel(whole.config, add_pooling_layer=False)
+    body.load_state_dict(whole.bert.state_dict(), strict=False)
+    body.save_pretrained(folder / "body")
+    return trained_run(folder / "run", folder / "body", "classification", regularization={"teacher_head": "probe"})
+
+
+def copy_of(run: TrainedRun, target: Path) -> Path:
+    return Path(shutil.copytree(run.folder, target))
+
+
+# -- it comes back ---------------------------------------------------------------------------------------------------
+
+
+def test_a_run_gives_back_the_trained_model_to_the_bit(run: TrainedRun) -> None:
+    model = balora.load(run.folder)
+    inputs = batch(model)
+    assert torch.equal(logits(model, inputs), logits(run.model, inputs))
+    assert not model.training
+
+
+@pytest.mark.parametrize(("method", "make"), [("lora", tiny_llama), ("full", tiny_llama), ("pissa", tiny_gpt2)])
+def test_every_method_comes_back(method: str, make, tmp_path: Path) -> None:
+    run = trained_run(tmp_path / "run", make(), "generation", method=method)
+    model = load(run.folder)
+    inputs = batch(model)
+    assert torch.equal(logits(model, inputs), logits(run.model, inputs))
+    assert saved_of(model).method.name == method
+
+
+def test_half_precision_comes_back(tmp_path: Path) -> None:
+    run = trained_run(tmp_path / "run", tiny_llama(), "generation", dtype="bfloat16")
+    model = load(run.folder)
+    inputs = batch(model)
+    assert model.get_base_model().dtype == torch.bfloat16
+    assert torch.equal(logits(model, inputs), logits(run.model, inputs))
+
+
+def test_a_classifier_comes_back_with_its_fitted_head_and_its_classes(classifier: TrainedRun) -> None:
+    torch.manual_seed(123)  # what the base lacks must not depend on the caller's generator
+    model = load(classifier.folder)
+    inputs = batch(model)
+    assert torch.equal(logits(model, inputs), logits(classifier.model, inputs))
+    assert model.config.id2label == dict(enumerate(LABELS))
+
+
+def test_a_regression_comes_back(tmp_path: Path) -> None:
+    run = trained_run(tmp_path / "run", tiny_bert(num_labels=1), "regression")
+    model = load(run.folder)
+    inputs = batch(model)
+    assert model.config.num_labels == 1
+    assert torch.equal(logits(model, inputs), logits(run.model, inputs))
+
+
+def test_a_checkpoint_is_the_model_of_its_step(run: TrainedRun) -> None:
+    half, end = load(run.folder / "checkpoint-1"), load(run.folder / "checkpoint-3")
+    inputs = batch(half)
+    assert torch.equal(logits(end, inputs), logits(run.model, inputs))
+    assert (logits(half, inputs) - logits(end, inputs)).abs().max() > 0.1
+    # A checkpoint has no tokenizer of its own; the run's config knows it.
+    assert saved_of(half).tokenizer()("ab")["input_ids"] == saved_of(load(run.folder)).tokenizer()("ab")["input_ids"]
+
+
+def test_an_adapter_alone_comes_back_on_a_named_or_a_loaded_base(run: TrainedRun, tmp_path: Path) -> None:
+    loose = Path(shutil.copytree(run.folder / "adapter", tmp_path / "loose"))
+    expected = None
+    for base in (run.base, str(run.base), AutoModelForCausalLM.from_pretrained(run.base)):
+        model = load(loose, base=base)
+        expected = logits(run.model, batch(model))
+        assert torch.equal(logits(model, batch(model)), expected)
+    assert saved_of(model).run is None
+
+
+def test_what_the_origin_says_of_dtype_and_classes_is_taken(tmp_path: Path) -> None:
+    run = trained_run(tmp_path / "run", tiny_bert(), "classification", dtype="bfloat16")
+    loose = Path(shutil.copytree(run.folder / "adapter", tmp_path / "loose"))
+    assert load(loose, base=AutoModelForSequenceClassification.from_pretrained(run.base, dtype=torch.bfloat16))
+    origin = ckpt.read_origin(loose)
+    facts = {**origin.facts, "dtype": "bfloat16", "labels": LABELS}
+    ckpt.write_origin(loose, dataclasses.replace(origin, facts=facts))
+    ckpt.seal(loose)
+    model = load(loose, base=run.base)
+    assert list(model.config.id2label.values()) == LABELS
+    assert torch.equal(logits(model, batch(model)), logits(run.model, batch(model)))
+
+
+def test_a_moved_base_can_be_named(run: TrainedRun, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(run.base, tmp_path / "moved"))
+    folder = copy_of(run, tmp_path / "run")
+    config = (folder / "config.yaml").read_text().replace(str(run.base), str(tmp_path / "gone"))
+    (folder / "config.yaml").write_text(config)
+    with pytest.raises(balora.BALoraError, match="gone does not exist"):
+        load(folder)
+    model = load(folder, base=moved)
+    assert torch.equal(logits(model, batch(model)), logits(run.model, batch(model)))
+
+
+def test_the_untrained_model_is_the_pre_trained_one(run: TrainedRun) -> None:
+    model, plain = load_untrained(run.folder), AutoModelForCausalLM.from_pretrained(run.base)
+    inputs = batch(plain)
+    expected = logits(plain, inputs)
+    assert (logits(model, inputs) - expected).abs().max() < 1e-4
+    assert (logits(run.model, inputs) - expected).abs().max() > 0.5
+
+
+def test_the_callers_generator_is_left_alone(classifier: TrainedRun) -> None:
+    before = torch.get_rng_state()
+    load(classifier.folder)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_no_decomposition_is_done_anew(run: TrainedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a decomposition was computed")
+
+    monkeypatch.setattr(torch.linalg, "svd", never)
+    load(run.folder)
+
+
+def test_a_loaded_model_is_good_for_a_teacher(run: TrainedRun) -> None:
+    model, plain = load(run.folder), AutoModelForCausalLM.from_pretrained(run.base)
+    inputs = batch(plain)
+    with balora.PretrainedTeacher(model, saved_of(model).origin.initial).active():
+        found = logits(model, inputs)
+    assert (found - logits(plain, inputs)).abs().max() < 1e-4
+
+
+# -- or not at all ---------------------------------------------------------------------------------------------------
+
+
+def test_another_base_is_refused(run: TrainedRun, tmp_path: Path) -> None:
+    tiny_llama(seed=1).save_pretrained(tmp_path / "other")
+    with pytest.raises(balora.BALoraError, match=r"trained on other weights than these: .* differs"):
+        load(run.folder, base=tmp_path / "other")
+
+
+def test_a_base_of_another_architecture_is_refused(run: TrainedRun) -> None:
+    with pytest.raises(balora.BALoraError, match=r"another model than this GPT2LMHeadModel: it adapts model\.layers"):
+        load(run.folder, base=tiny_gpt2())
+
+
+def test_a_base_of_other_sizes_is_refused(run: TrainedRun) -> None:
+    with pytest.raises(balora.BALoraError, match="stored as"):
+        load(run.folder, base=tiny_llama(hidden=64))
+
+
+def test_a_head_for_other_classes_is_refused(classifier: TrainedRun) -> None:
+    with pytest.raises(balora.BALoraError, match=r"stored head's classifier.bias is \(3,\) and the model's is \(2,\)"):
+        load(classifier.folder, base=tiny_bert(num_labels=2))
+
+
+def test_an_unfinished_run_names_its_newest_checkpoint(tmp_path: Path) -> None:
+    run = trained_run(tmp_path / "run", tiny_llama(), "generation", steps=2, checkpoints=True, finish=False)
+    with pytest.raises(balora.BALoraError, match=r"not finished \(status: running\).*checkpoint-2"):
+        load(run.folder)
+    shutil.rmtree(run.folder / "checkpoint-1")
+    shutil.rmtree(run.folder / "checkpoint-2")
+    with pytest.raises(balora.BALoraError, match=r"it has no checkpoint yet"):
+        load(run.folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["adapter_model.safetensors", "initial.safetensors", "origin.json", "adapter_config.json"]
+)
+def test_a_damaged_file_is_named(run: TrainedRun, name: str, tmp_path: Path) -> None:
+    folder = copy_of(run, tmp_path / "run")
+    path = folder / "adapter" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(balora.BALoraError, match=f"{name} is not as it was written"):
+        load(folder)
+    path.unlink()
+    with pytest.raises(balora.BALoraError, match=f"{name} is missing"):
+        load(folder)
+
+
+def test_what_is_no_run_is_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(balora.BALoraError, match=r"There is no folder .*rnu\. Did you mean 'run'\?"):
+        (tmp_path / "run").mkdir()
+        load(tmp_path / "rnu")
+    with pytest.raises(balora.BALoraError, match=r"run is not the folder of a run: it has no config\.yaml"):
+        load(tmp_path / "run")
+    model = tiny_llama()
+    model.save_pretrained(tmp_path / "plain")
+    with pytest.raises(balora.BALoraError, match="a plain transformers model"):
+        load(tmp_path / "plain")
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "peft")
+    with pytest.raises(balora.BALoraError, match="a plain peft adapter"):
+        load(tmp_path / "peft")
+    balora.adapt(tiny_llama(), rank=4).save_pretrained(tmp_path / "raw")
+    with pytest.raises(balora.BALoraError, match=r"without their initial values .*trainer\.save_model"):
+        load(tmp_path / "raw")
+
+
+def test_an_adapter_alone_is_loaded_on_the_base_it_names_or_asks_for_one(run: TrainedRun, tmp_path: Path) -> None:
+    loose = Path(shutil.copytree(run.folder / "adapter", tmp_path / "loose"))
+    model = load(loose)
+    assert torch.equal(logits(model, batch(model)), logits(run.model, batch(model)))
+    config = loose / "adapter_config.json"
+    for name in (None, str(tmp_path / "gone")):
+        config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": name}))
+        ckpt.seal(loose)
+        with pytest.raises(balora.BALoraError, match="Say which pre-trained model it was made for"):
+            load(loose)
+
+
+def test_what_is_found_is_said(run: TrainedRun) -> None:
+    saved = find_saved(run.folder)
+    assert (saved.folder, saved.run, saved.task) == (run.folder / "adapter", run.folder, "generation")
+    assert saved.labels is None
+    assert saved.settings.dump_yaml() == run.settings.dump_yaml()
+    assert json.loads((saved.folder / "origin.json").read_text())["method"] == "balora"
