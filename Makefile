@@ -91,7 +91,7 @@ bench: $(VENV)/.run  ## all benchmarks of a CPU, on all its cores: twenty minute
 bench-gpu: $(VENV)/.run  ## those of a GPU, under 8 minutes
 	$(BENCH)/gpu.py
 
-bench-report: $(VENV)/.run  ## tables and plots of docs/cost.md from the rows
+bench-report: $(VENV)/.run  ## tables and plots of docs/explanation/cost.md from the rows
 	$(BIN)/python benchmarks/report.py
 
 format: $(VENV)/.dev  ## put it into form

@@ -1,4 +1,4 @@
-"""Write docs/methods_by_family.md: which method works on which model family, found by trying every pair.
+"""Write docs/reference/methods-by-family.md: which method works on which model family, found by trying every pair.
 
 A pair works when a tiny model of the family's real config takes the method, its function unchanged, and one step with every
 regularizer gives a finite loss and a gradient to all that learns. tests/methods/test_method_table.py holds the page to it.
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "methods_by_family.md"
+PAGE = ROOT / "docs" / "reference" / "methods-by-family.md"
 sys.path.insert(0, str(ROOT / "tests"))
 
 from balora import BALoraError  # noqa: E402

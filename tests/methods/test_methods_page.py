@@ -1,4 +1,4 @@
-"""docs/methods.md against the registry, and its example of a method of one's own, run."""
+"""docs/reference/methods.md against the registry, and its example of a method of one's own, run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from bench import adapted, backward, logits, rows_for, step_of
 from tiny import pad_rows, tiny_gpt2, tiny_llama
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGE = (DOCS / "methods.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "reference" / "methods.md").read_text(encoding="utf-8")
+GUIDE = (DOCS / "how-to" / "add-a-method.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def test_nothing_is_on_the_page_that_is_not_registered():
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2], ids=["llama", "gpt2"])
 def test_the_example_of_a_method_of_ones_own_works(make, monkeypatch):
     monkeypatch.setattr(registry.registry, "METHODS", dict(registry.METHODS))
-    module, entry = re.findall(r"```python title=[^\n]*\n(.*?)```", PAGE, re.DOTALL)
+    module, entry = re.findall(r"```python title=[^\n]*\n(.*?)```", GUIDE, re.DOTALL)
     names = {
         "Method": registry.Method,
         "register": registry.register,

@@ -12,7 +12,7 @@ import torch
 Kernel = Literal["torch", "triton"]
 
 ON_CUDA: Kernel = "torch"
-"""What None stands for on a CUDA device; docs/decisions.md says when it may become ``"triton"``."""
+"""What None stands for on a CUDA device; docs/explanation/decisions.md says when it may become ``"triton"``."""
 
 
 def chosen(kernel: Kernel | None, device: torch.device) -> Kernel:

@@ -1,6 +1,6 @@
 """CorDA++: CorDA with two choices made from the data: which sample of it to believe, layer by layer, and how much rank.
 
-From a transcription of the paper's equations 7-10; the original has not been seen (docs/methods.md says what is open).
+From a transcription of the paper's equations 7-10; the original has not been seen (docs/reference/methods.md says what is open).
 Shapes: O output features, I input features, R the smaller of the two.
 """
 
