@@ -72,9 +72,9 @@ def run(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> Ru
         log(f"Resuming from {checkpoint}")
     # All input is checked before the run directory is written to.
     trainer, tokenizer, examples = prepare(config, checkpoint)
-    if checkpoint is None:
-        loss_before, resumed_at = 0.0, 0
-    else:
+    loss_before: float | None = 0.0
+    resumed_at = 0
+    if checkpoint is not None:
         directory.check_data(examples.digest)
         # Read before the training, which may delete the checkpoint.
         loss_before = logged_loss_sum(checkpoint, read_record(directory.path) or {})
