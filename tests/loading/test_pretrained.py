@@ -1,4 +1,4 @@
-"""Loading models and tokenizers: real small folders, and each way in which one can be unfit."""
+"""Models and tokenizers load from small directories, and every defect is refused with a clear message."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def saved(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def llama(saved, tmp_path) -> Path:
-    """A folder of its own, to be damaged."""
+    """Return a copy of the model, to be damaged."""
     return Path(shutil.copytree(saved / "llama", tmp_path / "llama"))
 
 
-# --- what works -------------------------------------------------------------------------------------------------------
+# --- loading ---------------------------------------------------------------------------------------------------------
 
 
 def test_each_task_has_its_class(saved):
@@ -78,7 +78,7 @@ def test_each_task_has_its_class(saved):
     assert model.classifier.out_features == 1
 
 
-def test_the_weights_are_those_of_the_folder(saved):
+def test_weights_equal_the_stored_ones(saved):
     loaded, original = loading.load_model(source(saved / "llama")), tiny_llama()
     assert not loaded.training
     for name, value in original.state_dict().items():
@@ -88,18 +88,18 @@ def test_the_weights_are_those_of_the_folder(saved):
 @pytest.mark.parametrize(
     ("asked", "got"), [("bfloat16", torch.bfloat16), ("float32", torch.float32), ("auto", torch.float16)]
 )
-def test_dtype(saved, tmp_path, asked, got):
+def test_weights_have_the_requested_dtype(saved, tmp_path, asked, got):
     tiny_llama().to(torch.float16).save_pretrained(tmp_path / "half")
     assert loading.load_model(source(tmp_path / "half", dtype=asked)).dtype == got
 
 
-def test_a_head_for_other_classes_gives_way(saved):
+def test_a_stored_head_with_other_classes_is_replaced(saved):
     same = loading.load_model(source(saved / "bert", "classification"), 3)
     assert torch.equal(same.classifier.weight, tiny_bert(num_labels=3).classifier.weight)
     assert loading.load_model(source(saved / "bert", "classification"), 2).classifier.out_features == 2
 
 
-def test_the_tokenizer_comes_with_a_pad_token(saved, tmp_path):
+def test_a_tokenizer_without_pad_token_gets_one(saved, tmp_path):
     assert loading.load_tokenizer(source(saved / "llama")).pad_token_id == 0
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = None
@@ -107,19 +107,19 @@ def test_the_tokenizer_comes_with_a_pad_token(saved, tmp_path):
     assert loading.load_tokenizer(source(saved / "llama", tokenizer=str(tmp_path))).pad_token == "</s>"
 
 
-def test_the_target_tokenizer(saved):
+def test_the_target_tokenizer_is_loaded_if_named(saved):
     assert loading.load_target_tokenizer(source(saved / "bart", "seq2seq")) is None
     named = source(saved / "bart", "seq2seq", {"target_tokenizer": str(saved / "llama")})
     assert loading.load_target_tokenizer(named).name_or_path == str(saved / "llama")
 
 
-def test_a_home_folder(saved, monkeypatch):
+def test_a_tilde_is_expanded_to_the_home_directory(saved, monkeypatch):
     monkeypatch.setenv("HOME", str(saved))
     assert loading.load_model(source("~/llama")).config.vocab_size == 97
     assert loading.load_tokenizer(source("~/llama")).vocab_size == 97
 
 
-def test_the_models_pad_token_becomes_the_tokenizers(llama):
+def test_the_model_takes_the_pad_token_of_the_tokenizer(llama):
     edit_config(llama, pad_token_id=None)
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = None
@@ -133,7 +133,7 @@ def test_the_models_pad_token_becomes_the_tokenizers(llama):
     torch.testing.assert_close(short, padded)
 
 
-def test_positions():
+def test_max_positions():
     assert loading.max_positions(tiny_llama().config) == 256
     assert loading.max_positions(tiny_roberta().config) == 129
     assert loading.max_positions(transformers.T5Config()) is None
@@ -143,7 +143,7 @@ def test_positions():
         model(torch.full((1, 130), 5))
 
 
-def test_real_models(shared_dir, stories):
+def test_real_models_load(shared_dir, stories):
     tokenizer = loading.load_tokenizer(source(stories))
     model = loading.load_model(source(stories), tokenizer=tokenizer)
     assert model.config.vocab_size == len(tokenizer) == 512
@@ -152,10 +152,10 @@ def test_real_models(shared_dir, stories):
     assert loading.load_model(named, tokenizer=loading.load_tokenizer(named)).config.decoder_start_token_id == 1
 
 
-# --- what does not ----------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_folder_names_the_nearest(saved):
+def test_a_missing_directory_is_refused_with_the_nearest_name(saved):
     wrong = saved / "lama"
     assert refused(wrong) == f"The model folder {wrong} does not exist. Did you mean 'llama'?"
     assert "is a file. Give the folder it is in" in refused(saved / "llama" / "config.json")
@@ -167,7 +167,7 @@ def test_a_missing_folder_names_the_nearest(saved):
         loading.load_target_tokenizer(source(saved / "bart", "seq2seq", {"target_tokenizer": str(saved / "tok")}))
 
 
-def test_a_folder_without_config(llama):
+def test_a_directory_without_config_is_refused(llama):
     (llama / "config.json").unlink()
     assert refused(llama) == f"The model folder {llama} has no config.json, so it is not a transformers model."
     (llama / "adapter_config.json").write_text("{}")
@@ -180,14 +180,14 @@ def test_a_folder_without_config(llama):
     ("text", "said"),
     [("{", "not a valid JSON file"), ("{}", "model_type"), ('{"model_type": "nonesuch"}', "nonesuch")],
 )
-def test_a_broken_config(llama, text, said):
+def test_a_broken_config_is_refused(llama, text, said):
     (llama / "config.json").write_text(text)
     message = refused(llama)
     assert message.startswith(f"The model of {llama} (model) cannot be loaded: ")
     assert said in message
 
 
-def test_a_hub_id_without_network(monkeypatch):
+def test_a_hub_id_without_network_is_refused(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     said = "nobody-here/no-such-model (model) is no local folder, and as a hub id it could not be reached. Check the"
     assert said in refused("nobody-here/no-such-model")
@@ -214,7 +214,7 @@ def _raising(monkeypatch, error: Exception) -> None:
         (OSError("Something else.\nMore of it."), "cannot be loaded: Something else."),
     ],
 )
-def test_what_the_hub_refuses(monkeypatch, error, said):
+def test_errors_of_the_hub_are_explained(monkeypatch, error, said):
     _raising(monkeypatch, error)
     assert said in refused("x")
 
@@ -243,7 +243,7 @@ def test_pickled_weights_on_the_hub_are_refused(saved, monkeypatch):
     assert "x has no weights in safetensors form, only in pickle form" in refused("x")
 
 
-def test_weights_that_are_missing(llama):
+def test_missing_weights_are_refused(llama):
     (llama / "model.safetensors").unlink()
     assert refused(llama) == f"The model folder {llama} has no weights (model.safetensors)."
     (llama / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
@@ -253,7 +253,7 @@ def test_weights_that_are_missing(llama):
 
 
 @pytest.mark.parametrize("size", [0, 5, 1000, -1])
-def test_damaged_weights(llama, size):
+def test_damaged_weights_are_refused(llama, size):
     path = llama / "model.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:size])
@@ -262,7 +262,7 @@ def test_damaged_weights(llama, size):
     assert message.endswith("Copy or download it again.")
 
 
-def test_shards_are_loaded_and_each_is_checked(tmp_path):
+def test_every_shard_is_loaded_and_checked(tmp_path):
     tiny_llama().save_pretrained(tmp_path / "m", max_shard_size="20KB")
     shards = sorted((tmp_path / "m").glob("model-*.safetensors"))
     assert len(shards) > 1
@@ -299,7 +299,7 @@ def test_code_that_comes_with_a_tokenizer_is_refused(llama):
         loading.load_tokenizer(source(llama))
 
 
-def test_a_folder_without_tokenizer(llama):
+def test_a_directory_without_tokenizer_is_refused(llama):
     for path in llama.glob("tokenizer*"):
         path.unlink()
     with pytest.raises(BALoraError, match=r"\(model\) has no tokenizer\. Name a folder or hub id that has one"):
@@ -307,13 +307,13 @@ def test_a_folder_without_tokenizer(llama):
 
 
 @pytest.mark.parametrize("text", ["{", '{"a": 1}', '{"version": "1.0", "model": {"type": "BPE"}}'])
-def test_a_broken_tokenizer(llama, text):
+def test_a_broken_tokenizer_is_refused(llama, text):
     (llama / "tokenizer.json").write_text(text)
     with pytest.raises(BALoraError, match=r"The tokenizer of .* cannot be loaded: "):
         loading.load_tokenizer(source(llama))
 
 
-def test_a_tokenizer_with_more_tokens_than_the_model(saved, tmp_path):
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(saved, tmp_path):
     large = tiny_tokenizer(vocab=120)
     large.save_pretrained(tmp_path)
     with pytest.raises(
@@ -338,11 +338,11 @@ def test_a_tokenizer_with_more_tokens_than_the_model(saved, tmp_path):
         ("bert", "seq2seq", "is a bert model, which cannot do task seq2seq"),
     ],
 )
-def test_a_model_of_the_wrong_kind(saved, model, task, said):
+def test_an_architecture_that_cannot_do_the_task_is_refused(saved, model, task, said):
     assert said in refused(saved / model, task)
 
 
-def test_weights_that_do_not_fill_the_model(llama):
+def test_weights_for_fewer_layers_are_refused(llama):
     edit_config(llama, num_hidden_layers=3)
     message = refused(llama)
     assert "do not fill a LlamaForCausalLM" in message
@@ -350,13 +350,13 @@ def test_weights_that_do_not_fill_the_model(llama):
     assert "do not fill a LlamaForSequenceClassification" in refused(llama, "classification", num_labels=2)
 
 
-def test_weights_of_another_shape(llama):
+def test_weights_of_another_shape_are_refused(llama):
     edit_config(llama, intermediate_size=64)
     assert "cannot be loaded" in refused(llama)
     assert "do not fill" in refused(llama, "classification", num_labels=2)
 
 
-def test_out_of_memory_is_no_mistake_of_the_users(saved, monkeypatch):
+def test_out_of_memory_is_not_reported_as_bad_input(saved, monkeypatch):
     def from_pretrained(*_, **__):
         raise torch.OutOfMemoryError("no")
 
@@ -365,7 +365,7 @@ def test_out_of_memory_is_no_mistake_of_the_users(saved, monkeypatch):
         loading.load_model(source(saved / "llama"))
 
 
-def test_problems_are_found_without_loading(saved, llama):
+def test_all_problems_are_found_without_loading(saved, llama):
     (llama / "model.safetensors").write_bytes(b"")
     edit_config(llama, is_encoder_decoder=True)
     assert len(loading.model_problems(source(llama))) == 2

@@ -67,20 +67,15 @@ class InitialWeights:
 def initial_weights_of(
     model: nn.Module, values: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
 ) -> InitialWeights:
-    """Collect the initial weights of an adapted model.
+    """Collect the initial weights of an adapted model from the initial ``values`` of its trainable tensors.
 
-    Initial values that a new load of the pre-trained model gives (full fine-tuning) are fingerprinted, not stored.
-
-    Args:
-        model: The adapted model, with its frozen weights.
-        values: Initial values of the trainable tensors.
-        metadata: Entries to store besides the method and its options.
+    Values that a new load of the pre-trained model gives (full fine-tuning) are fingerprinted, not stored.
     """
+    state = initial_state_of(model)
+    adapter = {**state.facts(), "targets": adapted_names(model)} if state else {}
     stored = {name: value for name, value in values.items() if not in_pretrained_model(model, name)}
     stored |= {name: p.detach() for name, p in own_tensors(model) if name not in values}  # frozen, so still initial
-    return InitialWeights(
-        stored, pretrained_fingerprint(model, values), {**_adapter_metadata(model), **(metadata or {})}
-    )
+    return InitialWeights(stored, pretrained_fingerprint(model, values), {**adapter, **(metadata or {})})
 
 
 def pretrained_fingerprint(model: nn.Module, values: Mapping[str, Tensor]) -> Fingerprint:
@@ -99,11 +94,6 @@ def in_pretrained_model(model: nn.Module, name: str) -> bool:
     return form_of(model) == "model" and name.split(".")[0] not in HEAD_NAMES
 
 
-def _adapter_metadata(model: nn.Module) -> dict[str, Any]:
-    state = initial_state_of(model)
-    return {**state.facts(), "targets": adapted_names(model)} if state else {}
-
-
 def form_of(model: nn.Module) -> str:
     """Return what a trained model consists of, in the terms of `Method.form`."""
     state = initial_state_of(model)
@@ -119,11 +109,7 @@ def write_initial_weights(folder: Path, initial: InitialWeights) -> None:
 
 
 def read_initial_weights(folder: Path) -> InitialWeights:
-    """Read what `write_initial_weights` wrote.
-
-    Raises:
-        BALoraError: A file is missing or damaged.
-    """
+    """Read what `write_initial_weights` wrote; raise `BALoraError` if a file is missing or damaged."""
     metadata = _read(folder / ORIGIN)
     return InitialWeights(read_tensors(folder / INITIAL), metadata.pop("frozen"), metadata)
 
@@ -143,9 +129,6 @@ def check_initial_weights(
         expected: Initial weights of the run.
         where: Directory of ``expected``, for the error message.
         frozen: `pretrained_fingerprint` of ``model``, if it is sharded by now and was fingerprinted before.
-
-    Raises:
-        BALoraError: The weights differ; the message names the first tensor.
     """
     wrong = first_mismatch(frozen or pretrained_fingerprint(model, values), expected.frozen) or first_mismatch(
         fingerprint((n, v) for n, v in values.items() if not in_pretrained_model(model, n)),
@@ -167,11 +150,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Load a safetensors file.
-
-    Raises:
-        BALoraError: The file is missing or damaged.
-    """
+    """Load a safetensors file; raise `BALoraError` if it is missing or damaged."""
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -181,11 +160,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_trained(folder: Path, model: nn.Module) -> dict[str, Tensor]:
-    """Read the trained tensors that the Trainer saved, by the model's parameter names.
-
-    Raises:
-        BALoraError: The weights are missing or damaged.
-    """
+    """Read the trained tensors that the Trainer saved, by the model's parameter names."""
     names = {name for name, p in model.named_parameters() if p.requires_grad}
     if form_of(model) == "tensors":
         return read_tensors(folder / TRAINED)
@@ -206,11 +181,9 @@ def read_trained(folder: Path, model: nn.Module) -> dict[str, Tensor]:
 
 
 def write_manifest(folder: Path, patterns: Iterable[str] = ("**/*",)) -> None:
-    """List every file with its size and hash in the manifest, and flush all of them to the disk.
+    """Write size and hash of a directory's files into its manifest, and flush all of them to the disk.
 
-    Args:
-        folder: A directory with all its files.
-        patterns: Glob patterns of the files to list; `RESULT_FILES` if other files may be added or removed later.
+    ``patterns`` are glob patterns of the files: `RESULT_FILES` if other files may be added or removed later.
     """
     found = sorted({p for pattern in patterns for p in folder.glob(pattern) if p.name != MANIFEST})
     files = {p.relative_to(folder).as_posix(): [p.stat().st_size, _digest(p)] for p in found if p.is_file()}
@@ -219,11 +192,7 @@ def write_manifest(folder: Path, patterns: Iterable[str] = ("**/*",)) -> None:
 
 
 def check_manifest(folder: Path) -> None:
-    """Compare a directory's files with its manifest.
-
-    Raises:
-        BALoraError: A file is missing or has changed; the message names it.
-    """
+    """Refuse a directory with a file that is missing or differs from the manifest."""
     for name, (size, digest) in _read(folder / MANIFEST).items():
         path = folder / name
         if not path.is_file():

@@ -14,15 +14,7 @@ LOCK = ".lock"
 
 
 def require_writable(folder: Path, setting: str = "output") -> None:
-    """Refuse a directory that cannot be created or written to.
-
-    Args:
-        folder: Directory to write to, which may not exist yet.
-        setting: Name of the setting that gives the directory, for the error message.
-
-    Raises:
-        BALoraError: The nearest existing parent is read-only, or is a file.
-    """
+    """Refuse a directory that cannot be created or written to. The message names the ``setting`` that gives it."""
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -38,8 +30,8 @@ def locked(folder: Path, busy: str, setting: str = "output") -> Iterator[None]:
 
     Args:
         folder: Directory to write to.
-        busy: What another process is doing in it, for the error message: "Another process is running".
-        setting: Name of the setting that gives the directory, for the error message.
+        busy: Beginning of the message if it is locked, such as "Another process is running".
+        setting: Name of the setting that gives the directory, for the messages.
 
     Raises:
         BALoraError: The directory cannot be created, or another process has locked it.

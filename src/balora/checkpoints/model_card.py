@@ -72,7 +72,7 @@ class ModelDescription:
 
     @property
     def classifies(self) -> bool:
-        """Whether the model has a classification head."""
+        """True if the model has a classification head."""
         return self.task in ("classification", "regression")
 
 

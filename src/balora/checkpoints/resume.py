@@ -30,13 +30,7 @@ class RestoreBestCheckpoint(TrainerCallback):
 def find_best_checkpoint(checkpoint: Path, run: Path, *, needed: bool) -> Path | None:
     """Find the best checkpoint that a checkpoint's state names, in the run directory or beside the checkpoint.
 
-    Args:
-        checkpoint: Checkpoint to resume from.
-        run: Run directory of the resumed run.
-        needed: Whether the run ends with the best model (``load_best_model_at_end``).
-
-    Raises:
-        BALoraError: The best checkpoint is needed and missing.
+    With ``needed``, because the run ends with the best model, a missing one raises `BALoraError`.
     """
     stored = _state(checkpoint).get("best_model_checkpoint")
     if stored is None:
@@ -53,11 +47,7 @@ def find_best_checkpoint(checkpoint: Path, run: Path, *, needed: bool) -> Path |
 
 
 def check_resumable(checkpoint: Path) -> None:
-    """Refuse a checkpoint without optimizer or schedule: both would start anew, which gives another result.
-
-    Raises:
-        BALoraError: The state of the optimizer or of the schedule is missing.
-    """
+    """Refuse a checkpoint without the state of optimizer and schedule: a resume would give another result."""
     if (checkpoint / "latest").is_file():  # DeepSpeed's format holds both
         return
     missing = [
@@ -73,14 +63,9 @@ def check_resumable(checkpoint: Path) -> None:
 
 
 def logged_loss_sum(checkpoint: Path, record: Mapping[str, Any]) -> float | None:
-    """Sum the training loss over all steps up to a checkpoint, from its log.
+    """Sum the training loss over all steps up to a checkpoint, from its log and the run's record.
 
-    Args:
-        checkpoint: Checkpoint to resume from.
-        record: The run's ``run.json``.
-
-    Returns:
-        The sum; None if the log lacks steps. At a resume the Trainer drops steps that were not logged before the checkpoint.
+    Returns None if the log lacks steps. At a resume the Trainer drops steps that were not logged before the checkpoint.
     """
     state = _state(checkpoint)
     total, last = 0.0, 0
@@ -97,8 +82,8 @@ def metrics_over_all_steps(
     """Correct the metrics of a resumed run: ``train_loss`` becomes the mean over all steps of the run.
 
     Args:
-        metrics: The Trainer's metrics, whose loss is the mean over the steps since the resume.
-        loss_before: `logged_loss_sum`; None removes the loss.
+        metrics: Metrics of the Trainer, with the mean loss over the steps since the resume.
+        loss_before: Result of `logged_loss_sum`; None removes the loss.
         resumed_at: Step of the checkpoint.
         steps: Number of steps of the run.
 

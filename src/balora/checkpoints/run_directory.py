@@ -19,15 +19,11 @@ from balora.files import read_json, write_text
 CONFIG = "config.yaml"
 RECORD = "run.json"
 IS_MAIN = os.environ.get("RANK", "0") == "0"
-"""Whether this process writes: one of those that torchrun or accelerate start for a run."""
+"""True in the one process that writes, of all processes that torchrun or accelerate start for a run."""
 
 
 class RunDirectory:
-    """The directory of one run, ``config.output``.
-
-    Args:
-        config: Config of the run that is to write to the directory.
-    """
+    """Directory ``config.output`` of a run that is to write to it."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -35,11 +31,7 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Create the directory, write the config, and keep every other process out of it.
-
-        Raises:
-            BALoraError: The directory cannot be created, or another process is writing to it.
-        """
+        """Create the directory, write the config, and keep every other process out of it."""
         if not IS_MAIN:
             yield
             return
@@ -64,13 +56,9 @@ class RunDirectory:
         return newest
 
     def check_data(self, digest: str) -> None:
-        """Refuse to resume with other examples: rows that were held out could become training rows.
+        """Refuse to resume with other examples than the run began with: evaluation rows could become training rows.
 
-        Args:
-            digest: `Examples.digest` of the present examples.
-
-        Raises:
-            BALoraError: The run began with other examples.
+        ``digest`` is `Examples.digest` of the present examples.
         """
         stored = ((read_record(self.path) or {}).get("data") or {}).get("digest")
         if stored is not None and stored != digest:
@@ -118,10 +106,6 @@ class RunDirectory:
 
 
 def read_record(run: Path) -> dict[str, Any] | None:
-    """Return the content of ``run.json``, or None if there is none.
-
-    Raises:
-        BALoraError: The file is damaged.
-    """
+    """Return the content of ``run.json``, or None if there is none; raise `BALoraError` if it is damaged."""
     path = run / RECORD
     return read_json(path, "Delete it to resume from the newest checkpoint.") if path.is_file() else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -16,16 +16,10 @@ from balora.config.steps import optimizer_steps
 from balora.data import Examples, Tokenized, describe_conditions, load_examples
 from balora.errors import BALoraError
 from balora.estimation.memory import Estimate, estimate
-from balora.loading.pretrained import (
-    AUTO_CLASSES,
-    load_config,
-    load_target_tokenizer,
-    load_tokenizer,
-    max_positions,
-    model_problems,
-)
+from balora.loading.pretrained import AUTO_CLASSES, load_target_tokenizer, load_tokenizer, max_positions
+from balora.loading.pretrained_checks import load_config, model_problems
 from balora.loading.source import ModelSource
-from balora.methods import find_method
+from balora.methods import AdaptOptions, Method, find_method
 from balora.methods.adapt import check_options
 from balora.methods.init.calibration import check_enough, rows_wanted
 from balora.methods.quantization.quantize import loaded_bits
@@ -72,48 +66,41 @@ def validate(config: RunConfig) -> ValidationReport:
     The run directory, the training arguments, the teacher cache, tokenizers, data, model and method are checked
     independently, so that one problem does not hide another.
     """
-    report, source = ValidationReport(), ModelSource.from_config(config)
+    report, source, spec = ValidationReport(), ModelSource.from_config(config), find_method(config.method.name)
     report.check(RunDirectory(config).check)
     report.check(lambda: training_arguments(config))
     report.check(lambda: find_cache(config))
+    options = report.check(
+        lambda: check_options(spec, **adapter_arguments(config), extra=config.method.adapt_options())
+    )
     tokenizer = report.check(lambda: load_tokenizer(source))
     target = report.check(lambda: load_target_tokenizer(source))
     examples = report.check(lambda: load_examples(config.data, config.task, config.seed))
     found = model_problems(source)
     report.problems += [problem for problem in found if problem not in report.problems]
     model_config = None if found else report.check(lambda: load_config(source))
-    rows = None
+    rows = model = None
     if tokenizer is not None and examples is not None:
         positions = None if model_config is None else max_positions(model_config)
         rows = report.check(lambda: tokenize(config, examples, tokenizer, target, positions))
         if rows is not None:
+            report.rows = len(rows.train)
             report.notes += rows.notes
             report.check(lambda: answers_of(config, examples, rows, target or tokenizer))
-            report.check(lambda: _check_row_count(config, len(rows.train)))
-    model = None
-    if model_config is not None:
-        steps = optimizer_steps(len(rows.train), config.training) if rows else None
-        model = report.check(lambda: _adapted(config, _empty_model(source, model_config, examples), steps))
+            if spec.needs_data and options is not None:
+                wanted = rows_wanted(options.extra)
+                report.check(lambda: check_enough(wanted, report.rows))
+    if model_config is not None and options is not None:
+        steps = optimizer_steps(report.rows, config.training) if rows else None
+        options = dataclasses.replace(options, total_steps=steps)
+        model = report.check(lambda: _adapted(spec, options, _empty_model(source, model_config, examples)))
     if examples is not None:
         report.notes += [describe_conditions(examples.conditions) + "."] if examples.conditions else []
         objective = report.check(lambda: Objective(config.regularization, config.task, num_labels=examples.num_labels))
         report.notes += objective.notices if objective else []
-    if model is not None and rows is not None:
-        report.rows = len(rows.train)
-        _estimate(config, model, rows, report)
+    if model is not None and rows is not None and options is not None:
+        _estimate(config, model, rows, options, report)
     return report
-
-
-def _check_row_count(config: RunConfig, rows: int) -> None:
-    """Refuse too few rows for a method that computes its initial values from data."""
-    spec = find_method(config.method.name)
-    if spec.needs_data:
-        check_enough(rows_wanted(_method_options(config)), rows)
-
-
-def _method_options(config: RunConfig) -> dict[str, Any]:
-    defaults = {name: option.default for name, option in find_method(config.method.name).options.items()}
-    return {**defaults, **config.method.adapt_options()}
 
 
 def _empty_model(source: ModelSource, config: PretrainedConfig, examples: Examples | None) -> PreTrainedModel:
@@ -132,20 +119,19 @@ def _empty_model(source: ModelSource, config: PretrainedConfig, examples: Exampl
     return model
 
 
-def _adapted(config: RunConfig, model: PreTrainedModel, steps: int | None) -> nn.Module:
+def _adapted(spec: Method, options: AdaptOptions, model: PreTrainedModel) -> nn.Module:
     """Add the adapter to the empty model: this finds a rank that is too large and targets that match nothing."""
-    spec = find_method(config.method.name)
-    arguments = adapter_arguments(config)
-    options = check_options(spec, **arguments, extra=config.method.adapt_options())
-    if spec.needs_steps and steps is None:
+    if spec.needs_steps and options.total_steps is None:
         return model  # the data have a problem, so the number of steps is unknown
-    return spec.build(model, dataclasses.replace(options, total_steps=steps)).train()
+    return spec.build(model, options).train()
 
 
-def _estimate(config: RunConfig, model: nn.Module, rows: Tokenized, report: ValidationReport) -> None:
-    source, options, stored_bits = ModelSource.from_config(config), _method_options(config), loaded_bits(model)
-    dtype, bits = _dtype(source, model.config), stored_bits or options.get("bits")
-    training = config.training
+def _estimate(
+    config: RunConfig, model: nn.Module, rows: Tokenized, options: AdaptOptions, report: ValidationReport
+) -> None:
+    dtype, training = _dtype(ModelSource.from_config(config), model.config), config.training
+    stored_bits = loaded_bits(model)
+    bits = stored_bits or options.extra.get("bits")
     report.estimate = estimate(
         model,
         config.task,
@@ -156,12 +142,12 @@ def _estimate(config: RunConfig, model: nn.Module, rows: Tokenized, report: Vali
         gradient_checkpointing=bool(training.get("gradient_checkpointing", False)),
         steps=optimizer_steps(len(rows.train), training),
         bits=bits,
-        double_quantization=options.get("double_quantization", True),
+        double_quantization=options.extra.get("double_quantization", True),
     )
     if bits is not None and stored_bits is None:
         full = report.estimate.parameters * dtype.itemsize / 2**30
         report.notes.append(
-            f"the weights are loaded in full precision, about {full:.2f} GiB in the machine's memory, and rounded to {bits} "
+            f"the weights are loaded unquantized, about {full:.2f} GiB in the machine's memory, and rounded to {bits} "
             "bits after the adapter's initial values have been computed."
         )
 

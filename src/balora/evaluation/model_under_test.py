@@ -20,7 +20,8 @@ from balora.config.run_config import RunConfig
 from balora.data.collate import ensure_pad_token
 from balora.errors import BALoraError
 from balora.evaluation.options import EvaluationOptions
-from balora.loading.pretrained import load_config, load_model, load_target_tokenizer, load_tokenizer
+from balora.loading.pretrained import load_model, load_target_tokenizer, load_tokenizer
+from balora.loading.pretrained_checks import load_config
 from balora.loading.source import Location, ModelSource
 from balora.loading.trained import SavedModel, find_saved, load
 from balora.logging_control import quiet
@@ -108,7 +109,7 @@ class ModelUnderTest:
             manifest = (self.saved.folder / ckpt.MANIFEST).read_bytes()
             return {"kind": "run", "weights": hashlib.sha256(manifest).hexdigest(), **dtype}
         adapter = {} if self.adapter is None else {"adapter": _digest(self.adapter)}
-        if self.base.directory is not None and self.base.available:
+        if self.base.directory is not None and not self.base.missing:
             return {"kind": "model", "weights": _digest(self.base.directory), **adapter, **dtype}
         commit = getattr(load_config(self._source()), "_commit_hash", None)
         return {"kind": "model", "hub": self.base.name, "commit": commit, **adapter, **dtype}
@@ -198,6 +199,3 @@ def _digest(folder: Path) -> str:
     for path in sorted({path for pattern in _IDENTITY_FILES for path in folder.glob(pattern) if path.is_file()}):
         digest.update(f"{path.name} {file_digest(path)}".encode())
     return digest.hexdigest()
-
-
-__all__ = ["REFERENCE", "LoadedModel", "ModelUnderTest"]

@@ -37,7 +37,7 @@ class BaseModel:
     dtype: torch.dtype
     device: torch.device
     source: ModelSource | None
-    """Where the model is loaded from; None if it was made in memory."""
+    """Source of the model; None if it was made in memory."""
     adapted: nn.Module | None = None
     """The adapted model, which is copied if there is no source or if its frozen weights are to be kept."""
     bits: int | None = None
@@ -47,16 +47,11 @@ class BaseModel:
 
     @classmethod
     def under(cls, model: nn.Module, source: ModelSource | None) -> BaseModel:
-        """Describe the pre-trained model under an adapted one.
-
-        Args:
-            model: The adapted model.
-            source: Source of the pre-trained model; None to use the name that the model itself has.
-        """
+        """Describe the pre-trained model under an adapted one. Without ``source`` the name in the model is used."""
         inner: PreTrainedModel = base_model_of(model)
         if source is None and inner.name_or_path:
             location = Location(inner.name_or_path)
-            if location.available:
+            if not location.missing:
                 revision = getattr(inner.config, "_commit_hash", None) if location.directory is None else None
                 source = ModelSource(model=location, revision=revision)
         bits = next((module.bits for module in model.modules() if isinstance(module, Quantized)), None)
@@ -91,12 +86,10 @@ class BaseModel:
             assert isinstance(self.adapted, PeftModel), "a run's model has a source"
             return unwrapped_copy(self.adapted, None if keep_frozen else initial, dequantized=keep_frozen).eval()
         # bitsandbytes quantizes on the device it loads to.
-        options = (
-            {"quantization_config": self.quantization, "device_map": {"": self.device}} if self.quantization else {}
-        )
-        model = self._from_pretrained(**options)[0]
+        quantize = {"quantization_config": self.quantization, "device_map": {"": self.device}}
+        model = self._from_pretrained(**(quantize if self.quantization else {}))[0]
         take_over(model)
-        return (model if options else model.to(self.device)).eval()
+        return (model if self.quantization else model.to(self.device)).eval()
 
     def random_parameters(self) -> list[str]:
         """Return the parameters that the pre-trained weights lack, so that each load makes them at random."""
@@ -161,12 +154,7 @@ def add_random_layers(change: Change, model: nn.Module, parameters: list[str]) -
     """Add the layers that a plain load of the pre-trained model would make at random to a change, with their present weights.
 
     A BERT or DeBERTa from masked language modelling has no pooler. The run's pooler was random at first, so it must be a
-    part of the result although it is no head.
-
-    Args:
-        change: Result of `change_of`.
-        model: The trained model.
-        parameters: Result of `BaseModel.random_parameters`.
+    part of the result although it is no head. ``parameters`` is the result of `BaseModel.random_parameters`.
     """
     names = sorted({name.rpartition(".")[0] for name in parameters if name not in change.modules})
     if not names:

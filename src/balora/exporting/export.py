@@ -87,7 +87,7 @@ class _Trained:
 
     @property
     def only_residual(self) -> bool:
-        """Whether the original pre-trained weights are unknown, because the method moved a part of them into the adapter."""
+        """True if the original pre-trained weights are unknown, because the method moved a part of them into the adapter."""
         return self.method.shifts_base and self.initial is None
 
     def keeps_frozen(self, to: Form) -> bool:
@@ -162,9 +162,8 @@ def _from_run(path: str | Path, base: str | Path | None) -> _Trained:
     assert saved is not None
     source = saved.source(base) if saved.config is not None or base is not None else None
     initial = saved.initial.values if saved.method.shifts_base else None
-    return _Trained(
-        model, saved.method, initial, BaseModel.under(model, source), infer_task(model), saved.tokenizer(), saved
-    )
+    base_model = BaseModel.under(model, source)
+    return _Trained(model, saved.method, initial, base_model, infer_task(model), saved.tokenizer(), saved)
 
 
 def _from_model(
@@ -246,11 +245,7 @@ def _export(trained: _Trained, to: Form, output: Path, check: bool) -> ExportRep
 
 @contextlib.contextmanager
 def _staged(output: Path) -> Iterator[Path]:
-    """Provide a directory beside the output, and rename it to the output if the block succeeds.
-
-    Raises:
-        BALoraError: Writing failed (a full disk, for example).
-    """
+    """Provide a directory beside the output, and rename it to the output if the block succeeds."""
     staging = output.absolute().with_name(f".{output.absolute().name}.exporting")
     shutil.rmtree(staging, ignore_errors=True)  # left by an export that was killed
     try:
@@ -316,6 +311,3 @@ def _card(trained: _Trained, to: Form, rank: int | None, agreement: Agreement | 
         quantization=base.quantization if to == "lora" else None,
     )
     return model_card(config, record.get("metrics", {}), provenance, form=to, description=description)
-
-
-__all__ = ["ExportReport", "export"]

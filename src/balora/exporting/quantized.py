@@ -46,11 +46,9 @@ def lora_reference(
         return list(trained), f"Load the base in {bits} bits, as it was trained on; the README there shows how."
     assert isinstance(model, PeftModel)
     exact = probe_outputs(_unquantized(model, base, initial), probe)
-    moved = (
-        f", which moves its logits by up to {compare(exact, trained, model.dtype).largest_difference:.2g}"
-        if probe
-        else ""
-    )
+    moved = ""
+    if probe:
+        moved = f", which moves its logits by up to {compare(exact, trained, model.dtype).largest_difference:.2g}"
     return exact, (
         "It is for the base in full precision: compared with the trained adapter on the weights as they were before they were "
         f"rounded to {bits} bits{moved}. --to merged keeps them rounded."
@@ -61,10 +59,7 @@ def lora_reference(
 def _unquantized(model: PeftModel, base: nn.Module, initial: Mapping[str, Tensor]) -> nn.Module:
     """Return a copy of the trained model with its frozen weights as they were before quantization.
 
-    Args:
-        model: The trained model; unchanged.
-        base: The pre-trained model in full precision.
-        initial: Initial values of the adapter.
+    ``base`` is the pre-trained model in full precision.
 
     Raises:
         BALoraError: The quantized weights are not those of this base.

@@ -48,7 +48,7 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
-        """Whether the difference is finite and within the allowed one."""
+        """True if the difference is finite and within the allowed one."""
         return self.largest_difference <= self.allowed
 
     def __str__(self) -> str:
@@ -66,10 +66,6 @@ def make_probe(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> P
     """Make batches of seeded random tokens over the vocabulary, and of real text if there is a tokenizer.
 
     The sequences of a batch differ in length and are padded. A model without a pad token gets them one by one.
-
-    Args:
-        model: The trained model, which decides the names of the inputs.
-        tokenizer: Tokenizer of the model.
     """
     base = base_model_of(model)
     size = len(base.get_input_embeddings().weight)  # type: ignore[operator]  # an adapted embedding has no num_embeddings
@@ -116,12 +112,7 @@ def probe_outputs(model: nn.Module, probe: Probe) -> list[Tensor]:
 
 
 def compare(trained: Sequence[Tensor], exported: Sequence[Tensor], dtype: torch.dtype) -> Agreement:
-    """Compare the probe outputs of two models.
-
-    Args:
-        trained: Result of `probe_outputs` for the trained model.
-        exported: Result for the exported model, in the same order.
-        dtype: Narrowest dtype of the weights, which decides the allowed difference.
+    """Compare the probe outputs of two models. The ``dtype`` of the weights decides the allowed difference.
 
     Example:
         >>> compare([torch.tensor([[1.0, 2.0]])], [torch.tensor([[1.0, 2.5]])], torch.float32).largest_difference

@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -43,9 +43,9 @@ class Factors:
     weight: str
     """Name of the weight in the pre-trained model."""
     transposed: bool = False
-    """Whether the model stores the weight as I × O."""
+    """True if the model stores the weight as I × O."""
     embedding: bool = False
-    """Whether peft stores the factors under its key for embeddings."""
+    """True if peft stores the factors under its keys for embeddings."""
     magnitude_O: Tensor | None = None
     """DoRA's magnitude m: the norm of each row of the changed weight."""
 
@@ -89,7 +89,12 @@ def change_of(model: PeftModel, initial: Mapping[str, Tensor] | None = None) -> 
     Returns:
         The change, of rank r, or 2r with ``initial``. After AdaLoRA each layer has its own rank.
     """
-    factors = {name: _factors(name, layer, initial) for name, layer in _layers(model)}
+    layers = ((n.removeprefix(PREFIX), m) for n, m in model.named_modules() if isinstance(m, LoraLayer))
+    factors = {
+        name: _factors(name, layer, initial)
+        for name, layer in layers
+        if ADAPTER in layer.lora_A or ADAPTER in layer.lora_embedding_A
+    }
     modules = {
         name.removeprefix(PREFIX).replace(_MODULES, "."): parameter.detach().cpu().clone()
         for name, parameter in trainable(model)
@@ -119,11 +124,8 @@ def _factors(name: str, layer: LoraLayer, initial: Mapping[str, Tensor] | None) 
     a_RI, b_OR = (tensor.detach().cpu().clone() for tensor in pair)
     magnitude = getattr(layer, "lora_magnitude_vector", {})
     base = layer.get_base_layer()
-    transposed = (
-        isinstance(base, Conv1D | nn.Embedding)
-        or getattr(base, "turned", False)
-        or (stack and not layer._did_swap_in_out_features)
-    )  # type: ignore[union-attr]
+    transposed = isinstance(base, Conv1D | nn.Embedding) or getattr(base, "turned", False)
+    transposed = transposed or (stack and not layer._did_swap_in_out_features)  # type: ignore[union-attr]
     target = target_name(name, layer)
     return Factors(
         a_RI,
@@ -175,11 +177,7 @@ def factor_difference(a_RI: Tensor, b_OR: Tensor, a0_RI: Tensor, b0_OR: Tensor) 
 def write_lora(change: Change, folder: Path, base: str | None, revision: str | None) -> None:
     """Write a change as a plain LoRA in peft's format.
 
-    Args:
-        change: Result of `change_of`.
-        folder: An existing directory.
-        base: Hub id or directory of the pre-trained model.
-        revision: Revision of a hub model.
+    ``base`` is the hub id or directory of the pre-trained model.
     """
     state = {}
     for name, factors in change.factors.items():
@@ -201,10 +199,6 @@ def write_lora(change: Change, folder: Path, base: str | None, revision: str | N
 @torch.no_grad()
 def merge_into(model: nn.Module, change: Change) -> None:
     """Add a change to the weights of the pre-trained model: summed in float32, rounded once.
-
-    Args:
-        model: The pre-trained model without adapter; changed in place.
-        change: Result of `change_of`.
 
     Raises:
         BALoraError: A weight is quantized, is no matrix, or is shared with another layer.
@@ -236,9 +230,9 @@ def unwrapped_copy(model: PeftModel, initial: Mapping[str, Tensor] | None, *, de
     """Copy the model under an adapter, and restore the part of its weights that the method moved into the adapter.
 
     Args:
-        model: An adapted model; unchanged.
+        model: An adapted model.
         initial: Initial values of the adapter; None if the method moved nothing.
-        dequantized: Whether weights in 4 or 8 bits become ordinary ones; always so with ``initial``.
+        dequantized: Convert weights in 4 or 8 bits to ordinary ones; always done with ``initial``.
     """
     base = copy.deepcopy(model).unload()
     if dequantized or initial is not None:
@@ -264,12 +258,6 @@ def initial_factors(name: str, layer: LoraLayer, initial: Mapping[str, Tensor]) 
 def _initial(initial: Mapping[str, Tensor], name: str, kind: str) -> Tensor:
     ending = "" if "embedding" in kind else ".weight"
     return initial[f"{PREFIX}{name}.{kind}.{ADAPTER}{ending}"]
-
-
-def _layers(model: PeftModel) -> Iterator[tuple[str, LoraLayer]]:
-    for name, module in model.named_modules():
-        if isinstance(module, LoraLayer) and (ADAPTER in module.lora_A or ADAPTER in module.lora_embedding_A):
-            yield name.removeprefix(PREFIX), module
 
 
 def _plain_config(model: PeftModel, *, doubled: bool) -> LoraConfig:

@@ -46,17 +46,13 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model, and give it a pad token if it has none.
 
     Raises:
-        BALoraError: The tokenizer is missing or broken, cannot be reached, or needs code of its own.
+        BALoraError: The tokenizer is missing or broken, cannot be reached, or needs code that comes with it.
     """
     return _load_tokenizer(source.tokenizer or source.model, source)
 
 
 def load_target_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer of the responses (seq2seq); return None if the source names none.
-
-    Raises:
-        BALoraError: As `load_tokenizer`.
-    """
+    """Load the tokenizer of the responses (seq2seq); return None if the source names none. Raises as `load_tokenizer`."""
     return None if source.target_tokenizer is None else _load_tokenizer(source.target_tokenizer, source)
 
 
@@ -79,8 +75,8 @@ def load_model(
         The model in eval mode on the CPU. Only a classification head may have new, random weights.
 
     Raises:
-        BALoraError: The model is missing, broken, of the wrong kind, in pickle form, needs code of its own, or has a
-            smaller vocabulary than the tokenizer.
+        BALoraError: The model is missing, broken, of the wrong kind, in pickle form, needs code that comes with it, or
+            has a smaller vocabulary than the tokenizer.
     """
     raise_all(model_problems(source), f"The model {source.model.name} cannot be loaded")
     model = _from_pretrained(source, load_config(source), _head_config(source.task, num_labels, id2label))
@@ -114,7 +110,7 @@ def max_positions(config: PretrainedConfig) -> int | None:
 
 def _load_tokenizer(location: Location, source: ModelSource) -> PreTrainedTokenizerBase:
     directory = location.directory
-    if not location.available:
+    if location.missing:
         raise BALoraError(missing_directory(location))
     if directory is not None and not any(p.name.startswith(_TOKENIZER_FILES) for p in directory.iterdir()):
         raise BALoraError(
@@ -168,16 +164,3 @@ def _from_pretrained(source: ModelSource, config: PretrainedConfig, head: Mappin
         raise loading_error(error, source.model, "model") from error
     check_complete(model, report, source)
     return model.eval()
-
-
-__all__ = [
-    "AUTO_CLASSES",
-    "check_vocabulary",
-    "load_config",
-    "load_model",
-    "load_target_tokenizer",
-    "load_tokenizer",
-    "max_positions",
-    "model_problems",
-    "set_pad_token",
-]

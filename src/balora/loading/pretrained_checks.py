@@ -1,4 +1,4 @@
-"""Find everything that makes a pre-trained model unusable; most of it before a weight is loaded."""
+"""Checks of a pre-trained model; most of them need no weights."""
 
 from __future__ import annotations
 
@@ -30,14 +30,10 @@ CONVERT_PICKLE = (
 
 
 def model_problems(source: ModelSource) -> list[str]:
-    """List what is wrong with a model, without loading its weights.
-
-    Returns:
-        One sentence per problem. Empty for a local model that can be loaded, and for a hub id, which is not asked for.
-    """
+    """List what is wrong with a local model, one sentence per problem, without loading its weights."""
     if source.model.directory is None:
         return []
-    if not source.model.available:
+    if source.model.missing:
         return [missing_directory(source.model)]
     try:
         config = load_config(source)
@@ -66,7 +62,7 @@ def load_config(source: ModelSource) -> PretrainedConfig:
     """Load a model's ``config.json``.
 
     Raises:
-        BALoraError: The file is missing, is not JSON, cannot be reached, or needs code of its own.
+        BALoraError: The file is missing, is not JSON, cannot be reached, or needs code that comes with it.
     """
     directory = source.model.directory
     if directory is not None and not (directory / "config.json").is_file():
@@ -89,13 +85,7 @@ def load_config(source: ModelSource) -> PretrainedConfig:
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, target: bool = False) -> None:
     """Refuse a tokenizer that can produce tokens the model does not know.
 
-    Args:
-        model: A loaded model.
-        tokenizer: Tokenizer of its inputs or responses.
-        target: Whether the tokenizer is for responses, so that the model's output head is compared.
-
-    Raises:
-        BALoraError: The model's vocabulary is smaller; the message gives both sizes.
+    With ``target`` the tokenizer is for responses, and the model's output head is compared instead of its embedding.
     """
     matrix = model.get_output_embeddings() if target else model.get_input_embeddings()
     known = int(matrix.weight.shape[0])  # type: ignore[union-attr, index]
@@ -108,15 +98,9 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 
 def check_complete(model: PreTrainedModel, report: Mapping[str, Any], source: ModelSource) -> None:
-    """Refuse a model that has new, random weights anywhere but in a classification head or a pooler.
+    """Refuse a model with new, random weights outside a classification head and a pooler.
 
-    Args:
-        model: The loaded model.
-        report: Loading info of ``from_pretrained``.
-        source: Where the model came from.
-
-    Raises:
-        BALoraError: The checkpoint lacks weights; the message counts them and names one.
+    ``report`` is the loading info of ``from_pretrained``.
     """
     random = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if source.task in ("classification", "regression"):
@@ -131,13 +115,7 @@ def check_complete(model: PreTrainedModel, report: Mapping[str, Any], source: Mo
 
 
 def loading_error(error: Exception, location: Location, what: str) -> BALoraError:
-    """Turn an exception of transformers into one sentence for the user.
-
-    Args:
-        error: The exception.
-        location: What was to be loaded.
-        what: ``model`` or ``tokenizer``.
-    """
+    """Turn an exception of transformers, raised while loading ``what`` (model or tokenizer), into one sentence."""
     text, name = " ".join(str(error).split()), location.name
     if "trust_remote_code" in text or "custom code" in text:
         return BALoraError(

@@ -30,9 +30,9 @@ class Location:
         return self.name if self.directory is None else str(self.directory)
 
     @property
-    def available(self) -> bool:
-        """Whether loading may be tried: false for a local directory that is missing."""
-        return self.directory is None or self.directory.is_dir()
+    def missing(self) -> bool:
+        """True for a local directory that does not exist."""
+        return self.directory is not None and not self.directory.is_dir()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,13 +24,10 @@ from balora.loading.pretrained import load_model, load_tokenizer
 from balora.loading.source import Location, ModelSource
 from balora.logging_control import quiet
 from balora.methods import Method, adapt, find_method, load_trainable
-from balora.methods.fingerprint import fingerprint
 from balora.methods.initial_state import GUARD, trainable
 from balora.models.adapted_model import ADAPTER
-from balora.models.classifier_head import HEAD_NAMES
 
 _RESULT_DIRECTORIES = ("adapter", "model")
-_TASKS = {"CAUSAL_LM": "generation", "SEQ_2_SEQ_LM": "seq2seq", "SEQ_CLS": "classification"}
 _TRAINED_HEAD = f".modules_to_save.{ADAPTER}."
 _ATTRIBUTE = "balora_saved"
 
@@ -93,44 +90,18 @@ class SavedModel:
     @property
     def task(self) -> str:
         """Task the model was trained for."""
-        if self.config is not None:
-            return self.config.task
-        if "task" in self.initial.metadata:
-            return str(self.initial.metadata["task"])
-        if self.method.form == "lora":
-            kind = read_json(self.folder / CONFIG_NAME).get("task_type")
-        else:
-            name = (read_json(self.folder / "config.json").get("architectures") or [""])[0]
-            kind = "SEQ_CLS" if name.endswith("ForSequenceClassification") else "CAUSAL_LM"
-            kind = "SEQ_2_SEQ_LM" if name.endswith("ForConditionalGeneration") else kind
-        task = _TASKS.get(str(kind), "generation")
-        return "regression" if task == "classification" and self.num_labels == 1 else task
+        return str(self.initial.metadata["task"])
 
     @property
     def labels(self) -> tuple[str, ...] | None:
-        """Class names in the order of their numbers; None if none are stored."""
+        """Class names in the order of their numbers; None if there are no classes."""
         names = self.initial.metadata.get("labels") or (self.config and self.config.data.labels)
-        if not names and self.run is not None:
+        if not names and self.run is not None:  # classes that a seq2seq model answers as text
             names = ((read_record(self.run) or {}).get("data") or {}).get("labels")
-        if not names and (self.folder / "config.json").is_file():
-            id2label = read_json(self.folder / "config.json").get("id2label") or {}
-            names = [id2label[key] for key in sorted(id2label, key=int)]
         return tuple(map(str, names)) if names else None
 
-    @property
-    def num_labels(self) -> int | None:
-        """Number of outputs of the classification head; None without a head."""
-        heads = [value for name, value in self.initial.values.items() if value.dim() == 2 and _in_head(name)]
-        if heads:
-            return min(value.shape[0] for value in heads)  # the logits' layer is the narrowest of the head
-        return len(self.labels) if self.labels else None
-
     def source(self, base: str | Path | None = None) -> ModelSource:
-        """Return the source of the pre-trained model: the run's, or ``base`` loaded with the run's options.
-
-        Raises:
-            BALoraError: The weights are not in a run directory and name no pre-trained model.
-        """
+        """Return the source of the pre-trained model: the run's, or ``base`` loaded with the run's options."""
         if self.config is not None:
             source = ModelSource.from_config(self.config)
             return source if base is None else source.with_model(base)
@@ -140,8 +111,8 @@ class SavedModel:
                 f"{self.folder} is not in a run directory, so there is no {CONFIG} to name the pre-trained model. Name it: "
                 "balora.load(folder, base=...)."
             )
-        known = {key: self.initial.metadata[key] for key in ("dtype", "seed") if key in self.initial.metadata}
-        return ModelSource(model=location, task=self.task, **known)
+        metadata = self.initial.metadata
+        return ModelSource(model=location, task=self.task, dtype=metadata["dtype"], seed=metadata["seed"])
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """Load the tokenizer beside the weights, or else the run's; return None if there is neither."""
@@ -200,7 +171,7 @@ def _not_a_run(folder: Path) -> str:
         return f"{folder} holds a plain peft adapter, not a run of balora. Load it with peft.PeftModel.from_pretrained."
     if (folder / "config.json").is_file():
         return f"{folder} holds a plain transformers model, not a run of balora. Load it with from_pretrained."
-    return f"{folder} is not a run directory: it has no {CONFIG}. Give the folder that `balora train` wrote."
+    return f"{folder} is not the folder of a run: it has no {CONFIG}. Give the folder that `balora train` wrote."
 
 
 def _adapted(saved: SavedModel, base: str | Path | PreTrainedModel | None) -> nn.Module:
@@ -222,7 +193,7 @@ def _adapted(saved: SavedModel, base: str | Path | PreTrainedModel | None) -> nn
         **metadata["options"],
     )
     values = {name: parameter.detach() for name, parameter in trainable(adapted)}
-    ckpt.check_initial_weights(adapted, values, _with_unused_heads(initial, adapted), saved.folder)
+    ckpt.check_initial_weights(adapted, values, initial, saved.folder)
     return adapted
 
 
@@ -238,11 +209,10 @@ def _load_base(saved: SavedModel, base: str | Path | PreTrainedModel | None) -> 
 
 def _head_of(saved: SavedModel) -> tuple[int | None, dict[int, str] | None]:
     """Return the number of labels and their names, as `load_model` takes them."""
-    if saved.task not in ("classification", "regression"):
-        return None, None
-    names = saved.labels
-    id2label = dict(enumerate(names)) if names and len(names) == saved.num_labels else None
-    return saved.num_labels, id2label if saved.task == "classification" else None
+    if saved.task == "classification":
+        labels = saved.labels or ()
+        return len(labels), dict(enumerate(labels))
+    return (1, None) if saved.task == "regression" else (None, None)
 
 
 def _base_of_adapter(folder: Path) -> Location | None:
@@ -250,7 +220,7 @@ def _base_of_adapter(folder: Path) -> Location | None:
     path = folder / CONFIG_NAME
     name = read_json(path).get("base_model_name_or_path") if path.is_file() else None
     location = Location(str(name)) if name else None
-    return location if location is not None and location.available else None
+    return None if location is None or location.missing else location
 
 
 def _check_targets(model: nn.Module, targets: list[str], where: Path) -> None:
@@ -262,11 +232,6 @@ def _check_targets(model: nn.Module, targets: list[str], where: Path) -> None:
             f"{where} was trained on another model than this {type(model).__name__}, which has no {missing} to adapt. Give "
             "the pre-trained model it was made for as base."
         )
-
-
-def _in_head(name: str) -> bool:
-    """Return whether a stored tensor belongs to a classification head: to peft's copy of it or to the model's own."""
-    return _TRAINED_HEAD in name or name.split(".")[0] in HEAD_NAMES
 
 
 def _check_heads(model: nn.Module, initial: dict[str, Tensor]) -> None:
@@ -282,12 +247,3 @@ def _check_heads(model: nn.Module, initial: dict[str, Tensor]) -> None:
                 f"The stored head's {own} is {tuple(value.shape)} and the model's is {found}. Load the base model with "
                 "the classes of the run (num_labels)."
             )
-
-
-def _with_unused_heads(initial: ckpt.InitialWeights, model: nn.Module) -> ckpt.InitialWeights:
-    """Expect the model's own values of the heads under peft's trained copies: they are random and never run."""
-    unused = {n: p for n, p in model.named_parameters() if ".original_module." in n and n in initial.frozen}
-    return dataclasses.replace(initial, frozen={**initial.frozen, **fingerprint(unused.items())})
-
-
-__all__ = ["SavedModel", "find_saved", "load", "load_untrained", "saved_of"]

@@ -221,11 +221,7 @@ def _train(
 
 
 def save_result(trainer: BALoraTrainer, tokenizer: PreTrainedTokenizerBase, run: Path) -> Path:
-    """Write trained tensors, initial weights and tokenizer into the run directory, completely or not at all.
-
-    Returns:
-        ``adapter/``, or ``model/`` if every weight was trained.
-    """
+    """Write trained tensors, initial weights and tokenizer to ``adapter/``, or to ``model/`` if every weight was trained."""
     name = "model" if ckpt.form_of(trainer.model) == "model" else "adapter"
     with trainer.staged() as staging:
         if trainer.args.should_save:
