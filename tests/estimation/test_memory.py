@@ -10,6 +10,7 @@ from transformers import LlamaForSequenceClassification, Trainer, TrainingArgume
 import balora
 from balora.config.steps import optimizer_steps
 from balora.estimation.memory import estimate
+from balora.estimation.meta_device import on_meta
 from balora.methods import METHODS
 from balora.methods.adapt import check_options
 from balora.methods.quantization.quantize import Quantized
@@ -115,3 +116,13 @@ def test_steps_equal_the_trainers(rows: int, training: dict, tmp_path) -> None:
     trainer = Trainer(model=torch.nn.Linear(1, 1), args=args, train_dataset=TensorDataset(torch.zeros(rows, 1)))
     *_, max_steps = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
     assert optimizer_steps(rows, training) == max_steps
+
+
+def test_running_on_the_meta_device_patches_neither_torch_nor_the_model() -> None:
+    names = (torch.autocast, torch.nn.functional.scaled_dot_product_attention)
+    model = adapted_on_meta(FAMILIES["Mixtral"])
+    attributes = {name: set(vars(module)) for name, module in model.named_modules()}
+    with on_meta(model):
+        assert names == (torch.autocast, torch.nn.functional.scaled_dot_product_attention)
+        model(input_ids=torch.zeros(1, 4, dtype=torch.long, device="meta"))
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
