@@ -13,7 +13,7 @@ def run(config: str, log: str = "none") -> tuple[str, str]:
 
 
 def test_an_old_keyword_works_with_a_warning() -> None:
-    with pytest.warns(DeprecationWarning, match="run: the argument say is now called log"):
+    with pytest.warns(DeprecationWarning, match="run: the argument say is now log"):
         assert run("a", say="b") == ("a", "b")
 
 

@@ -6,9 +6,10 @@ import functools
 import importlib
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
-F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def deprecated_names(module: str, renamed: dict[str, str]) -> Callable[[str], Any]:
@@ -36,28 +37,31 @@ def deprecated_names(module: str, renamed: dict[str, str]) -> Callable[[str], An
     return __getattr__
 
 
-def deprecated_keywords(**renamed: str) -> Callable[[F], F]:
-    """Make a decorator that accepts the old names of keyword arguments, with a warning.
+def deprecated_keywords(**renamed: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a decorator for a function whose keyword arguments have new names: the old ones still work, with a warning.
 
     Args:
-        renamed: New name by old name.
+        renamed: New name, by old name.
 
     Example:
-        >>> @deprecated_keywords(colour="color")
-        ... def paint(color): return color
-        >>> paint(color="red")
-        'red'
+        >>> @deprecated_keywords(top="top_k")
+        ... def count(top_k):
+        ...     return top_k
+        >>> count(top_k=3)
+        3
     """
 
-    def decorate(function: F) -> F:
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            for old in renamed.keys() & kwargs.keys():
-                message = f"{function.__name__}: the argument {old} is now called {renamed[old]}."
-                warnings.warn(message, DeprecationWarning, stacklevel=2)
-                kwargs[renamed[old]] = kwargs.pop(old)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            for old, new in renamed.items():
+                if old in kwargs:
+                    warnings.warn(
+                        f"{function.__qualname__}: the argument {old} is now {new}.", DeprecationWarning, stacklevel=2
+                    )
+                    kwargs[new] = kwargs.pop(old)
             return function(*args, **kwargs)
 
-        return call  # type: ignore[return-value]
+        return call
 
     return decorate
