@@ -1,4 +1,4 @@
-"""The model card says what was done and measured, in the form the hub reads, and nothing else."""
+"""The model card describes what was done and measured, in the hub's format, and claims nothing else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from balora.checkpoints.model_card import Subject, model_card
+from balora.checkpoints.model_card import ModelDescription, model_card
 from balora.config.run_config import RunConfig
 
 PROVENANCE = {
@@ -51,7 +51,7 @@ def front(card: str) -> dict[str, Any]:
     return yaml.safe_load(card.split("---\n")[1])
 
 
-def test_the_front_matter_is_what_the_hub_reads() -> None:
+def test_the_front_matter_is_valid_for_the_hub() -> None:
     card = model_card(settings(), RESULTS, PROVENANCE)
     data = ModelCard(card).data.to_dict()
     assert data["base_model"] == "meta-llama/Llama-2-7b-hf"
@@ -71,13 +71,13 @@ def test_the_front_matter_is_what_the_hub_reads() -> None:
         ("run", "full", "transformers", "finetune"),
     ],
 )
-def test_library_and_relation_fit_what_is_in_the_folder(form, method: str, library: str, relation: str) -> None:
+def test_library_and_relation_fit_the_form(form, method: str, library: str, relation: str) -> None:
     found = front(model_card(settings(method={"name": method}), {}, {}, form=form))
     assert (found["library_name"], found["base_model_relation"]) == (library, relation)
     assert ("lora" in found["tags"]) == (library == "peft")
 
 
-def test_local_models_and_data_are_not_passed_off_as_the_hubs(tmp_path: Path) -> None:
+def test_local_models_and_data_are_not_given_as_hub_ids(tmp_path: Path) -> None:
     base, rows = tmp_path / "secret" / "my-base", tmp_path / "secret" / "rows.jsonl"
     base.mkdir(parents=True)
     data = {"train": str(rows), "prompt": "q", "response": "a"}
@@ -87,7 +87,7 @@ def test_local_models_and_data_are_not_passed_off_as_the_hubs(tmp_path: Path) ->
     assert "secret" not in card  # a card may be published
 
 
-def test_it_says_what_was_trained_on_what_and_how() -> None:
+def test_a_card_describes_model_data_and_training() -> None:
     card = model_card(settings(), RESULTS, PROVENANCE)
     for line in (
         "| Adapter | rank 128, alpha 128, dropout 0, on q_proj, v_proj |",
@@ -106,7 +106,7 @@ def test_it_says_what_was_trained_on_what_and_how() -> None:
     assert "logging_steps" not in card  # changes no weight
 
 
-def test_terms_that_were_off_are_not_listed() -> None:
+def test_terms_of_weight_0_are_not_listed() -> None:
     card = model_card(settings(method={"name": "lora"}), {}, {})
     assert "The task loss alone" in card and "| consistency" not in card
 
@@ -124,7 +124,7 @@ def test_results_are_the_measured_numbers_with_seed_and_hardware() -> None:
     assert "note" not in card.split("## Results")[1].split("##")[0]
 
 
-def test_a_resumed_run_is_said_to_be_one_and_has_no_time() -> None:
+def test_a_resumed_run_is_marked_and_has_no_time() -> None:
     results = {**RESULTS, "train_samples_per_second": 3.0, "train_steps_per_second": 1.0}
     card = model_card(settings(), results, {**PROVENANCE, "resumed": True})
     assert "The run was interrupted and resumed, so its time is not known." in card
@@ -133,7 +133,7 @@ def test_a_resumed_run_is_said_to_be_one_and_has_no_time() -> None:
     assert "resumed" not in model_card(settings(), results, {**PROVENANCE, "resumed": False})
 
 
-def test_what_was_not_measured_is_not_claimed() -> None:
+def test_a_card_without_results_claims_none() -> None:
     card = model_card(settings(), {}, {})
     assert "Nothing was measured." in card
     results = card.split("## Results")[1].split("## ")[0]
@@ -141,8 +141,8 @@ def test_what_was_not_measured_is_not_claimed() -> None:
     assert "## Made with" not in card
 
 
-def test_a_term_that_was_switched_off_is_not_claimed() -> None:
-    """Two classes leave the spectral term of the logits constant."""
+def test_a_term_that_was_switched_off_is_not_listed() -> None:
+    """With two classes the spectral term of the logits is constant, so it is switched off."""
     data = {"train": "rows.jsonl", "text": "s", "label": "label"}
     own = settings(task="classification", data=data, regularization="on")
     objective = model_card(own, {}, {"data": {"labels": ["neg", "pos"]}}).split("## Objective")[1].split("## ")[0]
@@ -152,11 +152,11 @@ def test_a_term_that_was_switched_off_is_not_claimed() -> None:
     assert "| spectral | 0.03 |" in many and "is constant" not in many
 
 
-def test_a_measured_nan_is_said() -> None:
+def test_a_measured_nan_is_listed() -> None:
     assert "| eval_pearson | nan |" in model_card(settings(), {"eval_pearson": math.nan}, {})
 
 
-def test_where_it_comes_from_is_said() -> None:
+def test_versions_and_commit_are_listed() -> None:
     card = model_card(settings(), RESULTS, PROVENANCE)
     assert "| torch | 2.9.0 |" in card and "| trl" not in card
     assert "| balora commit | `abc123` with uncommitted changes |" in card
@@ -171,7 +171,7 @@ def test_where_it_comes_from_is_said() -> None:
         ("merged", "balora", 'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")'),
     ],
 )
-def test_the_code_to_use_it_is_python_and_fits(form, method: str, expected: str) -> None:
+def test_the_example_code_is_valid_and_fits_the_form(form, method: str, expected: str) -> None:
     card = model_card(settings(method={"name": method}), {}, {}, form=form)
     code = card.split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")
@@ -179,7 +179,7 @@ def test_the_code_to_use_it_is_python_and_fits(form, method: str, expected: str)
     assert ("import balora" in code) == (form == "run" and method != "full")
 
 
-def test_a_plain_load_of_a_classifier_is_told_its_classes() -> None:
+def test_the_example_code_of_a_classifier_has_its_classes() -> None:
     card = model_card(settings(**CLASSES), {}, {}, form="lora")
     assert "from_pretrained(\"roberta-base\", id2label={0: 'bad', 1: 'good'}, ignore_mismatched_sizes=True)" in card
     assert "| Classes | 0 = bad, 1 = good |" in card
@@ -189,23 +189,23 @@ def test_a_plain_load_of_a_classifier_is_told_its_classes() -> None:
     assert "num_labels=1" in model_card(settings(**scores), {}, {}, form="lora")
 
 
-def test_a_revision_is_named_where_it_matters() -> None:
+def test_a_revision_is_in_the_example_code() -> None:
     card = model_card(settings(revision="v2"), {}, {}, form="lora")
     assert "revision `v2`" in card and 'revision="v2"' in card
 
 
-def test_tables_survive_what_stands_in_them() -> None:
+def test_special_characters_in_tables_are_escaped() -> None:
     data = {"train": "a/b", "prompt": "q", "response": "a", "prompt_template": "Ask | answer:\n{prompt}"}
     card = model_card(settings(data=data), {}, {})
     row = next(line for line in card.splitlines() if line.startswith("| Prompt template"))
     assert row == "| Prompt template | `Ask \\| answer:\\n{prompt}` |"
 
 
-def test_a_model_without_a_config_has_a_card_of_what_is_known() -> None:
-    subject = Subject(
-        base=None, task="generation", method="balora", rank=8, difference="largest logit difference 1e-06"
+def test_a_model_without_a_config_has_a_shorter_card() -> None:
+    description = ModelDescription(
+        base=None, task="generation", method="balora", rank=8, comparison="largest logit difference 1e-06"
     )
-    card = model_card(None, {}, {}, form="lora", subject=subject)
+    card = model_card(None, {}, {}, form="lora", description=description)
     assert "a LoRA of rank 8 on the untouched base model" in card and "largest logit difference 1e-06" in card
     assert "## Data" not in card and "## Training" not in card
     assert "base_model" not in front(card)

@@ -1,4 +1,4 @@
-"""What is exported works in plain peft and transformers, without balora, and is the trained model."""
+"""An exported model works in plain peft and transformers without balora, and equals the trained model."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertModel
 
 import balora
-from balora.exporting import output_folder as export_folder
 from balora.exporting import weights as export_weights
-from balora.exporting.export import export
+from balora.exporting.export import _staged, export
 from balora.exporting.verification import compare, make_probe, probe_outputs
-from balora.exporting.weights import change_of, difference
+from balora.exporting.weights import change_of, factor_difference
 from balora.loading.trained import load
 from balora.methods import adapt, load_trainable
 from balora.methods.initial_state import trainable
 from tiny import tiny_bart, tiny_bert, tiny_gpt2, tiny_llama, tiny_roberta
 from trained_runs import LABELS, TrainedRun, batch, logits, trained_run
 
-# Runs in a process of its own, in which balora cannot be imported: one job for each exported folder.
+# Script of a process that cannot import balora: one job for each exported directory.
 PLAIN = """
 import json, sys
 sys.modules["balora"] = None
@@ -68,7 +67,7 @@ KINDS = {"generation": "AutoModelForCausalLM", "seq2seq": "AutoModelForSeq2SeqLM
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tuple[TrainedRun, balora.ExportReport]]:
-    """Every case trained and exported; what plain libraries make of it lies beside each."""
+    """Train and export every case, and save the logits that plain libraries compute beside each."""
     place = tmp_path_factory.mktemp("export")
     found, jobs = {}, []
     for name, (make, task, settings) in CASES.items():
@@ -93,7 +92,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
 
 
 def _headless_bert(folder: Path) -> Path:
-    """A BERT from masked language modelling: neither classifier nor pooler."""
+    """Save a BERT as masked language modelling leaves it, without classifier and pooler."""
     whole = tiny_bert()
     body = BertModel(whole.config, add_pooling_layer=False)
     body.load_state_dict(whole.bert.state_dict(), strict=False)
@@ -105,7 +104,7 @@ EVERY = [(name, to) for name in CASES for to in FORMS.get(name, ("lora", "merged
 
 
 @pytest.mark.parametrize(("name", "to"), EVERY)
-def test_plain_libraries_give_the_trained_models_logits(exported, name: str, to: str) -> None:
+def test_plain_libraries_compute_the_trained_models_logits(exported, name: str, to: str) -> None:
     run, report = exported[name, to]
     inputs = batch(run.model)
     expected = logits(run.model, inputs)
@@ -127,7 +126,7 @@ def test_training_moved_the_logits_by_much_more_than_the_bound(exported, name: s
     assert moved > (0.5 if name == "llama-bf16" else 1e-2)
 
 
-def test_the_rank_doubles_where_the_base_was_moved_and_only_there(exported) -> None:
+def test_the_rank_doubles_only_for_residual_weights(exported) -> None:
     for name, rank in (("llama-balora", 8), ("gpt2-pissa", 8), ("llama-lora", 4)):
         report = exported[name, "lora"][1]
         config = json.loads((report.output / "adapter_config.json").read_text())
@@ -154,7 +153,7 @@ def test_a_lora_file_needs_no_balora(exported) -> None:
     }
 
 
-def test_the_file_is_the_exact_difference(exported) -> None:
+def test_a_lora_file_is_the_exact_difference(exported) -> None:
     run, report = exported["llama-balora", "lora"]
     state = load_file(report.output / "adapter_model.safetensors")
     now, start = dict(trainable(run.model)), run.trainer.teacher.initial
@@ -184,7 +183,7 @@ def test_tied_weights_stay_tied(exported) -> None:
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-def test_the_generation_config_travels(tmp_path: Path) -> None:
+def test_the_generation_config_is_exported(tmp_path: Path) -> None:
     model = tiny_llama()
     model.generation_config.max_new_tokens = 7
     run = trained_run(tmp_path / "run", model, "generation", steps=1)
@@ -192,8 +191,8 @@ def test_the_generation_config_travels(tmp_path: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config.max_new_tokens == 7
 
 
-def test_merging_what_did_not_learn_gives_the_pre_trained_weights_to_the_bit(tmp_path: Path) -> None:
-    """The residual's rounding must not show: in bfloat16, W − s·B₀A₀ and back is another matrix."""
+def test_merging_an_untrained_model_gives_the_pre_trained_weights_bit_for_bit(tmp_path: Path) -> None:
+    """In bfloat16, W − s·B₀A₀ + s·B₀A₀ is not W; the export must not contain that rounding."""
     base = tiny_llama().to(torch.bfloat16)
     base.save_pretrained(tmp_path / "base")
     model = adapt(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), rank=4)
@@ -206,17 +205,17 @@ def test_merging_what_did_not_learn_gives_the_pre_trained_weights_to_the_bit(tmp
 
 
 @pytest.mark.parametrize(("rows", "columns", "rank"), [(17, 23, 3), (5, 31, 4), (6, 6, 6), (9, 2, 1)])
-def test_the_difference_is_exact_and_balanced(rows: int, columns: int, rank: int) -> None:
+def test_the_factor_difference_is_exact_and_balanced(rows: int, columns: int, rank: int) -> None:
     a, a0 = torch.randn(2, rank, columns, dtype=torch.float64)
     b, b0 = torch.randn(2, rows, rank, dtype=torch.float64).unbind()
-    new_a, new_b = difference(a, b, a0, b0)
+    new_a, new_b = factor_difference(a, b, a0, b0)
     assert new_a.shape == (2 * rank, columns) and new_b.shape == (rows, 2 * rank)
     assert torch.allclose(new_b @ new_a, b @ a - b0 @ a0, atol=1e-12)
     assert torch.allclose(new_a.norm(dim=1), new_b.norm(dim=0), atol=1e-10)
 
 
-def test_balanced_factors_lose_less_when_a_server_rounds_them() -> None:
-    """A small change of large factors, as fine-tuning a PiSSA start is."""
+def test_balanced_factors_lose_less_by_rounding() -> None:
+    """Compare on a small change of large factors, as in fine-tuning from PiSSA's initial values."""
     a0, b0 = torch.randn(8, 64) * 3, torch.randn(48, 8) * 3
     a, b = a0 + 0.02 * torch.randn_like(a0), b0 + 0.02 * torch.randn_like(b0)
     truth = b.double() @ a.double() - b0.double() @ a0.double()
@@ -225,7 +224,7 @@ def test_balanced_factors_lose_less_when_a_server_rounds_them() -> None:
         rounded = new_b.bfloat16().double() @ new_a.bfloat16().double()
         return float((rounded - truth).norm() / truth.norm())
 
-    assert lost(*difference(a, b, a0, b0)) < 0.01
+    assert lost(*factor_difference(a, b, a0, b0)) < 0.01
     assert lost(torch.cat([a, -a0]), torch.cat([b, b0], 1)) > 0.1
 
 
@@ -237,7 +236,7 @@ def test_rank_stabilised_scaling_is_preserved() -> None:
     assert doubled.lora_alpha / doubled.r**0.5 == pytest.approx(config.lora_alpha / config.r**0.5)
 
 
-def test_an_embedding_with_lora_is_merged_the_right_way_round() -> None:
+def test_an_embedding_with_lora_is_merged_untransposed() -> None:
     model = adapt(tiny_llama(), "lora", rank=4, target_modules=["embed_tokens", "q_proj"])
     for _, parameter in trainable(model):
         parameter.data += 0.1 * torch.randn_like(parameter)
@@ -248,12 +247,12 @@ def test_an_embedding_with_lora_is_merged_the_right_way_round() -> None:
     assert (logits(tiny_llama(), inputs) - logits(model, inputs)).abs().max() > 0.1
 
 
-# -- from memory -----------------------------------------------------------------------------------------------------
+# -- models in memory -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def learnt() -> tuple[torch.nn.Module, balora.PretrainedTeacher]:
-    """A model in memory that came from no folder, and has moved."""
+    """Return a changed model that was not loaded from disk, and its teacher."""
     model = adapt(tiny_llama(), rank=4, alpha=8)
     teacher = balora.PretrainedTeacher(model)
     load_trainable(model, {name: value + 0.1 * torch.randn_like(value) for name, value in teacher.initial.items()})
@@ -311,21 +310,21 @@ def test_a_tokenizer_can_be_given(learnt, exported, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "tokenizer.json").is_file()
 
 
-def test_a_merged_or_silenced_adapter_is_refused(learnt, tmp_path: Path) -> None:
+def test_a_merged_or_disabled_adapter_is_refused(learnt, tmp_path: Path) -> None:
     model, teacher = learnt
     with model.disable_adapter(), pytest.raises(balora.BALoraError, match="merged or switched off"):
         export(model, "lora", output=tmp_path / "out", initial=teacher)
 
 
-def test_a_model_of_somebody_else_is_refused(tmp_path: Path) -> None:
+def test_a_model_without_balora_adapter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(balora.BALoraError, match=r"not made by balora\.adapt"):
         export(tiny_llama(), "merged", output=tmp_path / "out")
 
 
-# -- whole or not at all ---------------------------------------------------------------------------------------------
+# -- complete or absent ---------------------------------------------------------------------------------------------
 
 
-def test_another_base_is_noticed_and_nothing_is_left(learnt, tmp_path: Path) -> None:
+def test_another_base_is_refused_and_nothing_is_left(learnt, tmp_path: Path) -> None:
     model, teacher = learnt
     tiny_llama(seed=1).save_pretrained(tmp_path / "other")
     for to in ("lora", "merged"):
@@ -337,7 +336,7 @@ def test_another_base_is_noticed_and_nothing_is_left(learnt, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("wrong", [{"scaling": 1.01}, {"scaling": -1.0}])
-def test_a_wrong_scaling_is_noticed(learnt, wrong: dict[str, float], tmp_path: Path, monkeypatch) -> None:
+def test_a_wrong_scaling_is_refused(learnt, wrong: dict[str, float], tmp_path: Path, monkeypatch) -> None:
     model, _ = learnt
     right = export_weights.Factors.delta
     monkeypatch.setattr(export_weights.Factors, "delta", lambda self: wrong["scaling"] * right(self))
@@ -346,7 +345,7 @@ def test_a_wrong_scaling_is_noticed(learnt, wrong: dict[str, float], tmp_path: P
     assert not any(tmp_path.iterdir())
 
 
-def test_an_occupied_output_is_refused_and_untouched(learnt, tmp_path: Path) -> None:
+def test_an_output_with_files_is_refused_and_unchanged(learnt, tmp_path: Path) -> None:
     model, teacher = learnt
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
@@ -372,7 +371,7 @@ def test_a_full_disk_or_an_interrupt_leaves_nothing(learnt, error: BaseException
     assert not any(tmp_path.iterdir())
 
 
-def test_what_a_killed_export_left_is_cleared(learnt, tmp_path: Path) -> None:
+def test_the_staging_directory_of_a_killed_export_is_deleted(learnt, tmp_path: Path) -> None:
     model, teacher = learnt
     left = tmp_path / ".out.exporting"
     left.mkdir()
@@ -382,7 +381,7 @@ def test_what_a_killed_export_left_is_cleared(learnt, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_what_cannot_be_is_refused(exported, tmp_path: Path) -> None:
+def test_impossible_forms_are_refused(exported, tmp_path: Path) -> None:
     full = exported["llama-full", "merged"][0]
     with pytest.raises(balora.BALoraError, match="trains all weights, so the change is no LoRA"):
         export(full.folder, "lora", output=tmp_path / "out")
@@ -394,9 +393,9 @@ def test_what_cannot_be_is_refused(exported, tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-def test_the_folder_takes_its_name_only_when_whole(tmp_path: Path) -> None:
-    with export_folder.to_the_side(tmp_path / "out") as side:
-        (side / "file").write_text("x")
+def test_the_output_appears_only_when_complete(tmp_path: Path) -> None:
+    with _staged(tmp_path / "out") as staging:
+        (staging / "file").write_text("x")
         assert not (tmp_path / "out").exists()
     assert (tmp_path / "out" / "file").read_text() == "x"
 
@@ -423,7 +422,7 @@ def test_padding_is_not_compared() -> None:
     assert found.shape == (int(probe["attention_mask"].sum()), 97)
 
 
-def test_a_difference_that_is_no_number_does_not_hold() -> None:
+def test_nan_other_shapes_and_large_differences_do_not_hold() -> None:
     fine, broken = torch.ones(2, 3), torch.tensor([[1.0, float("nan"), 1.0]] * 2)
     assert compare([fine], [fine], torch.float32).holds
     assert not compare([fine], [broken], torch.float32).holds

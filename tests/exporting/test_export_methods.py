@@ -1,4 +1,4 @@
-"""Every method's result in plain peft's and plain transformers' form."""
+"""Results of every method in the forms of plain peft and plain transformers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOT_IN_EXPERTS = ("dora", "adalora", "corda", "cordapp")
 
 
 def trained(make, method, **options):
-    """A model moved away from its start, its teacher and a batch."""
+    """Return a model with changed weights, its teacher and a batch."""
     model = adapted(make, method, **options)
     teacher = balora.PretrainedTeacher(model)
     generator = torch.Generator().manual_seed(1)
@@ -40,7 +40,7 @@ def trained(make, method, **options):
 
 
 def cases(chosen) -> list[tuple[str, str]]:
-    """Every method on Llama; on the others those whose adapter, or whose weight, is of another kind there."""
+    """Return all methods on Llama, and on other models the methods with other adapters or weights there."""
     kinds = ("lora", "pissa", "dora", "adalora", "cordapp", "bitfit", "full")
     return [
         (family, method)
@@ -84,7 +84,7 @@ def test_pruned_ranks_are_not_exported(tmp_path):
 
 @pytest.mark.parametrize("method", ["houlsby", "pfeiffer"])
 @pytest.mark.parametrize("to", ["lora", "merged"])
-def test_bottlenecks_have_no_other_form(method, to, tmp_path):
+def test_bottleneck_adapters_cannot_be_exported(method, to, tmp_path):
     model, teacher, _ = trained(tiny_llama, method)
     with pytest.raises(balora.BALoraError, match=r"so (the change is no LoRA|it cannot be merged).*balora\.load"):
         balora.export(model, to=to, output=tmp_path / "out", initial=teacher)

@@ -1,4 +1,4 @@
-"""BA-LoRA on every model family: one function in two loss paths, the teacher inside, out to disk and back."""
+"""BA-LoRA on every model family: both loss paths agree, the teacher is the pre-trained model, a saved model loads again."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ ALL = {**FAMILIES, **{f"{name}, regression": make for name, make in REGRESSION.i
 GENERATES = [name for name in FAMILIES if name not in REGRESSION]
 STACKED = ["Mixtral", "Qwen1.5/2-MoE", "Qwen3-MoE", "DeepSeek-V2", "DeepSeek-V3"]
 OFTEN = ("Gemma 2", "Mixtral", "DeepSeek-V3", "DeBERTa-v3", "T5")
-"""Out to disk and back by default; the rest, whose kinds test_load.py has, on request (slow)."""
+"""Families saved and loaded by default. The others are slow tests; test_trained.py has models of the same kinds."""
 
 
 def moved(make, method: str = "balora", steps: int = 3):
-    """A model some large steps away from its start, what took it there, and a batch."""
+    """Return a model after some large steps, its train step and a batch."""
     model = adapted(make, method)
     step, batch = step_of(model), pad_rows(rows_for(model)[:4])
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -52,7 +52,7 @@ def test_the_teacher_is_the_pre_trained_model_after_steps(family):
 
 
 @pytest.mark.parametrize("family", STACKED)
-def test_the_teachers_experts_are_the_pre_trained_ones(family):
+def test_the_teacher_has_the_pre_trained_experts(family):
     model, step, _ = moved(FAMILIES[family], "pissa")
     weights = dict(FAMILIES[family]().named_parameters())
     stacked = [m for m in matrices(model) if m.expert is not None]
@@ -71,7 +71,7 @@ def test_the_teachers_experts_are_the_pre_trained_ones(family):
 
 
 @pytest.mark.parametrize("family", GENERATES)
-def test_the_fused_loss_is_the_plain_one(family):
+def test_the_fused_loss_equals_the_reference_loss(family):
     model, step, batch = moved(FAMILIES[family])
     model.eval()
     fused, found = backward(step, batch)
@@ -89,7 +89,7 @@ def test_the_fused_loss_is_the_plain_one(family):
 
 
 @pytest.mark.parametrize("family", [f if f in OFTEN else pytest.param(f, marks=pytest.mark.slow) for f in ALL])
-def test_it_comes_back_from_disk_to_the_bit(family, tmp_path: Path):
+def test_a_saved_model_loads_bit_for_bit(family, tmp_path: Path):
     task = "regression" if family.endswith("regression") else "classification"
     if family in GENERATES:
         task = "seq2seq" if family in ("T5", "BART") else "generation"

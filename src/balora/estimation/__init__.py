@@ -1,1 +1,1 @@
-"""Predict what a run will need before it starts: memory, steps, and whatever would stop it."""
+"""Predict what a run will need before it starts: memory, steps, and everything that would stop it."""

@@ -13,7 +13,7 @@ from balora.errors import BALoraError
 from balora.evaluation.data import Origin, Rows, read_rows
 from balora.evaluation.engines.transformers import Generator, Sampling, TransformersGenerator
 from balora.evaluation.engines.vllm import VllmGenerator
-from balora.evaluation.model_under_test import Loaded, Subject
+from balora.evaluation.model_under_test import LoadedModel, ModelUnderTest
 from balora.evaluation.options import EvaluationOptions
 from balora.evaluation.prompting import Prompting, prompting_for
 from balora.evaluation.results import Journal
@@ -44,13 +44,13 @@ class Session:
     """
 
     def __init__(
-        self, subject: Subject, options: EvaluationOptions, folder: Path, say: Say = lambda line: None
+        self, subject: ModelUnderTest, options: EvaluationOptions, folder: Path, say: Say = lambda line: None
     ) -> None:
         self.subject = subject
         self.options = options
         self.folder = folder
         self.say = say
-        self._loaded: Loaded | None = None
+        self._loaded: LoadedModel | None = None
         self._generator: Generator | None = None
         self._open = contextlib.ExitStack()
 
@@ -61,7 +61,7 @@ class Session:
         self._open.close()
 
     @property
-    def loaded(self) -> Loaded:
+    def loaded(self) -> LoadedModel:
         """The model in memory."""
         if self._loaded is None:
             self._loaded = self.subject.load(self.options.device)

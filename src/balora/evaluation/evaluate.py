@@ -11,7 +11,7 @@ from typing import Any
 from balora.checkpoints.lock import locked
 from balora.errors import BALoraError, suggest
 from balora.evaluation.context import Session
-from balora.evaluation.model_under_test import Subject
+from balora.evaluation.model_under_test import ModelUnderTest
 from balora.evaluation.options import EvaluationOptions
 from balora.evaluation.registry import GROUPS, Task, find_tasks
 from balora.evaluation.results import Record
@@ -57,7 +57,7 @@ def evaluate(
     options = options or EvaluationOptions()
     wanted = find_tasks(tasks)
     _check_places(options.data, wanted)
-    subject = Subject(str(model), options)
+    subject = ModelUnderTest(str(model), options)
     folder = Path(output) if output is not None else subject.folder
     results: dict[str, Record] = {}
     with locked(folder, "Another process writes results"), Session(subject, options, folder, say) as session:

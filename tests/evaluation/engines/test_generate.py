@@ -13,7 +13,7 @@ from balora import BALoraError
 from balora.config.run_config import RunConfig
 from balora.evaluation import EvaluationOptions, evaluate
 from balora.evaluation.engines.transformers import Answer, Sampling, TransformersGenerator, answer_of, fit, pad_left
-from balora.evaluation.model_under_test import Loaded, Subject
+from balora.evaluation.model_under_test import LoadedModel, ModelUnderTest
 from balora.evaluation.prompting import Prompting, prompting_for
 from evaluation_models import classifier_at, writer_at
 from tiny import tiny_bart, tiny_llama, tiny_tokenizer
@@ -23,7 +23,7 @@ PROMPTS = [[1, *range(10, 10 + length)] for length in (3, 9, 5, 5, 14, 2, 7)]
 
 
 def generator(batch_size: int, model=None) -> TransformersGenerator:
-    return TransformersGenerator(Loaded(model or tiny_llama(), tiny_tokenizer(), "generation"), batch_size)
+    return TransformersGenerator(LoadedModel(model or tiny_llama(), tiny_tokenizer(), "generation"), batch_size)
 
 
 def test_a_batch_of_unlike_lengths_says_what_each_prompt_alone_says() -> None:
@@ -131,7 +131,7 @@ def test_an_answer_keeps_the_space_it_begins_with(stories: Path) -> None:
 
 def test_an_encoder_decoder_answers_with_what_its_decoder_writes() -> None:
     model, tokenizer = tiny_bart(), tiny_tokenizer()
-    writer = TransformersGenerator(Loaded(model, tokenizer, "seq2seq"), 4)
+    writer = TransformersGenerator(LoadedModel(model, tokenizer, "seq2seq"), 4)
     answers = dict(writer.generate(PROMPTS, Sampling(max_new_tokens=6)))
     with torch.no_grad():
         alone = model.generate(torch.tensor([PROMPTS[1]]), max_new_tokens=6, do_sample=False, num_beams=1)
@@ -221,12 +221,12 @@ def test_other_ways_of_generating_are_not_mixed_in(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", ["tokenizer.json", "chat_template.jinja", "merges.txt", "vocab.txt", "spiece.model"])
 def test_a_model_with_another_tokenizer_or_chat_template_is_another_one(tmp_path: Path, file: str) -> None:
     model = writer_at(tmp_path / "m")
-    before = Subject(str(model)).identity
+    before = ModelUnderTest(str(model)).identity
     (model / "README.md").write_text("It says nothing else.")
-    assert Subject(str(model)).identity == before
+    assert ModelUnderTest(str(model)).identity == before
     with (model / file).open("a") as changed:
         changed.write("\n")
-    assert Subject(str(model)).identity != before
+    assert ModelUnderTest(str(model)).identity != before
 
 
 def test_an_exported_adapter_says_what_its_run_says(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_an_exported_adapter_says_what_its_run_says(tmp_path: Path) -> None:
         return [sample["output"] for sample in result.results["gsm8k"]["samples"]]
 
     assert outputs(run.folder) == outputs(tmp_path / "lora") != outputs(run.base)
-    assert Subject(str(run.folder)).folder == run.folder / "evaluation"
+    assert ModelUnderTest(str(run.folder)).folder == run.folder / "evaluation"
 
 
 def test_what_cannot_be_evaluated_is_named(tmp_path: Path) -> None:
@@ -251,10 +251,10 @@ def test_what_cannot_be_evaluated_is_named(tmp_path: Path) -> None:
     with pytest.raises(BALoraError, match="is a classifier, which writes no text"):
         evaluate(classifier_at(tmp_path / "c", ["a", "b"]), ["gsm8k"], output=tmp_path / "o", options=options)
     with pytest.raises(BALoraError, match="no folder"):
-        Subject(str(tmp_path / "absent"))
+        ModelUnderTest(str(tmp_path / "absent"))
     with pytest.raises(BALoraError, match=r"not the folder of a run"):
         (tmp_path / "empty").mkdir()
-        Subject(str(tmp_path / "empty"))
+        ModelUnderTest(str(tmp_path / "empty"))
     options = EvaluationOptions(data={"gsm8k": str(data)}, engine="vllm")
     with pytest.raises(BALoraError, match="vLLM is not installed"):
         evaluate(writer_at(tmp_path / "w"), ["gsm8k"], output=tmp_path / "v", options=options)

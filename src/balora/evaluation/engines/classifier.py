@@ -14,7 +14,7 @@ from torch import Tensor
 from balora.config.run_config import RunConfig
 from balora.data.encoding import limit_of
 from balora.errors import BALoraError
-from balora.evaluation.model_under_test import Loaded
+from balora.evaluation.model_under_test import LoadedModel
 from balora.loading.pretrained import max_positions
 
 
@@ -30,7 +30,7 @@ class Predictor:
         BALoraError: The model has no classification head.
     """
 
-    def __init__(self, loaded: Loaded, settings: RunConfig | None, batch_size: int) -> None:
+    def __init__(self, loaded: LoadedModel, settings: RunConfig | None, batch_size: int) -> None:
         if loaded.task not in ("classification", "regression"):
             raise BALoraError(
                 f"GLUE's tasks need a classifier, and this is a model for {loaded.task}. Train one with task: classification "

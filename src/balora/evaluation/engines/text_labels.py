@@ -16,7 +16,7 @@ from balora.data.prompts import render_prompt, template_of
 from balora.data.verbalizer import UNREADABLE, read_class, read_score, score_word
 from balora.errors import BALoraError
 from balora.evaluation.engines.classifier import match_classes
-from balora.evaluation.model_under_test import Loaded
+from balora.evaluation.model_under_test import LoadedModel
 from balora.loading.pretrained import max_positions
 
 NO_CLASS = "(no class)"
@@ -36,7 +36,7 @@ class WordedPredictor:
         BALoraError: The model was not trained to say classes or scores.
     """
 
-    def __init__(self, loaded: Loaded, settings: RunConfig | None, batch_size: int) -> None:
+    def __init__(self, loaded: LoadedModel, settings: RunConfig | None, batch_size: int) -> None:
         if settings is None or settings.data.form not in ("labelled", "scored"):
             raise BALoraError(
                 "GLUE's tasks need a model that was trained to classify: a run with task: classification (or regression), or with "

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
-from balora.evaluation.model_under_test import Loaded
+from balora.evaluation.model_under_test import LoadedModel
 from balora.loading.pretrained import max_positions
 
 logger = logging.getLogger("balora")
@@ -75,7 +75,7 @@ class TransformersGenerator:
         batch_size: Prompts at once; it is halved when memory does not suffice.
     """
 
-    def __init__(self, loaded: Loaded, batch_size: int) -> None:
+    def __init__(self, loaded: LoadedModel, batch_size: int) -> None:
         self.loaded = loaded
         self.batch_size = batch_size
         config: Any = loaded.model.config

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from balora.data.collate import ensure_pad_token
 from balora.errors import BALoraError
 from balora.evaluation.engines.transformers import Answer, Sampling, cut_at, fit, seed_of
-from balora.evaluation.model_under_test import Subject
+from balora.evaluation.model_under_test import ModelUnderTest
 from balora.exporting.export import export
 
 _CHUNK = 256
@@ -31,7 +31,7 @@ class VllmGenerator:
         BALoraError: vLLM is not installed, or the model is no causal language model.
     """
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: ModelUnderTest) -> None:
         try:
             self._vllm: Any = importlib.import_module("vllm")
         except ImportError as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
-from balora.evaluation.model_under_test import Loaded
+from balora.evaluation.model_under_test import LoadedModel
 from balora.evaluation.results import Journal
 
 _BLOCK = 32
@@ -27,7 +27,7 @@ class JournaledModel(HFLM):
         say: Takes lines for the user.
     """
 
-    def __init__(self, loaded: Loaded, batch_size: int, journal: Journal, say: Callable[[str], None]) -> None:
+    def __init__(self, loaded: LoadedModel, batch_size: int, journal: Journal, say: Callable[[str], None]) -> None:
         super().__init__(
             pretrained=loaded.model,
             tokenizer=loaded.tokenizer,
