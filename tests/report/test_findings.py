@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from balora.experiments.compare import Row
-from balora.report.findings import warnings_of
-from balora.report.source import Section
+from balora.report.findings import find_warnings
+from balora.report.sections import Section
 
 
 def section(runs: list[tuple[str, int, str, dict[str, Any]]], comparison: dict[str, Any] | None) -> Section:
@@ -19,7 +19,7 @@ def section(runs: list[tuple[str, int, str, dict[str, Any]]], comparison: dict[s
             status="finished", scores={}, provenance={"data_digest": digest})
         for n, (variant, seed, digest, axes) in enumerate(runs)
     ]  # fmt: skip
-    return Section(title="t", folder=Path("t"), runs=[], rows=rows, comparison=comparison)
+    return Section(title="t", directory=Path("t"), runs=[], rows=rows, comparison=comparison)
 
 
 DRAWN = [("lora", 1, "a", {}), ("pissa", 1, "a", {}), ("lora", 2, "b", {}), ("pissa", 2, "b", {})]
@@ -27,7 +27,7 @@ DRAWN = [("lora", 1, "a", {}), ("pissa", 1, "a", {}), ("lora", 2, "b", {}), ("pi
 
 
 def about_data(found: Section) -> list[str]:
-    return [text for text in warnings_of(found) if "saw" in text]
+    return [text for text in find_warnings(found) if "training data" in text]
 
 
 def test_a_comparison_whose_seeds_draw_their_own_rows_is_sound():
@@ -36,14 +36,14 @@ def test_a_comparison_whose_seeds_draw_their_own_rows_is_sound():
 
 def test_runs_of_no_comparison_are_to_be_compared_within_a_seed():
     assert about_data(section(DRAWN, None)) == [
-        "Runs of different seeds saw different rows; compare those of one seed."
+        "Compare only runs with the same seed: runs with different seeds had different training data."
     ]
 
 
 @pytest.mark.parametrize("comparison", [{}, None])
 def test_different_data_on_one_seed_is_said(comparison: dict[str, Any] | None):
     (said,) = about_data(section([*DRAWN[:3], ("pissa", 2, "other", {})], comparison))
-    assert said.startswith("Not all runs of one seed saw the same data")
+    assert said.startswith("Do not compare all scores directly: some runs with the same seed")
 
 
 def test_an_axis_may_be_about_the_data():

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from balora.errors import BALoraError
-from balora.report.findings import warnings_of
+from balora.report.findings import find_warnings
 from balora.report.page import report
-from balora.report.source import read_sections
+from balora.report.sections import read_sections
 from browser import open_browser
 
 LOADS = ('src="http', "src='http", "url(http", "<script", "<link", "@import")
@@ -109,22 +109,23 @@ def test_the_page_is_the_same_twice(tmp_path):
         ({"accuracy": math.nan}, "accuracy is not a number"),
         ({"lines": logged(task=lambda s: math.nan if s > 3 else 1.0)}, "task is not finite from step 4 on"),
         ({"lines": logged(task=lambda s: math.inf if s == 3 else 1.0)}, "task is not finite at step 3"),
-        ({"lines": logged(spectral=lambda s: -1.0 + 1e-7 * s)}, "The spectral term was constant at -1"),
-        ({"commit": {"id": "abcdef0123456789", "dirty": True}}, "in no commit (on top of abcdef012345)"),
+        ({"lines": logged(spectral=lambda s: -1.0 + 1e-7 * s)}, "The spectral term did nothing: it was constant at -1"),
+        ({"commit": {"id": "abcdef0123456789", "dirty": True}}, "uncommitted changes (on top of abcdef012345)"),
         ({"commit": None}, "commit is not known"),
         (
             {"labels": ("a", "b"), "lines": logged(spectral=None, spectral_weight=lambda s: 0.0)},
-            "The spectral term was asked for (weight 0.03) and switched off: it is constant with 2 outputs and spectral_rank 2",
+            "The spectral term has weight 0.03 but was switched off: it is always 1 (eq. 7) with 2 outputs and spectral_rank 2.",
         ),
         (
             {"lines": logged(diversity=None, diversity_weight=lambda s: 0.0)},
-            "The diversity term was asked for (weight 0.03), but its scheduled weight was 0 at every logged step",
+            "The diversity term has weight 0.03 but did nothing: its scheduled weight was 0 at every logged step.",
         ),
     ],
 )
 def test_what_is_doubtful_is_said(tmp_path, changes, sentence):
     sound, found = (
-        warnings_of(read_sections(run)[0]) for run in (write_run(tmp_path / "a"), write_run(tmp_path / "b", **changes))
+        find_warnings(read_sections(run)[0])
+        for run in (write_run(tmp_path / "a"), write_run(tmp_path / "b", **changes))
     )
     assert any(sentence in warning for warning in found), found
     assert not any(sentence in warning for warning in sound)
@@ -135,10 +136,10 @@ def test_what_the_run_said_of_its_terms_is_on_the_page_once(tmp_path):
     off = {"labels": ("a", "b"), "lines": logged(spectral=None, spectral_weight=lambda s: 0.0)}
     flat = {"lines": logged(spectral=lambda s: -1.0)}
     for at, changes in enumerate((off, flat)):
-        found = warnings_of(read_sections(write_run(tmp_path / f"said {at}", notices=[said], **changes))[0])
+        found = find_warnings(read_sections(write_run(tmp_path / f"said {at}", notices=[said], **changes))[0])
         assert [warning for warning in found if "spectral" in warning] == [said]
     # A run that keeps notices and has none of this term is not second-guessed from its config.
-    found = warnings_of(read_sections(write_run(tmp_path / "none", notices=[], **off))[0])
+    found = find_warnings(read_sections(write_run(tmp_path / "none", notices=[], **off))[0])
     assert [warning for warning in found if "spectral" in warning and "scheduled weight was 0" not in warning] == []
 
 
@@ -216,10 +217,10 @@ def test_what_cannot_be_reported_is_one_sentence(balora, tmp_path):
     outcome = balora("report", tmp_path / "run")
     assert outcome.status == 2 and "Did you mean 'runs'?" in outcome.err
     outcome = balora("report", tmp_path / "runs" / "one" / "config.yaml")
-    assert outcome.status == 2 and "config.yaml is a file; give the folder of a run" in outcome.err
+    assert outcome.status == 2 and "config.yaml is a file. Give the directory of a run" in outcome.err
     (tmp_path / "empty").mkdir()
     outcome = balora("report", tmp_path / "empty")
-    assert outcome.status == 2 and "holds no run and no comparison" in outcome.err
+    assert outcome.status == 2 and "contains no run and no comparison" in outcome.err
     (tmp_path / "runs" / "one" / "run.json").write_text("{")
     outcome = balora("report", tmp_path / "runs")
     assert outcome.status == 2 and "damaged" in outcome.err
@@ -234,7 +235,7 @@ def test_samples_of_the_pre_trained_and_the_tuned_model(balora, config, tmp_path
     html = (tmp_path / "page.html").read_text()
     assert html.count('class="sample"') == 2
     assert "what is 0 plus 0?" in html and "it is 0." in html
-    answers = re.findall(r'class="who">(pre-trained|balora)</div><p class="said">(.*?)</p>', html, re.DOTALL)
+    answers = re.findall(r'class="label">(pre-trained|balora)</div><p class="text-block">(.*?)</p>', html, re.DOTALL)
     assert [who for who, _ in answers] == ["pre-trained", "balora"] * 2
     assert answers[0][1] != answers[1][1], "training at this rate changes what is said"
 

@@ -12,7 +12,7 @@ import balora as library
 from balora.checkpoints.provenance import peak_memory_mib
 from balora.config.yaml_loader import read_config
 from balora.experiments.compare import LocalEngine, Variant, compare, lay_out
-from balora.experiments.compare.worker import Task, reason
+from balora.experiments.compare.engines import Task, failure_reason
 from balora.files import write_text
 
 SHORT = ["training.max_steps=2", "data.eval=0.25", "training.report_to=none"]
@@ -131,10 +131,10 @@ def test_a_mistake_is_one_sentence(balora, config: Path, tmp_path: Path, argumen
 
 def test_reasons(tmp_path: Path):
     log = tmp_path / "log"
-    assert "signal 9" in reason(log, -9)
-    assert "status 1" in reason(log, 1)
+    assert "signal 9" in failure_reason(log, -9)
+    assert "status 1" in failure_reason(log, 1)
     write_text(log, "step 1\nbalora: an older one\nbalora: Two problems.\n  - one\n  - two\n")
-    assert reason(log, 2) == "Two problems. - one - two"
+    assert failure_reason(log, 2) == "Two problems. - one - two"
 
 
 def test_two_comparisons_do_not_share_a_folder(config: Path, tmp_path: Path):

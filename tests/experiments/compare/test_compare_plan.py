@@ -29,15 +29,15 @@ def cells(names: str, seeds=(1,), axes=None, overrides=()):
 def test_every_variant_meets_every_point_and_seed():
     made = cells("lora,pissa", seeds=(1, 2), axes={"method.rank": [4, 8]})
     assert len(made) == 8
-    assert len({cell.folder for cell in made}) == 8
-    assert {(c.variant.name, c.settings.method.rank, c.settings.seed) for c in made} == {
+    assert len({cell.run_directory for cell in made}) == 8
+    assert {(c.variant.name, c.config.method.rank, c.config.seed) for c in made} == {
         (name, rank, seed) for name in ("lora", "pissa") for rank in (4, 8) for seed in (1, 2)
     }
     assert [cell.seed for cell in made] == [1] * 4 + [2] * 4, "seed by seed, so that a table is there early"
 
 
 def test_a_method_alone_is_not_regularized_by_the_config():
-    off, plus, ours = (cell.settings.regularization for cell in cells("lora,lora+reg,balora"))
+    off, plus, ours = (cell.config.regularization for cell in cells("lora,lora+reg,balora"))
     assert not off.active
     assert plus == ours
     assert plus.active
@@ -51,8 +51,8 @@ def test_a_name_with_reg_turns_on_what_the_config_turns_off():
 
 def test_another_methods_options_are_left_out_and_a_misspelt_one_is_not():
     lora, pissa = cells("lora,pissa")
-    assert lora.settings.method.adapt_options() == {}
-    assert pissa.settings.method.adapt_options() == {"svd": "randomized", "svd_iterations": 2}
+    assert lora.config.method.adapt_options() == {}
+    assert pissa.config.method.adapt_options() == {"svd": "randomized", "svd_iterations": 2}
     with pytest.raises(BALoraError, match="rnak"):
         plan({**CONFIG, "method": {"rnak": 4}}, [Variant.parse("lora")], [1], {}, Path("out"))
 
@@ -63,7 +63,7 @@ def test_an_axis_that_means_nothing_to_a_variant_gives_it_one_run():
     assert found["full"] == [{}]
     assert found["pissa"] == [{"method.rank": 2}, {"method.rank": 4}]
     assert len(found["balora"]) == 4
-    assert [c.settings.regularization.consistency for c in made if c.variant.name == "balora"] == [0.1, 0.1, 0.2, 0.2]
+    assert [c.config.regularization.consistency for c in made if c.variant.name == "balora"] == [0.1, 0.1, 0.2, 0.2]
 
 
 def test_an_override_may_be_for_one_variant():
@@ -72,14 +72,14 @@ def test_an_override_may_be_for_one_variant():
     )
     assert general == ["model=C:/x"], "a colon in a value is the value's"
     lora, plus = plan(CONFIG, variants, [1], {}, Path("out"))
-    assert (lora.settings.method.rank, plus.settings.method.rank) == (2, 4)
-    assert plus.settings.training["learning_rate"] == 0.5
-    assert "learning_rate" not in lora.settings.training
+    assert (lora.config.method.rank, plus.config.method.rank) == (2, 4)
+    assert plus.config.training["learning_rate"] == 0.5
+    assert "learning_rate" not in lora.config.training
 
 
 def test_folders_differ_where_values_do():
     made = cells("lora", axes={"data.max_length": [64, 128], "data.labels": [["a", "b"], ["a", "c"]]})
-    assert len({cell.folder for cell in made}) == 4
+    assert len({cell.run_directory for cell in made}) == 4
 
 
 @pytest.mark.parametrize(
@@ -113,10 +113,10 @@ def test_the_folder_is_beside_the_configs_output_and_never_a_runs(tmp_path: Path
 
 def test_values_that_differ_in_one_sign_have_a_run_each():
     made = cells("lora", axes={"data.train": ["a_b.jsonl", "a-b.jsonl", "a b.jsonl"]})
-    assert [cell.settings.data.train for cell in made] == ["a_b.jsonl", "a-b.jsonl", "a b.jsonl"]
+    assert [cell.config.data.train for cell in made] == ["a_b.jsonl", "a-b.jsonl", "a b.jsonl"]
     assert len({cell.name for cell in made}) == 3
 
 
 def test_a_share_of_all_rows_stays_a_share_along_an_axis():
     made = cells("lora", axes=parse_axes(["data.subsample=0.5,1.0"]))
-    assert [repr(cell.settings.data.subsample) for cell in made] == ["0.5", "1.0"]
+    assert [repr(cell.config.data.subsample) for cell in made] == ["0.5", "1.0"]

@@ -10,7 +10,7 @@ import math
 import pytest
 
 from balora.experiments.compare import Comparison, Row, summarise
-from balora.experiments.compare.stats import Spread, bootstrap
+from balora.experiments.compare.statistics import MeanStd, bootstrap
 from balora.experiments.compare.tables import plain_lines, to_csv, to_json, to_latex, to_markdown
 
 
@@ -39,12 +39,12 @@ def comparison(rows=ROWS, baseline="pissa") -> Comparison:
 
 
 def test_mean_and_sample_deviation():
-    spread = Spread.of([1.0, 2.0, 4.0])
+    spread = MeanStd.of([1.0, 2.0, 4.0])
     assert spread.mean == pytest.approx(7 / 3)
     assert spread.deviation == pytest.approx(math.sqrt(7 / 3))
-    assert Spread.of([1.0]) == Spread(1.0, None, 1)
-    assert Spread.of([math.nan, None]) is None
-    assert Spread.of([math.nan, 2.0]).count == 1
+    assert MeanStd.of([1.0]) == MeanStd(1.0, None, 1)
+    assert MeanStd.of([math.nan, None]) is None
+    assert MeanStd.of([math.nan, 2.0]).count == 1
 
 
 def test_differences_are_paired_by_seed():

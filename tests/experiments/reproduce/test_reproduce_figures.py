@@ -39,7 +39,7 @@ def made_up(study: Study, cells: list[Cell], value, folder: Path | None = None) 
     ]  # fmt: skip
     groups = summarise(rows, [study.score], study.baseline)
     return Comparison(
-        groups=groups, rows=rows, scores=[study.score], baseline=study.baseline, about=ABOUT, folder=folder
+        groups=groups, rows=rows, scores=[study.score], baseline=study.baseline, about=ABOUT, directory=folder
     )
 
 
@@ -47,8 +47,8 @@ def test_figure2_draws_the_task_loss_of_every_run_as_a_mean_over_seeds(tmp_path:
     experiment = EXPERIMENTS["figure2"]
     study = experiment.small[0]
     cells = cells_of("figure2", study)
-    assert {cell.settings.training["logging_steps"] for cell in cells} == {2}
-    assert all(cell.settings.method.alpha == cell.settings.method.rank for cell in cells)
+    assert {cell.config.training["logging_steps"] for cell in cells} == {2}
+    assert all(cell.config.method.alpha == cell.config.method.rank for cell in cells)
     methods = {"lora": 3.0, "pissa": 2.0, "balora": 1.0}
     for cell in cells:
         level = methods[cell.variant.name] + cell.axes["method.rank"] / 100 + cell.seed / 10
@@ -84,7 +84,7 @@ def test_figure4_sweeps_the_weights_it_says(scale: str):
     weights = {
         cell.variant.name: (terms.consistency, terms.diversity, terms.spectral)
         for cell in cells_of("figure4", study, scale)
-        for terms in [cell.settings.regularization]
+        for terms in [cell.config.regularization]
     }
     assert len(set(weights.values())) == len(weights), "no run is made twice"
     assert weights["λ1 = 0.025"] == (0.025, 0.005, 0.005)
@@ -99,7 +99,7 @@ def test_figure4_puts_each_weight_at_its_place(tmp_path: Path):
     study = experiment.small[0]
 
     def value(cell: Cell) -> float:
-        terms = cell.settings.regularization
+        terms = cell.config.regularization
         return 9.0 if cell.variant.name == "pissa" else terms.consistency + 10 * terms.diversity + 100 * terms.spectral
 
     made = made_up(study, cells_of("figure4", study), value)
