@@ -1,4 +1,4 @@
-"""Statistics over seeds, and the four forms of the table."""
+"""Statistics over seeds, and the four formats of the table."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_differences_are_paired_by_seed():
     assert (gap.low, gap.high) == pytest.approx((-0.1, 0.1))
 
 
-def test_pairs_are_of_the_same_point_on_the_axes():
+def test_runs_are_paired_at_the_same_varied_values():
     rows = [row(name, 1, score, axes={"rank": rank}) for name, rank, score in
             [("pissa", 1, 0.1), ("pissa", 2, 0.2), ("lora", 1, 0.5), ("lora", 2, 0.5)]]  # fmt: skip
     rows.append(row("full", 1, 0.9))
@@ -68,39 +68,39 @@ def test_pairs_are_of_the_same_point_on_the_axes():
     assert against_full["lora", 1]["accuracy"].mean == pytest.approx(-0.4)
 
 
-def test_the_bootstrap_is_that_of_the_mean():
+def test_the_bootstrap_interval_of_a_mean():
     values = [0.0] * 50 + [1.0] * 50
     low, high = bootstrap(values)
     assert (low, high) == pytest.approx((0.5 - 1.96 * 0.05, 0.5 + 1.96 * 0.05), abs=0.011)
     assert bootstrap(values) == (low, high), "seeded"
 
 
-def test_the_forms_say_the_same():
-    made = comparison()
-    markdown, latex = to_markdown(made), to_latex(made)
+def test_all_formats_show_the_same_numbers():
+    result = comparison()
+    markdown, latex = to_markdown(result), to_latex(result)
     assert "| lora_x | 3/3 | 0.6000 ± 0.2000 | 2.0 ± 0.0 | 500 ± 0 | 1,234 |" in markdown
     assert r"lora\_x & 3/3 & 0.6000 $\pm$ 0.2000" in latex
     assert "| pissa | 2/3 |" in markdown
     for text in (markdown, latex):
         assert "pissa-3: It broke." in text
     assert "With 2 pairs it is too narrow" in markdown
-    lines = list(csv.DictReader(io.StringIO(to_csv(made))))
+    lines = list(csv.DictReader(io.StringIO(to_csv(result))))
     assert float(lines[1]["accuracy_mean"]) == pytest.approx(0.6)
     assert float(lines[1]["accuracy_difference"]) == pytest.approx(0.0)
     assert lines[0]["accuracy_difference"] == ""
-    whole = json.loads(to_json(made))
+    whole = json.loads(to_json(result))
     assert whole["groups"][1]["scores"]["accuracy"]["mean"] == pytest.approx(0.6)
     assert len(whole["rows"]) == 6
-    assert any("0.6000 ± 0.2000" in line for line in plain_lines(made))
+    assert any("0.6000 ± 0.2000" in line for line in plain_lines(result))
 
 
-def test_a_score_that_is_not_a_number_is_counted_out_and_said():
-    made = comparison([row("pissa", 1, 0.5), row("pissa", 2, math.nan)], baseline=None)
-    assert "0.5000 (1 of 2)" in to_markdown(made)
-    assert json.loads(to_json(made))["rows"][1]["scores"]["accuracy"] is None
+def test_a_nan_score_is_left_out_and_counted():
+    result = comparison([row("pissa", 1, 0.5), row("pissa", 2, math.nan)], baseline=None)
+    assert "0.5000 (1 of 2)" in to_markdown(result)
+    assert json.loads(to_json(result))["rows"][1]["scores"]["accuracy"] is None
 
 
-def test_one_pair_is_said_to_have_no_interval():
+def test_one_pair_has_no_interval():
     markdown = to_markdown(comparison([row("pissa", 1, 0.5), row("lora_x", 1, 0.6)]))
     assert "+0.1000" in markdown and "[" not in markdown
     assert "One pair has no interval" in markdown
