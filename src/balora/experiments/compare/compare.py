@@ -12,8 +12,6 @@ from typing import Any
 import yaml
 
 from balora.checkpoints.lock import locked
-from balora.checkpoints.provenance import provenance
-from balora.checkpoints.run_directory import RECORD
 from balora.errors import BALoraError, suggest
 from balora.experiments.compare.engines import Engine, LocalEngine, Task, failure_reason
 from balora.experiments.compare.evaluation import EvaluationPlan, Say
@@ -32,6 +30,7 @@ from balora.experiments.compare.tables import Comparison, to_csv, to_json, to_la
 from balora.files import write_text
 
 ROWS = "rows.jsonl"
+_RUN_RECORD = "run.json"
 _SCORES_ON_SCREEN = 3
 
 
@@ -64,7 +63,7 @@ def lay_out(
             raise BALoraError("The config has no output. Give the directory of the comparison with --output.")
         output = f"{own.rstrip('/')}-compare"
     directory = Path(output)
-    if (directory / RECORD).exists():
+    if (directory / _RUN_RECORD).exists():
         raise BALoraError(f"{directory} is the directory of a single run. Choose another --output for the comparison.")
     return plan(config, variants, seeds, axes or {}, directory), directory
 
@@ -103,6 +102,8 @@ def compare(
         BALoraError: An argument is invalid, or another comparison is running in the directory. A failed run raises nothing: its row
             holds the reason.
     """
+    from balora.checkpoints.provenance import provenance  # imports torch, which a mistyped command does not need
+
     engine = engine or LocalEngine()
     names = [variant.name for variant in variants]
     if baseline is not None and baseline not in names:

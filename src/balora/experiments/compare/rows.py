@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from balora.checkpoints.run_directory import CONFIG, read_record
 from balora.config.run_config import differences, load_run_config
 from balora.errors import BALoraError
 from balora.experiments.compare.evaluation import EvaluationPlan, read_scores
@@ -98,6 +97,8 @@ def read_row(cell: Cell, reason: str = NOT_RUN, evaluation: EvaluationPlan | Non
         reason: Reason to report if there is no result.
         evaluation: Tasks that the run must have been evaluated on to count as finished.
     """
+    from balora.checkpoints.run_directory import read_record  # imports torch, which a mistyped command does not need
+
     record = read_record(cell.run_directory) or {}
     trained = record.get("status") == "finished"
     task_scores = read_scores(cell.run_directory, evaluation) if trained and evaluation else {}
@@ -138,6 +139,8 @@ def is_finished(cell: Cell, evaluation: EvaluationPlan | None = None) -> bool:
     Raises:
         BALoraError: The run directory holds a finished run with another config.
     """
+    from balora.checkpoints.run_directory import CONFIG, read_record  # imports torch
+
     if (read_record(cell.run_directory) or {}).get("status") != "finished":
         return False
     changed = differences(load_run_config(cell.run_directory / CONFIG), cell.config)

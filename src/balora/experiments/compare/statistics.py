@@ -8,8 +8,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from balora.experiments.compare.rows import Row
 
 RESAMPLES = 10_000
@@ -142,6 +140,8 @@ def bootstrap(values: Sequence[float], resamples: int = RESAMPLES, coverage: flo
 
     Reference: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
     """
+    import numpy as np
+
     drawn_RN = np.random.default_rng(0).choice(np.asarray(values, dtype=np.float64), size=(resamples, len(values)))
     tail = (1 - coverage) / 2
     low, high = np.quantile(drawn_RN.mean(axis=1), [tail, 1 - tail])
