@@ -30,7 +30,7 @@ from balora.experiments.compare.tables import Comparison, to_csv, to_json, to_la
 from balora.files import write_text
 
 ROWS = "rows.jsonl"
-_RUN_RECORD = "run.json"
+_RUN_RECORD = "run.json"  # `checkpoints.run_directory.RECORD`, without its import of torch
 _SCORES_ON_SCREEN = 3
 
 
@@ -102,8 +102,6 @@ def compare(
         BALoraError: An argument is invalid, or another comparison is running in the directory. A failed run raises nothing: its row
             holds the reason.
     """
-    from balora.checkpoints.provenance import provenance  # imports torch, which a mistyped command does not need
-
     engine = engine or LocalEngine()
     names = [variant.name for variant in variants]
     if baseline is not None and baseline not in names:
@@ -115,6 +113,8 @@ def compare(
         evaluation.check()
     missing = [cell for cell in cells if not is_finished(cell, evaluation)]
     reasons: dict[str, str] = {}
+
+    from balora.checkpoints.provenance import provenance  # imports torch, which an invalid argument need not wait for
 
     def collect() -> Comparison:
         rows = [read_row(cell, reasons.get(cell.name, NOT_RUN), evaluation) for cell in cells]

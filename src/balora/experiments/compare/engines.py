@@ -53,18 +53,13 @@ class LocalEngine:
     """
 
     def __init__(self, jobs: int = 1) -> None:
-        import torch
-
         self.jobs = jobs
-        forks = sys.platform == "linux" and not torch.cuda.is_available()
-        self._context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
-        if forks:
-            self._context.set_forkserver_preload([_WORKER])
 
     def __call__(self, tasks: Sequence[Task], started: Callable[[Task], None]) -> Iterator[tuple[Task, int]]:
         """Keep ``jobs`` processes busy until all tasks are done; terminate the remaining ones on an early exit."""
-        from balora.experiments.compare.worker import work
+        from balora.experiments.compare.worker import work  # imports torch, which an invalid argument need not wait for
 
+        context = _process_context()
         waiting = list(reversed(tasks))
         running: dict[Any, tuple[Any, Task, int]] = {}
         free = list(reversed(range(self.jobs)))
@@ -73,7 +68,7 @@ class LocalEngine:
                 while waiting and free:
                     task, slot = waiting.pop(), free.pop()
                     started(task)
-                    process = self._context.Process(target=work, args=(task, self._threads(), _device(slot)))
+                    process = context.Process(target=work, args=(task, self._threads(), _device(slot)))
                     process.start()
                     running[process.sentinel] = (process, task, slot)
                 for sentinel in wait(list(running)):
@@ -92,6 +87,16 @@ class LocalEngine:
         if self.jobs == 1 or os.environ.get("OMP_NUM_THREADS"):
             return None
         return max(1, (os.cpu_count() or 1) // self.jobs)
+
+
+def _process_context() -> Any:
+    import torch
+
+    if sys.platform != "linux" or torch.cuda.is_available():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([_WORKER])
+    return context
 
 
 def _device(slot: int) -> str | None:

@@ -97,7 +97,9 @@ def read_row(cell: Cell, reason: str = NOT_RUN, evaluation: EvaluationPlan | Non
         reason: Reason to report if there is no result.
         evaluation: Tasks that the run must have been evaluated on to count as finished.
     """
-    from balora.checkpoints.run_directory import read_record  # imports torch, which a mistyped command does not need
+    from balora.checkpoints.run_directory import (
+        read_record,
+    )  # imports torch, which an invalid argument need not wait for
 
     record = read_record(cell.run_directory) or {}
     trained = record.get("status") == "finished"
