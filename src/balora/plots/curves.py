@@ -1,4 +1,7 @@
-"""Line figures with their spread over seeds, as in figures 2, 4 and 6 of the paper."""
+"""Line figures with their spread over seeds, as in figures 2, 4 and 6 of the paper.
+
+Every function draws at least one panel, writes a PNG and an SVG file, and returns their paths. ``path`` has no suffix.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,7 @@ _LINE_STYLES = {"pissa": (0, (4, 2)), "lora": "-", "balora": "-"}
 
 
 def curves_figure(panels: Sequence[Panel], path: Path) -> list[Path]:
-    """Draw curves over many steps, each with a band of one standard deviation; panels share one y axis.
-
-    Args:
-        panels: At least one panel.
-        path: File name without suffix.
-
-    Returns:
-        Paths of the PNG and the SVG file.
-    """
+    """Draw curves over many steps, each with a band of one standard deviation; panels share one y axis."""
     figure = new_figure(5.2 * len(panels), 4.0)
     row = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axes, panel in zip(row, panels, strict=True):
@@ -50,16 +45,7 @@ def curves_figure(panels: Sequence[Panel], path: Path) -> list[Path]:
 
 
 def points_figure(panels: Sequence[Panel], path: Path, columns: int = 2) -> list[Path]:
-    """Draw few points per series, joined by lines, with bars of one standard deviation.
-
-    Args:
-        panels: At least one panel.
-        path: File name without suffix.
-        columns: Panels per row.
-
-    Returns:
-        Paths of the PNG and the SVG file.
-    """
+    """Draw few points per series, joined by lines, with bars of one standard deviation, in rows of ``columns`` panels."""
     figure = new_figure(5.2 * columns, 3.9 * -(-len(panels) // columns))
     for axes, panel in zip(axes_grid(figure, len(panels), columns), panels, strict=True):
         _draw_points(axes, panel, lambda x, offset: x + 0.06 * offset)
@@ -71,15 +57,7 @@ def points_figure(panels: Sequence[Panel], path: Path, columns: int = 2) -> list
 
 
 def rank_figure(panels: Sequence[Panel], path: Path) -> list[Path]:
-    """Draw a score over the rank on a logarithmic axis; a method without a rank is the panel's level.
-
-    Args:
-        panels: At least one panel; x is the rank.
-        path: File name without suffix.
-
-    Returns:
-        Paths of the PNG and the SVG file.
-    """
+    """Draw a score over the rank x on a logarithmic axis; a method without a rank is the panel's level."""
     figure = new_figure(5.2 * len(panels), 4.3)
     for axes, panel in zip(axes_grid(figure, len(panels), len(panels)), panels, strict=True):
         _draw_points(axes, panel, lambda x, offset: x * 1.04**offset)

@@ -28,13 +28,12 @@ class DotPanel:
 
 
 def dots_figure(panels: Sequence[DotPanel], path: Path, kinds: tuple[str, str], columns: int = 3) -> list[Path]:
-    """Draw means over seeds as dots, with bars of one standard deviation.
+    """Draw means over seeds as dots, with bars of one standard deviation, in rows of ``columns`` panels.
 
     Args:
         panels: At least one panel.
         path: File name without suffix.
         kinds: Legend of the filled and of the hollow marks.
-        columns: Panels per row.
 
     Returns:
         Paths of the PNG and the SVG file.

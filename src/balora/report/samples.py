@@ -52,10 +52,8 @@ class _Question:
 def generate_samples(runs: Iterable[Run], count: int, say: Say) -> tuple[list[Sample], list[str]]:
     """Load one model after the other and let each answer the first prompts of the evaluation rows.
 
-    Args:
-        runs: Runs of a section. Of each configuration, the first finished run of a generation task is used.
-        count: Number of prompts for each group of runs with the same model and data.
-        say: Callback for lines to the user.
+    Only generation tasks have samples. Each configuration answers with its first finished run, and each group of runs with the same
+    model and data answers ``count`` prompts.
 
     Returns:
         The samples, and a warning for every model that cannot be loaded.

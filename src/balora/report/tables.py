@@ -53,9 +53,7 @@ def require_baseline(directory: Path, sections: Sequence[Section], baseline: str
 def compare_rows(section: Section, baseline: str | None) -> Comparison:
     """Average the runs of a section over their seeds.
 
-    Args:
-        section: Comparison, or runs of one directory.
-        baseline: Configuration to take differences to. If the section does not have it, the comparison's own baseline is used.
+    Differences are taken to ``baseline`` if the section has it, else to the baseline of the comparison.
     """
     about = section.comparison or {}
     if baseline not in {row.variant for row in section.rows}:

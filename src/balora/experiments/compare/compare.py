@@ -42,14 +42,7 @@ def lay_out(
     axes: Axes | None = None,
     output: str | Path | None = None,
 ) -> tuple[list[Cell], Path]:
-    """List the runs of a comparison without writing anything.
-
-    Args:
-        config: Run config as plain values.
-        variants: Variants to compare.
-        seeds: Seeds of the runs.
-        axes: Further keys to vary, with their values.
-        output: Directory of the comparison; default the config's output with ``-compare``.
+    """List the runs of a comparison without writing anything. The arguments are those of `compare`.
 
     Returns:
         The planned runs, and the directory of the comparison.

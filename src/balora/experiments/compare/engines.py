@@ -185,12 +185,7 @@ class RayEngine:
 
 
 def failure_reason(log: Path, status: int) -> str:
-    """Explain in one sentence why a run failed: the last error in its log, else its exit status.
-
-    Args:
-        log: Log of the run.
-        status: Exit status of its process; a negative number is the signal that ended it.
-    """
+    """Explain why a run failed: the last error in its log, else the exit status (if negative, the signal that ended it)."""
     if status == -9:
         return "The process was killed (signal 9). The system does this when memory runs out."
     if status < 0:

@@ -64,14 +64,9 @@ class Row:
         task_scores: Mapping[str, float] | None = None,
         **identity: Any,
     ) -> Row:
-        """Make a row from a run's record.
+        """Make a row from a run's ``run.json``. Only a finished run has numbers.
 
-        Args:
-            record: Content of ``run.json``.
-            status: Status of the row. Only a finished run has numbers.
-            reason: Reason why there is no result.
-            task_scores: Scores of evaluation tasks, to add to those of the record.
-            **identity: The other fields: run, variant, method, regularized, axes and seed.
+        ``task_scores`` are added to the scores of the record. ``identity`` gives run, variant, method, regularized, axes and seed.
         """
         digest = (record.get("data") or {}).get("digest")
         provenance = {**(record.get("provenance") or {}), "data_digest": digest}

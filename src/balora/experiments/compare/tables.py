@@ -163,13 +163,9 @@ def interval_note(comparison: Comparison) -> str:
 
 
 def cell_text(mean: MeanStd | None, runs: int, digits: int = 4, significant: int | None = None) -> str:
-    """Format a mean as ``0.8230 ± 0.0041``; ``(2 of 3)`` follows if some finished runs have no such number.
+    """Format a mean as ``0.8230 ± 0.0041``; ``(2 of 3)`` follows if only some of the ``runs`` have the number.
 
-    Args:
-        mean: Mean over seeds; None gives ``-``.
-        runs: Number of finished runs.
-        digits: Digits after the decimal point.
-        significant: If the mean has fewer digits than this before the point, show one digit after the point instead.
+    If the mean has fewer than ``significant`` digits before the point, one digit after the point is shown instead of ``digits``.
     """
     if mean is None:
         return "-"

@@ -29,10 +29,7 @@ from balora.training.run import run
 def work(task: Task, threads: int | None = None, device: str | None = None) -> None:
     """Train and evaluate one run, with all output in the log. Exit with 0, with 2 for a user's mistake, else with 1.
 
-    Args:
-        task: The run.
-        threads: Number of torch threads; None for torch's default.
-        device: Value of CUDA_VISIBLE_DEVICES; None leaves it unchanged.
+    ``threads`` is the number of torch threads, ``device`` the value of CUDA_VISIBLE_DEVICES; None leaves either unchanged.
     """
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
