@@ -41,10 +41,12 @@ def work(task: Task, threads: int | None = None, device: str | None = None) -> N
         os.dup2(log.fileno(), 2)
         sys.stdout = sys.stderr = log
         quiet_libraries()
-        sys.exit(_run_task(task))
+        sys.exit(run_task(task))
 
 
-def _run_task(task: Task) -> int:
+def run_task(task: Task) -> int:
+    """Train and evaluate one run in this process; print an error and return the exit status."""
+
     def say(line: str) -> None:
         sys.stdout.write(line + "\n")
 
