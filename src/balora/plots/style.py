@@ -35,7 +35,7 @@ def marks_of(names: Iterable[str]) -> dict[str, Mark]:
 
 
 def new_figure(width: float, height: float, layout: ConstrainedLayoutEngine | None = None) -> Figure:
-    """Make a figure, sized in inches, whose texts do not overlap."""
+    """Make a figure with a size in inches and a layout without overlapping texts."""
     figure = Figure(figsize=(width, height), layout=layout or "constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -104,3 +105,9 @@ def test_one_pair_has_no_interval():
     markdown = to_markdown(comparison([row("pissa", 1, 0.5), row("lora_x", 1, 0.6)]))
     assert "+0.1000" in markdown and "[" not in markdown
     assert "One pair has no interval" in markdown
+
+
+def test_the_old_name_of_the_directory_warns(tmp_path):
+    result = dataclasses.replace(comparison(), directory=tmp_path)
+    with pytest.warns(DeprecationWarning, match=r"Comparison\.directory"):
+        assert result.folder == tmp_path

@@ -23,7 +23,7 @@ from balora.methods import METHODS, find_method
 
 REGULARIZED = "+reg"
 _WITHOUT_RANK = ("full", "bitfit")
-"""Methods that train existing weights. They ignore rank and alpha, so they run once when one of these varies."""
+"""Methods that train existing weights. They ignore rank and alpha, so they run once when rank or alpha varies."""
 _NO_REGULARIZATION: tuple[Any, ...] = (None, False, "off", "no")
 
 

@@ -71,7 +71,7 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
-    """All seeds of one variant with one combination of varied values: a line of the table."""
+    """Runs of one variant with one combination of varied values, over all seeds: a line of the table."""
 
     variant: str
     axes: dict[str, Any]

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,12 @@ class Comparison:
     """Warnings for the reader of the numbers."""
     directory: Path | None = None
     """Directory of the comparison, where the tables are."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Deprecated name of `directory`."""
+        warnings.warn("Comparison.folder is now Comparison.directory.", DeprecationWarning, stacklevel=2)
+        return self.directory
 
     @property
     def axes(self) -> list[str]:
