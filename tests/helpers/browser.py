@@ -1,4 +1,4 @@
-"""A page in headless Chromium, driven over the DevTools protocol's own pipe: what it asks for and complains of."""
+"""Open a page in headless Chromium over the pipe of the DevTools protocol; record its requests and its errors."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ _FLAGS = (
     "--disable-dev-shm-usage", "--disable-extensions", "--remote-debugging-pipe",
 )  # fmt: skip
 _TIMEOUT = 60.0
-# Puts the pipes where the browser expects them (aside first: they may lie on each other's places) and becomes the browser.
+# Chromium reads from file descriptor 3 and writes to 4. The program moves the pipes there and becomes the browser. It moves them
+# by way of numbers above 10, because one pipe may have the other's target number.
 _START = """
 import fcntl, os, sys
 ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
-for place, end in zip((3, 4), ends):
-    os.dup2(end, place)
+for target, end in zip((3, 4), ends):
+    os.dup2(end, target)
     os.close(end)
 os.execv(sys.argv[3], sys.argv[3:])
 """
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
-    """What was seen of a page."""
+class View:
+    """State of a loaded page."""
 
     requested: list[str]
-    """Every address it asked for, its own first."""
-    complaints: list[str]
-    """Errors and warnings of the console and the browser's log, and uncaught exceptions."""
+    """Requested URLs, the page itself first."""
+    problems: list[str]
+    """Errors and warnings of the console and of the browser's log, and uncaught exceptions."""
     scroll_width: int
-    """How wide the document is; more than the window means that it scrolls sideways."""
+    """Width of the document; above the window's width it scrolls horizontally."""
     background: str
     text: str
 
 
 class Browser:
-    """One Chromium for several looks."""
+    """Chromium process."""
 
     def __init__(self, program: str, home: Path) -> None:
-        # The browser reads its file 3 and writes its file 4.
         read_end, self._write = os.pipe()
         self._read, write_end = os.pipe()
         self._process = subprocess.Popen(
@@ -71,7 +71,7 @@ class Browser:
 
     def close(self) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)  # the group that this object started
+            os.killpg(self._process.pid, signal.SIGKILL)  # the process group of the browser alone
         self._process.wait()
         os.close(self._write)
         os.close(self._read)
@@ -94,8 +94,8 @@ class Browser:
                 if event.get("method") == method:
                     return
 
-    def look(self, page: Path, width: int, *, dark: bool = False, picture: Path | None = None) -> Look:
-        """Open a page in a window of some width and report what happened."""
+    def open(self, page: Path, width: int, *, dark: bool = False, screenshot: Path | None = None) -> View:
+        """Load a page in a window of the given width."""
         self.events.clear()
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         tab = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -111,17 +111,17 @@ class Browser:
             "Runtime.evaluate", tab, returnByValue=True,
             expression="(s => [document.documentElement.scrollWidth, s.backgroundColor, s.color])(getComputedStyle(document.body))",
         )["result"]["value"]  # fmt: skip
-        if picture is not None:
+        if screenshot is not None:
             shot = self.call("Page.captureScreenshot", tab, captureBeyondViewport=True, format="png")
-            picture.write_bytes(base64.b64decode(shot["data"]))
+            screenshot.write_bytes(base64.b64decode(shot["data"]))
         self.call("Target.closeTarget", targetId=target)
-        return Look(self._requested(), self._complaints(), *values)
+        return View(self._requested(), self._problems(), *values)
 
     def _requested(self) -> list[str]:
         sent = [event for event in self.events if event.get("method") == "Network.requestWillBeSent"]
         return [event["params"]["request"]["url"] for event in sent]
 
-    def _complaints(self) -> list[str]:
+    def _problems(self) -> list[str]:
         found = []
         for event in self.events:
             method, values = event.get("method"), event.get("params", {})
@@ -150,10 +150,10 @@ class Browser:
 
 @contextlib.contextmanager
 def open_browser() -> Iterator[Browser]:
-    """Start Chromium; skip the test where there is none."""
+    """Start Chromium; skip the test if it is not installed."""
     program = next((found for name in _NAMES if (found := shutil.which(name))), None)
     if program is None:
-        pytest.skip("Chromium is absent: install it (Debian: apt-get install chromium) to have the page looked at")
+        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         browser = Browser(program, Path(home))
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from balora.experiments.compare.compare import _notes
-from balora.experiments.compare.engine import LocalEngine
+from balora.experiments.compare.engines import LocalEngine
 from balora.experiments.compare.rows import Row
 
 
@@ -63,5 +63,5 @@ def test_a_comparison_says_whose_loss_is_missing() -> None:
 
     lost = row(1, scores={})
     for rows in ([lost], [lost, row(2, scores={"train_loss": 1.0}, seconds=3.0)]):
-        assert any(note.startswith("1 of them have no training loss") for note in _notes(rows, LocalEngine()))
+        assert any(note.startswith("1 finished run(s) have no training loss") for note in _notes(rows, LocalEngine()))
     assert not any("no training loss" in note for note in _notes([row(1, scores={"accuracy": 0.5})], LocalEngine()))

@@ -75,7 +75,7 @@ def compare(
     typer.echo("")
     for line in plain_lines(made):
         typer.echo(line)
-    typer.echo(f"\nTables: {made.folder}/table.md (and .csv, .json, .tex)")
+    typer.echo(f"\nTables: {made.directory}/table.md (and .csv, .json, .tex)")
     if made.failures:
         typer.echo(f"{len(made.failures)} of {len(made.rows)} runs have no result; the same command tries them again.")
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Figure 5's form: for each model a panel, for each method a row, for each precision a mark."""
+"""Dot plots as in figure 5 of the paper: a panel per model, a row per method, a mark per precision."""
 
 from __future__ import annotations
 
@@ -10,48 +10,37 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from balora.plots.style import LEVEL, label, marks_of, new_figure, save
+from balora.plots.panel import Estimate
+from balora.plots.style import LEVEL, axes_grid, label, marks_of, new_figure, save
 
-_ASIDE = 0.14
-
-
-@dataclasses.dataclass(frozen=True)
-class Dot:
-    """A mean over seeds."""
-
-    mean: float
-    deviation: float | None
+_OFFSET = 0.14
+"""Distance of the two marks of a method from the middle of its row."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Panel:
-    """One model, one score."""
+class DotPanel:
+    """Score of one model."""
 
     title: str
-    score: str
-    rows: Mapping[str, tuple[Dot | None, Dot | None]]
-    """By method: as it is, and in 4 bits."""
+    x_label: str
+    rows: Mapping[str, tuple[Estimate | None, Estimate | None]]
+    """Scores by method, for the filled and the hollow mark; None draws no mark."""
 
 
-def dots_figure(panels: Sequence[Panel], path: Path, kinds: tuple[str, str], columns: int = 3) -> list[Path]:
-    """Draw the panels in rows, as PNG and SVG.
+def dots_figure(panels: Sequence[DotPanel], path: Path, kinds: tuple[str, str], columns: int = 3) -> list[Path]:
+    """Draw means over seeds as dots, with bars of one standard deviation, in rows of ``columns`` panels.
 
     Args:
-        panels: At least one.
-        path: The file, without its suffix.
-        kinds: What the filled and the hollow marks are.
-        columns: Panels in a row.
+        panels: At least one panel.
+        path: File name without suffix.
+        kinds: Legend of the filled and of the hollow marks.
 
     Returns:
-        The files written.
+        Paths of the PNG and the SVG file.
     """
     columns = min(columns, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = new_figure(max(3.6 * columns, 5.2), 2.6 * rows + 0.5)
-    places = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in places[len(panels) :]:
-        axes.set_visible(False)
-    for axes, panel in zip(places, panels, strict=False):
+    figure = new_figure(max(3.6 * columns, 5.2), 2.6 * -(-len(panels) // columns) + 0.5)
+    for axes, panel in zip(axes_grid(figure, len(panels), columns), panels, strict=True):
         _draw(axes, panel)
     filled = Line2D([], [], color=LEVEL, marker="o", linestyle="", label=kinds[0])
     hollow = Line2D([], [], color=LEVEL, marker="o", linestyle="", label=kinds[1], markerfacecolor="white")
@@ -59,19 +48,19 @@ def dots_figure(panels: Sequence[Panel], path: Path, kinds: tuple[str, str], col
     return save(figure, path)
 
 
-def _draw(axes: Axes, panel: Panel) -> None:
+def _draw(axes: Axes, panel: DotPanel) -> None:
     marks = marks_of(panel.rows)
-    for place, (name, pair) in enumerate(panel.rows.items()):
+    for row, (name, pair) in enumerate(panel.rows.items()):
         colour, marker = marks[name]
-        for dot, aside, inside in zip(pair, (-_ASIDE, _ASIDE), (colour, "white"), strict=True):
-            if dot is not None:
+        for estimate, offset, fill in zip(pair, (-_OFFSET, _OFFSET), (colour, "white"), strict=True):
+            if estimate is not None:
                 axes.errorbar(
-                    dot.mean,
-                    place + aside,
-                    xerr=dot.deviation or 0.0,
+                    estimate.mean,
+                    row + offset,
+                    xerr=estimate.deviation or 0.0,
                     color=colour,
                     marker=marker,
-                    markerfacecolor=inside,
+                    markerfacecolor=fill,
                     markersize=7,
                     capsize=2,
                     linestyle="",
@@ -80,4 +69,4 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.set_ylim(len(panel.rows) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    label(axes, panel.title, panel.score, "")
+    label(axes, panel.title, panel.x_label, "")

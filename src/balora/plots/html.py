@@ -1,4 +1,4 @@
-"""Pages from templates: one file each, with nothing to fetch. All of them share ``base.html.j2``."""
+"""HTML pages from templates. Every page is one file that loads nothing; all templates extend ``base.html.j2`` of this package."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ import jinja2
 from balora.files import write_text
 
 
-def write(path: Path, template: str, **values: Any) -> Path:
-    """Fill a template and write the page.
+def write_page(path: Path, template: str, *, package: str, **values: Any) -> Path:
+    """Fill in a template and write the page.
 
     Args:
-        path: The HTML file.
-        template: Name of a template of this package.
-        values: What the template asks for; text is escaped.
+        path: HTML file to write.
+        template: File name of the template.
+        package: Import name of the package that holds the template.
+        values: Variables of the template; text is escaped. A missing variable is an error.
 
     Returns:
         ``path``.
     """
+    loaders = [jinja2.PackageLoader(name, ".") for name in (package, "balora.plots")]
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("balora.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.ChoiceLoader(loaders), autoescape=True, undefined=jinja2.StrictUndefined
     )
     write_text(path, environment.get_template(template).render(**values))
     return path

@@ -1,4 +1,7 @@
-"""What the figures share: colours that colour-blind readers tell apart, marks that differ in grey, how a file is written."""
+"""Colours, axes and files of all figures.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; marker shapes stay distinct in grey.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,18 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 Mark = tuple[str, str]
-"""A colour of Okabe and Ito's, and the shape of a marker."""
+"""Colour and marker shape."""
 MARKS: dict[str, Mark] = {"lora": ("#0072B2", "o"), "pissa": ("#E69F00", "s"), "balora": ("#009E73", "^")}
 OTHERS: tuple[Mark, ...] = (("#CC79A7", "D"), ("#56B4E9", "v"), ("#D55E00", "P"))
 LEVEL = "#444444"
-"""Of a level that lines are held against."""
+"""Colour of reference lines."""
 
 
 def marks_of(names: Iterable[str]) -> dict[str, Mark]:
-    """A colour and a marker for each name; LoRA, PiSSA and BA-LoRA have theirs in every figure.
+    """Choose a colour and a marker for each name; LoRA, PiSSA and BA-LoRA look the same in every figure.
 
     Example:
         >>> marks_of(["pissa", "other"])
@@ -30,41 +34,49 @@ def marks_of(names: Iterable[str]) -> dict[str, Mark]:
     return {name: MARKS.get(name) or next(spare) for name in names}
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """A figure of a size in inches, laid out so that no texts overlap."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+def new_figure(width: float, height: float, layout: ConstrainedLayoutEngine | None = None) -> Figure:
+    """Make a figure with a size in inches and a layout without overlapping texts."""
+    figure = Figure(figsize=(width, height), layout=layout or "constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def label(axes: Axes, title: str, x: str, y: str) -> None:
-    """Title and axes in sizes that are read at a page's width."""
-    axes.set_title(title, fontsize=11)
-    axes.set_xlabel(x, fontsize=10)
-    axes.set_ylabel(y, fontsize=10)
-    axes.tick_params(labelsize=9)
+def axes_grid(figure: Figure, count: int, columns: int) -> list[Axes]:
+    """Lay out ``count`` axes in rows of ``columns``; unused places in the last row stay empty."""
+    grid = figure.subplots(-(-count // columns), columns, squeeze=False).flatten()
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    return list(grid[:count])
+
+
+def label(axes: Axes, title: str, x: str, y: str, size: int = 10) -> None:
+    """Set the title and the axis labels; titles are one point larger than ``size``, tick labels one point smaller."""
+    axes.set_title(title, fontsize=size + 1)
+    axes.set_xlabel(x, fontsize=size)
+    axes.set_ylabel(y, fontsize=size)
+    axes.tick_params(labelsize=size - 1)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def legend_below(axes: Axes, gap: float = 0.24) -> None:
-    """The names of what is drawn, under the axes, where they hide nothing.
+    """Put the legend under the axes, where it hides no data.
 
     Args:
-        axes: Drawn upon.
-        gap: What tick labels and the axis's name take, as a share of the axes' height.
+        axes: Axes with named lines.
+        gap: Room for the tick labels and the axis label, as a fraction of the height of the axes.
     """
     axes.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -gap))
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Write a figure as PNG and SVG; the same numbers give the same files.
+    """Write a figure as PNG and SVG. The same data give the same bytes.
 
     Args:
-        figure: To be written.
-        path: The file, without its suffix.
+        figure: Finished figure.
+        path: File name without suffix.
 
     Returns:
-        The files written.
+        Paths of the files, PNG first.
     """
     written = [path.with_suffix(".png"), path.with_suffix(".svg")]
     with matplotlib.rc_context({"svg.hashsalt": "balora"}):

@@ -1,4 +1,4 @@
-"""Figure 3's form: maps of what a classifier makes of its rows, one panel per method and condition, a mark per true class.
+"""Scatter plots of two-dimensional embeddings, as in figure 3 of the paper: a panel per method and data set, a mark per class.
 
 Shapes: N rows.
 """
@@ -11,46 +11,46 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; markers tell them apart in grey.
-_STYLES = (
+from balora.plots.style import new_figure, save
+
+_CLASS_MARKS = (
     ("#0072B2", "o"), ("#E69F00", "^"), ("#D55E00", "s"), ("#009E73", "D"), ("#CC79A7", "v"), ("#56B4E9", "P"),
 )  # fmt: skip
-_MOST = 2500
-"""Points of a panel; of more, evenly spaced ones are drawn, or the SVG would take megabytes and the marks hide each other."""
+_MAX_POINTS = 2500
+"""Points drawn per panel, evenly spaced among all rows: more make the SVG megabytes large, and the marks hide each other."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Map:
-    """One panel."""
+class EmbeddingPanel:
+    """Embedding of the rows by one model."""
 
     title: str
     caption: str
-    """Stands below the panel."""
+    """Text below the panel."""
     points: np.ndarray
-    """N × 2."""
-    truth: np.ndarray
-    """N, the number of each point's true class."""
+    """Coordinates, N × 2."""
+    classes: np.ndarray
+    """Index of the true class of each row, N."""
 
 
-def map_figure(rows: Sequence[tuple[str, Sequence[Map | None]]], classes: Sequence[str], path: Path) -> list[Path]:
-    """Draw the panels, as PNG and SVG.
+def embedding_figure(
+    rows: Sequence[tuple[str, Sequence[EmbeddingPanel | None]]], classes: Sequence[str], path: Path
+) -> list[Path]:
+    """Draw embeddings in a grid.
 
     Args:
-        rows: A name and its panels for each row of the figure; None leaves a panel empty.
-        classes: Names of the classes, in the order of their numbers.
-        path: The file, without its suffix.
+        rows: Name and panels of each row of the grid; None leaves a place empty.
+        classes: Class names, by index.
+        path: File name without suffix.
 
     Returns:
-        The files written.
+        Paths of the PNG and the SVG file.
     """
     columns = max(len(panels) for _, panels in rows)
     layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.1, wspace=0.02, hspace=0.04)
-    figure = Figure(figsize=(2.75 * columns + 0.4, 3.4 * len(rows) + 0.6), layout=layout)
-    FigureCanvasAgg(figure)
+    figure = new_figure(2.75 * columns + 0.4, 3.4 * len(rows) + 0.6, layout)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for line, (name, panels) in zip(grid, rows, strict=True):
         for axes, panel in zip(line, [*panels, *[None] * (columns - len(panels))], strict=True):
@@ -58,7 +58,7 @@ def map_figure(rows: Sequence[tuple[str, Sequence[Map | None]]], classes: Sequen
             axes.set_yticks([])
             axes.spines[:].set_color("#999999")
             if panel is None:
-                axes.spines[:].set_visible(False)  # the row's name stays
+                axes.spines[:].set_visible(False)  # an invisible axes would hide the row's name as well
             else:
                 _draw(axes, panel, classes)
         line[0].set_ylabel(name, fontsize=11)
@@ -67,30 +67,17 @@ def map_figure(rows: Sequence[tuple[str, Sequence[Map | None]]], classes: Sequen
         handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=10, markerscale=2
     )
     legend.set_title("true class")
-    written = [path.with_suffix(".png"), path.with_suffix(".svg")]
-    for file in written:
-        figure.savefig(file, dpi=160, metadata={"Date": None} if file.suffix == ".svg" else None)
-    return written
+    return save(figure, path)
 
 
-def _draw(axes: Axes, panel: Map, classes: Sequence[str]) -> None:
-    shown = np.unique(np.linspace(0, len(panel.truth) - 1, min(len(panel.truth), _MOST)).astype(int))
+def _draw(axes: Axes, panel: EmbeddingPanel, classes: Sequence[str]) -> None:
+    total = len(panel.classes)
+    drawn = np.unique(np.linspace(0, total - 1, min(total, _MAX_POINTS)).astype(int))
     for number, name in enumerate(classes):
-        colour, marker = _STYLES[number % len(_STYLES)]
-        own = shown[panel.truth[shown] == number]
-        axes.scatter(
-            panel.points[own, 0],
-            panel.points[own, 1],
-            s=11,
-            color=colour,
-            marker=marker,
-            alpha=0.75,
-            linewidths=0,
-            label=name,
-        )
+        colour, marker = _CLASS_MARKS[number % len(_CLASS_MARKS)]
+        members = drawn[panel.classes[drawn] == number]
+        x, y = panel.points[members].T
+        axes.scatter(x, y, s=11, color=colour, marker=marker, alpha=0.75, linewidths=0, label=name)
     axes.set_title(panel.title, fontsize=11)
     axes.set_xlabel(panel.caption, fontsize=9)
     axes.set_box_aspect(1)
-
-
-__all__ = ["Map", "map_figure"]

@@ -1,4 +1,4 @@
-"""What a reader has to know before believing the numbers."""
+"""Warnings that a reader needs before trusting the numbers."""
 
 from __future__ import annotations
 
@@ -6,155 +6,146 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from balora.experiments.compare.rows import Row, mixed_origins
-from balora.report.source import TERMS, Run, Section, label_of, weights
+from balora.experiments.compare.plan import configuration_label
+from balora.experiments.compare.rows import Row, differing_provenance
+from balora.plots.inline_svg import TERMS
+from balora.report.sections import Run, Section
 
-_FLAT = 1e-5
-"""A term whose values differ by less than this share of their size did not move: logged means round at about 1e-7."""
+_CONSTANT = 1e-5
+"""Relative range below which a term counts as constant; logged means have a rounding error of about 1e-7."""
 
 
-def warnings_of(section: Section) -> list[str]:
-    """Everything doubtful about a section's runs, the same sentence once for all runs it is true of."""
+def find_warnings(section: Section) -> list[str]:
+    """List the warnings about a section. A sentence that is true of several runs appears once, with their names."""
     found: dict[str, list[str]] = {}
     for run in section.runs:
-        for sentence in _of_run(run):
+        for sentence in _run_warnings(run):
             found.setdefault(sentence, []).append(run.name)
-    own = {run.name for run in section.runs}
+    with_directory = {run.name for run in section.runs}
     for row in section.rows:
-        if row.status != "finished" and row.run not in own:
+        if row.status != "finished" and row.run not in with_directory:
             found.setdefault(f"The run has no result: {row.reason}", []).append(row.run)
-    whole = len(section.rows)
+    total = len(section.rows)
     sentences = [
-        text if whole == 1 else f"{'All runs' if len(names) == whole else _names(names)}: {text}"
-        for text, names in found.items()
+        sentence if total == 1 else f"{'All runs' if len(names) == total else _enumerate(names)}: {sentence}"
+        for sentence, names in found.items()
     ]
-    return [*sentences, *_of_all(section)]
+    return [*sentences, *_section_warnings(section)]
 
 
-def _of_run(run: Run) -> Iterator[str]:
+def _run_warnings(run: Run) -> Iterator[str]:
     status = run.record.get("status")
     if status == "failed" or run.row.status == "failed":
         yield f"The run failed: {run.row.reason}"
     elif status == "running":
-        yield "The run is not finished: it is under way, or was stopped. The same command resumes it."
+        yield "The run is not finished: it is still running, or it was stopped. The same command resumes it."
     elif status != "finished":
-        yield "The run has no record of how it ended (run.json)."
+        yield "The run has no final status in run.json."
     if run.record.get("resumed"):
-        yield "The run was interrupted and resumed, so it has no time of its own."
-    if status == "finished" and not run.evaluations and not _evaluated(run):
-        yield "There is no evaluation: no data.eval in the config, and no `balora evaluate` afterwards."
-    yield from _not_finite(run)
+        yield "The run was interrupted and resumed, so its training time is not known."
+    evaluated = run.evaluations or any(key.startswith("eval_") for key in run.record.get("metrics") or {})
+    if status == "finished" and not evaluated:
+        yield "There is no evaluation: the config has no data.eval, and `balora evaluate` was not run."
+    yield from _non_finite_values(run)
     yield from run.record.get("notices") or []
     for term in TERMS:
-        yield from _of_term(run, term)
-    yield from _degenerate(run)
+        yield from _ineffective_term(run, term)
+    for name, value in run.row.scores.items():
+        if math.isnan(value):
+            yield f"{name} is not a number: either all predictions are equal, or the loss became NaN."
+        elif name == "matthews" and value == 0:
+            yield "Matthews' correlation is exactly 0: the model very likely predicts a single class."
     commit = (run.row.provenance or {}).get("commit")
     if commit is None:
-        yield "The code's commit is not known (balora did not run from a checkout)."
+        yield "The code's commit is not known, because balora did not run from a git checkout."
     elif commit.get("dirty"):
-        yield f"The code had changes that are in no commit (on top of {commit['id'][:12]})."
+        yield f"The code had uncommitted changes (on top of {commit['id'][:12]})."
 
 
-def _evaluated(run: Run) -> bool:
-    return any(key.startswith("eval_") for key in run.record.get("metrics") or {})
-
-
-def _not_finite(run: Run) -> Iterator[str]:
-    """Each logged value that is NaN or infinite, with the step where it first was."""
-    first: dict[str, int] = {}
+def _non_finite_values(run: Run) -> Iterator[str]:
+    """Name each logged value that is NaN or infinite, with the first step where it is."""
+    logged: dict[str, list[tuple[int, float]]] = {}
     for line in run.lines:
         for key, value in line.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                first.setdefault(key, line["step"])
-    for key, step in first.items():
-        yield (
-            f"{key} is not finite from step {step} on." if _stays(run, key) else f"{key} is not finite at step {step}."
-        )
+            if isinstance(value, float):
+                logged.setdefault(key, []).append((line["step"], value))
+    for key, values in logged.items():
+        bad = [step for step, value in values if not math.isfinite(value)]
+        if bad:
+            lasts = len(values) > 1 and not math.isfinite(values[-1][1])
+            yield f"{key} is not finite from step {bad[0]} on." if lasts else f"{key} is not finite at step {bad[0]}."
 
 
-def _stays(run: Run, key: str) -> bool:
-    values = [line[key] for line in run.lines if isinstance(line.get(key), float)]
-    return len(values) > 1 and not math.isfinite(values[-1])
-
-
-def _of_term(run: Run, term: str) -> Iterator[str]:
-    """A term that was asked for and did nothing."""
-    asked = weights(run.config)[term]
-    values = [line[term] for line in run.lines if isinstance(line.get(term), float) and math.isfinite(line[term])]
-    logged = [line[f"{term}_weight"] for line in run.lines if f"{term}_weight" in line]
+def _ineffective_term(run: Run, term: str) -> Iterator[str]:
+    """Report a regularizer that has a weight and did nothing, unless the run itself reported it in its notices."""
     if any(notice.startswith(f"The {term} term") for notice in run.record.get("notices") or []):
-        return  # the run itself said why, and that is on the page
-    if asked > 0 and logged and not values:
-        why = _constant(run, term) if "notices" not in run.record else None
-        if why is not None:
-            yield f"The {term} term was asked for (weight {asked:g}) and switched off: {why}"
-        elif not any(logged):
-            yield (
-                f"The {term} term was asked for (weight {asked:g}), but its scheduled weight was 0 at every logged step, so it "
-                "did nothing."
-            )
-    if len(values) >= 3 and max(values) - min(values) <= _FLAT * max(map(abs, values)):
-        yield f"The {term} term was constant at {values[-1]:.4g}: its gradient was 0, so it changed nothing."
+        return
+    weight = run.weights[term]
+    values = [line[term] for line in run.lines if isinstance(line.get(term), float) and math.isfinite(line[term])]
+    scheduled = [line[f"{term}_weight"] for line in run.lines if f"{term}_weight" in line]
+    if weight > 0 and scheduled and not values:
+        reason = _constant_by_design(run, term) if "notices" not in run.record else None
+        if reason is not None:
+            yield f"The {term} term has weight {weight:g} but was switched off: {reason}"
+        elif not any(scheduled):
+            yield f"The {term} term has weight {weight:g} but did nothing: its scheduled weight was 0 at every logged step."
+    if len(values) >= 3 and max(values) - min(values) <= _CONSTANT * max(map(abs, values)):
+        yield f"The {term} term did nothing: it was constant at {values[-1]:.4g}, so its gradient was 0."
 
 
-def _constant(run: Run, term: str) -> str | None:
-    """Why the objective switched a term off, None where it did not: for runs of before `run.json` kept its notices."""
+def _constant_by_design(run: Run, term: str) -> str | None:
+    """Explain why the objective switched a term off; None if it did not. For runs from before `run.json` had notices."""
     section: dict[str, Any] = run.config.get("regularization") or {}
     labels = (run.record.get("data") or {}).get("labels")
     outputs = len(labels) if labels else 1 if run.task == "regression" else None
     if outputs is None or section.get(f"{term}_target", "logits") != "logits":
         return None
-    if term == "spectral" and int(section.get("spectral_rank", 0)) >= outputs:
-        width = f"{outputs} output{'s' if outputs > 1 else ''}"
-        return f"it is constant with {width} and spectral_rank {section['spectral_rank']} (eq. 7 is 1 whatever the model does)."
+    rank = int(section.get("spectral_rank", 0))
+    if term == "spectral" and rank >= outputs:
+        return f"it is always 1 (eq. 7) with {outputs} output{'s' if outputs > 1 else ''} and spectral_rank {rank}."
     if term == "diversity" and outputs == 1:
         return "one output has no off-diagonal covariance."
     return None
 
 
-def _degenerate(run: Run) -> Iterator[str]:
-    """Scores that a model gets that says the same to everything."""
-    for name, value in run.row.scores.items():
-        if math.isnan(value):
-            yield f"{name} is not a number: the model gives the same answer to every row, or the loss was lost."
-        elif name == "matthews" and value == 0:
-            yield "Matthews' correlation is exactly 0: the model very likely predicts one class."
-
-
-def _of_all(section: Section) -> list[str]:
-    """About the runs together."""
-    done = [row for row in section.rows if row.status == "finished"]
-    notes = []
+def _section_warnings(section: Section) -> list[str]:
+    finished = [row for row in section.rows if row.status == "finished"]
+    warnings = []
     seeds: dict[str, set[int]] = {}
-    for row in done:
-        seeds.setdefault(label_of(row), set()).add(row.seed)
-    if seeds and all(len(found) == 1 for found in seeds.values()):
-        notes.append("One seed only: nothing here says how much the numbers vary from seed to seed.")
-    elif any(len(found) == 1 for found in seeds.values()):
-        single = [label for label, found in seeds.items() if len(found) == 1]
-        notes.append(f"One seed only for {_names(single)}.")
+    for row in finished:
+        seeds.setdefault(configuration_label(row.variant, row.axes), set()).add(row.seed)
+    single = [label for label, found in seeds.items() if len(found) == 1]
+    if single and len(single) == len(seeds):
+        warnings.append("One seed only: the numbers do not show how much they vary from seed to seed.")
+    elif single:
+        warnings.append(f"One seed only for {_enumerate(single)}.")
     if section.comparison is not None:
-        notes += section.comparison.get("notes") or []
+        warnings += section.comparison.get("notes") or []
     else:
-        notes += [
-            f"Not all runs were made with the same {what}; see where the numbers come from."
-            for what in mixed_origins(done)
+        warnings += [
+            f"The runs differ in their {what}: see where the numbers come from."
+            for what in differing_provenance(finished)
         ]
-    return notes + _different_data(done, paired=section.comparison is not None)
+    return warnings + _data_warnings(finished, paired=section.comparison is not None)
 
 
-def _different_data(done: Sequence[Row], paired: bool) -> list[str]:
-    """Whether runs are compared that learnt from different rows; a comparison's differences are within a seed anyway."""
-    data: dict[tuple[int, str], set[str | None]] = {}
-    for row in done:
-        data.setdefault((row.seed, repr(row.axes)), set()).add(row.provenance.get("data_digest"))
-    if any(len(digests) > 1 for digests in data.values()):
-        return ["Not all runs of one seed saw the same data, so their scores do not compare as they stand."]
-    if not paired and len(set().union(*data.values())) > 1:
-        return ["Runs of different seeds saw different rows; compare those of one seed."]
+def _data_warnings(finished: Sequence[Row], paired: bool) -> list[str]:
+    """Warn if runs with different training data are compared.
+
+    Args:
+        finished: Finished runs.
+        paired: True for a comparison. It compares runs with the same seed, so different seeds may have different data.
+    """
+    digests: dict[tuple[int, str], set[str | None]] = {}
+    for row in finished:
+        digests.setdefault((row.seed, repr(row.axes)), set()).add(row.provenance.get("data_digest"))
+    if any(len(found) > 1 for found in digests.values()):
+        return ["Do not compare all scores directly: some runs with the same seed had different training data."]
+    if not paired and len(set().union(*digests.values())) > 1:
+        return ["Compare only runs with the same seed: runs with different seeds had different training data."]
     return []
 
 
-def _names(names: Sequence[str], shown: int = 4) -> str:
-    rest = len(names) - shown
-    return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")
+def _enumerate(names: Sequence[str], most: int = 4) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,48 +1,36 @@
-"""`balora report`: one page for a run, a folder of runs or a comparison."""
+"""`balora report`: one HTML page for a run, a directory of runs, or a comparison."""
 
 from __future__ import annotations
 
 import base64
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from balora.checkpoints.provenance import provenance
 from balora.errors import BALoraError
-from balora.plots.html import write
-from balora.report.findings import warnings_of
-from balora.report.plots import Curves, Panel, curve_panel, part_plots
-from balora.report.provenance_table import origins_of, summary_of
-from balora.report.results import Table, comparison_of, dots_of, require_baseline, settings_of, tables_of
-from balora.report.samples import MAX_NEW_TOKENS, Sample, samples_of
-from balora.report.source import Section, read_sections
+from balora.plots.html import write_page
+from balora.plots.inline_svg import Curves, InlineFigure, curve_figure, regularizer_figures
+from balora.report.findings import find_warnings
+from balora.report.samples import MAX_NEW_TOKENS, generate_samples
+from balora.report.sections import Section, read_sections
+from balora.report.tables import (
+    compare_rows,
+    provenance_tables,
+    require_baseline,
+    score_figures,
+    score_tables,
+    settings_tables,
+    summary,
+)
 
 PAGE = "report.html"
-_FIGURES = {".svg": "image/svg+xml", ".png": "image/png"}
-_LARGEST = 4 * 2**20
-_UNITS = {"classification": "cross-entropy, nats", "regression": "squared error"}
-_HIDDEN = ("output", "resume", "training.disable_tqdm", "training.report_to", "training.run_name")
-_SHOWN_FIRST = ("model", "task", "method", "regularization", "data", "seed", "training")
+_MIME_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
+_MAX_FIGURE_BYTES = 4 * 2**20
+_LOSS_UNITS = {"classification": "cross-entropy, nats", "regression": "squared error"}
+_HIDDEN_SETTINGS = ("output", "resume", "training.disable_tqdm", "training.report_to", "training.run_name")
+_FIRST_SETTINGS = ("model", "task", "method", "regularization", "data", "seed", "training")
 Say = Callable[[str], None]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _View:
-    """A section as the template sees it."""
-
-    section: Section
-    kind: str
-    warnings: list[str]
-    tables: list[Table]
-    dots: list[Panel]
-    curves: list[Panel]
-    parts: list[Panel]
-    differing: Table | None
-    shared: dict[str, list[tuple[str, str]]]
-    figures: list[tuple[str, str]]
-    samples: list[Sample]
-    origins: tuple[Table, list[tuple[str, str]]]
-    summary: list[tuple[str, str]]
 
 
 def report(
@@ -53,103 +41,99 @@ def report(
     samples: int = 0,
     say: Say = lambda line: None,
 ) -> Path:
-    """Write the page of a folder.
+    """Write a page about the runs in a directory.
 
     Args:
-        folder: A run's, a comparison's, or one that holds such.
-        output: The HTML file; default ``report.html`` in the folder.
-        baseline: The line of the table that differences are taken to, in each section that has it; default the
-            comparison's own.
-        samples: Prompts to have continued by the pre-trained model and by every method; with 0 no model is loaded.
-        say: Takes lines for the user.
+        folder: Directory of a run or a comparison, or one that contains such directories.
+        output: HTML file to write; default ``report.html`` in the directory.
+        baseline: Configuration to take differences to, in every section that has it; default the comparison's own baseline.
+        samples: Number of prompts that the pre-trained model and every method answer; with 0 no model is loaded.
+        say: Callback for lines to the user.
 
     Returns:
-        The file written.
+        Path of the page.
 
     Raises:
-        BALoraError: The folder holds no run and no comparison, a file in it is damaged, or there is no such baseline.
+        BALoraError: The directory contains no run and no comparison, a file in it is damaged, or the baseline does not exist.
     """
-    folder = Path(folder)
-    path = Path(output) if output is not None else folder / PAGE
+    directory = Path(folder)
+    path = directory / PAGE if output is None else Path(output)
     if path.is_dir():
-        raise BALoraError(f"{path} is a folder; --output names the HTML file.")
-    sections = read_sections(folder)
+        raise BALoraError(f"{path} is a directory. Give the name of the HTML file with --output.")
+    sections = read_sections(directory)
     if baseline is not None:
-        require_baseline(folder, sections, baseline)
-    views = [_view(section, baseline, samples, say) for section in sections]
-    title = folder.resolve().name
+        require_baseline(directory, sections, baseline)
+    values = {
+        "title": directory.resolve().name,
+        "sections": [_section_values(section, baseline, samples, say) for section in sections],
+        # A directory of comparisons may also have figures over all of them.
+        "files": [] if any(section.directory == directory for section in sections) else read_figures(directory),
+        "about": provenance(),
+        "max_new_tokens": MAX_NEW_TOKENS,
+    }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A folder that holds comparisons may have figures of its own over them all.
-        own = [] if any(section.folder == folder for section in sections) else figures_in(folder)
-        return write(
-            path, "report.html.j2", title=title, views=views, figures=own, about=provenance(), max_new_tokens=MAX_NEW_TOKENS
-        )  # fmt: skip
+        return write_page(path, "report.html.j2", package="balora.report", **values)
     except OSError as error:
         raise BALoraError(f"{path} cannot be written: {error.strerror or error}. Choose another --output.") from error
 
 
-def figures_in(folder: Path) -> list[tuple[str, str]]:
-    """Name and content (a data URI) of the figures that lie in a folder, each in one form, drawn lines before pixels."""
+def read_figures(directory: Path) -> list[tuple[str, str]]:
+    """Read the figure files of a directory as data URIs, by name. SVG is preferred over PNG; files above 4 MiB are left out."""
     found: dict[str, Path] = {}
-    for suffix in _FIGURES:
-        for path in sorted(folder.glob(f"*{suffix}")):
-            if path.stat().st_size <= _LARGEST:
+    for suffix in _MIME_TYPES:
+        for path in sorted(directory.glob(f"*{suffix}")):
+            if path.stat().st_size <= _MAX_FIGURE_BYTES:
                 found.setdefault(path.stem, path)
     return [
-        (stem, f"data:{_FIGURES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}")
+        (stem, f"data:{_MIME_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}")
         for stem, path in sorted(found.items())
     ]
 
 
-def _view(section: Section, baseline: str | None, samples: int, say: Say) -> _View:
-    made = comparison_of(section, baseline)
-    shown, problems = samples_of(section.runs, samples, say) if samples > 0 else ([], [])
-    several = len(section.runs) > 1
+def _section_values(section: Section, baseline: str | None, sample_count: int, say: Say) -> dict[str, Any]:
+    """Collect the template's variables for one section."""
+    comparison = compare_rows(section, baseline)
+    samples, problems = generate_samples(section.runs, sample_count, say) if sample_count > 0 else ([], [])
+    hidden = _HIDDEN_SETTINGS if len(section.runs) < 2 else (*_HIDDEN_SETTINGS, "seed")
+    differing, common = settings_tables(section, hidden)
     curves: Curves = [(run.label, run.lines) for run in section.runs]
-    differing, shared = settings_of(section, (*_HIDDEN, "seed") if several else _HIDDEN)
-    return _View(
-        section=section,
-        kind=_kind(section),
-        warnings=[*warnings_of(section), *problems],
-        tables=tables_of(section, made),
-        dots=dots_of(made),
-        curves=_curves(section, curves),
-        parts=part_plots(curves),
-        differing=differing,
-        shared=_by_part(shared),
-        figures=figures_in(section.folder),
-        samples=shown,
-        origins=origins_of(section.runs),
-        summary=summary_of(section),
-    )
+    runs = "one run" if len(section.rows) == 1 else f"{len(section.rows)} runs"
+    return {
+        "title": section.title,
+        "kind": runs if section.comparison is None else f"a comparison of {runs}",
+        "summary": summary(section),
+        "warnings": [*find_warnings(section), *problems],
+        "tables": score_tables(section, comparison),
+        "score_figures": score_figures(comparison),
+        "curves": _curve_figures(section, curves),
+        "regularizers": regularizer_figures(curves),
+        "files": read_figures(section.directory),
+        "samples": samples,
+        "differing": differing,
+        "common": _by_config_section(common),
+        "provenance": provenance_tables(section.runs),
+    }
 
 
-def _kind(section: Section) -> str:
-    if section.comparison is not None:
-        return f"a comparison of {len(section.rows)} runs"
-    return "one run" if len(section.runs) == 1 else f"{len(section.runs)} runs"
-
-
-def _curves(section: Section, curves: Curves) -> list[Panel]:
-    """The task loss, and what was evaluated more than once on the way."""
+def _curve_figures(section: Section, curves: Curves) -> list[InlineFigure]:
+    """Draw the task loss, the gradient norm, and every score that was evaluated more than once during training."""
     tasks = {run.task for run in section.runs}
-    unit = _UNITS.get(tasks.pop(), "nats per target token") if len(tasks) == 1 else "unlike tasks"
-    panels = [curve_panel(curves, "task", f"task loss ({unit})")]
-    if any(run.lines for run in section.runs) and panels == [None]:
-        panels = [curve_panel(curves, "loss", "training loss")]
-    panels.append(curve_panel(curves, "grad_norm", "gradient norm"))
-    for name in dict.fromkeys(f"eval_{name}" for run in section.runs for name in run.row.scores):
-        if any(sum(name in line for line in lines) > 1 for _, lines in curves):
-            panels.append(curve_panel(curves, name, f"evaluation: {name.removeprefix('eval_')}"))
-    return [panel for panel in panels if panel is not None]
+    unit = _LOSS_UNITS.get(tasks.pop(), "nats per target token") if len(tasks) == 1 else "different tasks"
+    loss = curve_figure(curves, "task", f"task loss ({unit})") or curve_figure(curves, "loss", "training loss")
+    figures = [loss, curve_figure(curves, "grad_norm", "gradient norm")]
+    for score in dict.fromkeys(name for run in section.runs for name in run.row.scores):
+        key = f"eval_{score}"
+        if any(sum(key in line for line in lines) > 1 for _, lines in curves):
+            figures.append(curve_figure(curves, key, f"evaluation: {score}"))
+    return [figure for figure in figures if figure is not None]
 
 
-def _by_part(shared: Sequence[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:
-    """Settings by the section of the config they stand in."""
-    parts: dict[str, list[tuple[str, str]]] = {}
-    order = {name: place for place, name in enumerate(_SHOWN_FIRST)}
-    for key, value in sorted(shared, key=lambda item: order.get(item[0].split(".")[0], len(order))):
+def _by_config_section(settings: Sequence[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:
+    """Group settings by their section of the config."""
+    grouped: dict[str, list[tuple[str, str]]] = {}
+    order = {name: place for place, name in enumerate(_FIRST_SETTINGS)}
+    for key, value in sorted(settings, key=lambda item: order.get(item[0].split(".")[0], len(order))):
         head, dot, rest = key.partition(".")
-        parts.setdefault(head if dot else "run", []).append((rest if dot else key, value))
-    return parts
+        grouped.setdefault(head if dot else "run", []).append((rest if dot else key, value))
+    return grouped

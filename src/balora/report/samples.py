@@ -1,4 +1,4 @@
-"""Samples side by side: the same prompts continued by the pre-trained model and by every method, greedily."""
+"""Answers of the pre-trained model and of every method to the same prompts, decoded greedily."""
 
 from __future__ import annotations
 
@@ -16,42 +16,47 @@ from balora.evaluation.engines.transformers import Sampling, TransformersGenerat
 from balora.evaluation.model_under_test import LoadedModel, ModelUnderTest
 from balora.evaluation.prompting import CHAT, Prompting
 from balora.loading.trained import load_untrained
-from balora.report.source import Run
+from balora.report.sections import Run
 
 MAX_NEW_TOKENS = 128
 PRE_TRAINED = "pre-trained"
-_BATCH = 4
+_BATCH_SIZE = 4
+_COMPARABLE = (
+    *("model", "revision", "task", "dtype"),
+    *("data.prompt", "data.response", "data.messages", "data.text", "data.train", "data.eval"),
+)
+"""Settings that must be equal for the answers of two runs to appear side by side."""
 Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A prompt with what everyone made of it."""
+    """Prompt with the answer of every model."""
 
     prompt: str
     reference: str
     answers: list[tuple[str, str]]
-    """Label and text: the pre-trained model first."""
+    """Label and text of each answer, the pre-trained model first."""
 
 
 @dataclasses.dataclass(frozen=True)
-class _Asked:
+class _Question:
+    """Row of the data as a prompt."""
+
     prompt: str
-    given: str
+    input: str
     messages: list[dict[str, str]]
     reference: str
 
 
-def samples_of(runs: Iterable[Run], count: int, say: Say) -> tuple[list[Sample], list[str]]:
-    """Load the models one after the other and let each continue the first prompts of the evaluation rows.
+def generate_samples(runs: Iterable[Run], count: int, say: Say) -> tuple[list[Sample], list[str]]:
+    """Load one model after the other and let each answer the first prompts of the evaluation rows.
 
-    Args:
-        runs: Of these, the finished ones that generate; one for each label, the first seed.
-        count: Prompts for each group of runs with one model and one data section.
-        say: Takes lines for the user.
+    Only generation tasks have samples. Each configuration answers with its first finished run, and each group of runs with the same
+    model and data answers ``count`` prompts.
 
     Returns:
-        The samples, and a sentence for every model that could not be loaded.
+        The samples, and a warning for every model that cannot be loaded.
     """
     chosen: dict[str, Run] = {}
     for run in runs:
@@ -59,95 +64,76 @@ def samples_of(runs: Iterable[Run], count: int, say: Say) -> tuple[list[Sample],
             chosen.setdefault(run.label, run)
     samples: list[Sample] = []
     problems: list[str] = []
-    for _, group in itertools.groupby(sorted(chosen.values(), key=_base), key=_base):
-        members = sorted(group, key=lambda run: run.row.regularized)  # the plain methods beside the pre-trained model
-        try:
-            samples += _of_group(members, count, problems, say)
-        except (BALoraError, OSError) as error:
-            problems.append(f"There are no samples of {', '.join(run.label for run in members)}: {error}")
+    for _, group in itertools.groupby(sorted(chosen.values(), key=_comparable), key=_comparable):
+        members = sorted(group, key=lambda run: run.row.regularized)  # plain methods next to the pre-trained model
+        samples += _group_samples(members, count, problems, say)
     return samples, problems
 
 
-def _base(run: Run) -> str:
-    """What runs must share for their answers to stand side by side: the model, the task, and how it is asked."""
-    keys = (
-        "model",
-        "revision",
-        "task",
-        "dtype",
-        "data.prompt",
-        "data.response",
-        "data.messages",
-        "data.text",
-        "data.train",
-        "data.eval",
-    )
-    return repr([(key, run.flat.get(key)) for key in keys])
+def _comparable(run: Run) -> str:
+    settings = run.settings
+    return repr([(key, settings.get(key)) for key in _COMPARABLE])
 
 
-def _of_group(runs: Sequence[Run], count: int, problems: list[str], say: Say) -> list[Sample]:
-    asked: list[_Asked] | None = None
+def _group_samples(runs: Sequence[Run], count: int, problems: list[str], say: Say) -> list[Sample]:
+    questions: list[_Question] = []
     columns: list[tuple[str, list[str]]] = []
     for run in runs:
         say(f"Samples of {run.label} ...")
         try:
-            loaded = ModelUnderTest(str(run.folder)).load(None)
-            settings = ModelUnderTest(str(run.folder)).settings
-            assert settings is not None, "a run's folder has its config"
-            asked = asked or _questions(settings, count)
+            subject = ModelUnderTest(str(run.directory))
+            loaded, config = subject.load(None), subject.settings
+            assert config is not None, "a run directory has a config"
+            questions = questions or _read_questions(config, count)
             if not columns:
-                start = dataclasses.replace(loaded, model=load_untrained(run.folder).to(loaded.device))
-                columns.append((PRE_TRAINED, _answers(start, settings, asked)))
-                del start
-            columns.append((run.label, _answers(loaded, settings, asked)))
+                untrained = dataclasses.replace(loaded, model=load_untrained(run.directory).to(loaded.device))
+                columns.append((PRE_TRAINED, _answers(untrained, config, questions)))
+                del untrained
+            columns.append((run.label, _answers(loaded, config, questions)))
             del loaded
             gc.collect()
         except (BALoraError, OSError) as error:
             problems.append(f"There are no samples of {run.label}: {error}")
     return [
-        Sample(_text(one), one.reference, [(label, answers[number]) for label, answers in columns])
-        for number, one in enumerate(asked or [])
+        Sample(_prompt_text(question), question.reference, [(label, answers[number]) for label, answers in columns])
+        for number, question in enumerate(questions)
     ]
 
 
-def _questions(settings: RunConfig, count: int) -> list[_Asked]:
-    """The first evaluation rows; without any, the first training rows."""
-    examples = load_examples(settings.data, settings.task, settings.seed)
-    rows: list[dict[str, Any]] = list(
-        (examples.eval or examples.train).select(range(min(count, len(examples.eval or examples.train))))
-    )
+def _read_questions(config: RunConfig, count: int) -> list[_Question]:
+    """Read the first evaluation rows, or the first training rows if there are none."""
+    examples = load_examples(config.data, config.task, config.seed)
+    source = examples.eval or examples.train
+    rows: list[dict[str, Any]] = list(source.select(range(min(count, len(source)))))
     if examples.form == "messages":
-        return [_Asked("", "", list(row["messages"][:-1]), row["messages"][-1]["content"]) for row in rows]
-    if examples.form == "text":
-        halves = [(row["text"][: len(row["text"]) // 2], row["text"][len(row["text"]) // 2 :]) for row in rows]
-        return [_Asked(before, "", [], after) for before, after in halves]
-    return [_Asked(row["prompt"], row["input"] or "", [], row["response"]) for row in rows]
+        return [_Question("", "", list(row["messages"][:-1]), row["messages"][-1]["content"]) for row in rows]
+    if examples.form == "text":  # continue the first half of the text
+        middles = [(row["text"], len(row["text"]) // 2) for row in rows]
+        return [_Question(text[:middle], "", [], text[middle:]) for text, middle in middles]
+    return [_Question(row["prompt"], row["input"] or "", [], row["response"]) for row in rows]
 
 
-def _answers(loaded: LoadedModel, settings: RunConfig, asked: Sequence[_Asked]) -> list[str]:
-    """What a model makes of the prompts, asked as it was trained."""
-    prompts = [_tokens(loaded, settings, one) for one in asked]
-    found = dict(TransformersGenerator(loaded, _BATCH).generate(prompts, Sampling(MAX_NEW_TOKENS)))
-    return [found[number].text + ("" if found[number].ended else " …") for number in range(len(asked))]
+def _answers(loaded: LoadedModel, config: RunConfig, questions: Sequence[_Question]) -> list[str]:
+    """Generate a model's answers, with the prompt format of its training."""
+    prompts = [_tokenize(loaded, config, question) for question in questions]
+    outputs = dict(TransformersGenerator(loaded, _BATCH_SIZE).generate(prompts, Sampling(MAX_NEW_TOKENS)))
+    return [outputs[number].text + ("" if outputs[number].ended else " …") for number in range(len(questions))]
 
 
-def _tokens(loaded: LoadedModel, settings: RunConfig, one: _Asked) -> list[int]:
-    if one.messages:
+def _tokenize(loaded: LoadedModel, config: RunConfig, question: _Question) -> list[int]:
+    if question.messages:
         chat = Prompting(CHAT)
-        return chat.tokens(loaded.tokenizer, chat.chat(loaded.tokenizer, one.messages))
-    if settings.data.form == "text":
-        return encode_prompt(loaded.tokenizer, one.prompt)
-    template = template_of(settings.data)
-    text = render_prompt(template, one.prompt, one.given)
-    if settings.task == "seq2seq":
+        return chat.tokens(loaded.tokenizer, chat.chat(loaded.tokenizer, question.messages))
+    if config.data.form == "text":
+        return encode_prompt(loaded.tokenizer, question.prompt)
+    template = template_of(config.data)
+    text = render_prompt(template, question.prompt, question.input)
+    if config.task == "seq2seq":
         return list(loaded.tokenizer(text)["input_ids"])
-    return encode_prompt(loaded.tokenizer, text + separator_of(template, settings.data.separator))
+    return encode_prompt(loaded.tokenizer, text + separator_of(template, config.data.separator))
 
 
-def _text(one: _Asked) -> str:
-    if one.messages:
-        return "\n\n".join(f"{message['role']}: {message['content']}" for message in one.messages)
-    return one.prompt + (f"\n\n{one.given}" if one.given else "")
-
-
-__all__ = ["MAX_NEW_TOKENS", "PRE_TRAINED", "Sample", "samples_of"]
+def _prompt_text(question: _Question) -> str:
+    if question.messages:
+        return "\n\n".join(f"{message['role']}: {message['content']}" for message in question.messages)
+    return question.prompt + (f"\n\n{question.input}" if question.input else "")

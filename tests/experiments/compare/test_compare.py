@@ -1,4 +1,4 @@
-"""Comparisons through the command: real runs in processes of their own, of a tiny model, two steps each."""
+"""`balora compare` with real runs: a tiny model, two steps, one process for each run."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import balora as library
 from balora.checkpoints.provenance import peak_memory_mib
 from balora.config.yaml_loader import read_config
 from balora.experiments.compare import LocalEngine, Variant, compare, lay_out
-from balora.experiments.compare.worker import Task, reason
+from balora.experiments.compare.engines import Task, failure_reason
 from balora.files import write_text
 
 SHORT = ["training.max_steps=2", "data.eval=0.25", "training.report_to=none"]
 
 
-def select_rows(folder: Path) -> dict[str, dict]:
-    return {row["run"]: row for row in map(json.loads, (folder / "rows.jsonl").read_text().splitlines())}
+def read_rows(directory: Path) -> dict[str, dict]:
+    return {row["run"]: row for row in map(json.loads, (directory / "rows.jsonl").read_text().splitlines())}
 
 
-def test_a_comparison_runs_shows_what_failed_and_is_not_repeated(balora, config: Path, tmp_path: Path):
-    ballast = bytearray(b"x") * (300 << 20)  # what the parent holds is not the run's
+def test_failed_runs_are_reported_and_finished_runs_are_not_repeated(balora, config: Path, tmp_path: Path):
+    ballast = bytearray(b"x") * (300 << 20)  # the parent's memory must not count as the run's
     arguments = [config, *SHORT, "--methods", "pissa,lora,balora", "--seeds", "1,2", "--baseline", "pissa", "--jobs", 2]
     broken = [*arguments, "lora:method.rank=17"]
     outcome = balora("compare", *broken)
-    folder = tmp_path / "run-compare"
-    rows = select_rows(folder)
+    directory = tmp_path / "run-compare"
+    rows = read_rows(directory)
     assert outcome.status == 1, "some runs failed"
     assert len(rows) == 6
     for seed in (1, 2):
@@ -41,27 +41,27 @@ def test_a_comparison_runs_shows_what_failed_and_is_not_repeated(balora, config:
             assert row["trainable"] == 2 * 4 * (32 + 32 + 32 + 16 + 32 + 16 + 32 + 32 + 3 * (32 + 48))
             assert 100 < row["peak_memory_mib"] < peak_memory_mib() - 200
             assert row["provenance"]["data_digest"]
-            assert (folder / "runs" / row["run"] / "adapter").is_dir()
+            assert (directory / "runs" / row["run"] / "adapter").is_dir()
     assert rows["balora_seed-1"]["regularized"]
     assert rows["balora_seed-1"]["scores"]["loss"] != rows["balora_seed-2"]["scores"]["loss"]
-    assert "| lora | 0/2 | - |" in (folder / "table.md").read_text()
+    assert "| lora | 0/2 | - |" in (directory / "table.md").read_text()
     del ballast
 
-    before = {name: (folder / "runs" / name / "run.json").read_bytes() for name in rows if "lora_" not in name[:5]}
+    before = {name: (directory / "runs" / name / "run.json").read_bytes() for name in rows if "lora_" not in name[:5]}
     outcome = balora("compare", *arguments)
     assert outcome.status == 0, outcome.out + outcome.err
     assert "4 are finished already" in outcome.out
-    assert {name: (folder / "runs" / name / "run.json").read_bytes() for name in before} == before
-    assert "2/2" in (folder / "table.md").read_text()
-    assert "lora | 0/2" not in (folder / "table.md").read_text()
-    assert all((folder / f"table.{form}").is_file() for form in ("csv", "json", "tex"))
+    assert {name: (directory / "runs" / name / "run.json").read_bytes() for name in before} == before
+    assert "2/2" in (directory / "table.md").read_text()
+    assert "lora | 0/2" not in (directory / "table.md").read_text()
+    assert all((directory / f"table.{form}").is_file() for form in ("csv", "json", "tex"))
 
     outcome = balora("compare", *arguments, "training.learning_rate=0.5")
     assert outcome.status == 2
     assert "training.learning_rate" in outcome.err
 
 
-def test_a_killed_run_is_a_row_and_the_rest_goes_on(config: Path, tmp_path: Path):
+def test_a_killed_run_is_reported_and_the_others_finish(config: Path, tmp_path: Path):
     values = {**read_config(config), "training": {"max_steps": 2, "use_cpu": True, "report_to": []}}
     killed: list[int] = []
 
@@ -77,29 +77,29 @@ def test_a_killed_run_is_a_row_and_the_rest_goes_on(config: Path, tmp_path: Path
             yield from super().__call__(tasks, start_and_kill)
 
     variants = [Variant.parse("lora"), Variant.parse("pissa")]
-    made = compare(values, variants, [1], output=tmp_path / "c", engine=Killing(jobs=2))
-    lora, pissa = made.rows
+    result = compare(values, variants, [1], output=tmp_path / "c", engine=Killing(jobs=2))
+    lora, pissa = result.rows
     assert killed
     assert lora.status == "failed"
     assert "signal 9" in lora.reason
     assert pissa.status == "finished"
     assert set(pissa.scores) == {"train_loss"}
-    assert any("data.eval" in note for note in made.notes)
+    assert any("data.eval" in note for note in result.notes)
     again = compare(values, variants, [1], output=tmp_path / "c")
     assert [row.status for row in again.rows] == ["finished", "finished"]
 
 
 @pytest.mark.slow
-def test_on_a_local_ray(balora, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_ray_engine_gives_the_same_rows(balora, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("ray", reason="Ray is absent: pip install 'balora[ray]'")
     monkeypatch.setenv("PYTHONPATH", str(Path(library.__file__).parents[1]))
     arguments = [config, *SHORT, "--methods", "pissa,lora", "--seeds", "1", "lora:method.rank=17"]
     outcome = balora("compare", *arguments, "--engine", "ray", "--output", tmp_path / "ray")
     assert outcome.status == 1, outcome.out + outcome.err
-    rows = select_rows(tmp_path / "ray")
+    rows = read_rows(tmp_path / "ray")
     assert "Rank 17" in rows["lora_seed-1"]["reason"]
     assert balora("compare", *arguments, "--output", tmp_path / "local").status == 1
-    local = select_rows(tmp_path / "local")
+    local = read_rows(tmp_path / "local")
     assert rows["pissa_seed-1"]["scores"] == pytest.approx(local["pissa_seed-1"]["scores"], rel=1e-5)
     assert "engine ray" in (tmp_path / "ray" / "table.md").read_text()
 
@@ -114,38 +114,40 @@ def test_a_dry_run_writes_nothing(balora, config: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "fragments"),
     [
         (["--methods", "lorra"], ["lorra", "'lora'"]),
         (["--methods", "lora", "--baseline", "pissa"], ["baseline pissa", "lora"]),
         (["--methods", "lora", "--vary", "method.rnak=1"], ["rnak", "'rank'"]),
     ],
 )
-def test_a_mistake_is_one_sentence(balora, config: Path, tmp_path: Path, arguments: list[str], words: list[str]):
+def test_an_invalid_argument_is_refused_before_any_run(
+    balora, config: Path, tmp_path: Path, arguments: list[str], fragments: list[str]
+):
     outcome = balora("compare", config, *arguments)
     assert outcome.status == 2
-    for word in words:
-        assert word in outcome.err
+    for fragment in fragments:
+        assert fragment in outcome.err
     assert not (tmp_path / "run-compare").exists()
 
 
-def test_reasons(tmp_path: Path):
+def test_the_failure_reason_is_the_last_error_of_the_log_or_the_exit_status(tmp_path: Path):
     log = tmp_path / "log"
-    assert "signal 9" in reason(log, -9)
-    assert "status 1" in reason(log, 1)
+    assert "signal 9" in failure_reason(log, -9)
+    assert "status 1" in failure_reason(log, 1)
     write_text(log, "step 1\nbalora: an older one\nbalora: Two problems.\n  - one\n  - two\n")
-    assert reason(log, 2) == "Two problems. - one - two"
+    assert failure_reason(log, 2) == "Two problems. - one - two"
 
 
-def test_two_comparisons_do_not_share_a_folder(config: Path, tmp_path: Path):
+def test_a_second_comparison_in_the_same_directory_is_refused(config: Path, tmp_path: Path):
     import fcntl
 
     from balora.errors import BALoraError
 
-    cells, folder = lay_out(read_config(config), [Variant.parse("lora")], [1], output=tmp_path / "c")
+    cells, directory = lay_out(read_config(config), [Variant.parse("lora")], [1], output=tmp_path / "c")
     assert len(cells) == 1
-    folder.mkdir()
-    with (folder / ".lock").open("w") as lock:
+    directory.mkdir()
+    with (directory / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(BALoraError, match="Another comparison"):
-            compare(read_config(config), [Variant.parse("lora")], [1], output=folder)
+            compare(read_config(config), [Variant.parse("lora")], [1], output=directory)

@@ -1,4 +1,4 @@
-"""Evaluation within a comparison: made after training, joined to the rows, gone on with rather than repeated."""
+"""Evaluation within a comparison: after training, with its scores in the rows, and continued instead of repeated."""
 
 from __future__ import annotations
 
@@ -29,41 +29,41 @@ def problems(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_failed_evaluation_is_a_failed_row_and_what_was_done_is_not_done_again(
+def test_a_failed_evaluation_is_a_failed_row_and_finished_samples_are_not_repeated(
     values: dict, problems: Path, tmp_path: Path
 ):
     short = {"limit": 3, "max_new_tokens": 3, "device": "cpu"}
     known = EvaluationPlan(tasks=("gsm8k",), options={**short, "data": {"gsm8k": str(problems)}})
     absent = dataclasses.replace(known, options={**short, "data": {"gsm8k": str(tmp_path / "absent.jsonl")}})
-    folder = tmp_path / "out"
+    directory = tmp_path / "out"
 
-    made = compare(values, VARIANTS, [1], output=folder, evaluation=absent)
-    assert [row.status for row in made.rows] == ["failed", "failed"]
-    assert all("trained, but not evaluated" in row.reason and "absent.jsonl" in row.reason for row in made.rows)
-    records = {row.run: (folder / "runs" / row.run / "run.json").read_bytes() for row in made.rows}
+    comparison = compare(values, VARIANTS, [1], output=directory, evaluation=absent)
+    assert [row.status for row in comparison.rows] == ["failed", "failed"]
+    assert all("trained, but not evaluated" in row.reason and "absent.jsonl" in row.reason for row in comparison.rows)
+    records = {row.run: (directory / "runs" / row.run / "run.json").read_bytes() for row in comparison.rows}
 
-    made = compare(values, VARIANTS, [1], baseline="lora", output=folder, evaluation=known)
-    assert [row.status for row in made.rows] == ["finished", "finished"]
-    assert {row.run: (folder / "runs" / row.run / "run.json").read_bytes() for row in made.rows} == records
-    result = folder / "runs" / "lora_seed-1" / "evaluation" / "gsm8k.json"
+    comparison = compare(values, VARIANTS, [1], baseline="lora", output=directory, evaluation=known)
+    assert [row.status for row in comparison.rows] == ["finished", "finished"]
+    assert {row.run: (directory / "runs" / row.run / "run.json").read_bytes() for row in comparison.rows} == records
+    result = directory / "runs" / "lora_seed-1" / "evaluation" / "gsm8k.json"
     scores = json.loads(result.read_text())["scores"]
     assert scores["rows"] == 3
-    assert made.rows[0].scores["gsm8k/accuracy"] == scores["accuracy"]
-    assert made.scores == ["gsm8k/accuracy", "gsm8k/answered"]
-    assert set(made.groups[1].differences) == {"gsm8k/accuracy", "gsm8k/answered"}
-    assert "gsm8k/accuracy" in (folder / "table.md").read_text()
+    assert comparison.rows[0].scores["gsm8k/accuracy"] == scores["accuracy"]
+    assert comparison.scores == ["gsm8k/accuracy", "gsm8k/answered"]
+    assert set(comparison.groups[1].differences) == {"gsm8k/accuracy", "gsm8k/answered"}
+    assert "gsm8k/accuracy" in (directory / "table.md").read_text()
 
     written = result.stat().st_mtime_ns
     said: list[str] = []
-    compare(values, VARIANTS, [1], output=folder, evaluation=known, say=said.append)
+    compare(values, VARIANTS, [1], output=directory, evaluation=known, say=said.append)
     assert "2 are finished already" in said[0].replace("of which ", "")
     assert result.stat().st_mtime_ns == written
 
     more = dataclasses.replace(known, options={**known.options, "limit": 4})
-    made = compare(values, VARIANTS[:1], [1], output=folder, evaluation=more)
+    comparison = compare(values, VARIANTS[:1], [1], output=directory, evaluation=more)
     assert json.loads(result.read_text())["scores"]["rows"] == 4
-    assert made.rows[0].status == "finished"
-    log = (folder / "logs" / "lora_seed-1.log").read_text()
+    assert comparison.rows[0].status == "finished"
+    log = (directory / "logs" / "lora_seed-1.log").read_text()
     assert "3 of 4 answers are there already" in log
 
 
@@ -71,7 +71,7 @@ def test_a_failed_evaluation_is_a_failed_row_and_what_was_done_is_not_done_again
     ("options", "word"),
     [({"limits": 3}, "limits"), ({"limit": 0}, "at least 1"), ({"judge": {"url": "x"}}, "url")],
 )
-def test_what_cannot_be_asked_is_refused_before_any_run(values: dict, tmp_path: Path, options: dict, word: str):
+def test_an_invalid_evaluation_plan_is_refused_before_any_run(values: dict, tmp_path: Path, options: dict, word: str):
     plan = EvaluationPlan(tasks=("gsm8k",), options=options)
     with pytest.raises(BALoraError, match=word):
         compare(values, VARIANTS, [1], output=tmp_path / "out", evaluation=plan)

@@ -1,8 +1,9 @@
-"""Statistics over seeds, and the four forms of the table."""
+"""Statistics over seeds, and the four formats of the table."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -10,7 +11,7 @@ import math
 import pytest
 
 from balora.experiments.compare import Comparison, Row, summarise
-from balora.experiments.compare.stats import Spread, bootstrap
+from balora.experiments.compare.statistics import MeanStd, bootstrap
 from balora.experiments.compare.tables import plain_lines, to_csv, to_json, to_latex, to_markdown
 
 
@@ -39,12 +40,12 @@ def comparison(rows=ROWS, baseline="pissa") -> Comparison:
 
 
 def test_mean_and_sample_deviation():
-    spread = Spread.of([1.0, 2.0, 4.0])
+    spread = MeanStd.of([1.0, 2.0, 4.0])
     assert spread.mean == pytest.approx(7 / 3)
     assert spread.deviation == pytest.approx(math.sqrt(7 / 3))
-    assert Spread.of([1.0]) == Spread(1.0, None, 1)
-    assert Spread.of([math.nan, None]) is None
-    assert Spread.of([math.nan, 2.0]).count == 1
+    assert MeanStd.of([1.0]) == MeanStd(1.0, None, 1)
+    assert MeanStd.of([math.nan, None]) is None
+    assert MeanStd.of([math.nan, 2.0]).count == 1
 
 
 def test_differences_are_paired_by_seed():
@@ -56,7 +57,7 @@ def test_differences_are_paired_by_seed():
     assert (gap.low, gap.high) == pytest.approx((-0.1, 0.1))
 
 
-def test_pairs_are_of_the_same_point_on_the_axes():
+def test_runs_are_paired_at_the_same_varied_values():
     rows = [row(name, 1, score, axes={"rank": rank}) for name, rank, score in
             [("pissa", 1, 0.1), ("pissa", 2, 0.2), ("lora", 1, 0.5), ("lora", 2, 0.5)]]  # fmt: skip
     rows.append(row("full", 1, 0.9))
@@ -68,39 +69,45 @@ def test_pairs_are_of_the_same_point_on_the_axes():
     assert against_full["lora", 1]["accuracy"].mean == pytest.approx(-0.4)
 
 
-def test_the_bootstrap_is_that_of_the_mean():
+def test_the_bootstrap_interval_of_a_mean():
     values = [0.0] * 50 + [1.0] * 50
     low, high = bootstrap(values)
     assert (low, high) == pytest.approx((0.5 - 1.96 * 0.05, 0.5 + 1.96 * 0.05), abs=0.011)
     assert bootstrap(values) == (low, high), "seeded"
 
 
-def test_the_forms_say_the_same():
-    made = comparison()
-    markdown, latex = to_markdown(made), to_latex(made)
+def test_all_formats_show_the_same_numbers():
+    result = comparison()
+    markdown, latex = to_markdown(result), to_latex(result)
     assert "| lora_x | 3/3 | 0.6000 ± 0.2000 | 2.0 ± 0.0 | 500 ± 0 | 1,234 |" in markdown
     assert r"lora\_x & 3/3 & 0.6000 $\pm$ 0.2000" in latex
     assert "| pissa | 2/3 |" in markdown
     for text in (markdown, latex):
         assert "pissa-3: It broke." in text
     assert "With 2 pairs it is too narrow" in markdown
-    lines = list(csv.DictReader(io.StringIO(to_csv(made))))
+    lines = list(csv.DictReader(io.StringIO(to_csv(result))))
     assert float(lines[1]["accuracy_mean"]) == pytest.approx(0.6)
     assert float(lines[1]["accuracy_difference"]) == pytest.approx(0.0)
     assert lines[0]["accuracy_difference"] == ""
-    whole = json.loads(to_json(made))
+    whole = json.loads(to_json(result))
     assert whole["groups"][1]["scores"]["accuracy"]["mean"] == pytest.approx(0.6)
     assert len(whole["rows"]) == 6
-    assert any("0.6000 ± 0.2000" in line for line in plain_lines(made))
+    assert any("0.6000 ± 0.2000" in line for line in plain_lines(result))
 
 
-def test_a_score_that_is_not_a_number_is_counted_out_and_said():
-    made = comparison([row("pissa", 1, 0.5), row("pissa", 2, math.nan)], baseline=None)
-    assert "0.5000 (1 of 2)" in to_markdown(made)
-    assert json.loads(to_json(made))["rows"][1]["scores"]["accuracy"] is None
+def test_a_nan_score_is_left_out_and_counted():
+    result = comparison([row("pissa", 1, 0.5), row("pissa", 2, math.nan)], baseline=None)
+    assert "0.5000 (1 of 2)" in to_markdown(result)
+    assert json.loads(to_json(result))["rows"][1]["scores"]["accuracy"] is None
 
 
-def test_one_pair_is_said_to_have_no_interval():
+def test_one_pair_has_no_interval():
     markdown = to_markdown(comparison([row("pissa", 1, 0.5), row("lora_x", 1, 0.6)]))
     assert "+0.1000" in markdown and "[" not in markdown
     assert "One pair has no interval" in markdown
+
+
+def test_the_old_name_of_the_directory_warns(tmp_path):
+    result = dataclasses.replace(comparison(), directory=tmp_path)
+    with pytest.warns(DeprecationWarning, match=r"Comparison\.directory"):
+        assert result.folder == tmp_path

@@ -19,7 +19,7 @@ from balora.experiments.reproduce import EXPERIMENTS, Places, Request, dry_run, 
 from balora.experiments.reproduce.features import Features, features_of
 from balora.experiments.reproduce.figure3 import BALANCED, IMBALANCED, Measured, tables
 from balora.experiments.reproduce.prepare import read_about
-from balora.plots.tsne import Map, map_figure
+from balora.plots.tsne import EmbeddingPanel, embedding_figure
 from tiny import tiny_bert, tiny_tokenizer
 
 FIGURE3 = EXPERIMENTS["figure3"]
@@ -78,7 +78,7 @@ def test_the_conditions_have_as_many_rows_and_one_is_100_10_1(tmp_path: Path, mo
     )
     found = {}
     for study in FIGURE3.small:
-        settings = asked.cells(study)[0].settings
+        settings = asked.cells(study)[0].config
         examples = load_examples(settings.data, settings.task, 42)
         assert len(examples.eval) == 15
         found[study.name] = Counter(examples.label_names[number] for number in examples.train["labels"])
@@ -140,11 +140,13 @@ def test_the_tables_hold_the_numbers_and_the_words_follow_them():
 
 def test_the_figure_names_methods_conditions_and_classes(tmp_path: Path):
     rng = torch.Generator().manual_seed(0)
-    panel = Map(
+    panel = EmbeddingPanel(
         title="pissa", caption="silhouette 0.10", points=torch.randn(30, 2, generator=rng).numpy(),
-        truth=(torch.arange(30) % 3).numpy(),
+        classes=(torch.arange(30) % 3).numpy(),
     )  # fmt: skip
-    written = map_figure([("balanced", [None, panel]), ("100:10:1", [panel, panel])], ["x", "y", "z"], tmp_path / "f")
+    written = embedding_figure(
+        [("balanced", [None, panel]), ("100:10:1", [panel, panel])], ["x", "y", "z"], tmp_path / "f"
+    )
     assert [path.suffix for path in written] == [".png", ".svg"]
     text = written[1].read_text()
     for words in ("pissa", "silhouette 0.10", "balanced", "100:10:1", "true class"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from balora.experiments.compare import Comparison, Row, summarise
-from balora.experiments.compare.stats import bootstrap
+from balora.experiments.compare.statistics import bootstrap
 from balora.experiments.reproduce import EXPERIMENTS, Places, Request
 from balora.experiments.reproduce.columns import by_chance, caution, verdict
 from balora.experiments.reproduce.fitted_head import show
@@ -29,7 +29,7 @@ def made(values: dict[str, list[float]], baseline: str = "pissa") -> Comparison:
 def test_only_the_last_row_has_terms_and_every_other_with_head_has_the_head_alone():
     asked = Request(experiment=EXPERIMENT, scale="small", output=Path("out"), places=Places(), seeds=[1])
     for study in EXPERIMENT.small:
-        found = {cell.variant.name: cell.settings for cell in asked.cells(study)}
+        found = {cell.variant.name: cell.config for cell in asked.cells(study)}
         for name, settings in found.items():
             terms = settings.regularization
             weights = [terms.consistency, terms.diversity, terms.spectral, terms.variance] if terms else []

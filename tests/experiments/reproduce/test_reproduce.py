@@ -27,7 +27,7 @@ def request(name: str, scale: str, **more) -> Request:
 def test_every_declared_run_has_valid_settings(name: str, scale: str):
     asked = request(name, scale)
     studies = asked.experiment.studies(scale)
-    folders = [cell.folder for study in studies for cell in asked.cells(study)]
+    folders = [cell.run_directory for study in studies for cell in asked.cells(study)]
     assert len(folders) == len(set(folders)) >= 12
     assert all(study.baseline in {variant.name for variant in study.variants} for study in studies)
 
@@ -37,9 +37,9 @@ def test_table4_has_each_term_alone_in_pairs_and_all():
     study = asked.experiment.paper[0]
     found = {}
     for cell in asked.cells(study):
-        terms = cell.settings.regularization
+        terms = cell.config.regularization
         found[cell.variant.name] = tuple(bool(x) for x in (terms.consistency, terms.diversity, terms.spectral))
-        assert cell.settings.method.name == "pissa"
+        assert cell.config.method.name == "pissa"
     assert found == {
         BASELINE: (False, False, False), "C": (True, False, False), "D": (False, True, False), "S": (False, False, True),
         "C+D": (True, True, False), "C+S": (True, False, True), "D+S": (False, True, True), "C+D+S": (True, True, True),
@@ -48,7 +48,7 @@ def test_table4_has_each_term_alone_in_pairs_and_all():
 
 def test_ours_and_the_printed_form_differ_in_head_and_targets():
     asked = request("table4", "small", seeds=[42])
-    cells = {cell.variant.name: cell.settings.regularization for cell in asked.cells(asked.experiment.small[0])}
+    cells = {cell.variant.name: cell.config.regularization for cell in asked.cells(asked.experiment.small[0])}
     assert {variant.name for variant in [*PRINTED, *OURS]} == set(cells)
     assert (cells["C+D+S"].teacher_head, cells["C+D+S"].spectral_target, cells["C+D+S"].variance) == (
         "initial",
@@ -63,8 +63,8 @@ def test_ours_and_the_printed_form_differ_in_head_and_targets():
 def test_figure6_lets_alpha_follow_the_rank_and_runs_full_fine_tuning_once_a_seed():
     asked = request("figure6", "paper", seeds=[42, 1024])
     cells = asked.cells(asked.experiment.paper[0])
-    assert all(cell.settings.method.alpha == cell.settings.method.rank for cell in cells if cell.axes)
-    assert [cell.settings.method.rank for cell in cells if cell.variant.name == "lora" and cell.seed == 42] == [
+    assert all(cell.config.method.alpha == cell.config.method.rank for cell in cells if cell.axes)
+    assert [cell.config.method.rank for cell in cells if cell.variant.name == "lora" and cell.seed == 42] == [
         1, 2, 4, 8, 16, 32, 64, 128,
     ]  # fmt: skip
     assert sum(cell.variant.name == "full" for cell in cells) == 2
@@ -113,9 +113,9 @@ def test_students_interval_is_wider_than_the_bootstraps_with_few_pairs():
     ]  # fmt: skip
     gap = summarise(rows, ["loss"], "a")[1].differences["loss"]
     # Mean 2, deviation 1, three pairs: 2 ± 4.3027 / √3.
-    assert gap.student == pytest.approx((2 - 2.48414, 2 + 2.48414), abs=1e-4)
+    assert gap.t_interval == pytest.approx((2 - 2.48414, 2 + 2.48414), abs=1e-4)
     assert gap.low is not None
-    assert gap.student[0] < 0 < gap.low
+    assert gap.t_interval[0] < 0 < gap.low
 
 
 def test_the_papers_numbers_are_marked_as_the_papers():

@@ -39,7 +39,7 @@ def made_up(study: Study, cells: list[Cell], value, folder: Path | None = None) 
     ]  # fmt: skip
     groups = summarise(rows, [study.score], study.baseline)
     return Comparison(
-        groups=groups, rows=rows, scores=[study.score], baseline=study.baseline, about=ABOUT, folder=folder
+        groups=groups, rows=rows, scores=[study.score], baseline=study.baseline, about=ABOUT, directory=folder
     )
 
 
@@ -47,8 +47,8 @@ def test_figure2_draws_the_task_loss_of_every_run_as_a_mean_over_seeds(tmp_path:
     experiment = EXPERIMENTS["figure2"]
     study = experiment.small[0]
     cells = cells_of("figure2", study)
-    assert {cell.settings.training["logging_steps"] for cell in cells} == {2}
-    assert all(cell.settings.method.alpha == cell.settings.method.rank for cell in cells)
+    assert {cell.config.training["logging_steps"] for cell in cells} == {2}
+    assert all(cell.config.method.alpha == cell.config.method.rank for cell in cells)
     methods = {"lora": 3.0, "pissa": 2.0, "balora": 1.0}
     for cell in cells:
         level = methods[cell.variant.name] + cell.axes["method.rank"] / 100 + cell.seed / 10
@@ -60,9 +60,9 @@ def test_figure2_draws_the_task_loss_of_every_run_as_a_mean_over_seeds(tmp_path:
     curves = read_curves(comparison)
     assert set(curves) == {(name, rank) for name in methods for rank in (8, 32)}
     line = mean_line(curves["lora", 8], window=1)
-    assert line.places == list(range(2, 22, 2))
-    assert line.means[0] == pytest.approx(3.08 + 0.15 + 0.5)
-    assert line.deviations[0] == pytest.approx(0.1 / 2**0.5)
+    assert [point.x for point in line] == list(range(2, 22, 2))
+    assert line[0].mean == pytest.approx(3.08 + 0.15 + 0.5)
+    assert line[0].deviation == pytest.approx(0.1 / 2**0.5)
     # The last tenth of ten values is the last one: 1 + 0.32 + 1/20 + 0.15, and what PiSSA has on the same seed is 1 more.
     row = next(row for row in end_table(curves, [32, 8]).splitlines() if row.startswith("| balora"))
     assert "1.5200 ± 0.0707<br>-1.0000 ± 0.0000" in row.split("|")[2]
@@ -84,7 +84,7 @@ def test_figure4_sweeps_the_weights_it_says(scale: str):
     weights = {
         cell.variant.name: (terms.consistency, terms.diversity, terms.spectral)
         for cell in cells_of("figure4", study, scale)
-        for terms in [cell.settings.regularization]
+        for terms in [cell.config.regularization]
     }
     assert len(set(weights.values())) == len(weights), "no run is made twice"
     assert weights["λ1 = 0.025"] == (0.025, 0.005, 0.005)
@@ -99,16 +99,18 @@ def test_figure4_puts_each_weight_at_its_place(tmp_path: Path):
     study = experiment.small[0]
 
     def value(cell: Cell) -> float:
-        terms = cell.settings.regularization
+        terms = cell.config.regularization
         return 9.0 if cell.variant.name == "pissa" else terms.consistency + 10 * terms.diversity + 100 * terms.spectral
 
     made = made_up(study, cells_of("figure4", study), value)
     sweep, balance = sweep_panel(made, study), balance_panel(made, study)
     assert sweep.ticks == ["0", "0.025", "0.1", "0.5", "2.5"]
-    assert sweep.lines["balora"].means == pytest.approx([0.55, 0.575, 0.65, 1.05, 3.05])
-    assert balance.lines["λ2 + λ3 = 1"].means == pytest.approx([91.025, 55.025, 19.025])
-    assert balance.lines["λ2 + λ3 = 0.01"].means[1] == pytest.approx(0.575), "the paper's own weights"
-    assert (sweep.level or ("",))[1:] == (9.0, 0.0) == (balance.level or ("",))[1:]
+    means = {name: [point.mean for point in points] for name, points in {**sweep.series, **balance.series}.items()}
+    assert means["balora"] == pytest.approx([0.55, 0.575, 0.65, 1.05, 3.05])
+    assert means["λ2 + λ3 = 1"] == pytest.approx([91.025, 55.025, 19.025])
+    assert means["λ2 + λ3 = 0.01"][1] == pytest.approx(0.575), "the paper's own weights"
+    for panel in (sweep, balance):
+        assert panel.level is not None and (panel.level[1].mean, panel.level[1].deviation) == (9.0, 0.0)
     text = "\n\n".join(experiment.show({study.name: made}, [study], tmp_path))
     assert "better: λ1 = 0 (-8.4500" in text
     assert "10% (weak chaos), 50% (optimal), 90% (weak order)" in text

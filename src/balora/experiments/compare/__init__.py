@@ -1,12 +1,11 @@
-"""`balora compare`: methods × seeds × any key of a config, each cell a `balora train` of its own, and a table."""
+"""`balora compare`: methods × seeds × any config key, one run for each combination, and a table over all runs."""
 
 from balora.experiments.compare.compare import compare, lay_out
-from balora.experiments.compare.engine import LocalEngine
+from balora.experiments.compare.engines import LocalEngine, RayEngine
 from balora.experiments.compare.evaluation import EvaluationPlan
 from balora.experiments.compare.plan import Cell, Variant, parse_axes, parse_seeds, plan, read_variants
-from balora.experiments.compare.ray_engine import RayEngine
 from balora.experiments.compare.rows import Row
-from balora.experiments.compare.stats import Group, summarise
+from balora.experiments.compare.statistics import Group, summarise
 from balora.experiments.compare.tables import Comparison
 
 __all__ = [

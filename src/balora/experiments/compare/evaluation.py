@@ -1,7 +1,7 @@
-"""Evaluation within a comparison: what every finished run is measured on, as `balora evaluate` does it, and the scores.
+"""Evaluate every run of a comparison after its training, as `balora evaluate RUN` does.
 
-The results are those of `balora evaluate RUN`, in the folder ``evaluation/`` of the run. Beside them lies what was asked for and
-what came of it, so that a comparison knows which runs it need not measure again.
+The results are in the ``evaluation`` directory of the run. A file beside them holds the plan and the scores, so that the comparison
+knows which runs are evaluated already.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from types import MappingProxyType
 from typing import Any
 
 from balora.errors import BALoraError
-from balora.files import write_text
+from balora.files import read_json, write_text
 
-MEASURED = "comparison.json"
+SCORES = "comparison.json"
 Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationPlan:
-    """What each run of a comparison is evaluated on, once it is trained."""
+    """Tasks on which every run of a comparison is evaluated after its training."""
 
     tasks: tuple[str, ...]
-    """Names that `balora evaluate` knows."""
+    """Task names of `balora evaluate`."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
-    """What differs from the defaults of `balora.evaluation.EvaluationOptions`, by name and as JSON has it."""
+    """Fields of `balora.evaluation.EvaluationOptions` that differ from their defaults, as JSON values."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Convert to plain values."""
         return {"tasks": list(self.tasks), "options": json.loads(json.dumps(dict(self.options)))}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EvaluationPlan:
-        """From plain values.
+        """Read from plain values.
 
         Example:
             >>> plan = EvaluationPlan(tasks=("gsm8k",), options={"limit": 2})
@@ -46,57 +46,57 @@ class EvaluationPlan:
         return cls(tasks=tuple(values["tasks"]), options=values["options"])
 
     def check(self) -> None:
-        """Refuse what cannot be asked, before any run is made.
+        """Refuse an invalid plan before any run is started.
 
         Raises:
-            BALoraError: There is no such task, or an option is not one or makes no sense.
+            BALoraError: A task does not exist, or an option is unknown or out of range.
         """
         from balora.evaluation.registry import find_tasks
 
         find_tasks(self.tasks)
-        _options(self)
+        _evaluation_options(self)
 
 
 def evaluate_run(run: Path, plan: EvaluationPlan, say: Say) -> None:
-    """Measure a finished run, going on from the results that are there, and note the scores for the comparison.
+    """Evaluate a finished run and write its scores for the comparison. Samples that are evaluated already are not repeated.
 
     Raises:
-        BALoraError: A task cannot be measured. What was measured before stays.
+        BALoraError: A task cannot be evaluated. Finished samples are kept.
     """
-    # Imported here: a comparison without evaluations need not wait for it.
+    # Imported here: a comparison without evaluations does not need these modules.
     from balora.evaluation.evaluate import evaluate
     from balora.evaluation.results import plain
 
-    found = evaluate(run, plan.tasks, options=_options(plan), say=say)
-    values = {f"{task}/{name}": value for task, result in found.results.items() for name, value in _scores(result)}
-    record = {**plan.to_dict(), "values": values}
-    write_text(found.folder / MEASURED, json.dumps(plain(record), indent=1) + "\n")
+    evaluation = evaluate(run, plan.tasks, options=_evaluation_options(plan), say=say)
+    values = {
+        f"{task}/{name}": value for task, result in evaluation.results.items() for name, value in _task_scores(result)
+    }
+    write_text(evaluation.folder / SCORES, json.dumps(plain({**plan.to_dict(), "values": values}), indent=1) + "\n")
 
 
-def measured(run: Path, plan: EvaluationPlan) -> dict[str, float] | None:
-    """The scores that a run's evaluation gave, by ``task/score``; None where it has not been made, or another was.
+def read_scores(run: Path, plan: EvaluationPlan) -> dict[str, float] | None:
+    """Read the scores of a run's evaluation.
 
-    A score that is undefined (a correlation where all predictions are one) is NaN.
+    Returns:
+        Scores by ``task/score``; NaN for an undefined score, such as a correlation of constant predictions. None if the run has
+        not been evaluated, or was evaluated by another plan.
     """
-    path = run / "evaluation" / MEASURED
-    try:
-        record = json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError as error:
-        raise BALoraError(f"{path} is damaged ({error}). Delete it; the samples beside it are kept.") from error
+    path = run / "evaluation" / SCORES
+    record = read_json(path, "Delete it; the samples beside it are kept.") if path.is_file() else {}
     if {key: record.get(key) for key in ("tasks", "options")} != plan.to_dict():
         return None
     return {name: math.nan if value is None else float(value) for name, value in record["values"].items()}
 
 
-def _scores(result: Mapping[str, Any]) -> list[tuple[str, float | None]]:
-    """A task's scores that are shares, means or correlations, the main one first; counts are left to its own file."""
+def _task_scores(result: Mapping[str, Any]) -> list[tuple[str, float | None]]:
+    """List a task's main score and its other real-valued scores; counts are only in the task's own file."""
     scores = result["scores"]
     main = scores["main"]
-    rest = [name for name in scores if name not in ("main", main) and isinstance(scores[name], float)]
-    return [(name, scores[name]) for name in (main, *rest)]
+    others = [name for name in scores if name not in ("main", main) and isinstance(scores[name], float)]
+    return [(name, scores[name]) for name in (main, *others)]
 
 
-def _options(plan: EvaluationPlan) -> Any:
+def _evaluation_options(plan: EvaluationPlan) -> Any:
     from balora.evaluation.options import EvaluationOptions, JudgeOptions
 
     values = dict(plan.options)
@@ -104,5 +104,5 @@ def _options(plan: EvaluationPlan) -> Any:
         if isinstance(values.get("judge"), Mapping):
             values["judge"] = JudgeOptions(**values["judge"])
         return EvaluationOptions(**values)
-    except TypeError as error:  # a name that is none of theirs
-        raise BALoraError(f"The evaluation cannot be made so: {error}.") from error
+    except TypeError as error:  # an unknown or a missing name
+        raise BALoraError(f"The evaluation options are invalid: {error}.") from error

@@ -1,6 +1,6 @@
-"""What a comparison runs: every variant of a config, on every point of the varied axes, with every seed.
+"""Plan a comparison: every variant of a config, with every combination of the varied values and every seed.
 
-A variant is a way of fine-tuning with a name: ``lora``, ``lora+reg``, ``balora``. A cell is one run of the comparison.
+A variant is a named way of fine-tuning, such as ``lora``, ``lora+reg`` or ``balora``. A cell is one run of the comparison.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from balora.methods import METHODS, find_method
 
 REGULARIZED = "+reg"
 _WITHOUT_RANK = ("full", "bitfit")
-"""Methods that train what the model has: rank and alpha mean nothing to them, so they run once along such an axis."""
+"""Methods that train existing weights. They ignore rank and alpha, so they run once when rank or alpha varies."""
 _NO_REGULARIZATION: tuple[Any, ...] = (None, False, "off", "no")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One side of a comparison."""
+    """Fine-tuning method of a comparison, with its regularizers on or off."""
 
     name: str
-    """As the table shows it."""
+    """Name in the tables."""
     method: str
-    """A name from `balora methods`."""
+    """Method name from `balora methods`."""
     regularized: bool
-    """With the regularizers of the config's section, or the paper's; else they are off, whatever the config says."""
+    """True: the regularizers of the config, or the paper's if the config has none. False: no regularizers."""
     overrides: tuple[str, ...] = ()
-    """What else differs, as ``dotted.key=value``."""
+    """Further changes to the config, each as ``dotted.key=value``."""
 
     @classmethod
     def parse(cls, name: str, overrides: Sequence[str] = ()) -> Variant:
-        """Read a method's name, with ``+reg`` for that method with the regularizers on.
+        """Read a variant from a method name; ``+reg`` after the name turns the regularizers on.
 
         Raises:
-            BALoraError: There is no such method; the nearest is named.
+            BALoraError: The method does not exist; the message names the nearest one.
 
         Example:
             >>> Variant.parse("lora+reg").regularized, Variant.parse("lora").regularized, Variant.parse("balora").regularized
@@ -57,74 +57,73 @@ class Variant:
 
 
 Axes = Mapping[str, Sequence[Any]]
-"""Values to go through, by dotted key."""
+"""Values to try, by dotted config key."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One run of a comparison."""
+    """Planned run of a comparison."""
 
     variant: Variant
     axes: dict[str, Any]
-    """The varied keys that mean something to the variant, with this cell's values."""
+    """This run's value of each varied key that the variant uses."""
     seed: int
-    settings: RunConfig
-    """Of the run, its folder included."""
+    config: RunConfig
+    """Config of the run, output included."""
 
     @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return Path(self.settings.output)
+    def run_directory(self) -> Path:
+        """Path of the run directory."""
+        return Path(self.config.output)
 
     @property
     def name(self) -> str:
-        """The name of the run's folder."""
-        return self.folder.name
+        """Name of the run directory."""
+        return self.run_directory.name
 
     @property
     def title(self) -> str:
-        """For people."""
-        axes = [f"{key} {shown(value)}" for key, value in self.axes.items()]
-        return ", ".join([self.variant.name, *axes, f"seed {self.seed}"])
+        """Name for the screen and for messages."""
+        return f"{configuration_label(self.variant.name, self.axes)}, seed {self.seed}"
 
 
 def plan(
     config: Mapping[str, Any], variants: Sequence[Variant], seeds: Sequence[int], axes: Axes, output: Path
 ) -> list[Cell]:
-    """Lay out the runs of a comparison, seed by seed, so that a table over all methods is there early.
+    """List the runs of a comparison, one seed after the other, so that a table of all variants is there early.
 
     Args:
-        config: Plain values of a run's config; its method's name, seed and output are replaced.
-        variants: What is compared.
-        seeds: Of the runs, all different.
+        config: Run config as plain values. Its method name, seed and output are replaced.
+        variants: Variants to compare.
+        seeds: Different seeds.
         axes: Further keys to vary, with their values.
-        output: The comparison's folder; runs go below ``runs``.
+        output: Directory of the comparison; the run directories are in its ``runs``.
 
     Returns:
-        The cells. A variant has one cell for all values of an axis that means nothing to it.
+        The planned runs. If a variant ignores a varied key, it runs once instead of once per value.
 
     Raises:
-        BALoraError: A cell's settings cannot be used; all problems are listed.
+        BALoraError: The config of a run is invalid; the message lists all problems.
     """
-    _refuse_repeats([variant.name for variant in variants], seeds, axes)
+    _refuse_duplicates([variant.name for variant in variants], seeds, axes)
     cells: dict[str, Cell] = {}
     problems: list[str] = []
-    points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    for seed, point, variant in itertools.product(seeds, points, variants):
-        own = {key: value for key, value in point.items() if _matters(key, variant)}
-        name = "_".join([_slug(variant.name), *(_part(k, v) for k, v in own.items()), f"seed-{seed}"])
+    combinations = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    for seed, combination, variant in itertools.product(seeds, combinations, variants):
+        used = {key: value for key, value in combination.items() if _is_used(key, variant)}
+        name = "_".join([_slug(variant.name), *(_axis_slug(k, v) for k, v in used.items()), f"seed-{seed}"])
         if name in cells:
-            if cells[name].axes != own or cells[name].variant != variant:
-                point_name = ", ".join(f"{key} {shown(value)}" for key, value in own.items())
+            if cells[name].axes != used or cells[name].variant != variant:
+                other = configuration_label(variant.name, used)
                 problems.append(
-                    f"{cells[name].title} and {point_name} would share the folder {name}; rename one of the values."
+                    f"{cells[name].title} and {other} would both use the run directory {name}. Rename one of the values."
                 )
             continue
-        changed = [f"{key}={json.dumps(value)}" for key, value in own.items()]
+        changes = [f"{key}={json.dumps(value)}" for key, value in used.items()]
         try:
-            values = configure(apply_overrides(dict(config), changed), variant)
+            values = configure(apply_overrides(dict(config), changes), variant)
             values |= {"seed": seed, "output": str(output / "runs" / name)}
-            cells[name] = Cell(variant=variant, axes=own, seed=seed, settings=RunConfig.from_dict(values))
+            cells[name] = Cell(variant=variant, axes=used, seed=seed, config=RunConfig.from_dict(values))
         except BALoraError as error:
             problems.append(f"{variant.name}: {error}")
     raise_all(list(dict.fromkeys(problems)), "The comparison cannot be run")
@@ -132,9 +131,9 @@ def plan(
 
 
 def configure(config: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
-    """A config with a variant's method, regularization and overrides.
+    """Apply a variant's method, regularization and overrides to a config.
 
-    The config's method may have options of its own; those another method does not know are left out for it.
+    Options that belong to the config's method and that the variant's method does not have are dropped.
 
     Example:
         >>> base = {"method": {"name": "pissa", "rank": 4, "svd": "randomized"}, "regularization": {"teacher_head": "probe"}}
@@ -143,22 +142,22 @@ def configure(config: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
     """
     section = config.get("method") or {}
     if not isinstance(section, Mapping):
-        raise BALoraError(f"method is a section with keys of its own, not {section!r}.")
-    origin = METHODS.get(str(section.get("name", MethodConfig.model_fields["name"].default)))
-    foreign = set(origin.options if origin else ()) - set(find_method(variant.method).options)
-    kept = {key: value for key, value in section.items() if key not in foreign}
-    if isinstance(kept.get("options"), Mapping):
-        kept["options"] = {key: value for key, value in kept["options"].items() if key not in foreign}
+        raise BALoraError(f"method is {section!r}, not a section. Write its keys below it, such as name and rank.")
+    template = METHODS.get(str(section.get("name", MethodConfig.model_fields["name"].default)))
+    foreign = set(template.options if template else ()) - set(find_method(variant.method).options)
+    method = {key: value for key, value in section.items() if key not in foreign}
+    if isinstance(method.get("options"), Mapping):
+        method["options"] = {key: value for key, value in method["options"].items() if key not in foreign}
     regularization: Any = False
     if variant.regularized:
         regularization = config.get("regularization")
         regularization = True if regularization in _NO_REGULARIZATION else regularization
     training = config.get("training") or {}
-    if isinstance(training, Mapping):  # anything else is reported with the other problems
-        training = {"disable_tqdm": True, **training}  # a bar in a log file is noise
+    if isinstance(training, Mapping):  # RunConfig reports any other type together with the other problems
+        training = {"disable_tqdm": True, **training}  # a progress bar would fill the log file
     changed = {
         **config,
-        "method": {**kept, "name": variant.method},
+        "method": {**method, "name": variant.method},
         "regularization": regularization,
         "training": training,
     }
@@ -166,13 +165,13 @@ def configure(config: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
 
 
 def read_variants(names: Sequence[str], overrides: Sequence[str]) -> tuple[list[str], list[Variant]]:
-    """The variants of a comparison, each with the overrides that begin with its name and a colon.
+    """Read the variants of a comparison and give each the overrides that begin with its name and a colon.
 
     Returns:
-        The overrides for all, and the variants.
+        The overrides for all variants, and the variants.
 
     Raises:
-        BALoraError: A name is no method's, or an override is for a variant that is not there.
+        BALoraError: A method does not exist, or an override names a variant that is not compared.
 
     Example:
         >>> general, variants = read_variants(["lora", "full"], ["seed=1", "full:training.learning_rate=1e-5"])
@@ -198,19 +197,19 @@ def parse_seeds(texts: Sequence[str]) -> list[int]:
     """Read seeds.
 
     Raises:
-        BALoraError: One is not a whole number.
+        BALoraError: A seed is not a non-negative integer.
     """
     wrong = [text for text in texts if not text.isdecimal()]
     if wrong:
-        raise BALoraError(f"--seeds takes whole numbers with commas, such as 42,1024,2024, not {wrong[0]!r}.")
+        raise BALoraError(f"--seeds has {wrong[0]!r}. Give integers separated by commas, such as 42,1024,2024.")
     return [int(text) for text in texts]
 
 
 def parse_axes(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """Read ``dotted.key=value,value`` as the command takes it; values are YAML.
+    """Read varied keys from ``dotted.key=value,value``; values are YAML.
 
     Raises:
-        BALoraError: It is not of that form.
+        BALoraError: A text does not have this form, or its key cannot vary.
 
     Example:
         >>> parse_axes(["method.rank=4,8", "data.imbalance={a: 1, b: 0.1},null"])
@@ -219,52 +218,66 @@ def parse_axes(texts: Sequence[str]) -> dict[str, list[Any]]:
     axes: dict[str, list[Any]] = {}
     problems = []
     for text in texts:
-        key, equals, values = text.partition("=")
+        name, equals, values = text.partition("=")
+        key = name.strip()
         try:
             parsed = parse_yaml(f"[{values}]")
         except (yaml.YAMLError, ValueError):
             parsed = []
-        if not equals or not key.strip() or not parsed:
-            problems.append(f"--vary {text!r} is not of the form dotted.key=value,value.")
-        elif key.strip() in axes:
-            problems.append(f"--vary names {key.strip()} twice; give all its values at once.")
-        elif key.strip() in ("seed", "output", "method.name"):
-            problems.append(f"--vary cannot set {key.strip()}; use --seeds, --output or --methods.")
-        axes[key.strip()] = parsed
-    raise_all(problems, "The axes cannot be used")
+        if not equals or not key or not parsed:
+            problems.append(f"--vary {text!r} does not have the form dotted.key=value,value.")
+        elif key in axes:
+            problems.append(f"--vary names {key} twice. Give all its values in one --vary.")
+        elif key in ("seed", "output", "method.name"):
+            problems.append(f"--vary cannot set {key}. Use --seeds, --output or --methods.")
+        axes[key] = parsed
+    raise_all(problems, "The values to vary cannot be used")
     return axes
 
 
-def shown(value: Any) -> str:
-    """A value of an axis as a table shows it."""
+def format_value(value: Any) -> str:
+    """Format a config value for a table or a message.
+
+    Example:
+        >>> format_value("a_b"), format_value(None), format_value([1, "x"])
+        ('a_b', 'null', '[1, x]')
+    """
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False).replace('"', "")
 
 
-def _matters(key: str, variant: Variant) -> bool:
+def configuration_label(variant: str, axes: Mapping[str, Any]) -> str:
+    """Name a variant with its varied values, such as ``lora, method.rank 8``."""
+    return ", ".join([variant, *(f"{key} {format_value(value)}" for key, value in axes.items())])
+
+
+def _is_used(key: str, variant: Variant) -> bool:
+    """Return whether a config key has an effect on a variant."""
     if key.partition(".")[0] == "regularization":
         return variant.regularized
     return not (key in ("method.rank", "method.alpha") and variant.method in _WITHOUT_RANK)
 
 
-def _refuse_repeats(names: Sequence[str], seeds: Sequence[int], axes: Axes) -> None:
+def _refuse_duplicates(names: Sequence[str], seeds: Sequence[int], axes: Axes) -> None:
     problems = []
-    for what, values in (("--methods", names), ("--seeds", seeds), *((f"--vary {k}", v) for k, v in axes.items())):
+    for option, values in (("--methods", names), ("--seeds", seeds), *((f"--vary {k}", v) for k, v in axes.items())):
         if not values:
-            problems.append(f"{what} is empty.")
-        repeated = [shown(value) for value in values if list(values).count(value) > 1]
+            problems.append(f"{option} is empty.")
+        repeated = [format_value(value) for value in values if list(values).count(value) > 1]
         if repeated:
-            problems.append(f"{what} has {repeated[0]} more than once.")
+            problems.append(f"{option} has {repeated[0]} more than once.")
     raise_all(problems, "The comparison cannot be run")
 
 
-def _part(key: str, value: Any) -> str:
-    return f"{_slug(key.rpartition('.')[2])}-{_slug(shown(value), exact=True)}"
+def _axis_slug(key: str, value: Any) -> str:
+    return f"{_slug(key.rpartition('.')[2])}-{_slug(format_value(value), exact=True)}"
 
 
 def _slug(text: str, *, exact: bool = False) -> str:
-    """Text as part of a folder's name: short, and different for different texts.
+    """Shorten a text for a directory name; different texts give different names.
 
-    A name from balora's own list may have its ``_`` as ``-``; of what a user writes, exactly, both may occur.
+    Args:
+        text: Text to shorten.
+        exact: Tell ``_`` and ``-`` apart. Needed for values from the user; balora's own names never differ only in them.
     """
     plain = re.sub(r"[^A-Za-z0-9.+]+", "-", text).strip("-")
     if plain == (text if exact else text.replace("_", "-")) and len(plain) <= 32:

@@ -1,4 +1,4 @@
-"""Rows: what came of each run of a comparison, read from the run's own folder."""
+"""Result of each run of a comparison, read from its run directory."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from balora.checkpoints.run_directory import CONFIG, read_record
 from balora.config.run_config import differences, load_run_config
 from balora.errors import BALoraError
-from balora.experiments.compare.evaluation import EvaluationPlan, measured
+from balora.experiments.compare.evaluation import EvaluationPlan, read_scores
 from balora.experiments.compare.plan import Cell
 
 Status = Literal["finished", "failed", "missing"]
@@ -22,10 +21,10 @@ NOT_RUN = "It has not been run yet."
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One run, as a line of ``rows.jsonl``."""
+    """Result of one run: a line of ``rows.jsonl``."""
 
     run: str
-    """Name of its folder."""
+    """Name of the run directory."""
     variant: str
     method: str
     regularized: bool
@@ -33,107 +32,132 @@ class Row:
     seed: int
     status: Status
     reason: str | None = None
-    """Why it failed, in one sentence."""
+    """Reason why there is no result, in one sentence."""
     scores: dict[str, float]
-    """Of the evaluation by name, without its prefix ``eval_``; those of tasks as ``task/name``; and ``train_loss``."""
+    """Evaluation metrics without their prefix ``eval_``, task scores as ``task/name``, and ``train_loss``."""
     seconds: float | None = None
-    """Of training; None when the run was interrupted, since only its last part was timed."""
+    """Training time; None after a resume, because only the last part was timed."""
     peak_memory_mib: float | None = None
-    """Of the run's process: on the GPU where there is one, else resident."""
+    """Peak memory of the run's process: GPU memory if there is a GPU, else resident memory."""
     trainable: int | None = None
-    """Number of values that learn."""
+    """Number of trainable parameters."""
     provenance: dict[str, Any]
     """Versions, hardware, commit and time of the run, and the digest of its data."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; a number that is not finite becomes None, which JSON can hold."""
-        made = dataclasses.asdict(self)
-        made["scores"] = {k: v if math.isfinite(v) else None for k, v in self.scores.items()}
-        return made
+        """Convert to plain values. A score that is not finite becomes None, because JSON has no such number."""
+        scores = {name: score if math.isfinite(score) else None for name, score in self.scores.items()}
+        return {**dataclasses.asdict(self), "scores": scores}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Row:
-        """A line of ``rows.jsonl``; a score of None was not finite."""
+        """Read a line of ``rows.jsonl``. A score of None becomes NaN."""
         scores = {name: math.nan if score is None else score for name, score in values["scores"].items()}
         return cls(**{**values, "scores": scores})
 
+    @classmethod
+    def from_record(
+        cls,
+        record: Mapping[str, Any],
+        status: Status,
+        reason: str | None = None,
+        task_scores: Mapping[str, float] | None = None,
+        **identity: Any,
+    ) -> Row:
+        """Make a row from a run's ``run.json``. Only a finished run has numbers.
 
-def row_of(cell: Cell, reason: str = NOT_RUN, evaluation: EvaluationPlan | None = None) -> Row:
-    """What a cell's folder says.
+        ``task_scores`` are added to the scores of the record. ``identity`` gives run, variant, method, regularized, axes and seed.
+        """
+        digest = (record.get("data") or {}).get("digest")
+        provenance = {**(record.get("provenance") or {}), "data_digest": digest}
+        if status != "finished":
+            return cls(**identity, status=status, reason=reason, scores={}, provenance=provenance)
+        metrics: Mapping[str, Any] = record.get("metrics") or {}
+        return cls(
+            **identity,
+            status=status,
+            scores={**metric_scores(metrics), **(task_scores or {})},
+            seconds=None if record.get("resumed") else metrics.get("train_runtime"),
+            peak_memory_mib=metrics.get("peak_memory_mib"),
+            trainable=(record.get("parameters") or {}).get("trainable"),
+            provenance=provenance,
+        )
+
+
+def read_row(cell: Cell, reason: str = NOT_RUN, evaluation: EvaluationPlan | None = None) -> Row:
+    """Read the result of a run from its directory.
 
     Args:
-        cell: The run.
-        reason: Why it has no result, if it has none.
-        evaluation: What it has to be measured on, beyond its own evaluation rows, to have one.
+        cell: The planned run.
+        reason: Reason to report if there is no result.
+        evaluation: Tasks that the run must have been evaluated on to count as finished.
     """
-    record = read_record(cell.folder) or {}
-    about: dict[str, Any] = {
-        "run": cell.name,
-        "variant": cell.variant.name,
-        "method": cell.variant.method,
-        "regularized": cell.variant.regularized,
-        "axes": cell.axes,
-        "seed": cell.seed,
-    }
-    data = record.get("data") or {}
-    provenance = {**(record.get("provenance") or {}), "data_digest": data.get("digest")}
+    from balora.checkpoints.run_directory import (
+        read_record,
+    )  # imports torch, which an invalid argument need not wait for
+
+    record = read_record(cell.run_directory) or {}
     trained = record.get("status") == "finished"
-    scores = measured(cell.folder, evaluation) if trained and evaluation else {}
-    if not trained or scores is None:
-        status: Status = "missing" if reason == NOT_RUN else "failed"
+    task_scores = read_scores(cell.run_directory, evaluation) if trained and evaluation else {}
+    status: Status = "finished"
+    if not trained or task_scores is None:
+        status = "missing" if reason == NOT_RUN else "failed"
         if trained:
             reason = f"It is trained, but not evaluated. {'' if reason == NOT_RUN else reason}".strip()
-        return Row(**about, status=status, reason=reason, scores={}, provenance=provenance)
-    metrics: Mapping[str, Any] = record["metrics"]
-    return Row(
-        **about,
-        status="finished",
-        scores={**scores_of(metrics), **scores},
-        seconds=None if record.get("resumed") else metrics.get("train_runtime"),
-        peak_memory_mib=metrics.get("peak_memory_mib"),
-        trainable=(record.get("parameters") or {}).get("trainable"),
-        provenance=provenance,
+    return Row.from_record(
+        record,
+        status,
+        reason,
+        task_scores,
+        run=cell.name,
+        variant=cell.variant.name,
+        method=cell.variant.method,
+        regularized=cell.variant.regularized,
+        axes=cell.axes,
+        seed=cell.seed,
     )
 
 
-def scores_of(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The scores among a run's numbers.
+def metric_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Select the scores among a run's metrics.
 
     Example:
-        >>> scores_of({"eval_accuracy": 0.5, "eval_runtime": 3.0, "train_loss": 1.0, "train_runtime": 9.0})
+        >>> metric_scores({"eval_accuracy": 0.5, "eval_runtime": 3.0, "train_loss": 1.0, "train_runtime": 9.0})
         {'accuracy': 0.5, 'train_loss': 1.0}
     """
     evaluation = {k.removeprefix("eval_"): v for k, v in metrics.items() if k.startswith("eval_")}
-    kept = {k: float(v) for k, v in evaluation.items() if isinstance(v, int | float) and k not in _NOT_SCORES}
-    return {**kept, **({TRAIN_LOSS: float(metrics[TRAIN_LOSS])} if TRAIN_LOSS in metrics else {})}
+    scores = {k: float(v) for k, v in evaluation.items() if isinstance(v, int | float) and k not in _NOT_SCORES}
+    return {**scores, **({TRAIN_LOSS: float(metrics[TRAIN_LOSS])} if TRAIN_LOSS in metrics else {})}
 
 
 def is_finished(cell: Cell, evaluation: EvaluationPlan | None = None) -> bool:
-    """Whether a cell's run is there already, with the evaluation that is asked for, and need not be made again.
+    """Return whether a run, with its evaluation, has a result already.
 
     Raises:
-        BALoraError: There is one, with other settings.
+        BALoraError: The run directory holds a finished run with another config.
     """
-    if (read_record(cell.folder) or {}).get("status") != "finished":
+    from balora.checkpoints.run_directory import CONFIG, read_record  # imports torch
+
+    if (read_record(cell.run_directory) or {}).get("status") != "finished":
         return False
-    changed = differences(load_run_config(cell.folder / CONFIG), cell.settings)
+    changed = differences(load_run_config(cell.run_directory / CONFIG), cell.config)
     if changed:
         raise BALoraError(
-            f"{cell.folder} holds a finished run with other settings ({', '.join(changed)}). Choose another --output, or delete "
-            "that folder to run it again."
+            f"{cell.run_directory} holds a finished run with other settings ({', '.join(changed)}). Choose another --output, or "
+            "delete that directory to run it again."
         )
-    return evaluation is None or measured(cell.folder, evaluation) is not None
+    return evaluation is None or read_scores(cell.run_directory, evaluation) is not None
 
 
 def score_names(rows: Sequence[Row]) -> list[str]:
-    """Every score of an evaluation that some row has; without any, the training loss."""
+    """List the evaluation scores that at least one row has; if there are none, the training loss."""
     names = list(dict.fromkeys(name for row in rows for name in row.scores))
     return [name for name in names if name != TRAIN_LOSS] or names
 
 
-def mixed_origins(rows: Sequence[Row]) -> list[str]:
-    """What was not the same for all rows: versions, machine, code."""
+def differing_provenance(rows: Sequence[Row]) -> list[str]:
+    """Name what differs between the runs: versions, machine, code."""
     keys = (("versions", "versions"), ("machine", "hardware"), ("code", "commit"))
     return [
-        what for what, key in keys if len({json.dumps(row.provenance.get(key), sort_keys=True) for row in rows}) > 1
+        name for name, key in keys if len({json.dumps(row.provenance.get(key), sort_keys=True) for row in rows}) > 1
     ]

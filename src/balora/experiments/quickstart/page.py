@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from balora.plots.html import write
-from balora.report.plots import part_plots, task_plot
+from balora.plots.html import write_page as write_html
+from balora.plots.inline_svg import curve_figure, regularizer_figures
 
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -24,11 +24,14 @@ def write_page(path: Path, rows: Sequence[Any], curves: Curves, facts: Mapping[s
     Returns:
         ``path``.
     """
-    return write(
+    return write_html(
         path,
         "quickstart.html.j2",
+        package="balora.experiments.quickstart",
         rows=rows,
         facts=facts,
-        task_svg=task_plot(list(curves.items())),
-        parts=part_plots([("balora", curves["balora"])]),
+        task_loss=curve_figure(
+            list(curves.items()), "task", "task loss", y_label="task loss (nats per target token)", size=(7.2, 3.2)
+        ),
+        parts=regularizer_figures([("balora", curves["balora"])]),
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import scipy.stats
 
 from balora.experiments.compare import Comparison, Group, summarise
-from balora.experiments.compare.stats import COVERAGE, Difference
+from balora.experiments.compare.statistics import COVERAGE, Difference
 from balora.experiments.compare.tables import cell_text, difference_text, markdown_table
 from balora.experiments.reproduce.experiment import Study
 
@@ -128,5 +128,5 @@ def _cell(group: Group | None, score: str) -> str:
 
 
 def _star(gap: Difference) -> str:
-    low, high = gap.student or (0.0, 0.0)
+    low, high = gap.t_interval or (0.0, 0.0)
     return r"\*" if low * high > 0 else ""  # bare, two of them would set what is between in italics

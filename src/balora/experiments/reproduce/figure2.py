@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from balora.experiments.compare import Comparison, Variant
-from balora.experiments.compare.stats import Spread
+from balora.experiments.compare.statistics import MeanStd
 from balora.experiments.compare.tables import cell_text, markdown_table
 from balora.experiments.reproduce.experiment import Experiment, Study, from_recipe
 from balora.experiments.reproduce.figure6 import RANK, alpha_follows
 from balora.experiments.reproduce.paths import Places
 from balora.experiments.reproduce.small import stories_on_gsm8k
-from balora.plots.curves import Line, Panel, curves_figure
+from balora.plots.curves import curves_figure
+from balora.plots.panel import Panel, Point
 from balora.training.callbacks import METRICS, read_metrics
 
 TASK = "task"
@@ -85,9 +86,9 @@ def read_curves(made: Comparison) -> dict[tuple[str, Any], dict[int, Curve]]:
     """The task loss of every finished run, from its metrics: by variant and rank, then by seed."""
     curves: dict[tuple[str, Any], dict[int, Curve]] = {}
     for row in made.rows:
-        if row.status != "finished" or made.folder is None:
+        if row.status != "finished" or made.directory is None:
             continue
-        lines = read_metrics(made.folder / "runs" / row.run / METRICS)
+        lines = read_metrics(made.directory / "runs" / row.run / METRICS)
         points = [(line["step"], line[TASK]) for line in lines if isinstance(line.get(TASK), int | float)]
         found = [(float(step), float(value)) for step, value in points if math.isfinite(value)]
         if found:
@@ -96,20 +97,20 @@ def read_curves(made: Comparison) -> dict[tuple[str, Any], dict[int, Curve]]:
     return curves
 
 
-def mean_line(by_seed: Mapping[int, Curve], window: int = WINDOW) -> Line:
+def mean_line(by_seed: Mapping[int, Curve], window: int = WINDOW) -> list[Point]:
     """The mean over seeds of smoothed curves, at the steps that all of them have.
 
     Example:
-        >>> mean_line({1: ([1.0, 2.0], [4.0, 2.0]), 2: ([1.0, 2.0], [6.0, 4.0])}, window=1).means
-        [5.0, 3.0]
+        >>> mean_line({1: ([1.0, 2.0], [4.0, 2.0]), 2: ([1.0, 2.0], [6.0, 4.0])}, window=1)[0]
+        Point(x=1.0, mean=5.0, deviation=1.4142135623730951)
     """
     smooth = {
         seed: dict(zip(steps, running_mean(values, window), strict=True)) for seed, (steps, values) in by_seed.items()
     }
     shared = sorted(set.intersection(*(set(points) for points in smooth.values())))
-    spreads = [Spread.of([points[step] for points in smooth.values()]) for step in shared]
+    spreads = [MeanStd.of([points[step] for points in smooth.values()]) for step in shared]
     kept = [(step, spread) for step, spread in zip(shared, spreads, strict=True) if spread is not None]
-    return Line([step for step, _ in kept], [s.mean for _, s in kept], [s.deviation for _, s in kept])
+    return [Point(step, s.mean, s.deviation) for step, s in kept]
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
@@ -137,8 +138,8 @@ def _end(values: Sequence[float]) -> float:
 
 
 def _end_cell(own: Mapping[int, float], theirs: Mapping[int, float], name: str) -> str:
-    text = cell_text(Spread.of(list(own.values())), len(own))
-    gap = Spread.of([own[seed] - theirs[seed] for seed in own if seed in theirs])
+    text = cell_text(MeanStd.of(list(own.values())), len(own))
+    gap = MeanStd.of([own[seed] - theirs[seed] for seed in own if seed in theirs])
     if name == "pissa" or gap is None:
         return text
     return f"{text}<br>{gap.mean:+.4f}{'' if gap.deviation is None else f' ± {gap.deviation:.4f}'}"
@@ -146,7 +147,9 @@ def _end_cell(own: Mapping[int, float], theirs: Mapping[int, float], name: str) 
 
 def _panel(study: Study, curves: Mapping[tuple[str, Any], Mapping[int, Curve]], rank: Any) -> Panel:
     lines = {name: mean_line(by_seed) for (name, found), by_seed in curves.items() if found == rank}
-    return Panel(title=f"{study.title}, rank {rank}", x="step", y="task loss (nats per target token)", lines=lines)
+    return Panel(
+        title=f"{study.title}, rank {rank}", x_label="step", y_label="task loss (nats per target token)", series=lines
+    )
 
 
 FIGURE2 = Experiment(

@@ -21,7 +21,7 @@ from balora.experiments.reproduce.reported import reported_markdown
 from balora.experiments.reproduce.similarity import CLASSES, THREE_CLASSES, prepared_file
 from balora.experiments.reproduce.small import LORA_RATE, at_rate, minilm_on
 from balora.experiments.reproduce.table4 import FITTED_HEAD, ours
-from balora.plots.tsne import Map, map_figure
+from balora.plots.tsne import EmbeddingPanel, embedding_figure
 
 BASELINE = "pissa"
 BALANCED, IMBALANCED = "balanced", "imbalanced"
@@ -100,10 +100,10 @@ class Measured:
     @classmethod
     def of(cls, study: Study, made: Comparison, folder: Path) -> Measured:
         """Measure every finished run; features are kept below ``folder``."""
-        assert made.folder is not None
+        assert made.directory is not None
         done = [row.run for row in made.rows if row.status == "finished"]
         kept = folder / _FEATURES / study.name
-        features = {run: features_of(made.folder / "runs" / run, kept / f"{run}.safetensors") for run in done}
+        features = {run: features_of(made.directory / "runs" / run, kept / f"{run}.safetensors") for run in done}
         rows = [
             dataclasses.replace(row, scores=features[row.run].scores()) if row.run in features else row
             for row in made.rows
@@ -149,7 +149,7 @@ def _maps(measured: Sequence[Measured], rare: str, folder: Path) -> list[str]:
         runs = {row.variant: row for row in one.comparison.rows if row.seed == seed and row.run in one.features}
         panels = [_panel(runs[v.name], one, rare) if v.name in runs else None for v in shown]
         lines.append((one.study.title, panels))
-    written = map_figure(lines, measured[0].classes, folder / "figure3")
+    written = embedding_figure(lines, measured[0].classes, folder / "figure3")
     return [
         f"![Maps of features by method and condition]({written[0].name})",
         "Each point is an evaluation row, the same rows in all panels; its place is a t-SNE map (perplexity 30, 1,000 iterations, "
@@ -160,10 +160,10 @@ def _maps(measured: Sequence[Measured], rare: str, folder: Path) -> list[str]:
     ]
 
 
-def _panel(row: Row, one: Measured, rare: str) -> Map:
+def _panel(row: Row, one: Measured, rare: str) -> EmbeddingPanel:
     found = one.features[row.run]
     caption = f"silhouette {row.scores['silhouette']:.2f}, recall of {rare} {row.scores[f'recall_{rare}']:.2f}"
-    return Map(title=row.variant, caption=caption, points=found.map(), truth=found.truth_N.numpy())
+    return EmbeddingPanel(title=row.variant, caption=caption, points=found.map(), classes=found.truth_N.numpy())
 
 
 def tables(measured: Sequence[Measured], names: Sequence[str]) -> list[str]:

@@ -12,7 +12,8 @@ from balora.experiments.reproduce.evaluations import evaluated_on
 from balora.experiments.reproduce.experiment import Experiment, Study, from_recipe
 from balora.experiments.reproduce.nlg import by_score
 from balora.experiments.reproduce.small import bart_on_g2p, stories_on_gsm8k
-from balora.plots.curves import Line, Panel, points_figure
+from balora.plots.curves import points_figure
+from balora.plots.panel import Estimate, Panel, Point
 
 BASELINE = "pissa"
 DEFAULTS = (0.025, 0.005, 0.005)
@@ -127,9 +128,9 @@ def sweep_panel(made: Comparison, study: Study) -> Panel:
     ticks = [name.removeprefix("λ1 = ") for name in names]
     return Panel(
         title=f"(a) {study.title}",
-        x="weight of consistency, λ1 (not to scale)",
-        y=_axis(study.score),
-        lines={"balora": found} if found.places else {},
+        x_label="weight of consistency, λ1 (not to scale)",
+        y_label=_axis(study.score),
+        series={"balora": found} if found else {},
         ticks=ticks,
         level=_level(made, study.score),
     )
@@ -144,25 +145,25 @@ def balance_panel(made: Comparison, study: Study) -> Panel:
     }
     return Panel(
         title=f"(b) {study.title}",
-        x="balance of diversity λ2 and spectral λ3",
-        y=_axis(study.score),
-        lines={name: line for name, line in lines.items() if line.places},
+        x_label="balance of diversity λ2 and spectral λ3",
+        y_label=_axis(study.score),
+        series={name: line for name, line in lines.items() if line},
         ticks=[f"{name}\n{10 * share:.0f} : {10 - 10 * share:.0f}" for name, share in BALANCES.items()],
         level=_level(made, study.score),
     )
 
 
-def _points(made: Comparison, names: Sequence[str], score: str) -> Line:
+def _points(made: Comparison, names: Sequence[str], score: str) -> list[Point]:
     groups: dict[str, Group] = {group.variant: group for group in made.groups}
     spreads = [(place, groups[name].scores.get(score)) for place, name in enumerate(names) if name in groups]
     kept = [(place, spread) for place, spread in spreads if spread is not None]
-    return Line([place for place, _ in kept], [s.mean for _, s in kept], [s.deviation for _, s in kept])
+    return [Point(place, s.mean, s.deviation) for place, s in kept]
 
 
-def _level(made: Comparison, score: str) -> tuple[str, float, float | None] | None:
+def _level(made: Comparison, score: str) -> tuple[str, Estimate] | None:
     for group in made.groups:
         if group.variant == BASELINE and score in group.scores:
-            return "pissa, no terms", group.scores[score].mean, group.scores[score].deviation
+            return "pissa, no terms", group.scores[score]
     return None
 
 

@@ -19,7 +19,7 @@ from balora.experiments.reproduce.paths import Places
 from balora.experiments.reproduce.prepare import Preparation
 from balora.experiments.reproduce.small import bart_on_g2p, quiet, stories_on_gsm8k
 from balora.files import write_text
-from balora.plots.dot_plot import Dot, Panel, dots_figure
+from balora.plots.dot_plot import DotPanel, dots_figure
 
 PAIRS = {"lora": "qlora", "pissa": "qpissa", "balora": "qbalora"}
 """A method, and the same with the frozen weights in 4 bits."""
@@ -111,16 +111,13 @@ def show(made: Mapping[str, Comparison], studies: Sequence[Study], folder: Path)
     return [*image, caption, table, CAPTION.format(baseline=BASELINE), caution(made), "\n".join(words)]
 
 
-def panel_of(made: Comparison, study: Study) -> Panel:
+def panel_of(made: Comparison, study: Study) -> DotPanel:
     """A model's six numbers."""
     spreads = {group.variant: group.scores.get(study.score) for group in made.groups}
 
-    def dot(name: str) -> Dot | None:
-        spread = spreads.get(name)
-        return None if spread is None else Dot(spread.mean, spread.deviation)
-
     score = "loss on answers (nats per token)" if study.score == "loss" else study.score
-    return Panel(title=study.title, score=score, rows={name: (dot(name), dot(four)) for name, four in PAIRS.items()})
+    rows = {name: (spreads.get(name), spreads.get(four)) for name, four in PAIRS.items()}
+    return DotPanel(title=study.title, x_label=score, rows=rows)
 
 
 FIGURE5 = Experiment(

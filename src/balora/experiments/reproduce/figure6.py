@@ -12,7 +12,8 @@ from balora.experiments.compare.tables import to_markdown
 from balora.experiments.reproduce.experiment import Experiment, Study, from_recipe
 from balora.experiments.reproduce.paths import Places
 from balora.experiments.reproduce.small import bart_on_g2p, stories_on_gsm8k
-from balora.plots.score_vs_rank import Panel, Point, rank_figure
+from balora.plots.curves import rank_figure
+from balora.plots.panel import Panel, Point
 
 RANK = "method.rank"
 LEVEL = "full"
@@ -76,7 +77,7 @@ PAPER = [
 def show(made: Mapping[str, Comparison], studies: Sequence[Study], folder: Path) -> list[str]:
     """The figure, and below it the numbers it is drawn from."""
     panels = [_panel(made[study.name], study) for study in studies if study.name in made]
-    drawn = [panel for panel in panels if panel.lines or panel.level]
+    drawn = [panel for panel in panels if panel.series or panel.level]
     written = rank_figure(drawn, folder / "figure6") if drawn else []
     image = [f"![Score over rank]({written[0].name})"] if written else []
     words = "Means over seeds; bars and band are one standard deviation. The dashed line is full fine-tuning."
@@ -94,8 +95,9 @@ def _panel(comparison: Comparison, study: Study) -> Panel:
         if RANK in group.axes:
             lines.setdefault(group.variant, []).append(Point(group.axes[RANK], spread.mean, spread.deviation))
         else:
-            level = ("full fine-tuning", spread.mean, spread.deviation)
-    return Panel(title=study.title, score=_AXIS.get(study.score, study.score), lines=lines, level=level)
+            level = ("full fine-tuning", spread)
+    y_label = _AXIS.get(study.score, study.score)
+    return Panel(title=study.title, x_label="rank", y_label=y_label, series=lines, level=level)
 
 
 FIGURE6 = Experiment(

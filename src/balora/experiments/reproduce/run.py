@@ -12,7 +12,7 @@ from balora.checkpoints.run_directory import read_record
 from balora.config.yaml_loader import apply_overrides
 from balora.errors import BALoraError
 from balora.experiments.compare import Cell, Comparison, EvaluationPlan, compare, lay_out
-from balora.experiments.compare.engine import Engine
+from balora.experiments.compare.engines import Engine
 from balora.experiments.compare.rows import is_finished
 from balora.experiments.reproduce.evaluations import missing_for
 from balora.experiments.reproduce.experiment import SEEDS, Experiment, Scale, Study
@@ -177,7 +177,7 @@ def _seconds(study: Study, cells: Sequence[Cell]) -> float | None:
     found = []
     for cell in cells:
         with contextlib.suppress(BALoraError):  # a damaged record is reported when the run's turn comes
-            metrics = (read_record(cell.folder) or {}).get("metrics") or {}
+            metrics = (read_record(cell.run_directory) or {}).get("metrics") or {}
             if "train_runtime" in metrics:
                 found.append(metrics["train_runtime"] + metrics.get("eval_runtime", 0.0) + _AROUND)
     return sum(found) / len(found) if found else study.seconds

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from balora.experiments.compare import Comparison, Group, Row, Variant, summarise
-from balora.experiments.compare.stats import Difference
+from balora.experiments.compare.statistics import Difference
 from balora.experiments.compare.tables import difference_text, markdown_table
 from balora.experiments.reproduce.columns import CAPTION, caution, columns_table, verdict
 from balora.experiments.reproduce.experiment import Experiment, Study, from_recipe
@@ -156,7 +156,7 @@ def _more(gap: Difference) -> str:
     if gap.low is None or gap.high is None:
         return f"{difference_text(gap)}, one seed, so nothing can be said."
     said = "larger" if gap.low > 0 else "smaller" if gap.high < 0 else "not told apart from the gain on the cleaner one"
-    student = gap.student
+    student = gap.t_interval
     also = f"; Student's interval [{student[0]:+.4f}, {student[1]:+.4f}]" if student else ""
     return f"on the noisier start the gain is {said} by the bootstrap interval of {gap.pairs} seeds ({difference_text(gap)}{also})."
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from balora.experiments.compare import Comparison, Row, Variant
-from balora.experiments.compare.stats import Spread
+from balora.experiments.compare.statistics import MeanStd
 from balora.experiments.compare.tables import cell_text, markdown_table
 from balora.experiments.reproduce.columns import caution, verdict
 from balora.experiments.reproduce.evaluations import evaluated_on, few_of_gsm8k
@@ -86,7 +86,7 @@ def ratio(rows: Sequence[Row], variant: str, what: str) -> str:
     if not found:
         return "-"
     return cell_text(
-        Spread(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, len(found)), len(found), 2
+        MeanStd(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, len(found)), len(found), 2
     )
 
 

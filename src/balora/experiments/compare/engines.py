@@ -1,0 +1,197 @@
+"""Engines that start the runs of a comparison: processes on this machine, or tasks on a Ray cluster."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, Protocol
+
+from balora.errors import BALoraError
+
+ERROR_PREFIX = "balora: "
+"""Start of the log line with the error, as the command prints it."""
+_WORKER = "balora.experiments.compare.worker"
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Run to start."""
+
+    config: Path
+    """File with the complete config."""
+    log: Path
+    """File for the output of the run."""
+    evaluation: Path | None = None
+    """JSON file with the evaluation plan; None for no evaluation."""
+
+
+class Engine(Protocol):
+    """Starter of runs."""
+
+    @property
+    def jobs(self) -> int | None:
+        """Maximum number of runs at a time; None for as many as fit."""
+
+    def __call__(self, tasks: Sequence[Task], started: Callable[[Task], None]) -> Iterator[tuple[Task, int]]:
+        """Start every task, call ``started`` with it, and yield it with its exit status when it ends."""
+
+
+class LocalEngine:
+    """Processes on this machine.
+
+    Without a GPU, processes are forked from one that has imported balora and done nothing else, which saves each run ten seconds.
+    Their peak memory is still their own, because the kernel counts a forked process from its memory at the fork. CUDA does not
+    survive a fork, so with a GPU every run is a new process.
+
+    Args:
+        jobs: Number of runs at a time. They divide the cores evenly and use the GPUs in turn.
+    """
+
+    def __init__(self, jobs: int = 1) -> None:
+        self.jobs = jobs
+
+    def __call__(self, tasks: Sequence[Task], started: Callable[[Task], None]) -> Iterator[tuple[Task, int]]:
+        """Keep ``jobs`` processes busy until all tasks are done; terminate the remaining ones on an early exit."""
+        from balora.experiments.compare.worker import work  # imports torch, which an invalid argument need not wait for
+
+        context = _process_context()
+        waiting = list(reversed(tasks))
+        running: dict[Any, tuple[Any, Task, int]] = {}
+        free = list(reversed(range(self.jobs)))
+        try:
+            while waiting or running:
+                while waiting and free:
+                    task, slot = waiting.pop(), free.pop()
+                    started(task)
+                    process = context.Process(target=work, args=(task, self._threads(), _device(slot)))
+                    process.start()
+                    running[process.sentinel] = (process, task, slot)
+                for sentinel in wait(list(running)):
+                    process, task, slot = running.pop(sentinel)
+                    process.join()
+                    free.append(slot)
+                    yield task, process.exitcode
+        finally:
+            for process, _, _ in running.values():
+                process.terminate()
+            for process, _, _ in running.values():
+                process.join()
+
+    def _threads(self) -> int | None:
+        """Return the threads of one run; None leaves the choice to torch or to the user's OMP_NUM_THREADS."""
+        if self.jobs == 1 or os.environ.get("OMP_NUM_THREADS"):
+            return None
+        return max(1, (os.cpu_count() or 1) // self.jobs)
+
+
+def _process_context() -> Any:
+    import torch
+
+    if sys.platform != "linux" or torch.cuda.is_available():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([_WORKER])
+    return context
+
+
+def _device(slot: int) -> str | None:
+    """Choose the GPU that the runs of a slot see; None if there is at most one GPU."""
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        return None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    return devices[slot % len(devices)]
+
+
+class RayEngine:
+    """Ray tasks, each with a process for its run. Optional: ``pip install 'balora[ray]'``.
+
+    Ray finds a cluster through RAY_ADDRESS; without it, Ray starts on this machine and stops with the comparison. Every machine
+    needs balora, and must see the directory of the comparison, the model and the data under the same paths (a shared file system).
+
+    Args:
+        jobs: Maximum number of runs at a time; default the number of GPUs of the cluster, or of cores if it has no GPU.
+
+    Raises:
+        BALoraError: Ray is not installed.
+    """
+
+    def __init__(self, jobs: int | None = None) -> None:
+        self.jobs = jobs
+        try:
+            import ray
+        except ImportError as error:
+            raise BALoraError("--engine ray needs Ray: pip install 'balora[ray]'.") from error
+        self._ray: Any = ray
+
+    def __call__(self, tasks: Sequence[Task], started: Callable[[Task], None]) -> Iterator[tuple[Task, int]]:
+        """Keep the cluster busy until all tasks are done; cancel the remaining ones on an early exit."""
+        ray = self._ray
+        own_cluster = not ray.is_initialized()
+        if own_cluster:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # by default Ray sends usage statistics to its makers
+            ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+        running: dict[Any, Task] = {}
+        try:
+            slots, remote = self._remote()
+            waiting = list(reversed(tasks))
+            while waiting or running:
+                while waiting and len(running) < slots:
+                    task = waiting.pop()
+                    started(task)
+                    paths = [path for path in (task.config, task.log, task.evaluation) if path is not None]
+                    running[remote.remote([str(path) for path in paths], os.getcwd())] = task
+                for done in ray.wait(list(running))[0]:
+                    yield (task := running.pop(done)), self._exit_status(done, task)
+        finally:
+            for left in running:
+                ray.cancel(left, force=True)
+            if own_cluster:
+                ray.shutdown()
+
+    def _remote(self) -> tuple[int, Any]:
+        """Return how many runs fit at a time, and a remote function with an equal part of the cluster for each."""
+        resources = self._ray.cluster_resources()
+        cores, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+        slots = self.jobs or gpus or cores
+        largest = max(int(node["Resources"].get("CPU", 1)) for node in self._ray.nodes() if node["Alive"])
+        options = {"num_cpus": max(1, min(cores // slots, largest)), "num_gpus": 1 if gpus else 0, "max_retries": 0}
+
+        # Ray pickles a nested function by value, so that its worker need not import balora and torch.
+        def run_process(paths: list[str], directory: str) -> int:
+            import subprocess
+            import sys
+
+            command = [sys.executable, "-m", "balora.experiments.compare.worker", *paths]
+            return subprocess.run(command, cwd=directory, check=False).returncode
+
+        return slots, self._ray.remote(**options)(run_process)
+
+    def _exit_status(self, done: Any, task: Task) -> int:
+        try:
+            return int(self._ray.get(done))
+        except self._ray.exceptions.RayError as error:
+            line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            with task.log.open("a") as log:
+                log.write(f"{ERROR_PREFIX}Ray could not finish the run: {line.strip()}\n")
+            return 1
+
+
+def failure_reason(log: Path, status: int) -> str:
+    """Explain why a run failed: the last error in its log, else the exit status (if negative, the signal that ended it)."""
+    if status == -9:
+        return "The process was killed (signal 9). The system does this when memory runs out."
+    if status < 0:
+        return f"The process was ended by signal {-status}."
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    starts = [number for number, line in enumerate(lines) if line.startswith(ERROR_PREFIX)]
+    if not starts:
+        return f"The process ended with status {status}; see {log}."
+    return " ".join(line.strip() for line in lines[starts[-1] :]).removeprefix(ERROR_PREFIX)
