@@ -8,7 +8,7 @@ from torch.utils.data import TensorDataset
 from transformers import LlamaForSequenceClassification, Trainer, TrainingArguments
 
 import balora
-from balora.config.steps import optimizer_steps
+from balora.config.training_arguments import optimizer_steps
 from balora.estimation.memory import estimate
 from balora.methods import METHODS
 from balora.methods.adapt import check_options

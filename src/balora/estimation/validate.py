@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from balora.checkpoints.run_directory import RunDirectory
 from balora.config.run_config import RunConfig
-from balora.config.steps import optimizer_steps
+from balora.config.training_arguments import optimizer_steps
 from balora.data import Examples, Tokenized, describe_conditions, load_examples, tokenize_examples
 from balora.errors import BALoraError
 from balora.estimation.memory import Estimate, estimate

@@ -24,7 +24,7 @@ from balora.checkpoints.provenance import peak_memory_mib, provenance
 from balora.checkpoints.resume import loss_before, of_whole_run, step_of
 from balora.checkpoints.run_directory import RunDirectory, read_record
 from balora.config.run_config import RunConfig
-from balora.config.steps import optimizer_steps
+from balora.config.training_arguments import optimizer_steps
 from balora.data import Examples, describe_conditions, load_examples, make_collator, tokenize_examples
 from balora.data.by_length import shortest_first
 from balora.errors import BALoraError, raise_all, suggest

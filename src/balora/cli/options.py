@@ -1,0 +1,51 @@
+"""Options that several verbs share, and the parsing of lists."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from balora.errors import BALoraError
+
+Config = Annotated[Path, typer.Argument(help="Path of a YAML config.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Changes to the config, such as training.learning_rate=2e-5.", show_default=False
+    ),
+]
+Seeds = Annotated[str, typer.Option(help="Random seeds: whole numbers, separated by commas.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Runs at the same time. Default: 1; with Ray, as many as the cluster can take.", show_default=False
+    ),
+]
+
+
+class Engine(enum.Enum):
+    """Engine that executes the runs of a comparison."""
+
+    local = "local"
+    ray = "ray"
+
+
+EngineOption = Annotated[Engine, typer.Option(help="local: processes on this machine; ray: a Ray cluster.")]
+
+
+def listed(text: str) -> list[str]:
+    """Split a text at its commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def require_whole_judge(url: str | None, model: str | None) -> None:
+    """Refuse half a judge.
+
+    Raises:
+        BALoraError: Only one of URL and model is given.
+    """
+    if (url is None) != (model is None):
+        raise BALoraError("The judge needs a URL and a model: give --judge-url and --judge-model together.")
