@@ -62,7 +62,7 @@ def _one(console: Console, spec: Method) -> None:
 def _start(spec: Method) -> str:
     if spec.needs_data:
         return "the weights and rows of the training data"
-    if spec.start is not None:
+    if spec.initialize is not None:
         return "the weights"
     return "random values under zeros" if spec.form == "lora" or spec.options else "the weights as they are"
 
