@@ -18,7 +18,7 @@ import balora
 from balora import BALoraError, RegularizationConfig
 from balora.checkpoints import checkpoint as ckpt
 from balora.methods import METHODS
-from balora.methods.adapt import load_trainable
+from balora.methods.adaptation import load_trainable
 from balora.methods.initial_state import GUARD, own_tensors
 from balora.methods.layers.peft_lora import lora_layers
 from bench import adapted

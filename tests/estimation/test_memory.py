@@ -11,7 +11,7 @@ import balora
 from balora.config.training_arguments import optimizer_steps
 from balora.estimation.memory import estimate
 from balora.methods import METHODS
-from balora.methods.adapt import check_options
+from balora.methods.adaptation import check_options
 from balora.methods.quantization.quantize import Quantized
 from balora.models.hidden_states import HeadlessForward
 from balora.training.generation_step import infer_task

@@ -52,8 +52,8 @@ def test_nan_weights_are_refused():
 
 def test_the_record_says_how_the_adapter_started():
     start = initial_state_of(balora.adapt(tiny_llama(), method="pissa", rank=4, seed=7))
-    assert (start.method, start.shifts_base, start.options.seed) == ("pissa", True, 7)
-    assert not initial_state_of(balora.adapt(tiny_llama(), method="lora", rank=4)).shifts_base
+    assert (start.method, start.residual_base, start.options.seed) == ("pissa", True, 7)
+    assert not initial_state_of(balora.adapt(tiny_llama(), method="lora", rank=4)).residual_base
     assert initial_state_of(tiny_llama()) is None
 
 

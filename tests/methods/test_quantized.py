@@ -270,7 +270,8 @@ def test_a_model_loaded_in_few_bits_takes_a_lora(bits_and_model):
 def test_a_model_loaded_in_few_bits_cannot_be_decomposed(bits_and_model):
     bits, loaded = bits_and_model
     with pytest.raises(
-        BALoraError, match=r"quantized, and a part of it cannot be taken out.*method\.bits quantizes what remains"
+        BALoraError,
+        match=r"quantized, and this method cannot subtract its adapter.*method\.bits quantizes the residual",
     ):
         balora.adapt(loaded, "qpissa" if bits == 4 else "pissa", rank=4)
     with pytest.raises(BALoraError, match=rf"loaded in {bits} bits already, and method\.bits asks for {12 - bits}"):

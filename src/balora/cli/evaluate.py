@@ -66,9 +66,7 @@ def evaluate(
     ] = None,
     top_p: Annotated[
         float,
-        typer.Option(
-            help="Fraction of the probability to sample from (nucleus sampling).", rich_help_panel=_GENERATION
-        ),
+        typer.Option(help="Nucleus sampling: probability to sample from.", rich_help_panel=_GENERATION),
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Random seed of sampling.", rich_help_panel=_GENERATION)] = 42,
     samples: Annotated[int, typer.Option(help="Programs to generate per problem.", rich_help_panel=_CODE)] = 1,

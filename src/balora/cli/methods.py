@@ -70,7 +70,7 @@ def _initial_values(method: Method) -> str:
     """Name the source of the trained tensors' initial values."""
     if method.needs_data:
         return "the weights and rows of the training data"
-    if method.start is not None:
+    if method.initialize is not None:
         return "the weights"
     return "random values and zeros" if method.form == "lora" or method.options else "the weights themselves"
 

@@ -85,7 +85,7 @@ class _Source:
     @property
     def residual(self) -> bool:
         """Whether all that is known of the pre-trained weights is what the start left of them."""
-        return self.method.shifts_base and self.initial is None
+        return self.method.residual_base and self.initial is None
 
     def as_is(self, to: Form) -> bool:
         """Whether the frozen weights are taken as they stand: nothing else is known, or they were trained on in few bits."""
@@ -160,7 +160,7 @@ def _from_run(path: str | Path, base: str | Path | None) -> _Source:
         revision=settings.revision if settings and base is None else None,
         allow_pickle=settings is not None and settings.allow_pickle,
     )
-    initial = saved.origin.initial if saved.method.shifts_base else None
+    initial = saved.origin.initial if saved.method.residual_base else None
     plain, bits = rounded_base(plain, model)
     return _Source(model, saved.method, initial, plain, infer_task(model), saved.tokenizer(), saved, bits)
 
@@ -178,11 +178,11 @@ def _from_model(
     touched = next((name for name, layer in lora_layers(model) if layer.merged or layer.disable_adapters), None)
     if touched is not None:
         raise BALoraError(f"The adapter of {touched} is merged or switched off. Unmerge it, or switch it on, first.")
-    if method.shifts_base:
+    if method.residual_base:
         initial = saved.origin.initial if initial is None and saved is not None else initial
         if initial is not None and not isinstance(initial, PretrainedTeacher):
             initial = PretrainedTeacher(model, initial)  # checks that they are what this adapter started from
-    values = initial.initial if isinstance(initial, PretrainedTeacher) and method.shifts_base else None
+    values = initial.initial if isinstance(initial, PretrainedTeacher) and method.residual_base else None
     plain = dataclasses.replace(PlainBase.under(model, None if base is None else str(base)), trained=model)
     plain, bits = rounded_base(plain, model)
     return _Source(model, method, values, plain, infer_task(model), saved.tokenizer() if saved else None, saved, bits)

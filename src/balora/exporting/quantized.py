@@ -36,7 +36,7 @@ def loading_config(model: nn.Module) -> BitsAndBytesConfig | None:
     """How transformers rounds the pre-trained weights as an adapted model's are; None where they are not, or came so."""
     bits, start = bits_of(model), initial_state_of(model)
     inner = base_model_of(model)
-    if bits is None or start is None or start.shifts_base or hasattr(inner.config, "quantization_config"):
+    if bits is None or start is None or start.residual_base or hasattr(inner.config, "quantization_config"):
         return None
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from balora.errors import BALoraError
 from balora.methods.fingerprint import Fingerprint, fingerprint
-from balora.methods.registry import AdaptOptions
+from balora.methods.method import AdaptOptions
 from balora.models.adapted_model import ADAPTER, evaluating
 
 GUARD = (
@@ -38,7 +38,7 @@ class Start:
     method: str
     options: AdaptOptions
     """What it was told."""
-    shifts_base: bool
+    residual_base: bool
     trainable: Fingerprint
     """Of the trainable tensors at their initial values."""
 
@@ -55,16 +55,16 @@ class Start:
         }
 
 
-def store_initial_state(model: nn.Module, method: str, options: AdaptOptions, *, shifts_base: bool) -> None:
+def store_initial_state(model: nn.Module, method: str, options: AdaptOptions, *, residual_base: bool) -> None:
     """Attach the record to a model whose trainable tensors are at their initial values.
 
     Where the start moved the frozen weights, peft's config is given the guard here, so that whoever writes the adapter
     writes it too, peft's own save_pretrained among them.
     """
-    if shifts_base:
+    if residual_base:
         model.peft_config[ADAPTER].init_lora_weights = GUARD  # type: ignore[index, union-attr]
     options = dataclasses.replace(options, calibration=None)  # it may hold on to the data
-    setattr(model, _ATTRIBUTE, Start(method, options, shifts_base, fingerprint(trainable(model))))
+    setattr(model, _ATTRIBUTE, Start(method, options, residual_base, fingerprint(trainable(model))))
 
 
 def refresh_initial_state(model: nn.Module) -> None:

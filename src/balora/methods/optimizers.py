@@ -12,16 +12,13 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
 from balora.errors import BALoraError
-from balora.methods.layers.peft_lora import lora_layers, wrap
-from balora.methods.layers.weight_views import matrices
-from balora.methods.options import number
-from balora.methods.registry import AdaptOptions
+from balora.methods.layers.peft_lora import lora_layers, wrap_lora
+from balora.methods.layers.weight_views import weight_matrices
+from balora.methods.method import AdaptOptions
 from balora.models.adapted_model import ADAPTER
 
-LORAPLUS_OPTIONS = {"lr_ratio": number(16.0, "learning rate of B over that of A")}
 
-
-def loraplus(
+def make_loraplus(
     model: nn.Module, kind: type[Optimizer], settings: dict[str, Any], options: Mapping[str, Any]
 ) -> Optimizer:
     """The run's own optimizer with two rates, peft's grouping: B and vectors learn at ratio × the rate of the rest.
@@ -47,7 +44,7 @@ def loraplus(
 
 def wrap_lorafa(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
     """LoRA with A frozen at its random start."""
-    adapted = wrap(model, options)
+    adapted = wrap_lora(model, options)
     for _, layer in lora_layers(adapted):
         factor_a = layer.lora_A[ADAPTER]
         factor_a.requires_grad_(False)
@@ -83,7 +80,7 @@ class LoRAFA(AdamW):
 
 
 def _correction(layer: Any) -> Callable[[], None]:
-    owned = [matrix for matrix in matrices(layer) if matrix.layer is layer]
+    owned = [matrix for matrix in weight_matrices(layer) if matrix.layer is layer]
     b_parameter = layer.lora_B[ADAPTER].weight
     inverses = [_inverse_gram(matrix.factor_a_RI) / matrix.scaling**2 for matrix in owned]
 
@@ -106,7 +103,9 @@ def _inverse_gram(factor_a_RI: Tensor) -> Tensor:
     return torch.linalg.pinv(gram_RR, hermitian=True).float()
 
 
-def lorafa(model: nn.Module, kind: type[Optimizer], settings: dict[str, Any], options: Mapping[str, Any]) -> Optimizer:
+def make_lorafa(
+    model: nn.Module, kind: type[Optimizer], settings: dict[str, Any], options: Mapping[str, Any]
+) -> Optimizer:
     """`LoRAFA` over what learns.
 
     Raises:
@@ -117,6 +116,3 @@ def lorafa(model: nn.Module, kind: type[Optimizer], settings: dict[str, Any], op
             f"Method lorafa has an optimizer of its own, a form of AdamW; training.optim asks for {kind.__name__}."
         )
     return LoRAFA([p for p in model.parameters() if p.requires_grad], model, **settings)
-
-
-__all__ = ["LORAPLUS_OPTIONS", "LoRAFA", "lorafa", "loraplus", "wrap_lorafa"]

@@ -13,7 +13,7 @@ from balora.checkpoints import checkpoint as ckpt
 from balora.checkpoints.resume import KeepBest, best_checkpoint, check_whole
 from balora.config.validation import NO_PUSH
 from balora.errors import BALoraError
-from balora.methods.adapt import load_trainable
+from balora.methods.adaptation import load_trainable
 from balora.methods.initial_state import own_tensors, trainable
 from balora.methods.registry import Method
 from balora.models.fsdp import is_finite, is_sharded, reshard, whole

@@ -14,8 +14,8 @@ from transformers.utils import logging
 
 from balora.errors import BALoraError
 from balora.methods.layers.peft_lora import lora_layers
-from balora.methods.layers.weight_views import Matrix, matrices
-from balora.methods.registry import AdaptOptions, Batches
+from balora.methods.layers.weight_views import WeightMatrix, weight_matrices
+from balora.methods.method import AdaptOptions, Batches
 from balora.models.adapted_model import evaluating
 
 
@@ -34,7 +34,7 @@ def calibration_rows(options: AdaptOptions, count: int) -> Batches:
     return [_unpadded(row) for row in rows]
 
 
-def rows_wanted(extra: Mapping[str, Any]) -> int:
+def num_calibration_rows(extra: Mapping[str, Any]) -> int:
     """How many rows a start from data takes, by its method's options."""
     return int(extra["samples"]) * int(extra.get("candidates", 1))
 
@@ -100,7 +100,7 @@ def input_covariances(model: nn.Module, rows: Batches) -> dict[str, Tensor]:
     return {name: sums[name] / counts[name] for name, _ in layers}
 
 
-def weight_gradients(model: nn.Module, rows: Batches) -> list[tuple[Matrix, Tensor]]:
+def weight_gradients(model: nn.Module, rows: Batches) -> list[tuple[WeightMatrix, Tensor]]:
     """The gradient of the mean task loss with respect to every adapted weight matrix.
 
     Args:
@@ -123,7 +123,7 @@ def weight_gradients(model: nn.Module, rows: Batches) -> list[tuple[Matrix, Tens
             for row in logging.tqdm(rows, desc="gradient of each weight", disable=None, leave=False):
                 (model(**_on(model, row)).loss / len(rows)).backward()
         found = []
-        for matrix in matrices(model):
+        for matrix in weight_matrices(model):
             gradient = _frozen_parameter(matrix.layer).grad
             if gradient is None or not bool(gradient.isfinite().all()) or not bool(gradient.any()):
                 raise BALoraError(
@@ -138,7 +138,7 @@ def weight_gradients(model: nn.Module, rows: Batches) -> list[tuple[Matrix, Tens
             parameter.grad = None
 
 
-def _as_matrix(matrix: Matrix, stored: Tensor) -> Tensor:
+def _as_matrix(matrix: WeightMatrix, stored: Tensor) -> Tensor:
     """A tensor laid out as the frozen weight, as (out, in) of one matrix."""
     layer: Any = matrix.layer
     if matrix.expert is not None:
@@ -156,4 +156,4 @@ def _on(model: nn.Module, row: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.to(device) for name, value in row.items()}
 
 
-__all__ = ["calibration_rows", "check_enough", "input_covariances", "rows_wanted", "weight_gradients"]
+__all__ = ["calibration_rows", "check_enough", "input_covariances", "num_calibration_rows", "weight_gradients"]

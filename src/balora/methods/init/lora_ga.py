@@ -9,29 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from balora.errors import BALoraError
-from balora.methods.init.calibration import calibration_rows, rows_wanted, weight_gradients
-from balora.methods.init.residual_init import refuse_unsuitable
+from balora.methods.init.calibration import calibration_rows, num_calibration_rows, weight_gradients
+from balora.methods.init.residual_init import check_residual_targets
 from balora.methods.layers.peft_lora import lora_layers, weight_shape
-from balora.methods.options import number, whole
-from balora.methods.registry import AdaptOptions
-
-OPTIONS = {
-    "samples": whole(64, "training rows whose gradient is taken", least=1),
-    "gamma": number(16.0, "γ: how small the factors are"),
-}
+from balora.methods.method import AdaptOptions
 
 
-def start_lora_ga(model: nn.Module, options: AdaptOptions) -> None:
+def initialize_lora_ga(model: nn.Module, options: AdaptOptions) -> None:
     """Set the factors from the gradient of the calibration rows, and take their product out of the weights.
 
     Raises:
         BALoraError: No data was given, or a layer has no gradient.
     """
-    gradients = weight_gradients(model, calibration_rows(options, rows_wanted(options.extra)))
+    gradients = weight_gradients(model, calibration_rows(options, num_calibration_rows(options.extra)))
     with torch.no_grad():
         for matrix, gradient_OI in gradients:
             matrix.set_factors(*aligned(gradient_OI, matrix.rank, options.extra["gamma"]))
-            matrix.shift()
+            matrix.store_residual()
 
 
 def check_lora_ga(model: nn.Module, options: AdaptOptions) -> None:
@@ -40,7 +34,7 @@ def check_lora_ga(model: nn.Module, options: AdaptOptions) -> None:
     Raises:
         BALoraError: It is, or a weight cannot be shifted.
     """
-    refuse_unsuitable(model, options)
+    check_residual_targets(model, options)
     for name, layer in lora_layers(model):
         if 2 * options.rank > min(weight_shape(layer)):
             raise BALoraError(

@@ -16,20 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from balora.errors import BALoraError
-from balora.methods.layers.peft_lora import lora_layers, wrap
-from balora.methods.options import number, whole
-from balora.methods.registry import AdaptOptions
+from balora.methods.layers.peft_lora import lora_layers, wrap_lora
+from balora.methods.method import AdaptOptions
 from balora.models.adapted_model import ADAPTER
 
-OPTIONS = {
-    "initial_rank": whole(None, "rank before pruning; default 1.5 × rank, which is the average that remains", least=1),
-    "warmup": number(0.1, "share of training before ranks are pruned", most=1.0, including_least=True),
-    "final": number(0.3, "share of training at the end in which ranks stay", most=1.0, including_least=True),
-    "interval": whole(1, "optimizer steps between two prunings", least=1),
-    "orthogonality": number(0.5, "weight of the penalty on P and Q", including_least=True),
-    "beta1": number(0.85, "smoothing of the importance", most=0.999999),
-    "beta2": number(0.85, "smoothing of its uncertainty", most=0.999999),
-}
 _RANKS = "balora_adalora_ranks"
 _SCORES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
@@ -59,7 +49,7 @@ def wrap_adalora(model: PreTrainedModel, options: AdaptOptions) -> PeftModel:
             f"Method adalora prunes from initial_rank {initial} down to rank {options.rank}, and there is nothing in between. "
             "Set method.initial_rank above method.rank, or use method 'lora'."
         )
-    return wrap(
+    return wrap_lora(
         model,
         options,
         kind=AdaLoraConfig,
@@ -77,7 +67,7 @@ def wrap_adalora(model: PreTrainedModel, options: AdaptOptions) -> PeftModel:
     )
 
 
-def allocate(model: nn.Module, step: int) -> None:
+def allocate_ranks(model: nn.Module, step: int) -> None:
     """Score the singular values by their gradients and zero those over the budget (eq. 8-12); after every optimizer step."""
     config = _config(model)
     # Kept off the config: peft would cut the saved tensors to it, and a resumed run needs them whole.
@@ -87,7 +77,7 @@ def allocate(model: nn.Module, step: int) -> None:
     config.rank_pattern = None
 
 
-def orthogonality(model: nn.Module) -> Tensor:
+def orthogonality_penalty(model: nn.Module) -> Tensor:
     r"""The penalty: mean Frobenius distance of :math:`P^\top P` and :math:`Q Q^\top` from the identity (eq. 4), weighted."""
     distances = []
     for _, layer in lora_layers(model):

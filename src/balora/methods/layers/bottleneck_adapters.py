@@ -17,8 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from balora.errors import BALoraError
 from balora.methods.layers.peft_lora import head_names
-from balora.methods.options import choice
-from balora.methods.registry import AdaptOptions
+from balora.methods.method import AdaptOptions
 from balora.methods.target_modules import stacked_weights
 
 AFTER_ATTENTION = (
@@ -27,11 +26,7 @@ AFTER_ATTENTION = (
 )
 AFTER_FEED_FORWARD = r"(.*\.)?(down_proj|fc2|mlp\.c_proj|wo|mlp\.fc_out|ffn\.lin2|(?<!attention\.)output\.dense)"
 """Names of the layers that end a sub-layer, in the families of transformers."""
-_ACTIVATIONS = ("gelu", "relu", "silu")
 _STD = 1e-2  # Houlsby et al., section 3.6
-
-HOULSBY_OPTIONS = {"activation": choice("gelu", "between the two layers of each adapter", _ACTIVATIONS)}
-PFEIFFER_OPTIONS = {"activation": choice("relu", "between the two layers of each adapter", _ACTIVATIONS)}
 
 
 class Bottleneck(nn.Module):
@@ -63,7 +58,7 @@ class Bottleneck(nn.Module):
         return hidden_d + inner.to(hidden_d.dtype)
 
 
-def houlsby(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
+def wrap_houlsby(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
     """An adapter after attention and one after the feed-forward layer of each block; layer norms learn too.
 
     ``rank`` is the bottleneck m.
@@ -80,11 +75,11 @@ def houlsby(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
     return model
 
 
-def pfeiffer(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
+def wrap_pfeiffer(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
     """One adapter after the feed-forward layer of each block. ``rank`` is the bottleneck m.
 
     Raises:
-        BALoraError: As `houlsby`.
+        BALoraError: As `wrap_houlsby`.
 
     Reference: Pfeiffer et al., AdapterFusion, 2020, section 3.
     """

@@ -14,16 +14,19 @@ from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 from transformers import PreTrainedModel
 
+from balora.deprecation import deprecated_names
 from balora.errors import BALoraError
 from balora.methods.layers.lora_linear import lora_linear
+from balora.methods.method import AdaptOptions
 from balora.methods.quantization.quantize import refuse_unquantizable
-from balora.methods.registry import AdaptOptions
 from balora.methods.target_modules import find_targets, no_match
 from balora.models.adapted_model import ADAPTER
 from balora.models.classifier_head import HEAD_NAMES
 
+_BLOCK_SIZE = 64  # of NF4
 
-def wrap(
+
+def wrap_lora(
     model: PreTrainedModel, options: AdaptOptions, *, kind: type[LoraConfig] = LoraConfig, **settings: Any
 ) -> PeftModel:
     """Make a peft model: A random (Kaiming), B = 0, so that the function is unchanged.
@@ -76,6 +79,37 @@ def wrap(
         _refuse_rank(peft_model, settings.get("init_r", options.rank))
     assert isinstance(peft_model, PeftModel)
     return peft_model
+
+
+def wrap_rslora(model: PreTrainedModel, options: AdaptOptions) -> PeftModel:
+    """Add LoRA with the scaling alpha / √rank.
+
+    Reference: Kalajdzievski, rsLoRA, 2023.
+    """
+    return wrap_lora(model, options, use_rslora=True)
+
+
+def wrap_dora(model: PreTrainedModel, options: AdaptOptions) -> PeftModel:
+    """Add DoRA: the magnitude of each row of W is trained separately from its direction.
+
+    Reference: Liu et al., DoRA, 2024.
+    """
+    return wrap_lora(model, options, use_dora=True)
+
+
+def check_dora(model: nn.Module, options: AdaptOptions) -> None:
+    """Refuse 4-bit layers whose row length is not a multiple of the block size: peft would compute wrong magnitudes.
+
+    Raises:
+        BALoraError: Such a layer is a target.
+    """
+    for name, layer in lora_layers(model) if options.extra["bits"] == 4 else ():
+        columns = weight_shape(layer)[1]
+        if columns % _BLOCK_SIZE:
+            raise BALoraError(
+                f"Method dora in 4 bits needs layers with a multiple of {_BLOCK_SIZE} inputs, and {name} has {columns}: "
+                "bitsandbytes dequantizes such a weight wrongly on the CPU. Use bits: 8, or leave that layer out of target_modules."
+            )
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
@@ -142,3 +176,6 @@ def _refuse_rank(peft_model: PeftModel, rank: int) -> None:
             f"Rank {rank} is above what {len(too_wide)} of the target layers can hold: {name} is {rows} × {columns}, "
             f"so its rank is at most {min(rows, columns)}. Lower method.rank, or leave that layer out of target_modules."
         )
+
+
+__getattr__ = deprecated_names(__name__, {"wrap": f"{__name__}.wrap_lora"})

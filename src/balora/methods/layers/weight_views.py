@@ -17,7 +17,7 @@ from balora.models.adapted_model import ADAPTER
 
 
 @dataclasses.dataclass(frozen=True)
-class Matrix:
+class WeightMatrix:
     """One weight matrix and its two factors, all of them views that can be written to."""
 
     name: str
@@ -65,17 +65,17 @@ class Matrix:
         self.factor_b_OR.copy_(factor_b_OR)
 
     @torch.no_grad()
-    def shift(self, weight_OI: Tensor | None = None) -> None:
+    def store_residual(self, weight_OI: Tensor | None = None) -> None:
         """Freeze W − s·B₀A₀ in place of W, from the factors *as stored*, so that rounding them does not move the function."""
         weight_OI = self.weight_OI.float() if weight_OI is None else weight_OI
         self.weight_OI.copy_(weight_OI - self.scaling * (self.factor_b_OR.float() @ self.factor_a_RI.float()))
 
 
-def matrices(model: nn.Module) -> Iterator[Matrix]:
+def weight_matrices(model: nn.Module) -> Iterator[WeightMatrix]:
     """Every adapted weight matrix, an expert's each by itself, in the model's order."""
     for name, layer in lora_layers(model):
         for expert in range(experts_of(layer)) if is_stack(layer) else [None]:
-            yield Matrix(name, layer, expert)
+            yield WeightMatrix(name, layer, expert)
 
 
 def split_a(stored: Tensor, experts: int) -> Tensor:

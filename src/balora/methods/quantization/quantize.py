@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from balora.errors import BALoraError
-from balora.methods.options import one_of, switch
 from balora.methods.target_modules import stacked_weights
 from balora.models.adapted_model import base_model_of
 
@@ -29,15 +28,6 @@ LARGEST_ERROR = {4: 0.35, 8: 0.25}
 NF4 moves an entry by at most 0.152 of its block's largest, 8 bits by 1/254 of its row's. On normally distributed weights
 that makes 0.09 and 0.006; a block whose largest entry dwarfs the rest makes 0.3.
 """
-
-
-OPTIONS = {
-    "bits": one_of(None, "bits of the frozen weights, rounded after the start: 4 (NF4) or 8", (4, 8)),
-    "double_quantization": switch(True, "4 bits: whether the blocks' scales are rounded too"),
-}
-"""Of every method whose frozen weights can be in few bits."""
-FOUR_BITS = {**OPTIONS, "bits": one_of(4, "bits of the frozen weights, rounded after the start: 4 (NF4) or 8", (4, 8))}
-"""Of those that are in four unless told otherwise."""
 
 
 class Quantized:

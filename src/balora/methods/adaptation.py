@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from balora.errors import BALoraError, raise_all
-from balora.methods.init.residual_init import shift_all
+from balora.methods.init.residual_init import store_all_residuals
 from balora.methods.initial_state import check_identity, own_tensors, probe_logits, store_initial_state
 from balora.methods.layers.peft_lora import adapted_names, head_names, with_ranks
+from balora.methods.method import AdaptOptions, Batches, Method, unwrapped_on_error
 from balora.methods.quantization.quantize import quantize, take_over
-from balora.methods.registry import AdaptOptions, Batches, Method, find_method, option_problems, unwrapped_on_error
+from balora.methods.registry import find_method, option_problems
 from balora.models.adapted_model import ADAPTER
 from balora.models.fsdp import is_shard, part_of, reshard, shard
 
@@ -87,7 +88,7 @@ def adapt(
     check_identity(before, adapted, method)
     if checked.extra.get("bits") and not any(p.is_meta for p in adapted.parameters()):
         adapted = _quantized(spec, adapted, checked)
-    store_initial_state(adapted, method, checked, shifts_base=spec.shifts_base)
+    store_initial_state(adapted, method, checked, residual_base=spec.residual_base)
     return adapted
 
 
@@ -134,8 +135,8 @@ def _restart(spec: Method, model: PreTrainedModel, options: AdaptOptions, initia
             spec.check(adapted, options)
         # What came with the pre-trained weights (full fine-tuning) is not stored again.
         load_trainable(adapted, initial, strict=spec.form != "model")
-        if spec.shifts_base:
-            shift_all(adapted)
+        if spec.residual_base:
+            store_all_residuals(adapted)
     return adapted
 
 
