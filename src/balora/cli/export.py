@@ -7,6 +7,8 @@ from typing import Annotated, cast
 
 import typer
 
+from balora.cli.options import require_folder
+from balora.errors import BALoraError, suggest
 from balora.logging_control import quiet_libraries
 
 
@@ -18,9 +20,12 @@ def export(
     output: Annotated[Path, typer.Option(help="Folder to write; it must be new or empty.")],
 ) -> None:
     """Write the trained model of RUN in a form that works without balora, and compare it with the trained model."""
+    if to not in ("lora", "merged"):
+        raise BALoraError(f"--to must be lora or merged, not {to!r}.{suggest(to, ('lora', 'merged'))}")
+    require_folder(run)
     quiet_libraries()
     from balora.exporting.export import Form
     from balora.exporting.export import export as write
 
-    report = write(run, to=cast(Form, to), output=output)  # refuses an unknown form
+    report = write(run, to=cast(Form, to), output=output)
     typer.echo(report.describe())

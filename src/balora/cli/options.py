@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from balora.errors import BALoraError
+from balora.errors import BALoraError, suggest
+
+if TYPE_CHECKING:
+    from balora.config.run_config import RunConfig
 
 Config = Annotated[Path, typer.Argument(help="Path of a YAML config.", show_default=False)]
 Overrides = Annotated[
@@ -34,6 +37,24 @@ class Engine(enum.Enum):
 
 
 EngineOption = Annotated[Engine, typer.Option(help="local: processes on this machine; ray: a Ray cluster.")]
+
+
+def read_run_config(config: Path, overrides: list[str] | None) -> RunConfig:
+    """Read and check the config of a run. Nothing heavier than pydantic is imported for it."""
+    from balora.config.run_config import load_run_config
+
+    return load_run_config(config, overrides or [])
+
+
+def require_folder(path: Path) -> None:
+    """Refuse a folder that does not exist, before anything is imported to read it.
+
+    Raises:
+        BALoraError: There is no file or folder of that name.
+    """
+    if not path.exists():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise BALoraError(f"There is no folder {path}.{suggest(path.name, siblings)}")
 
 
 def listed(text: str) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from balora.cli.options import require_folder
 from balora.logging_control import quiet_libraries
 
 
@@ -26,6 +27,7 @@ def report(
     ] = 0,
 ) -> None:
     """Show DIR in one self-contained HTML page: curves, tables, config, samples, provenance and warnings."""
+    require_folder(folder)
     quiet_libraries()
     from balora.report.page import report as write
 

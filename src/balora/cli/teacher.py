@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from balora.cli.options import Config, Overrides
-from balora.config.run_config import load_run_config
+from balora.cli.options import Config, Overrides, read_run_config
 from balora.logging_control import quiet_libraries
 
 
@@ -22,7 +21,7 @@ def teacher(
 
     Runs on the same data can use the same cache, also with different methods and seeds.
     """
-    run_config = load_run_config(config, overrides or [])
+    run_config = read_run_config(config, overrides)
     quiet_libraries()
     from balora.teacher.build import build_teacher
 

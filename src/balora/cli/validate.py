@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from balora.cli.options import Config, Overrides
-from balora.config.run_config import load_run_config
+from balora.cli.options import Config, Overrides, read_run_config
 from balora.logging_control import quiet_libraries
 
 
 def validate(config: Config, overrides: Overrides = None) -> None:
     """Check CONFIG, its model and its data, and estimate parameters, steps and memory. Nothing is trained or written."""
-    run_config = load_run_config(config, overrides or [])
+    run_config = read_run_config(config, overrides)
     quiet_libraries()
     from balora.estimation.validate import preflight
 
