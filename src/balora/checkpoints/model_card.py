@@ -15,7 +15,7 @@ import yaml
 from transformers import BitsAndBytesConfig
 
 from balora.config.run_config import HARMLESS, RunConfig
-from balora.data import describe_conditions
+from balora.data import describe_perturbations
 from balora.data.hub import looks_local
 from balora.exporting.quantized import loading_code
 from balora.methods import METHODS
@@ -177,7 +177,7 @@ def _data(settings: RunConfig, provenance: Mapping[str, Any]) -> str:
         rows.append(("Prompt template", _code(data.prompt_template)))
     rows.append(("Longest example", f"{data.max_length} tokens"))
     if known.get("conditions"):
-        rows.append(("Conditions", _plain(describe_conditions(known["conditions"]).partition(": ")[2])))
+        rows.append(("Conditions", _plain(describe_perturbations(known["conditions"]).partition(": ")[2])))
     if known.get("digest"):
         rows.append(("Digest", _plain(known["digest"])))
     return f"## Data\n\n{_table(('', ''), rows)}"

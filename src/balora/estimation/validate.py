@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from balora.checkpoints.run_directory import RunDirectory
 from balora.config.run_config import RunConfig
 from balora.config.training_arguments import optimizer_steps
-from balora.data import Examples, Tokenized, describe_conditions, load_examples, tokenize_examples
+from balora.data import Examples, Tokenized, describe_perturbations, load_examples, tokenize_examples
 from balora.errors import BALoraError
 from balora.estimation.memory import Estimate, estimate
 from balora.loading.pretrained import (
@@ -89,7 +89,7 @@ def preflight(settings: RunConfig) -> Preflight:
         steps = optimizer_steps(len(rows.train), settings.training) if rows else None
         model = report.attempt(lambda: _adapted(settings, empty_model(settings, config, examples), steps))
     if examples is not None:
-        report.notes += [describe_conditions(examples.conditions) + "."] if examples.conditions else []
+        report.notes += [describe_perturbations(examples.perturbations) + "."] if examples.perturbations else []
         objective = report.attempt(
             lambda: Objective(settings.regularization, settings.task, num_labels=examples.num_labels)
         )

@@ -25,8 +25,8 @@ from balora.checkpoints.resume import loss_before, of_whole_run, step_of
 from balora.checkpoints.run_directory import RunDirectory, read_record
 from balora.config.run_config import RunConfig
 from balora.config.training_arguments import optimizer_steps
-from balora.data import Examples, describe_conditions, load_examples, make_collator, tokenize_examples
-from balora.data.by_length import shortest_first
+from balora.data import Examples, describe_perturbations, load_examples, make_collator, tokenize_examples
+from balora.data.collate import shortest_first
 from balora.errors import BALoraError, raise_all, suggest
 from balora.files import write_text
 from balora.loading.pretrained import load_model, load_target_tokenizer, load_tokenizer, max_positions
@@ -87,8 +87,8 @@ def run(settings: RunConfig, say: Callable[[str], None] = lambda line: None) -> 
             notices=notices,
         )
         say(_summary(settings, examples, trainer))
-        if examples.conditions:
-            say(describe_conditions(examples.conditions))
+        if examples.perturbations:
+            say(describe_perturbations(examples.perturbations))
         try:
             metrics = _train(trainer, folder, resume, say)
             if resume is not None:
@@ -121,7 +121,7 @@ def _about(examples: Examples) -> dict[str, Any]:
     return {
         "train": examples.train_source,
         "eval": examples.eval_source,
-        "conditions": examples.conditions,
+        "conditions": examples.perturbations,
         "digest": examples.digest,
         "labels": list(examples.label_names) if examples.label_names else None,
     }
