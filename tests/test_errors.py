@@ -5,7 +5,7 @@ import pytest
 from balora.errors import BALoraError, raise_all, suggest
 
 
-def test_a_user_may_catch_it_as_a_value_error():
+def test_a_balora_error_is_a_value_error():
     assert issubclass(BALoraError, ValueError)
 
 
@@ -19,11 +19,11 @@ def test_a_user_may_catch_it_as_a_value_error():
         ("rank", [], ""),
     ],
 )
-def test_suggest_names_the_nearest_or_nothing(word, known, hint):
+def test_suggest_returns_the_nearest_name_or_nothing(word, known, hint):
     assert suggest(word, known) == hint
 
 
-def test_suggest_takes_any_iterable():
+def test_suggest_accepts_any_iterable():
     assert suggest("pisa", (name for name in ("lora", "pissa"))) == " Did you mean 'pissa'?"
 
 
@@ -31,7 +31,7 @@ def test_raise_all_without_problems_does_nothing():
     raise_all([], "Heading")
 
 
-def test_one_problem_is_the_whole_sentence():
+def test_one_problem_is_the_whole_message():
     with pytest.raises(BALoraError) as caught:
         raise_all(["The rank is 0."], "Heading")
     assert str(caught.value) == "The rank is 0."
