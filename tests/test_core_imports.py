@@ -57,7 +57,7 @@ def test_the_core_trains_a_step_without_the_other_libraries():
     printed = run_with_blocked_libraries(
         """
         import torch, transformers, balora
-        from balora.models.hidden_states import HeadlessForward, valid_targets
+        from balora.models.hidden_states import HiddenStateExtractor, valid_targets
         from balora.objective import Objective, all_finite
 
         sizes = dict(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
@@ -66,7 +66,7 @@ def test_the_core_trains_a_step_without_the_other_libraries():
         model = balora.adapt(transformers.LlamaForCausalLM(config), rank=4)
         teacher = balora.PretrainedTeacher(model)
         tokens = torch.randint(64, (2, 9))
-        head = HeadlessForward(model)
+        head = HiddenStateExtractor(model)
         mask, labels = valid_targets(tokens, shift=True)
         with teacher.active():
             before = head.hidden_states(model, {"input_ids": tokens})[0][mask]

@@ -19,7 +19,7 @@ from balora import BALoraError, RegularizationConfig
 from balora.checkpoints import checkpoint as ckpt
 from balora.methods import METHODS
 from balora.methods.adaptation import load_trainable
-from balora.methods.initial_state import GUARD, own_tensors
+from balora.methods.initial_state import RESIDUAL_ADAPTER_MARKER, stored_parameters
 from balora.methods.layers.peft_lora import lora_layers
 from bench import adapted
 from small_runs import ALL_TERMS, CONSTANT, Do, flat, history, pissa, trainer
@@ -119,7 +119,7 @@ def test_every_method_resumes_to_the_bit_from_its_stored_start(method, tmp_path)
     resumed = start(seed=7, calibration=None, initial=ckpt.read_origin(middle).initial)
     resumed.train(resume_from_checkpoint=str(middle))
     assert history(resumed, "loss") == history(uninterrupted, "loss")
-    own, expected = (dict(own_tensors(run.model)) for run in (resumed, uninterrupted))
+    own, expected = (dict(stored_parameters(run.model)) for run in (resumed, uninterrupted))
     assert own.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(own[name], value), name
@@ -353,7 +353,10 @@ def test_peft_refuses_raw_factors_of_a_shifted_base_by_quoting_the_way_out(finis
 def test_the_saved_model_is_guarded_too(tmp_path):
     run = trainer(pissa(tiny_llama), tmp_path / "run")
     run.save_model(str(tmp_path / "saved"))
-    assert json.loads((tmp_path / "saved" / "adapter_config.json").read_text())["init_lora_weights"] == GUARD
+    assert (
+        json.loads((tmp_path / "saved" / "adapter_config.json").read_text())["init_lora_weights"]
+        == RESIDUAL_ADAPTER_MARKER
+    )
     assert not (tmp_path / "saved" / "training_args.bin").exists()
 
 

@@ -157,7 +157,7 @@ def test_resuming_on_other_rows_is_refused(balora, config: Path, tmp_path: Path,
         patched.setattr(run_module, "save_result", keep)
         assert balora("train", config).status == 0
     assert started["status"] == "running" and started["data"]["digest"], (
-        "the digest is recorded at the start, so that it survives a kill"
+        "recorded at the start, so that it survives a kill"
     )
     (tmp_path / "run" / "run.json").write_text(json.dumps(started))
     shutil.rmtree(tmp_path / "run" / "checkpoint-6")

@@ -35,17 +35,17 @@ def save(folder: Path, model) -> Path:
 
 REFUSED = {
     "bitfit on Llama": ("bitfit", tiny_llama, [], "LlamaForCausalLM has no bias terms"),
-    "loraga, rank": ("loraga", tiny_llama, ["method.rank=12", "method.samples=4"], "takes 2r = 24 singular directions"),
+    "loraga, rank": ("loraga", tiny_llama, ["method.rank=12", "method.samples=4"], "needs 2r = 24 singular directions"),
     "dora on experts": ("dora", FAMILIES["Mixtral"], [], "stacks the weights of several experts, and this method does not"),
     "adalora on experts": ("adalora", FAMILIES["Mixtral"], [], "stacks the weights of several experts"),
     "corda on experts": ("corda", FAMILIES["Mixtral"], ["method.samples=4"], "the inputs of each expert cannot be recorded"),
-    "houlsby on experts": ("houlsby", FAMILIES["Qwen3-MoE"], [], "no single feed-forward layer to follow"),
+    "houlsby on experts": ("houlsby", FAMILIES["Qwen3-MoE"], [], "no single feed-forward layer for a"),
     "dropout in experts": ("balora", FAMILIES["Mixtral"], ["method.dropout=0.1"], "or set dropout: 0"),
     "adalora, too short": ("adalora", tiny_llama, ["method.warmup=0.8", "method.final=0.4"], "no step left to prune in"),
-    "adalora, nothing to prune": ("adalora", tiny_llama, ["method.initial_rank=4"], "there is nothing in between"),
-    "corda, too little data": ("corda", tiny_llama, [], "wants 256 rows of training data to start from, and there are 24"),
-    "cordapp, too little data": ("cordapp", tiny_llama, ["method.samples=4"], "wants 32 rows .* and there are 24"),
-    "pissa, rank": ("pissa", tiny_llama, ["method.rank=17"], "Rank 17 is above"),
+    "adalora, nothing to prune": ("adalora", tiny_llama, ["method.initial_rank=4"], "there is nothing to prune"),
+    "corda, too little data": ("corda", tiny_llama, [], "from 256 rows of training data, and there are 24"),
+    "cordapp, too little data": ("cordapp", tiny_llama, ["method.samples=4"], "from 32 rows .* and there are 24"),
+    "pissa, rank": ("pissa", tiny_llama, ["method.rank=17"], "Rank 17 is too high"),
 }  # fmt: skip
 
 

@@ -12,8 +12,8 @@ from balora.config.training_arguments import optimizer_steps
 from balora.estimation.memory import estimate
 from balora.methods import METHODS
 from balora.methods.adaptation import check_options
-from balora.methods.quantization.quantize import Quantized
-from balora.models.hidden_states import HeadlessForward
+from balora.methods.quantization.quantized_linear import QuantizedLinear
+from balora.models.hidden_states import HiddenStateExtractor
 from balora.training.generation_step import infer_task
 from families import FAMILIES
 from tiny import tiny_bert, tiny_llama, tiny_t5
@@ -46,7 +46,7 @@ def test_quantized_weights_take_what_they_take(bits: int) -> None:
     pytest.importorskip("bitsandbytes")
     real = balora.adapt(tiny_bert(), "lora", rank=4, bits=bits, double_quantization=False)
     taken = sum(p.nbytes for p in real.parameters())
-    layers = [m for m in real.modules() if isinstance(m, Quantized)]
+    layers = [m for m in real.modules() if isinstance(m, QuantizedLinear)]
     taken += sum(m.weight.quant_state.absmax.nbytes if bits == 4 else m.scale_O.nbytes for m in layers)
     how = {"dtype": torch.float32, "batch": 2, "length": 16, "steps": 1}
     found = estimate(on_meta(tiny_bert, "lora"), "classification", bits=bits, double=False, **how)
@@ -77,7 +77,7 @@ def test_activations_are_those_that_autograd_keeps(name: str) -> None:
         if task == "classification":
             model(**inputs)
         else:
-            HeadlessForward(model).hidden_states(model, {**inputs, "use_cache": False})
+            HiddenStateExtractor(model).hidden_states(model, {**inputs, "use_cache": False})
     real = sum(size for size, _ in storages.values())
     found = estimate(on_meta(build), task, dtype=torch.float32, batch=2, length=48, steps=1)
     # DeepSeek's values are narrower than its keys, which the CPU's attention writes out for; Mistral's window is a mask here.

@@ -56,7 +56,7 @@ def test_a_step_moves_experts_and_the_function_starts_unchanged(family):
 
 def test_layers_that_peft_takes_for_experts_are_left_out_aloud(caplog):
     model = adapted(FAMILIES["deepseek-v2"], "lora")
-    assert "not adapted: by their name peft takes them for experts" in caplog.text
+    assert "get no adapter, because peft reserves their name for experts' weights" in caplog.text
     assert not [m.name for m in weight_matrices(model) if "shared_expert" in m.name]
     with pytest.raises(BALoraError, match=r"shared_experts\.up_proj cannot be adapted.*Leave it out"):
         balora.adapt(FAMILIES["deepseek-v2"](), "lora", rank=4, target_modules=["q_proj", "shared_experts.up_proj"])

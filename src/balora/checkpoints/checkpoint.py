@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from balora.errors import BALoraError
 from balora.files import read_json
 from balora.methods.fingerprint import Fingerprint, fingerprint, first_mismatch
-from balora.methods.initial_state import initial_state_of, own_tensors
+from balora.methods.initial_state import initial_state_of, stored_parameters
 from balora.methods.layers.peft_lora import adapted_names
-from balora.methods.quantization.quantize import plain_parameters
+from balora.methods.quantization.quantize import dequantized_parameters
 from balora.methods.registry import find_method
 from balora.models.classifier_head import HEAD_NAMES
 
@@ -70,7 +70,7 @@ def origin_of(model: nn.Module, initial: Mapping[str, Tensor], facts: Mapping[st
         facts: To be written beside them; the start's method and seed are added.
     """
     kept = {name: value for name, value in initial.items() if not reloadable(model, name)}
-    kept |= {name: p.detach() for name, p in own_tensors(model) if name not in initial}  # never moved
+    kept |= {name: p.detach() for name, p in stored_parameters(model) if name not in initial}  # never moved
     return Origin(
         initial=kept, frozen=unkept_fingerprint(model, initial), facts={**start_facts(model), **(facts or {})}
     )
@@ -82,7 +82,9 @@ def unkept_fingerprint(model: nn.Module, initial: Mapping[str, Tensor]) -> Finge
     The heads that peft keeps under the trained copies are left out: they are random, and never run.
     """
     frozen = (
-        (name, p) for name, p in plain_parameters(model) if not p.requires_grad and ".original_module." not in name
+        (name, p)
+        for name, p in dequantized_parameters(model)
+        if not p.requires_grad and ".original_module." not in name
     )
     return fingerprint(itertools.chain(frozen, ((n, v) for n, v in initial.items() if reloadable(model, n))))
 
@@ -95,7 +97,7 @@ def reloadable(model: nn.Module, name: str) -> bool:
 def start_facts(model: nn.Module) -> dict[str, Any]:
     """What building the adapter again takes: the method, what it was told, and what it adapted."""
     start = initial_state_of(model)
-    return {**start.facts(), "targets": adapted_names(model)} if start else {}
+    return {**start.to_dict(), "targets": adapted_names(model)} if start else {}
 
 
 def form_of(model: nn.Module) -> str:

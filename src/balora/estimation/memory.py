@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 
 from balora.estimation.meta_device import on_meta
 from balora.methods.layers.peft_lora import head_names
-from balora.methods.quantization.quantize import quantizable, rounded_bytes
+from balora.methods.quantization.quantize import quantizable_layers, quantized_bytes
 from balora.models.adapted_model import base_model_of
-from balora.models.hidden_states import HeadlessForward
+from balora.models.hidden_states import HiddenStateExtractor
 from balora.objective import Task
 
 _ADAM_BYTES = 12  # gradient and two moments, float32
@@ -95,9 +95,9 @@ def estimate(
     weights = (total - trainable) * dtype.itemsize + trainable * adapters
     if bits is not None:
         inner = base_model_of(model)
-        for name in quantizable(inner, head_names(inner)):
+        for name in quantizable_layers(inner, head_names(inner)):
             layer: Any = inner.get_submodule(name)
-            weights += rounded_bytes(tuple(layer.weight.shape), bits, double) - layer.weight.numel() * dtype.itemsize
+            weights += quantized_bytes(tuple(layer.weight.shape), bits, double) - layer.weight.numel() * dtype.itemsize
     activations = _saved_bytes(model, task, batch, length, target_length or length)
     if activations is not None and task in ("generation", "seq2seq"):
         vocabulary = model.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
@@ -129,7 +129,7 @@ def _saved_bytes(model: nn.Module, task: Task, batch: int, length: int, target_l
             if task == "seq2seq":
                 inputs["decoder_input_ids"] = torch.zeros(batch, target_length, dtype=torch.long, device="meta")
             if task in ("generation", "seq2seq"):
-                HeadlessForward(model).hidden_states(model, {**inputs, "use_cache": False})
+                HiddenStateExtractor(model).hidden_states(model, {**inputs, "use_cache": False})
             else:
                 base = base_model_of(model)
                 # Without the cache that a decoder makes by default.

@@ -26,7 +26,7 @@ from balora.loading.pretrained import (
 )
 from balora.methods import find_method
 from balora.methods.adaptation import check_options
-from balora.methods.init.calibration import check_enough, num_calibration_rows
+from balora.methods.init.calibration import check_num_rows, num_calibration_rows
 from balora.methods.quantization.quantize import loaded_bits
 from balora.objective import Objective
 from balora.teacher.build import find_cache
@@ -133,7 +133,7 @@ def _check_rows(settings: RunConfig, rows: int) -> None:
     spec = find_method(settings.method.name)
     if spec.needs_data:
         defaults = {name: option.default for name, option in spec.options.items()}
-        check_enough(num_calibration_rows({**defaults, **settings.method.adapt_options()}), rows)
+        check_num_rows(num_calibration_rows({**defaults, **settings.method.adapt_options()}), rows)
 
 
 def empty_model(settings: RunConfig, config: PretrainedConfig, examples: Examples | None) -> PreTrainedModel:

@@ -19,7 +19,8 @@ from balora.data.hub import looks_local
 from balora.errors import BALoraError
 from balora.exporting.weights import Change, unwrapped_copy
 from balora.logging_control import quiet
-from balora.methods.quantization.quantize import Quantized, take_over
+from balora.methods.quantization.quantize import replace_bitsandbytes_layers
+from balora.methods.quantization.quantized_linear import QuantizedLinear
 from balora.models.adapted_model import ADAPTER, base_model_of
 
 _OTHER_SEED = 7919
@@ -87,7 +88,7 @@ class PlainBase:
         # bitsandbytes rounds where it loads.
         rounded = {"quantization_config": self.rounding, "device_map": {"": self.device}} if self.rounding else {}
         model = self._from_pretrained(**rounded)[0]
-        take_over(model)
+        replace_bitsandbytes_layers(model)
         return (model if rounded else model.to(self.device)).eval()
 
     def drawn(self) -> list[str]:
@@ -150,7 +151,7 @@ def add_drawn(change: Change, model: nn.Module, drawn: list[str]) -> Change:
         if isinstance(layer, LoraLayer):
             delta = layer.get_delta_weight(ADAPTER)  # type: ignore[operator]
             layer = layer.get_base_layer()
-            layer = layer.plain(delta.dtype) if isinstance(layer, Quantized) else layer
+            layer = layer.to_linear(delta.dtype) if isinstance(layer, QuantizedLinear) else layer
             modules[f"{name}.weight"] = (layer.weight.float() + delta.float()).to(layer.weight.dtype).cpu()
         for key, parameter in layer.named_parameters():
             modules.setdefault(f"{name}.{key}", parameter.detach().cpu().clone())

@@ -23,13 +23,14 @@ from balora.exporting.verification import Probe, compare, probe_outputs
 from balora.exporting.weights import PREFIX, initial_factors
 from balora.methods.initial_state import initial_state_of
 from balora.methods.layers.peft_lora import lora_layers
-from balora.methods.quantization.quantize import LARGEST_ERROR, Quantized
+from balora.methods.quantization.quantize import MAX_RELATIVE_ERROR
+from balora.methods.quantization.quantized_linear import QuantizedLinear
 from balora.models.adapted_model import base_model_of
 
 
 def bits_of(model: nn.Module) -> int | None:
     """In how many bits a model's frozen weights are, None for ordinary ones."""
-    return next((module.bits for module in model.modules() if isinstance(module, Quantized)), None)
+    return next((module.bits for module in model.modules() if isinstance(module, QuantizedLinear)), None)
 
 
 def loading_config(model: nn.Module) -> BitsAndBytesConfig | None:
@@ -74,7 +75,7 @@ def unrounded(model: PeftModel, base: nn.Module, initial: Mapping[str, Tensor]) 
     twin = copy.deepcopy(model)
     adapted = dict(lora_layers(twin))
     for name, module in list(twin.named_modules()):
-        if not isinstance(module, Quantized):
+        if not isinstance(module, QuantizedLinear):
             continue
         own = name.removeprefix(PREFIX).removesuffix(".base_layer")
         weight = base.get_submodule(own).weight
@@ -83,10 +84,10 @@ def unrounded(model: PeftModel, base: nn.Module, initial: Mapping[str, Tensor]) 
         if own in adapted:
             start = initial_factors(own, adapted[own], initial)
             weight = dataclasses.replace(start, scaling=-start.scaling).add_to(weight)
-        plain = module.plain(dtype)
+        plain = module.to_linear(dtype)
         assert isinstance(plain.weight, nn.Parameter)
         error = float(torch.dist(plain.weight.float(), weight.float()) / weight.float().norm().clamp_min(1e-12))
-        if not error <= LARGEST_ERROR[module.bits]:
+        if not error <= MAX_RELATIVE_ERROR[module.bits]:
             raise BALoraError(
                 f"{own} of the pre-trained model is {error:.2g} of its norm away from what was trained on in {module.bits} bits, "
                 "more than rounding makes: it is another model's. Name the one that was trained with base=."

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from balora.errors import BALoraError
-from balora.methods.initial_state import trainable
+from balora.methods.initial_state import trainable_parameters
 from balora.methods.layers.peft_lora import lora_layers, target_name
 from balora.methods.layers.weight_views import experts_of, factor, is_stack, join_a, join_b, split_a, split_b
 from balora.methods.quantization.quantize import dequantize
@@ -92,7 +92,7 @@ def change_of(model: PeftModel, initial: Mapping[str, Tensor] | None = None) -> 
     factors = {name: _factors(name, layer, initial) for name, layer in _layers(model)}
     modules = {
         name.removeprefix(PREFIX).replace(_MODULES, "."): parameter.detach().cpu().clone()
-        for name, parameter in trainable(model)
+        for name, parameter in trainable_parameters(model)
         if _MODULES in name
     }
     if isinstance(model.peft_config[ADAPTER], AdaLoraConfig):

@@ -26,7 +26,7 @@ from balora.loading.pretrained import load_model, load_tokenizer
 from balora.logging_control import quiet
 from balora.methods import Method, adapt, find_method, load_trainable
 from balora.methods.fingerprint import fingerprint
-from balora.methods.initial_state import GUARD, trainable
+from balora.methods.initial_state import RESIDUAL_ADAPTER_MARKER, trainable_parameters
 from balora.models.adapted_model import ADAPTER
 from balora.models.classifier_head import HEAD_NAMES
 
@@ -173,7 +173,7 @@ def _result_of(run: Path) -> Path:
 
 def _what_is(folder: Path) -> str:
     if (folder / CONFIG_NAME).is_file():
-        if read_json(folder / CONFIG_NAME).get("init_lora_weights") == GUARD:
+        if read_json(folder / CONFIG_NAME).get("init_lora_weights") == RESIDUAL_ADAPTER_MARKER:
             return (
                 f"holds trained factors without their initial values ({ckpt.INITIAL}), as save_pretrained writes them. Save "
                 "the model with trainer.save_model, or write a LoRA with balora.export(model, initial=...)."
@@ -212,7 +212,7 @@ def _adapted(saved: SavedModel, base: str | Path | PreTrainedModel | None) -> nn
         total_steps=facts["total_steps"],
         **facts["options"],
     )
-    values = {name: parameter.detach() for name, parameter in trainable(adapted)}
+    values = {name: parameter.detach() for name, parameter in trainable_parameters(adapted)}
     ckpt.check_origin(adapted, values, _with_own_heads(saved.origin, adapted), saved.folder)
     return adapted
 
