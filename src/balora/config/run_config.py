@@ -58,7 +58,7 @@ class RunConfig(Section):
     revision: str | None = Field(
         default=None, description="branch, tag or commit of a hub model, in quotes if it is a number"
     )
-    task: Task = Field(description="what the model learns")
+    task: Task = Field(description="task to train for")
     data: DataConfig = Field(description="the examples")
     method: MethodConfig = Field(default_factory=MethodConfig, description="the fine-tuning method and its size")
     regularization: Annotated[
@@ -89,16 +89,14 @@ class RunConfig(Section):
     )
     teacher_offload: bool = Field(
         default=False,
-        description="whether the adapter's initial values, which make the teacher, are stored in host memory; this needs less "
-        "GPU memory and one copy for each forward pass of the teacher",
+        description="store the adapter's initial values, which make the teacher, in host memory: this needs less GPU memory, and "
+        "one copy for each forward pass of the teacher",
     )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
         default="float32", description="dtype of the model's weights; auto: the dtype in the checkpoint"
     )
-    allow_pickle: bool = Field(default=False, description="whether weights in pickle form may be loaded")
-    trust_remote_code: bool = Field(
-        default=False, description="whether Python code from the model's repository may run"
-    )
+    allow_pickle: bool = Field(default=False, description="allow loading weights in pickle form")
+    trust_remote_code: bool = Field(default=False, description="let Python code from the model's repository run")
     resume: Literal["auto", "never"] = Field(
         default="auto", description="auto: continue an interrupted run in the run directory; never: do not"
     )
