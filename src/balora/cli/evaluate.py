@@ -2,96 +2,66 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
+from typer import Option
 
 from balora.cli.options import listed, require_whole_judge
 from balora.errors import BALoraError
 from balora.logging_control import quiet_libraries
 
-_JUDGE = "MT-Bench's judge"
-_CODE = "Programs (HumanEval, MBPP)"
-_GENERATION = "Generation"
+_Generation = functools.partial(Option, rich_help_panel="Generation")
+_Code = functools.partial(Option, rich_help_panel="Programs (HumanEval, MBPP)")
+_Judge = functools.partial(Option, rich_help_panel="MT-Bench's judge")
+_MODEL_HELP = "A run directory, a model's folder or hub id, or 'reference'."
 
 
 def evaluate(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN|MODEL",
-            help="A run directory, a model's folder or hub id, or 'reference'.",
-            show_default=False,
-        ),
-    ],
-    tasks: Annotated[
-        str, typer.Option(help="Names, separated by commas; 'list' prints all names.", show_default=False)
-    ],
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help=_MODEL_HELP, show_default=False)],
+    tasks: Annotated[str, Option(help="Names, separated by commas; 'list' prints all names.", show_default=False)],
     output: Annotated[
-        Path | None, typer.Option(help="Folder of the results. Default: RUN/evaluation or evaluation/MODEL.")
+        Path | None, Option(help="Folder of the results. Default: RUN/evaluation or evaluation/MODEL.")
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(metavar="TASK=PATH", help="File, folder or hub id with the rows of a task. Can be repeated."),
+        Option(metavar="TASK=PATH", help="File, folder or hub id with the rows of a task. Can be repeated."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Use only this many rows of every task, from the first.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Prompts or rows in a batch.")] = 8,
-    device: Annotated[
-        str | None, typer.Option(help="Device, such as cpu or cuda:1. Default: a GPU if there is one.")
-    ] = None,
+    limit: Annotated[int | None, Option(help="Use only this many rows of every task, from the first.")] = None,
+    batch_size: Annotated[int, Option(help="Prompts or rows in a batch.")] = 8,
+    device: Annotated[str | None, Option(help="Device, such as cpu or cuda:1. Default: a GPU if there is one.")] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16. Default: that of the run or checkpoint.")
+        str | None, Option(help="float32, bfloat16 or float16. Default: that of the run or checkpoint.")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    revision: Annotated[str | None, Option(help="Branch, tag or commit of a hub model.")] = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let Python code from the model's repository run.")
+        bool, Option("--trust-remote-code", help="Let Python code from the model's repository run.")
     ] = False,
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Allow loading weights in pickle form.")] = False,
-    few_shot: Annotated[int | None, typer.Option(help="Number of examples in the prompt of an lm-eval task.")] = None,
+    allow_pickle: Annotated[bool, Option("--allow-pickle", help="Allow loading weights in pickle form.")] = False,
+    few_shot: Annotated[int | None, Option(help="Number of examples in the prompt of an lm-eval task.")] = None,
     prompt_template: Annotated[
-        str | None,
-        typer.Option(
-            help="none, alpaca, chat, or a text that contains {prompt}. Default: the run's.",
-            rich_help_panel=_GENERATION,
-        ),
+        str | None, _Generation(help="none, alpaca, chat, or a text that contains {prompt}. Default: the run's.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="transformers or vllm.", rich_help_panel=_GENERATION)] = "transformers",
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Maximum tokens of an answer. Default: the task's.", rich_help_panel=_GENERATION)
-    ] = None,
+    engine: Annotated[str, _Generation(help="transformers or vllm.")] = "transformers",
+    max_new_tokens: Annotated[int | None, _Generation(help="Maximum tokens of an answer. Default: the task's.")] = None,
     temperature: Annotated[
-        float | None,
-        typer.Option(help="Sampling temperature; 0 is greedy. Default: the task's.", rich_help_panel=_GENERATION),
+        float | None, _Generation(help="Sampling temperature; 0 is greedy. Default: the task's.")
     ] = None,
-    top_p: Annotated[
-        float,
-        typer.Option(help="Nucleus sampling: probability to sample from.", rich_help_panel=_GENERATION),
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Random seed of sampling.", rich_help_panel=_GENERATION)] = 42,
-    samples: Annotated[int, typer.Option(help="Programs to generate per problem.", rich_help_panel=_CODE)] = 1,
-    k: Annotated[str, typer.Option(help="Values of k for pass@k, such as 1,10.", rich_help_panel=_CODE)] = "1",
-    code_timeout: Annotated[
-        float, typer.Option(help="Time limit of a program in seconds.", rich_help_panel=_CODE)
-    ] = 15.0,
-    workers: Annotated[
-        int | None, typer.Option(help="Programs to run at the same time.", rich_help_panel=_CODE)
-    ] = None,
-    unsafe_code: Annotated[
-        bool, typer.Option("--unsafe-code", help="Run programs without a sandbox.", rich_help_panel=_CODE)
-    ] = False,
-    judge_url: Annotated[
-        str | None, typer.Option(help="Base URL of an OpenAI-compatible server.", rich_help_panel=_JUDGE)
-    ] = None,
-    judge_model: Annotated[
-        str | None, typer.Option(help="Name of the judge on that server.", rich_help_panel=_JUDGE)
-    ] = None,
-    judge_key_variable: Annotated[
-        str, typer.Option(help="Environment variable with the API key.", rich_help_panel=_JUDGE)
-    ] = "OPENAI_API_KEY",
-    judge_timeout: Annotated[
-        float, typer.Option(help="Time limit of one judgment in seconds.", rich_help_panel=_JUDGE)
-    ] = 120.0,
+    top_p: Annotated[float, _Generation(help="Nucleus sampling: probability to sample from.")] = 1.0,
+    seed: Annotated[int, _Generation(help="Random seed of sampling.")] = 42,
+    samples: Annotated[int, _Code(help="Programs to generate per problem.")] = 1,
+    k: Annotated[str, _Code(help="Values of k for pass@k, such as 1,10.")] = "1",
+    code_timeout: Annotated[float, _Code(help="Time limit of a program in seconds.")] = 15.0,
+    workers: Annotated[int | None, _Code(help="Programs to run at the same time.")] = None,
+    unsafe_code: Annotated[bool, _Code("--unsafe-code", help="Run programs without a sandbox.")] = False,
+    judge_url: Annotated[str | None, _Judge(help="Base URL of an OpenAI-compatible server.")] = None,
+    judge_model: Annotated[str | None, _Judge(help="Name of the judge on that server.")] = None,
+    judge_key_variable: Annotated[str, _Judge(help="Environment variable with the API key.")] = "OPENAI_API_KEY",
+    judge_timeout: Annotated[float, _Judge(help="Time limit of one judgment in seconds.")] = 120.0,
 ) -> None:
     """Evaluate RUN or MODEL on tasks. If an evaluation was interrupted, the same command continues it."""
     if tasks == "list":
@@ -101,37 +71,18 @@ def evaluate(
             typer.echo(line)
         return
     require_whole_judge(judge_url, judge_model)
-    paths, ks = _paths(data or []), _numbers(k)
-    from balora.evaluation.options import Engine, EvaluationOptions, JudgeOptions
+    chosen = {"data": _paths(data or []), "ks": _numbers(k)}
+    from balora.evaluation.options import EvaluationOptions, JudgeOptions
+    from balora.evaluation.registry import find_tasks
 
-    judge = None
     if judge_url is not None and judge_model is not None:
-        judge = JudgeOptions(
+        chosen["judge"] = JudgeOptions(
             base_url=judge_url, model=judge_model, key_variable=judge_key_variable, timeout=judge_timeout
         )
-    options = EvaluationOptions(
-        data=paths,
-        limit=limit,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        samples=samples,
-        ks=ks,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        prompt_template=prompt_template,
-        engine=cast(Engine, engine),
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-        few_shot=few_shot,
-        unsafe_code=unsafe_code,
-        code_timeout=code_timeout,
-        workers=workers,
-        judge=judge,
-    )
+    # The other options have the names of the fields.
+    fields = {field.name for field in dataclasses.fields(EvaluationOptions)} - chosen.keys()
+    options = EvaluationOptions(**chosen, **{name: context.params[name] for name in fields & context.params.keys()})
+    find_tasks(listed(tasks))  # a misspelt name is reported before torch is imported
     quiet_libraries()
     from balora.evaluation.evaluate import evaluate as run_evaluation
 

@@ -18,12 +18,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+_FILES = ("debug_utils", "trainer_utils", "training_args")  # TrainingArguments and the enumerations of its fields
+
 
 @functools.cache
 def training_fields() -> dict[str, Any]:
     """Return the declared type of every field of the installed TrainingArguments, by name.
 
-    Names of types that are neither built in nor enumerations stand for placeholder classes.
+    A type that is neither built in nor an enumeration becomes an empty class of the same name.
     """
     try:
         return _fields_in_source()
@@ -38,9 +40,11 @@ def _fields_in_source() -> dict[str, Any]:
     spec = importlib.util.find_spec("transformers")  # finds the package without importing it
     if spec is None or not spec.submodule_search_locations:
         raise LookupError("transformers is not installed")
-    module = _Module(Path(spec.submodule_search_locations[0]) / "training_args.py")
+    folder = Path(spec.submodule_search_locations[0])
+    trees = [ast.parse((folder / f"{name}.py").read_text(encoding="utf-8")) for name in _FILES]
+    classes = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
     annotations, used = {}, set()
-    for node in module.classes["TrainingArguments"].body:
+    for node in classes["TrainingArguments"].body:
         if (
             isinstance(node, ast.AnnAssign)
             and isinstance(node.target, ast.Name)
@@ -50,7 +54,7 @@ def _fields_in_source() -> dict[str, Any]:
             annotations[node.target.id] = text
             used |= {name.id for name in ast.walk(ast.parse(text)) if isinstance(name, ast.Name)}
     declared = type("TrainingArguments", (), {"__annotations__": annotations})
-    return typing.get_type_hints(declared, localns={name: module.type_named(name) for name in used})
+    return typing.get_type_hints(declared, localns={name: _type_named(name, classes.get(name)) for name in used})
 
 
 def _code(node: ast.expr | None) -> str:
@@ -60,43 +64,19 @@ def _code(node: ast.expr | None) -> str:
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ast.unparse(node)
 
 
-class _Module:
-    """A parsed source file of transformers."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        self.classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-        # Modules beside this one, by the names imported from them.
-        self.siblings = {
-            name.name: node.module
-            for node in tree.body
-            if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module
-            for name in node.names
-        }
-
-    def type_named(self, name: str) -> Any:
-        """Return the type that a name in this file stands for: built in, an enumeration, or a placeholder."""
-        known = getattr(builtins, name, getattr(typing, name, None))
-        if known is not None:
-            return known
-        if name in self.siblings:
-            path = self.path.parent / f"{self.siblings[name].replace('.', '/')}.py"
-            return _module(path).type_named(name) if path.is_file() else type(name, (), {})
-        members = {
-            node.targets[0].id: node.value.value
-            for node in (self.classes[name].body if name in self.classes else ())
-            if isinstance(node, ast.Assign)
-            and isinstance(node.targets[0], ast.Name)
-            and isinstance(node.value, ast.Constant)
-        }
-        # The functional form of StrEnum is not known to type checkers with computed members.
-        return enum.StrEnum(name, members) if members else type(name, (), {})
-
-
-@functools.cache
-def _module(path: Path) -> _Module:
-    return _Module(path)
+def _type_named(name: str, definition: ast.ClassDef | None) -> Any:
+    """Return the type of a name: a built-in type, an enumeration with the members in its definition, or a placeholder."""
+    known = getattr(builtins, name, getattr(typing, name, None))
+    if known is not None:
+        return known
+    members = {
+        node.targets[0].id: node.value.value
+        for node in (definition.body if definition else ())
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Constant)
+    }
+    return enum.StrEnum(name, members) if members else type(name, (), {})
 
 
 def optimizer_steps(rows: int, training: Mapping[str, Any], processes: int = 1) -> int:

@@ -52,6 +52,14 @@ _LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch_eval_metrics": (operator.not_, f"cannot be true: {_BATCHWISE}"),
     "eval_do_concat_batches": (bool, f"cannot be false: {_BATCHWISE}"),
 }
+# Expected values by pydantic's error types, and by their first parts or the names of types.
+_EXPECTED = {
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "a section with keys"),
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "above {gt}",
+    "less_than": "below {lt}",
+    "string_type": "text",
+}
 _KINDS = {"int": "a whole number", "float": "a number", "finite": "a number", "bool": "true or false", "str": "text"}
 
 
@@ -142,29 +150,20 @@ def _sentence(path: str, item: Any, section: type[BaseModel]) -> str:
     about = f" ({field.description})" if field and field.description else ""
     context, given = item.get("ctx", {}), item["input"]
     in_union = len(item["loc"]) > len(path.split("."))
-    match "" if in_union else item["type"]:
-        case "missing":
-            return f"{path} is missing{about}."
-        case "value_error":
-            text = f"{path} {context['error']}"
-            return text if text.endswith("?") else f"{text}."
-        case "literal_error":
-            known = context["expected"].replace("'", "").replace(" or ", ", ")
-            return f"{path} must be one of {known}, not {given!r}.{suggest(str(given), known.split(', '))}"
-        case "model_type" | "model_attributes_type" | "dict_type":
-            return f"{path} must be a section with keys, not {given!r}."
-        case "greater_than_equal":
-            return f"{path} must be at least {context['ge']}, not {given!r}."
-        case "greater_than":
-            return f"{path} must be above {context['gt']}, not {given!r}."
-        case "less_than":
-            return f"{path} must be below {context['lt']}, not {given!r}."
-        case "string_type":
-            return f"{path} must be text, not {given!r}; put quotes around a number or date that is meant as text."
-        case kind if kind.partition("_")[0] in ("int", "float", "finite", "bool"):
-            return f"{path} must be {_KINDS[kind.partition('_')[0]]}, not {given!r}."
-        case _:
-            return f"{path} cannot be {given!r}{about}."
+    kind = "" if in_union else item["type"]
+    if kind == "missing":
+        return f"{path} is missing{about}."
+    if kind == "value_error":
+        text = f"{path} {context['error']}"
+        return text if text.endswith("?") else f"{text}."
+    if kind == "literal_error":
+        known = context["expected"].replace("'", "").replace(" or ", ", ")
+        return f"{path} must be one of {known}, not {given!r}.{suggest(str(given), known.split(', '))}"
+    expected = _EXPECTED.get(kind) or _KINDS.get(kind.partition("_")[0])
+    if expected is None:
+        return f"{path} cannot be {given!r}{about}."
+    hint = "; put quotes around a number or date that is meant as text" if kind == "string_type" else ""
+    return f"{path} must be {expected.format(**context)}, not {given!r}{hint}."
 
 
 def check_training(values: Any) -> dict[str, Any]:

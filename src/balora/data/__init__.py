@@ -37,12 +37,15 @@ __all__ = [
     "tokenize_examples",
 ]
 _MODULES = {
-    **dict.fromkeys(("CausalCollator", "ClassificationCollator", "Seq2SeqCollator"), "collate"),
-    **dict.fromkeys(("ensure_pad_token", "make_collator"), "collate"),
-    **dict.fromkeys(("Examples", "load_examples"), "examples"),
+    **dict.fromkeys(__all__, "collate"),
+    "Examples": "examples",
+    "load_examples": "examples",
+    "Tokenized": "tokenize",
+    "tokenize_examples": "tokenize",
+    "encode_prompt": "prompts",
+    "render_prompt": "prompts",
+    "separator_of": "prompts",
     "describe_perturbations": "perturbations",
-    **dict.fromkeys(("encode_prompt", "render_prompt", "separator_of"), "prompts"),
-    **dict.fromkeys(("Tokenized", "tokenize_examples"), "tokenize"),
 }
 
 

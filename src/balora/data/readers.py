@@ -9,7 +9,7 @@ import csv
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,24 +107,37 @@ def read_table(path: Path) -> Table:
     return table
 
 
-def _read_jsonl(path: Path) -> Table:
+def _table(path: Path, records: Iterable[tuple[str, Row | str]], columns: Sequence[str] | None = None) -> Table:
+    """Collect located rows in a table. A text in place of a row is the reason why the row cannot be used."""
     rows, locations, bad = [], [], BadRows()
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.rstrip("\r\n"))
-            except ValueError as error:
-                bad.add(f"{path} line {number}", f"not valid JSON ({_short(error)})")
-                continue
-            if not isinstance(row, dict):
-                bad.add(f"{path} line {number}", _not_an_object(row))
-                continue
+    for location, row in records:
+        if isinstance(row, str):
+            bad.add(location, row)
+        else:
             rows.append(row)
-            locations.append(f"{path} line {number}")
+            locations.append(location)
     bad.raise_if_any()
-    return Table(str(path), _columns(rows), rows, locations)
+    if columns is None:
+        columns = tuple(dict.fromkeys(key for row in rows for key in row))
+    return Table(str(path), tuple(columns), rows, locations)
+
+
+def _read_jsonl(path: Path) -> Table:
+    with path.open(encoding="utf-8-sig") as lines:
+        return _table(path, ((f"{path} line {n}", _parse(line)) for n, line in enumerate(lines, 1) if line.strip()))
+
+
+def _parse(line: str) -> Row | str:
+    try:
+        return _object(json.loads(line.rstrip("\r\n")))
+    except ValueError as error:
+        return f"not valid JSON ({_short(error)})"
+
+
+def _object(value: Any) -> Row | str:
+    if isinstance(value, dict):
+        return value
+    return f"not an object with columns but {shorten(json.dumps(value, ensure_ascii=False, default=str))}"
 
 
 def _read_json(path: Path) -> Table:
@@ -140,12 +153,7 @@ def _read_json(path: Path) -> Table:
         content = content["data"]
     if not isinstance(content, list):
         raise BALoraError(f"{path} must hold a list of objects (or one under the key data), one object per row.")
-    bad = BadRows()
-    for number, row in enumerate(content, 1):
-        if not isinstance(row, dict):
-            bad.add(f"{path} row {number}", _not_an_object(row))
-    bad.raise_if_any()
-    return Table(str(path), _columns(content), content, row_locations(str(path), len(content)))
+    return _table(path, zip(row_locations(str(path), len(content)), map(_object, content), strict=True))
 
 
 def _read_csv(path: Path) -> Table:
@@ -182,15 +190,17 @@ def _delimited(path: Path, records: Iterator[tuple[int, list[str]]]) -> Table:
     header = next(records, (0, []))[1]
     if len(set(header)) < len(header):
         raise BALoraError(f"{path} names a column twice in its first line: {', '.join(header)}.")
-    rows, locations, bad = [], [], BadRows()
-    for number, fields in records:
-        if len(fields) != len(header):
-            bad.add(f"{path} line {number}", f"{len(fields)} fields, but the first line names {len(header)} columns")
-            continue
-        rows.append(dict(zip(header, fields, strict=True)))
-        locations.append(f"{path} line {number}")
-    bad.raise_if_any()
-    return Table(str(path), tuple(header), rows, locations)
+    width = len(header)
+    rows: Iterator[tuple[str, Row | str]] = (
+        (
+            f"{path} line {number}",
+            dict(zip(header, fields, strict=True))
+            if len(fields) == width
+            else f"{len(fields)} fields, but the first line names {width} columns",
+        )
+        for number, fields in records
+    )
+    return _table(path, rows, header)
 
 
 def _read_parquet(path: Path) -> Table:
@@ -205,18 +215,10 @@ def _read_parquet(path: Path) -> Table:
     return Table(str(path), tuple(table.column_names), rows, row_locations(str(path), len(rows)))
 
 
-def _columns(rows: Sequence[Row]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(key for row in rows for key in row))
-
-
 def _short(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at character {error.colno}"
     return str(error).splitlines()[0].rstrip(".")
-
-
-def _not_an_object(value: Any) -> str:
-    return f"not an object with columns but {shorten(json.dumps(value, ensure_ascii=False, default=str))}"
 
 
 def shorten(text: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -76,10 +76,10 @@ class FilesSource:
         match = _SLICE.fullmatch(split)
         if match and match["name"] in _ALIASES:
             split = _ALIASES[match["name"]] + (match["slice"] or "")
+        requested = {part.partition("[")[0].strip() for part in split.split("+")}
+        lengths = {name: len(self.table(name).rows) for name in self._files if name in requested}
         try:
-            parts = datasets.ReadInstruction.from_spec(split).to_absolute(_Lengths(self))
-        except BALoraError:
-            raise
+            parts = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
         except (ValueError, AssertionError) as error:
             raise BALoraError(
                 f"{self.name} has no split {split!r}; it has {', '.join(self._files)}, and a slice is written "
@@ -103,25 +103,6 @@ class FilesSource:
     def splits(self) -> tuple[str, ...]:
         """Names of the splits."""
         return tuple(self._files)
-
-
-class _Lengths(Mapping[str, int]):
-    """Number of rows by split, with which `datasets` resolves slices. Only the requested splits are read."""
-
-    def __init__(self, source: FilesSource) -> None:
-        self._source = source
-
-    def __getitem__(self, name: str) -> int:
-        return len(self._source.table(name).rows)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._source.splits
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._source.splits)
-
-    def __len__(self) -> int:
-        return len(self._source.splits)
 
 
 class HubSource:
