@@ -57,7 +57,7 @@ def _default_and_meaning(node: ast.AnnAssign, after: ast.stmt | None) -> tuple[s
         value = (
             ast.Dict([], [])
             if "default_factory" in given
-            else given.get("default", value.args[0] if value.args else None)
+            else given.get("default")
         )
     if not meaning and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
         meaning = str(after.value.value)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Option
 
-from balora.cli.options import listed, require_whole_judge
+from balora.cli.options import check_judge, listed
 from balora.errors import BALoraError
 from balora.logging_control import quiet_libraries
 
@@ -70,8 +70,8 @@ def evaluate(
         for line in describe_tasks():
             typer.echo(line)
         return
-    require_whole_judge(judge_url, judge_model)
-    chosen = {"data": _paths(data or []), "ks": _numbers(k)}
+    check_judge(judge_url, judge_model)
+    chosen: dict[str, Any] = {"data": _paths(data or []), "ks": _numbers(k)}
     from balora.evaluation.options import EvaluationOptions, JudgeOptions
     from balora.evaluation.registry import find_tasks
 

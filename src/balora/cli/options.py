@@ -62,8 +62,8 @@ def listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def require_whole_judge(url: str | None, model: str | None) -> None:
-    """Refuse half a judge.
+def check_judge(url: str | None, model: str | None) -> None:
+    """Refuse a judge with only a URL or only a name.
 
     Raises:
         BALoraError: Only one of URL and model is given.

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from balora.cli.options import Engine, EngineOption, Jobs, Seeds, listed, require_whole_judge
+from balora.cli.options import Engine, EngineOption, Jobs, Seeds, check_judge, listed
 from balora.errors import BALoraError, suggest
 from balora.logging_control import quiet_libraries
 
@@ -48,7 +48,7 @@ def reproduce(
     ] = False,
 ) -> None:
     """Run one of the paper's experiments and write its table or figure. Run it again to continue after a stop."""
-    require_whole_judge(judge_url, judge_model)
+    check_judge(judge_url, judge_model)
     from balora.experiments import compare as comparison
     from balora.experiments import reproduce as experiments
 

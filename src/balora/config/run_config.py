@@ -54,7 +54,7 @@ class RunConfig(Section):
     """
 
     model: str = Field(min_length=1, description="a hub id or a folder")
-    tokenizer: str | None = Field(None, description="a hub id or a folder, if it is not the model's")
+    tokenizer: str | None = Field(default=None, description="a hub id or a folder, if it is not the model's")
     revision: str | None = Field(
         default=None, description="branch, tag or commit of a hub model, in quotes if it is a number"
     )
@@ -95,8 +95,8 @@ class RunConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
         default="float32", description="dtype of the model's weights; auto: the dtype in the checkpoint"
     )
-    allow_pickle: bool = Field(False, description="allow loading weights in pickle form")
-    trust_remote_code: bool = Field(False, description="let Python code from the model's repository run")
+    allow_pickle: bool = Field(default=False, description="allow loading weights in pickle form")
+    trust_remote_code: bool = Field(default=False, description="let Python code from the model's repository run")
     resume: Literal["auto", "never"] = Field(
         default="auto", description="auto: continue an interrupted run in the run directory; never: do not"
     )

@@ -80,55 +80,59 @@ class DataConfig(Section):
     """Source of the examples, and the columns that hold their parts."""
 
     train: str = Field(description="a hub id, a .jsonl, .json, .csv, .tsv or .parquet file, or a folder of such files")
-    name: str | None = Field(None, description="the hub dataset's configuration, such as main or sst2")
-    split: str | None = Field(None, description="rows to train on, such as train[:8000]; default train")
+    name: str | None = Field(default=None, description="the hub dataset's configuration, such as main or sst2")
+    split: str | None = Field(default=None, description="rows to train on, such as train[:8000]; default train")
     also: tuple[FurtherData, ...] | None = Field(
-        None,
+        default=None,
         description="further training data: a list of sections with train, and name, split and the columns that differ",
     )
     eval: Annotated[float | str | None, PlainValidator(_check_eval)] = Field(
-        None, description="rows to evaluate on: a fraction of the rows of train (0.01), a split, or a file"
+        default=None, description="rows to evaluate on: a fraction of the rows of train (0.01), a split, or a file"
     )
     prompt: str | None = Field(
-        None, description="column of the prompt; conversations[0].value is a value inside a column"
+        default=None, description="column of the prompt; conversations[0].value is a value inside a column"
     )
-    response: str | None = Field(None, description="column of the response, the only part that the model learns")
-    input: str | None = Field(None, description="column of further input, for a template that contains it")
-    messages: str | None = Field(None, description="column of conversations, lists of role and content")
+    response: str | None = Field(
+        default=None, description="column of the response, the only part that the model learns"
+    )
+    input: str | None = Field(default=None, description="column of further input, for a template that contains it")
+    messages: str | None = Field(default=None, description="column of conversations, lists of role and content")
     text: str | tuple[str, ...] | None = Field(
-        None, description="column of plain text; with a label or score, one column or a list of two"
+        default=None, description="column of plain text; with a label or score, one column or a list of two"
     )
-    label: str | None = Field(None, description="column of the class, a name or a number")
+    label: str | None = Field(default=None, description="column of the class, a name or a number")
     labels: tuple[str, ...] | None = Field(
-        None,
+        default=None,
         description="names of the classes in the order of their numbers; default: the classes in the training rows, sorted",
     )
-    score: str | None = Field(None, description="column of the number to predict")
+    score: str | None = Field(default=None, description="column of the number to predict")
     prompt_template: str = Field(
         default="none",
         description="none, alpaca, or your own text that contains {prompt}; for text columns, {text} and {text_pair}",
     )
     separator: str | None = Field(
-        None, description="text between prompt and response; default: a new line, or nothing after your own template"
+        default=None,
+        description="text between prompt and response; default: a new line, or nothing after your own template",
     )
-    max_length: Whole = Field(512, ge=2, description="maximum tokens of an example; the rest is cut off")
+    max_length: Whole = Field(default=512, ge=2, description="maximum tokens of an example; the rest is cut off")
     max_target_length: Whole | None = Field(
-        None, ge=1, description="seq2seq: maximum tokens of a response; default max_length"
+        default=None, ge=1, description="seq2seq: maximum tokens of a response; default max_length"
     )
     target_tokenizer: str | None = Field(
-        None, description="seq2seq: tokenizer of the responses, if it differs from that of the prompts"
+        default=None, description="seq2seq: tokenizer of the responses, if it differs from that of the prompts"
     )
     subsample: Annotated[float | int | None, PlainValidator(check_subsample)] = Field(
-        None, description="train on a random subset of the training rows: a fraction or a number of rows"
+        default=None, description="train on a random subset of the training rows: a fraction or a number of rows"
     )
     imbalance: Annotated[dict[str, float] | None, PlainValidator(check_imbalance)] = Field(
-        None, description="classification: by class, the fraction of its training rows to keep"
+        default=None, description="classification: by class, the fraction of its training rows to keep"
     )
     label_noise: Number = Field(
         default=0.0, ge=0, le=1, description="fraction of the training rows that get a wrong label"
     )
     duplicate: Annotated[dict[str, Any] | None, PlainValidator(check_duplicate)] = Field(
-        None, description="fraction of the training rows that occur twice, such as 0.2; or {share: 0.2, times: 5}"
+        default=None,
+        description="fraction of the training rows that occur twice, such as 0.2; or {share: 0.2, times: 5}",
     )
 
     @field_validator("labels", mode="before")
@@ -156,18 +160,18 @@ class DataConfig(Section):
 class MethodConfig(Section):
     """Fine-tuning method and its size. The method's own options may be written beside these keys."""
 
-    name: str = Field("balora", description="a name from `balora methods`")
-    rank: Whole = Field(8, ge=1, description="the adapter's rank r")
+    name: str = Field(default="balora", description="a name from `balora methods`")
+    rank: Whole = Field(default=8, ge=1, description="the adapter's rank r")
     alpha: Number | None = Field(
-        None, gt=0, validate_default=True, description="the scaling is alpha / rank; default: the rank"
+        default=None, gt=0, validate_default=True, description="the scaling is alpha / rank; default: the rank"
     )
-    dropout: Number = Field(0.0, ge=0, lt=1, description="dropout probability on the adapter's input")
+    dropout: Number = Field(default=0.0, ge=0, lt=1, description="dropout probability on the adapter's input")
     target_modules: str | tuple[str, ...] = Field(
         default="all-linear",
         min_length=1,
         description="all-linear, a regular expression that matches full module names, or a list of layer names",
     )
-    options: dict[str, Any] = Field({}, validate_default=True, description="the method's own options")
+    options: dict[str, Any] = Field(default={}, validate_default=True, description="the method's own options")
 
     @model_validator(mode="before")
     @classmethod

@@ -23,10 +23,9 @@ NO_PUSH = (
 
 # Fields of TrainingArguments that the training section must not hold.
 _SET_ELSEWHERE = {
-    **{
-        name: f"is set by the top-level key {key}; leave it out."
-        for name, key in {"output_dir": "output", "seed": "seed", "resume_from_checkpoint": "resume"}.items()
-    },
+    "output_dir": "is set by the top-level key output; leave it out.",
+    "seed": "is set by the top-level key seed; leave it out.",
+    "resume_from_checkpoint": "is set by the top-level key resume; leave it out.",
     "hub_token": "does not belong in a file, because every run directory keeps its config; use `hf auth login` instead.",
 }
 # Names from earlier versions of transformers. A name that the installed version knows is never looked up here.
@@ -235,15 +234,11 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
             raise ValueError
         converted = TypeAdapter(kind, config={"arbitrary_types_allowed": True}).validate_python(value)
     except ValueError:
-        words = [
-            _KINDS.get(getattr(m, "__name__", ""), getattr(m, "__name__", str(m)))
-            for m in members
-            if m is not types.NoneType
-        ]
-        raise ValueError(f"training.{name} must be {' or '.join(words)}, not {value!r}.") from None
-    return (
-        value if isinstance(value, int) and isinstance(converted, float) else converted
-    )  # 100 steps stay 100, not 100.0
+        names = [getattr(m, "__name__", str(m)) for m in members if m is not types.NoneType]
+        expected = " or ".join(_KINDS.get(each, each) for each in names)
+        raise ValueError(f"training.{name} must be {expected}, not {value!r}.") from None
+    # A whole number stays one: 100 steps, not 100.0.
+    return value if isinstance(value, int) and isinstance(converted, float) else converted
 
 
 def build_regularization(values: Any, task: str, on_by_default: bool) -> RegularizationConfig:

@@ -125,11 +125,7 @@ def _pair(row: Row, data: DataConfig, labels: LabelSet | None) -> Row:
     }
 
 
-def _plain(row: Row, data: DataConfig, labels: LabelSet | None) -> Row:
-    return {"text": _text(row, str(data.text))}
-
-
-def _texts(row: Row, data: DataConfig) -> Row:
+def _texts(row: Row, data: DataConfig, labels: LabelSet | None = None) -> Row:
     columns = (data.text,) if isinstance(data.text, str) else data.text
     assert columns is not None
     return dict(zip(("text", "text_pair"), [_text(row, column) for column in columns], strict=False))
@@ -251,7 +247,7 @@ def _encodable(text: str, name: str) -> str:
 _MAKERS: dict[str, Callable[[Row, DataConfig, LabelSet | None], Row]] = {
     "pair": _pair,
     "messages": _messages,
-    "text": _plain,
+    "text": _texts,
     "labelled": _labelled,
     "scored": _scored,
 }

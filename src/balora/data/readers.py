@@ -190,17 +190,14 @@ def _delimited(path: Path, records: Iterator[tuple[int, list[str]]]) -> Table:
     header = next(records, (0, []))[1]
     if len(set(header)) < len(header):
         raise BALoraError(f"{path} names a column twice in its first line: {', '.join(header)}.")
-    width = len(header)
-    rows: Iterator[tuple[str, Row | str]] = (
-        (
-            f"{path} line {number}",
-            dict(zip(header, fields, strict=True))
-            if len(fields) == width
-            else f"{len(fields)} fields, but the first line names {width} columns",
-        )
-        for number, fields in records
-    )
-    return _table(path, rows, header)
+
+    def rows() -> Iterator[tuple[str, Row | str]]:
+        for number, fields in records:
+            fits = len(fields) == len(header)
+            problem = f"{len(fields)} fields, but the first line names {len(header)} columns"
+            yield f"{path} line {number}", dict(zip(header, fields, strict=True)) if fits else problem
+
+    return _table(path, rows(), header)
 
 
 def _read_parquet(path: Path) -> Table:
