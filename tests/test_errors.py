@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from balora.errors import BALoraError, raise_all, suggest
+from balora.errors import BALoraError, raise_all, suggest, suggest_path
 
 
 def test_a_balora_error_is_a_value_error():
@@ -25,6 +25,14 @@ def test_suggest_returns_the_nearest_name_or_nothing(word, known, hint):
 
 def test_suggest_accepts_any_iterable():
     assert suggest("pisa", (name for name in ("lora", "pissa"))) == " Did you mean 'pissa'?"
+
+
+def test_suggest_path_returns_the_nearest_sibling(tmp_path):
+    for name in ("train.jsonl", "train.yaml"):
+        (tmp_path / name).touch()
+    assert suggest_path(tmp_path / "trian.yaml") == " Did you mean 'train.yaml'?"
+    assert suggest_path(tmp_path / "trian.jsonl", "*.y*ml") == " Did you mean 'train.yaml'?"
+    assert suggest_path(tmp_path / "absent" / "train.yaml") == ""
 
 
 def test_raise_all_without_problems_does_nothing():

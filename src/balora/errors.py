@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class BALoraError(ValueError):
@@ -29,6 +30,19 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" Did you mean {matches[0]!r}?" if matches else ""
+
+
+def suggest_path(path: Path, pattern: str = "*") -> str:
+    """Suggest the file or folder beside a missing one with the nearest name.
+
+    Args:
+        path: Path that does not exist.
+        pattern: Glob pattern of the names to suggest.
+
+    Returns:
+        As `suggest`.
+    """
+    return suggest(path.name, [sibling.name for sibling in path.parent.glob(pattern)])
 
 
 def raise_all(problems: list[str], heading: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from balora.errors import BALoraError, suggest
+from balora.errors import BALoraError, suggest_path
 
 if TYPE_CHECKING:
     from balora.config.run_config import RunConfig
@@ -53,8 +53,7 @@ def require_folder(path: Path) -> None:
         BALoraError: There is no file or folder of that name.
     """
     if not path.exists():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise BALoraError(f"There is no folder {path}.{suggest(path.name, siblings)}")
+        raise BALoraError(f"There is no folder {path}.{suggest_path(path)}")
 
 
 def listed(text: str) -> list[str]:

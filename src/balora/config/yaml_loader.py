@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from balora.errors import BALoraError, raise_all, suggest
+from balora.errors import BALoraError, raise_all, suggest_path
 
 # Types of plain scalars in YAML 1.2's core schema, tried in this order; anything else is text.
 _SCALARS = {
@@ -91,8 +91,7 @@ def _read_extended(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
     for name in names:
         base = path.parent / Path(name).expanduser()
         if not base.is_file():
-            siblings = [p.name for p in base.parent.glob("*.y*ml")] if base.parent.is_dir() else []
-            raise BALoraError(f"{path} extends {name}, but there is no file {base}.{suggest(base.name, siblings)}")
+            raise BALoraError(f"{path} extends {name}, but there is no file {base}.{suggest_path(base, '*.y*ml')}")
         merged = _merge(merged, _read_extended(base, (*extending, path.resolve())))
     return _merge(merged, values)
 
@@ -110,8 +109,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        hint = suggest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
-        raise BALoraError(f"There is no config file {path}.{hint}") from error
+        raise BALoraError(f"There is no config file {path}.{suggest_path(path, '*.y*ml')}") from error
     except IsADirectoryError as error:
         hint = (
             f" If it is a run directory, its config is {path / 'config.yaml'}."

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from balora.errors import BALoraError, suggest
+from balora.errors import BALoraError, suggest_path
 
 Row = dict[str, Any]
 _SHOWN = 3
@@ -91,8 +91,7 @@ def read_table(path: Path) -> Table:
         BALoraError: The file is missing, of an unknown kind, broken (the message has the line) or without rows.
     """
     if not path.is_file():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise BALoraError(f"There is no data file {path}.{suggest(path.name, siblings)}")
+        raise BALoraError(f"There is no data file {path}.{suggest_path(path)}")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise BALoraError(f"{path} is not of a known kind; data files end in {', '.join(SUFFIXES)}.")

@@ -16,7 +16,7 @@ import datasets
 from balora.config.sections import DataConfig
 from balora.data.hub import load_hub_dataset, looks_local
 from balora.data.readers import SUFFIXES, Table, join, read_table, row_locations
-from balora.errors import BALoraError, suggest
+from balora.errors import BALoraError, suggest_path
 
 # Names of splits in `datasets` by the names that folders use.
 _ALIASES = {
@@ -57,8 +57,7 @@ def open_source(name: str, configuration: str | None = None, columns: set[str] |
     if path.is_dir():
         return FilesSource(name, _files_by_split(path))
     if not path.exists() and path.suffix.lower() not in SUFFIXES:
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise BALoraError(f"There is no file or folder {name} (data.train).{suggest(path.name, siblings)}")
+        raise BALoraError(f"There is no file or folder {name} (data.train).{suggest_path(path)}")
     return FilesSource(name, {"train": [path]})
 
 
