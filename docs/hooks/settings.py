@@ -1,6 +1,6 @@
 """Write the tables of the configuration reference from the config classes, so that page and code always agree.
 
-A line `[config: balora/regularization.py RegularizationConfig]` in a page becomes a table of the fields of that class: key,
+A line `[settings: balora/regularization.py RegularizationConfig]` in a page becomes a table of the fields of that class: key,
 value, default, meaning. The sources are parsed, not imported. The meaning is a field's `description` or the string below it; a
 field without one fails the build.
 """
@@ -15,7 +15,7 @@ from typing import Any
 from mkdocs.exceptions import PluginError
 
 SOURCES = Path(__file__).resolve().parents[2] / "src"
-_MARK = re.compile(r"^\[config: (?P<file>\S+) (?P<name>\w+)\]$", re.MULTILINE)
+_MARK = re.compile(r"^\[settings: (?P<file>\S+) (?P<name>\w+)\]$", re.MULTILINE)
 _WORDS = {"int": "whole number", "Whole": "whole number", "float": "number", "Number": "number", "str": "text"}
 _WORDS |= {"bool": "true, false", "dict": "section", "tuple": "list", "list": "list"}
 
