@@ -54,11 +54,7 @@ def _default_and_meaning(node: ast.AnnAssign, after: ast.stmt | None) -> tuple[s
     if isinstance(value, ast.Call) and ast.unparse(value.func).endswith("Field"):
         given = {keyword.arg: keyword.value for keyword in value.keywords}
         meaning = ast.literal_eval(given["description"]) if "description" in given else ""
-        value = (
-            ast.Dict([], [])
-            if "default_factory" in given
-            else given.get("default")
-        )
+        value = ast.Dict([], []) if "default_factory" in given else given.get("default")
     if not meaning and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
         meaning = str(after.value.value)
     if value is None:
