@@ -40,7 +40,7 @@ def ids(tokenizer, text: str) -> list[int]:
 
 
 def with_start(**config) -> transformers.PreTrainedTokenizerFast:
-    """A tokenizer that puts <s> in front and </s> behind by itself."""
+    """Tokenizer that adds <s> before and </s> after a text."""
     tokenizer = tiny_tokenizer(**config)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 1), ("</s>", 2)]
@@ -49,7 +49,7 @@ def with_start(**config) -> transformers.PreTrainedTokenizerFast:
 
 
 def merging() -> transformers.PreTrainedTokenizerFast:
-    """Has tokens for `ab` and `bc`, and merges `ab` first."""
+    """Tokenizer with tokens for `ab` and `bc`, which merges `ab` first."""
     pieces = ["<pad>", "<s>", "</s>", "<unk>", *"abc=", "ab", "bc"]
     model = models.BPE(vocab={p: i for i, p in enumerate(pieces)}, merges=[("a", "b"), ("b", "c")], unk_token="<unk>")
     tokenizer = Tokenizer(model)
