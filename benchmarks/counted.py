@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from balora.estimation.meta_device import on_meta
-from balora.methods.adapt import check_options
+from balora.methods.adaptation import check_options
 from balora.methods.registry import find_method
 from rows import Rows
 from shapes import LLAMA_7B, LLAMA_8B, TINY, Shape

@@ -30,7 +30,7 @@ import balora
 import loss_alone
 import pissa_start
 import variants
-from balora.methods.initial_state import trainable
+from balora.methods.initial_state import trainable_parameters
 from rows import Rows, ratios, summary
 from shapes import LLAMA_7B, LLAMA_8B, TINY, Shape
 from variants import Variant, load, optimizer_of, prepare
@@ -74,7 +74,7 @@ def measure(rows: Rows, shape: Shape, rounds: int, device: str, names: tuple[str
     loaded = clock.allocated()
     rows.add(kind="load", shape=shape, seconds=clock.wait() - begun, loaded_mib=loaded)
     batches = shape.batches(2, device)
-    start = {name: p.detach().cpu().clone() for name, p in trainable(model)}
+    start = {name: p.detach().cpu().clone() for name, p in trainable_parameters(model)}
     for checkpointing in (False, True):
         here = dataclasses.replace(shape, checkpointing=checkpointing)
         if not checkpointing:
@@ -121,7 +121,7 @@ def measure(rows: Rows, shape: Shape, rounds: int, device: str, names: tuple[str
 
 @torch.no_grad()
 def _back_to(model: torch.nn.Module, start: dict[str, torch.Tensor]) -> None:
-    for name, parameter in trainable(model):
+    for name, parameter in trainable_parameters(model):
         parameter.copy_(start[name])
 
 

@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "reference" / "methods-by-family.md"
-sys.path.insert(0, str(ROOT / "tests"))
+PAGE = ROOT / "docs" / "methods_by_family.md"
+sys.path.insert(0, str(ROOT / "tests" / "helpers"))
 
 from balora import BALoraError  # noqa: E402
 from balora.methods import METHODS, find_method  # noqa: E402
-from balora.methods.adapt import check_options  # noqa: E402
+from balora.methods.adaptation import check_options  # noqa: E402
 from bench import SMALL, adapted, backward, rows_for, step_of  # noqa: E402
 from families import FAMILIES, REGRESSION  # noqa: E402
 from tiny import pad_rows  # noqa: E402

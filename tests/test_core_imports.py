@@ -1,4 +1,4 @@
-"""Floors 0-3 run with torch, transformers, peft and the standard library alone (and what those three need themselves)."""
+"""The core runs with torch, transformers, peft and their dependencies, without the libraries of the upper packages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 import balora
 
-# peft imports accelerate, and transformers' hub client yaml: those two cannot be away.
+# accelerate and yaml cannot be blocked: peft imports the first, and transformers' hub client the second.
 BLOCKED = (
     "datasets",
     "trl",
@@ -39,13 +39,13 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 
-# transformers and peft ask find_spec whether a package is there; without it an exception would reach them, not None.
+# transformers and peft call find_spec to look for a package, and expect None for a missing one, not an exception.
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, package=None: None if name.split(".")[0] in BLOCKED else find(name, package)
 """
 
 
-def run_without_the_rest(body: str) -> str:
+def run_with_blocked_libraries(body: str) -> str:
     source = str(Path(balora.__file__).resolve().parents[1])
     code = PROLOGUE + f"sys.path.insert(0, {source!r})\n" + textwrap.dedent(body)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
@@ -53,11 +53,11 @@ def run_without_the_rest(body: str) -> str:
     return done.stdout
 
 
-def test_the_core_trains_a_step_without_the_libraries_above_it():
-    printed = run_without_the_rest(
+def test_the_core_trains_a_step_without_the_other_libraries():
+    printed = run_with_blocked_libraries(
         """
         import torch, transformers, balora
-        from balora.models.hidden_states import HeadlessForward, valid_targets
+        from balora.models.hidden_states import HiddenStateExtractor, valid_targets
         from balora.objective import Objective, all_finite
 
         sizes = dict(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
@@ -66,7 +66,7 @@ def test_the_core_trains_a_step_without_the_libraries_above_it():
         model = balora.adapt(transformers.LlamaForCausalLM(config), rank=4)
         teacher = balora.PretrainedTeacher(model)
         tokens = torch.randint(64, (2, 9))
-        head = HeadlessForward(model)
+        head = HiddenStateExtractor(model)
         mask, labels = valid_targets(tokens, shift=True)
         with teacher.active():
             before = head.hidden_states(model, {"input_ids": tokens})[0][mask]
@@ -90,9 +90,19 @@ def test_the_core_trains_a_step_without_the_libraries_above_it():
     assert "blocked" in printed
 
 
-def test_every_public_name_can_be_had():
+def test_every_public_name_can_be_imported():
     for name in balora.__all__:
         assert getattr(balora, name) is not None
+
+
+def test_dir_lists_the_public_names():
+    assert set(balora.__all__) <= set(dir(balora))
+    assert {"losses", "methods", "regularizers", "evaluation"} <= set(dir(balora))
+
+
+@pytest.mark.parametrize("name", balora._SUBMODULES)
+def test_a_submodule_is_imported_on_first_use(name: str):
+    assert balora.__getattr__(name).__name__ == f"balora.{name}"
 
 
 def test_an_unknown_name_is_an_attribute_error():

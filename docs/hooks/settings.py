@@ -1,8 +1,8 @@
-"""Write the configuration reference from the settings classes, so that the page cannot fall behind the code.
+"""Write the tables of the configuration reference from the config classes, so that page and code always agree.
 
-A line `[settings: balora/regularization.py RegularizationConfig]` in a page becomes a table of that class's fields: name,
-what it may be, default, meaning. The sources are parsed, not imported. A meaning is a field's `description` or the
-string below it; a field without one fails the build.
+A line `[settings: balora/regularization.py RegularizationConfig]` in a page becomes a table of the fields of that class: key,
+value, default, meaning. The sources are parsed, not imported. The meaning is a field's `description` or the string below it; a
+field without one fails the build.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _WORDS |= {"bool": "true, false", "dict": "section", "tuple": "list", "list": "l
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Put a table in place of every mark."""
+    """Replace every mark by a table."""
     return _MARK.sub(lambda mark: table(mark["file"], mark["name"], page.file.src_path), markdown)
 
 
-def table(file: str, name: str, where: str) -> str:
-    """The fields of one class as a Markdown table."""
+def table(file: str, name: str, page: str) -> str:
+    """Write the fields of one class as a Markdown table."""
     path = SOURCES / file
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
     if not found:
-        raise PluginError(f"{where}: {file} has no class {name}.")
-    # Named sets of values, such as Task = Literal[...], written out where a field is one of them.
+        raise PluginError(f"{page}: {file} has no class {name}.")
+    # Names of sets of values, such as Task = Literal[...]; the table lists the values.
     aliases = {
         node.targets[0].id: node.value
         for node in tree.body
@@ -43,7 +43,7 @@ def table(file: str, name: str, where: str) -> str:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             default, meaning = _default_and_meaning(node, after)
             if not meaning:
-                raise PluginError(f"{where}: {file}, {name}.{node.target.id} has no description.")
+                raise PluginError(f"{page}: {file}, {name}.{node.target.id} has no description.")
             kinds = ", ".join(dict.fromkeys(_kinds(node.annotation, aliases)))
             rows.append(f"| `{node.target.id}` | {kinds} | {default} | {_cell(meaning)} |")
     return "\n".join(rows)
@@ -65,7 +65,7 @@ def _default_and_meaning(node: ast.AnnAssign, after: ast.stmt | None) -> tuple[s
 
 
 def _kinds(annotation: ast.expr, aliases: dict[str, ast.expr]) -> list[str]:
-    """What a field may be, in words: each member of a union, each value of a choice."""
+    """Describe the values of a field: each member of a union, each value of a choice."""
     match annotation:
         case ast.BinOp(left=left, right=right):
             return _kinds(left, aliases) + _kinds(right, aliases)
@@ -87,5 +87,5 @@ def _kinds(annotation: ast.expr, aliases: dict[str, ast.expr]) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    # A cell that ends in braces would lose them: Markdown's attr_list takes them for attributes.
+    # Markdown's attr_list would take braces at the end of a cell for attributes.
     return re.sub(r"\}$", "&#125;", " ".join(text.split()).replace("|", "\\|"))

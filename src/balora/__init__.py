@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# On first use: floor 4 needs accelerate, datasets and trl, without which the core must import; and the command says how loud
-# the libraries are before it imports them.
-_LATER = {
+# Imported on first use: these modules import torch, and the upper ones datasets and trl as well.
+_MODULES = {
     "adapt": "balora.methods",
     "PretrainedTeacher": "balora.teacher.pretrained",
     "BALoraTrainer": "balora.training.trainer",
@@ -31,13 +30,7 @@ _LATER = {
     "export": "balora.exporting.export",
     "load": "balora.loading.trained",
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        return getattr(importlib.import_module(_LATER[name]), name)
-    raise AttributeError(f"module 'balora' has no attribute {name!r}")
-
+_SUBMODULES = ("evaluation", "experiments", "losses", "methods", "objective", "regularizers", "report", "training")
 
 __all__ = [
     "BALoraError",
@@ -49,3 +42,15 @@ __all__ = [
     "export",
     "load",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    if name in _SUBMODULES:
+        return importlib.import_module(f"balora.{name}")
+    raise AttributeError(f"module 'balora' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_SUBMODULES, "__version__"})

@@ -1,4 +1,4 @@
-"""`python -m balora` is the command, for launchers that start a module on every device."""
+"""Run the command as `python -m balora`, for launchers that start a module on every device."""
 
 from balora.cli.main import main
 

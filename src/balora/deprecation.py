@@ -1,4 +1,4 @@
-"""Old public names: they keep working for one version and say what to write instead."""
+"""Deprecated public names, which keep working for one version and warn with the new name."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ R = TypeVar("R")
 
 
 def deprecated_names(module: str, renamed: dict[str, str]) -> Callable[[str], Any]:
-    """Make a module-level ``__getattr__`` for names that have moved.
+    """Make a module-level ``__getattr__`` for renamed or moved names.
 
     Args:
-        module: ``__name__`` of the module that had the names.
-        renamed: Full path of the new name, by old name.
+        module: ``__name__`` of the module with the old names.
+        renamed: Full path of each new name, by old name.
 
     Example:
         >>> __getattr__ = deprecated_names("balora.old", {"suggestion": "balora.errors.suggest"})
@@ -30,9 +30,9 @@ def deprecated_names(module: str, renamed: dict[str, str]) -> Callable[[str], An
     def __getattr__(name: str) -> Any:
         if name not in renamed:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        home, _, attribute = renamed[name].rpartition(".")
+        new_module, _, new_name = renamed[name].rpartition(".")
         warnings.warn(f"{module}.{name} is now {renamed[name]}.", DeprecationWarning, stacklevel=2)
-        return getattr(importlib.import_module(home), attribute)
+        return getattr(importlib.import_module(new_module), new_name)
 
     return __getattr__
 

@@ -1,27 +1,28 @@
-"""The one error a user sees, and the hint that goes with a misspelt name."""
+"""The error that users see, and the hint for a misspelt name."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class BALoraError(ValueError):
-    """A mistake in what the user asked for, said in one sentence that names the thing and the way out.
+    """A mistake by the user; the message says what is wrong, where, and what to do.
 
-    The command prints it and exits with status 2; it is never raised for a fault of our own.
+    The command prints the message and exits with status 2. It is never raised for a fault of balora itself.
     """
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Say which known name is nearest to a misspelt one.
+    """Suggest the known name that is nearest to a misspelt one.
 
     Args:
-        word: What the user wrote.
-        known: The names that would have been right.
+        word: Name that the user wrote.
+        known: Valid names.
 
     Returns:
-        ``" Did you mean 'x'?"`` with a leading space, or ``""`` when nothing is near.
+        ``" Did you mean 'x'?"`` with a leading space, or ``""`` if no known name is near.
 
     Example:
         >>> suggest("consistancy", ["consistency", "diversity"])
@@ -31,11 +32,24 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
+def suggest_path(path: Path, pattern: str = "*") -> str:
+    """Suggest the file or folder beside a missing one with the nearest name.
+
+    Args:
+        path: Path that does not exist.
+        pattern: Glob pattern of the names to suggest.
+
+    Returns:
+        As `suggest`.
+    """
+    return suggest(path.name, [sibling.name for sibling in path.parent.glob(pattern)])
+
+
 def raise_all(problems: list[str], heading: str) -> None:
-    """Raise one error that lists every problem found; do nothing when the list is empty.
+    """Raise one error that lists every problem; do nothing if there are none.
 
     Raises:
-        BALoraError: ``problems`` is not empty. A single problem is the whole sentence; several become a list under
+        BALoraError: ``problems`` is not empty. A single problem is the whole message; several become a list under
             ``heading``.
     """
     if len(problems) == 1:

@@ -1,4 +1,4 @@
-"""Silence where transformers reports what is no news."""
+"""Control of log messages, warnings and progress bars of transformers and the libraries around it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import logging
 import warnings
 from collections.abc import Iterator
 
-import transformers
-
 
 @contextlib.contextmanager
 def quiet(*, bars: bool = False) -> Iterator[None]:
-    """No load reports inside (a head that the pre-trained weights lack comes from the run).
+    """Silence transformers while a model is loaded; its report of missing heads and the like is not for the user.
 
     Args:
-        bars: Whether progress bars stay.
+        bars: If true, progress bars stay visible.
     """
+    import transformers  # not at import time: this module must stay light
+
     log = transformers.utils.logging
-    level, shown = log.get_verbosity(), log.is_progress_bar_enabled()
+    level, bars_were_on = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
     if not bars:
         log.disable_progress_bar()
@@ -26,14 +26,17 @@ def quiet(*, bars: bool = False) -> Iterator[None]:
         yield
     finally:
         log.set_verbosity(level)
-        if shown and not bars:
+        if bars_were_on and not bars:
             log.enable_progress_bar()
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' chatter off the screen for good; what matters to the user balora says itself."""
+    """Show balora's log messages and silence those of the libraries, for the rest of the process. Imports transformers."""
+    import transformers  # not at import time: this module must stay light
+
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("balora").setLevel(logging.INFO)
-    transformers.utils.logging.disable_progress_bar()  # of loading weights; the bar of training is another
+    # Progress of loading weights; the progress of training has its own bar.
+    transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", module=r"(transformers|peft|trl|accelerate|torch)\b.*")

@@ -18,8 +18,8 @@ import balora
 from balora import BALoraError, RegularizationConfig
 from balora.checkpoints import checkpoint as ckpt
 from balora.methods import METHODS
-from balora.methods.adapt import load_trainable
-from balora.methods.initial_state import GUARD, own_tensors
+from balora.methods.adaptation import load_trainable
+from balora.methods.initial_state import RESIDUAL_ADAPTER_MARKER, stored_parameters
 from balora.methods.layers.peft_lora import lora_layers
 from bench import adapted
 from small_runs import ALL_TERMS, CONSTANT, Do, flat, history, pissa, trainer
@@ -119,7 +119,7 @@ def test_every_method_resumes_bit_for_bit_from_its_stored_initial_values(method,
     resumed = start(seed=7, calibration=None, initial=ckpt.read_initial_weights(middle).values)
     resumed.train(resume_from_checkpoint=str(middle))
     assert history(resumed, "loss") == history(uninterrupted, "loss")
-    own, expected = (dict(own_tensors(run.model)) for run in (resumed, uninterrupted))
+    own, expected = (dict(stored_parameters(run.model)) for run in (resumed, uninterrupted))
     assert own.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(own[name], value), name
@@ -353,7 +353,10 @@ def test_peft_refuses_factors_for_residual_weights_with_advice(finished, tmp_pat
 def test_save_model_writes_the_guard_too(tmp_path):
     run = trainer(pissa(tiny_llama), tmp_path / "run")
     run.save_model(str(tmp_path / "saved"))
-    assert json.loads((tmp_path / "saved" / "adapter_config.json").read_text())["init_lora_weights"] == GUARD
+    assert (
+        json.loads((tmp_path / "saved" / "adapter_config.json").read_text())["init_lora_weights"]
+        == RESIDUAL_ADAPTER_MARKER
+    )
     assert not (tmp_path / "saved" / "training_args.bin").exists()
 
 

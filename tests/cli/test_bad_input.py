@@ -1,4 +1,4 @@
-"""Every row of bad input: status 2, one sentence that names the thing, nothing half-written."""
+"""Bad input: the command exits with status 2 and one message that names the mistake, and writes nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNTOUCHED = "nothing was written"
 
 
 def refused(outcome, *words: str) -> None:
-    """The command stopped as it should: a sentence, no traceback."""
+    """Check that the command stopped with a message and without a traceback."""
     assert outcome.status == 2, outcome.err
     assert outcome.err.startswith("balora: ")
     assert "Traceback" not in outcome.err
@@ -43,16 +43,16 @@ def refused(outcome, *words: str) -> None:
         ("data.max_length=4", ["max_length", "24"]),
         ("model=no/such/folder", ["no/such/folder"]),
         ("data.train=absent.jsonl", ["absent.jsonl"]),
-        ("training.batch_eval_metrics=true", ["training.batch_eval_metrics: true", "leave it out"]),
-        ("training.eval_do_concat_batches=false", ["training.eval_do_concat_batches: false", "leave it out"]),
+        ("training.batch_eval_metrics=true", ["training.batch_eval_metrics cannot be true", "leave it out"]),
+        ("training.eval_do_concat_batches=false", ["training.eval_do_concat_batches cannot be false", "leave it out"]),
     ],
 )
-def test_a_wrong_setting_is_named(balora, config: Path, tmp_path: Path, override: str, words: list[str]) -> None:
+def test_a_wrong_value_is_named(balora, config: Path, tmp_path: Path, override: str, words: list[str]) -> None:
     refused(balora("train", config, override), *words)
     assert not (tmp_path / "run").exists(), UNTOUCHED
 
 
-def test_an_output_that_cannot_be_made_is_named_by_both_commands(
+def test_an_output_that_cannot_be_written_is_named_by_train_validate_and_teacher(
     balora, config: Path, train_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inside = f"output={train_file / 'run'}"
@@ -60,7 +60,7 @@ def test_an_output_that_cannot_be_made_is_named_by_both_commands(
     assert f"{train_file} is a file" in balora("validate", config, inside).out
     monkeypatch.setattr(
         "balora.checkpoints.lock.os.access", lambda path, mode: path != tmp_path
-    )  # root may write anywhere
+    )  # root can write everywhere
     refused(balora("train", config), f"{tmp_path} is read-only", "Choose another output")
     cache = tmp_path / "cache"
     refused(balora("teacher", config, f"teacher_cache={cache}"), f"{tmp_path} is read-only", "another teacher_cache")
@@ -114,7 +114,7 @@ def test_a_finished_run_is_not_overwritten(balora, config: Path, tmp_path: Path)
 
 @pytest.fixture
 def interrupted(balora, config: Path, tmp_path: Path) -> Path:
-    """A run that stopped after a checkpoint, as one that was killed leaves it."""
+    """Run directory of a run that was killed after a checkpoint."""
     run = tmp_path / "run"
     assert balora("train", config).status == 0
     shutil.rmtree(run / "adapter")
@@ -138,27 +138,27 @@ def test_a_missing_checkpoint_file_is_refused(balora, config: Path, interrupted:
     refused(balora("train", config), "optimizer.pt", "checkpoint-4")
 
 
-def test_a_checkpoint_of_the_weights_alone_is_refused(balora, config: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_without_optimizer_state_is_refused(balora, config: Path, tmp_path: Path) -> None:
     assert balora("train", config, "training.save_only_model=true").status == 0
     (tmp_path / "run" / "run.json").write_text('{"status": "running"}')
     refused(balora("train", config, "training.save_only_model=true"), "optimizer", "save_only_model", "another output")
-    assert (tmp_path / "run" / "run.json").read_text() == '{"status": "running"}', "nothing is touched"
+    assert (tmp_path / "run" / "run.json").read_text() == '{"status": "running"}', "nothing is changed"
 
 
-def test_another_base_model_under_a_checkpoint_is_refused(
-    balora, config: Path, interrupted: Path, model_dir: Path
-) -> None:
+def test_resuming_on_other_base_weights_is_refused(balora, config: Path, interrupted: Path, model_dir: Path) -> None:
     tiny_llama(seed=1).save_pretrained(model_dir)
     refused(balora("train", config), "other weights")
 
 
-def test_a_resume_on_other_rows_is_refused(balora, config: Path, tmp_path: Path, train_file: Path, monkeypatch) -> None:
+def test_resuming_on_other_rows_is_refused(balora, config: Path, tmp_path: Path, train_file: Path, monkeypatch) -> None:
     started = {}
     with monkeypatch.context() as patched:
         keep = lambda *args, **_: started.update(json.loads((tmp_path / "run" / "run.json").read_text()))  # noqa: E731
         patched.setattr(run_module, "save_result", keep)
         assert balora("train", config).status == 0
-    assert started["status"] == "running" and started["data"]["digest"], "known from the start: a kill leaves no more"
+    assert started["status"] == "running" and started["data"]["digest"], (
+        "recorded at the start, so that it survives a kill"
+    )
     (tmp_path / "run" / "run.json").write_text(json.dumps(started))
     shutil.rmtree(tmp_path / "run" / "checkpoint-6")
     rows = train_file.read_text()
@@ -169,7 +169,7 @@ def test_a_resume_on_other_rows_is_refused(balora, config: Path, tmp_path: Path,
     assert "Resuming" in balora("train", config).out
 
 
-def test_an_interrupted_run_goes_on(balora, config: Path, interrupted: Path) -> None:
+def test_an_interrupted_run_is_resumed(balora, config: Path, interrupted: Path) -> None:
     outcome = balora("train", config)
     assert outcome.status == 0, outcome.err
     assert "Resuming" in outcome.out
@@ -185,10 +185,10 @@ def test_weights_in_pickle_form_are_refused(balora, config: Path, model_dir: Pat
 
 def test_remote_code_is_refused(balora, config: Path, model_dir: Path) -> None:
     path = model_dir / "config.json"
-    settings = json.loads(path.read_text())
-    settings["model_type"] = "strange"
-    settings["auto_map"] = {"AutoConfig": "modeling.Config", "AutoModelForCausalLM": "modeling.Model"}
-    path.write_text(json.dumps(settings))
+    values = json.loads(path.read_text())
+    values["model_type"] = "strange"
+    values["auto_map"] = {"AutoConfig": "modeling.Config", "AutoModelForCausalLM": "modeling.Model"}
+    path.write_text(json.dumps(values))
     refused(balora("train", config), "trust_remote_code")
 
 
@@ -198,17 +198,17 @@ def test_a_damaged_model_is_named(balora, config: Path, model_dir: Path) -> None
     refused(balora("train", config), str(model_dir))
 
 
-def test_a_tokenizer_without_pad_token_gets_one_and_says_so(balora, config: Path, model_dir: Path, caplog) -> None:
+def test_a_missing_pad_token_is_replaced_and_reported(balora, config: Path, model_dir: Path, caplog) -> None:
     path = model_dir / "tokenizer_config.json"
-    settings = json.loads(path.read_text())
-    del settings["pad_token"]
-    path.write_text(json.dumps(settings))
+    values = json.loads(path.read_text())
+    del values["pad_token"]
+    path.write_text(json.dumps(values))
     outcome = balora("train", config)
     assert outcome.status == 0, outcome.err
     assert "pad" in outcome.err + outcome.out + caplog.text
 
 
-def test_validate_lists_everything_at_once(balora, config: Path) -> None:
+def test_validate_lists_all_problems_at_once(balora, config: Path) -> None:
     outcome = balora("validate", config, "method.rank=17", "data.prompt=questoin")
     assert outcome.status == 2
     assert "Rank 17" in outcome.out

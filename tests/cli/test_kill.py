@@ -1,4 +1,4 @@
-"""A run that is killed five times reaches the same weights, bit for bit, as one that is left alone."""
+"""A run that is killed five times ends with bitwise the same weights as a run that is not interrupted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STEPS = 60
 
 
 def train(config: Path, output: Path) -> None:
-    """One `balora train`, as a process of its own."""
+    """Run `balora train`; the target of a separate process."""
     import sys
 
     import torch
@@ -44,15 +44,15 @@ def logged(run: Path) -> int:
 
 @pytest.fixture(scope="module")
 def spawn():
-    """Processes that start from one where everything is already imported, so that a kill costs no ten seconds."""
+    """Constructor of processes that are forked after all imports, so that a restart does not take ten seconds."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["balora.cli.main", "balora.training.run"])
     return context.Process
 
 
-def test_killed_five_times_equals_never_killed(spawn, config: Path, tmp_path: Path) -> None:
-    alone, killed = tmp_path / "alone", tmp_path / "killed"
-    process = spawn(target=train, args=(config, alone))
+def test_a_killed_run_equals_an_uninterrupted_run(spawn, config: Path, tmp_path: Path) -> None:
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    process = spawn(target=train, args=(config, uninterrupted))
     process.start()
     process.join(300)
     assert process.exitcode == 0
@@ -60,7 +60,7 @@ def test_killed_five_times_equals_never_killed(spawn, config: Path, tmp_path: Pa
     while kills < 5:
         process = spawn(target=train, args=(config, killed))
         process.start()
-        # Steps lost to a kill are run again, so aim at a number of lines beyond what is there now.
+        # Steps lost in a kill are repeated, so wait for more lines than there are now.
         target = min(logged(killed) + rng.randint(2, 12), STEPS - 3)
         while logged(killed) < target and process.is_alive():
             time.sleep(0.002)
@@ -74,7 +74,7 @@ def test_killed_five_times_equals_never_killed(spawn, config: Path, tmp_path: Pa
     process.join(300)
     assert process.exitcode == 0
     for name in ("adapter_model.safetensors", "initial.safetensors"):
-        assert (killed / "adapter" / name).read_bytes() == (alone / "adapter" / name).read_bytes(), name
+        assert (killed / "adapter" / name).read_bytes() == (uninterrupted / "adapter" / name).read_bytes(), name
     assert not (killed / STAGING).exists()
     steps = [json.loads(line)["step"] for line in (killed / "metrics.jsonl").read_text().splitlines()]
-    assert list(dict.fromkeys(steps)) == list(range(1, STEPS + 1)), "every step is logged, and none twice out of order"
+    assert list(dict.fromkeys(steps)) == list(range(1, STEPS + 1)), "every step is logged, in order"

@@ -1,10 +1,10 @@
-"""`balora methods`: the list fits a screen, one method is shown whole, a misspelt name is met with the nearest."""
+"""`balora methods`: the list fits the screen, one method is shown with its options, a misspelt name gets a suggestion."""
 
 from __future__ import annotations
 
 import pytest
 
-from balora.methods import METHODS
+from balora.methods.registry import METHODS
 
 
 @pytest.mark.parametrize("columns", ["80", "100", "200"])
@@ -16,8 +16,8 @@ def test_the_list_names_every_method_and_fits(balora, monkeypatch, columns):
     assert max(map(len, lines)) <= min(int(columns), 100)
     named = {line.split(" ")[0] for line in lines}
     assert METHODS.keys() <= named
-    for spec in METHODS.values():
-        assert spec.summary.split()[0] in outcome.out
+    for method in METHODS.values():
+        assert method.summary.split()[0] in outcome.out
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -26,15 +26,15 @@ def test_one_method_is_shown_with_its_options_and_their_defaults(balora, monkeyp
     outcome = balora("methods", name)
     assert outcome.status == 0 and max(map(len, outcome.out.splitlines())) <= 100
     text = " ".join(outcome.out.split())
-    spec = METHODS[name]
-    assert spec.paper.split(",")[0] in text
-    for option, known in spec.options.items():
+    method = METHODS[name]
+    assert method.paper.split(",")[0] in text
+    for option, known in method.options.items():
         (line,) = [line for line in outcome.out.splitlines() if f"method.{option} " in line]
         assert ("-" if known.default is None else str(known.default)) in line.split()[1:]
-    assert ("no options of its own" in text) == (not spec.options)
+    assert ("no options of its own" in text) == (not method.options)
 
 
-def test_a_misspelt_name_is_met_with_the_nearest(balora):
+def test_a_misspelt_name_gets_a_suggestion(balora):
     outcome = balora("methods", "pisa")
     assert outcome.status == 2
     assert "There is no method 'pisa'. Did you mean 'pissa'?" in outcome.err

@@ -1,4 +1,4 @@
-"""Where a family cannot carry a method, `balora validate` says so, by the sizes alone: no weight is read."""
+"""`balora validate` reports a method that a model cannot carry, from the sizes alone, without reading a weight."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def no_weight_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.modeling_utils.PreTrainedModel.from_pretrained", read)
 
 
-def place(folder: Path, model) -> Path:
+def save(folder: Path, model) -> Path:
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
@@ -35,36 +35,38 @@ def place(folder: Path, model) -> Path:
 
 REFUSED = {
     "bitfit on Llama": ("bitfit", tiny_llama, [], "LlamaForCausalLM has no bias terms"),
-    "loraga, rank": ("loraga", tiny_llama, ["method.rank=12", "method.samples=4"], "takes 2r = 24 singular directions"),
+    "loraga, rank": ("loraga", tiny_llama, ["method.rank=12", "method.samples=4"], "needs 2r = 24 singular directions"),
     "dora on experts": ("dora", FAMILIES["Mixtral"], [], "stacks the weights of several experts, and this method does not"),
     "adalora on experts": ("adalora", FAMILIES["Mixtral"], [], "stacks the weights of several experts"),
-    "corda on experts": ("corda", FAMILIES["Mixtral"], ["method.samples=4"], "what each of them meets cannot be seen"),
-    "houlsby on experts": ("houlsby", FAMILIES["Qwen3-MoE"], [], "no single feed-forward layer to follow"),
+    "corda on experts": ("corda", FAMILIES["Mixtral"], ["method.samples=4"], "the inputs of each expert cannot be recorded"),
+    "houlsby on experts": ("houlsby", FAMILIES["Qwen3-MoE"], [], "no single feed-forward layer for a"),
     "dropout in experts": ("balora", FAMILIES["Mixtral"], ["method.dropout=0.1"], "or set dropout: 0"),
     "adalora, too short": ("adalora", tiny_llama, ["method.warmup=0.8", "method.final=0.4"], "no step left to prune in"),
-    "adalora, nothing to prune": ("adalora", tiny_llama, ["method.initial_rank=4"], "there is nothing in between"),
-    "corda, too little data": ("corda", tiny_llama, [], "wants 256 rows of training data to start from, and there are 24"),
-    "cordapp, too little data": ("cordapp", tiny_llama, ["method.samples=4"], "wants 32 rows .* and there are 24"),
-    "pissa, rank": ("pissa", tiny_llama, ["method.rank=17"], "Rank 17 is above"),
+    "adalora, nothing to prune": ("adalora", tiny_llama, ["method.initial_rank=4"], "there is nothing to prune"),
+    "corda, too little data": ("corda", tiny_llama, [], "from 256 rows of training data, and there are 24"),
+    "cordapp, too little data": ("cordapp", tiny_llama, ["method.samples=4"], "from 32 rows .* and there are 24"),
+    "pissa, rank": ("pissa", tiny_llama, ["method.rank=17"], "Rank 17 is too high"),
 }  # fmt: skip
 
 
 @pytest.mark.usefixtures("no_weight_is_read")
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_is_said_before_anything_is_loaded(balora, config: Path, tmp_path: Path, case: str) -> None:
-    method, make, overrides, sentence = REFUSED[case]
-    folder = place(tmp_path / "other", make())
+def test_an_impossible_method_is_reported_before_weights_are_loaded(
+    balora, config: Path, tmp_path: Path, case: str
+) -> None:
+    method, make, overrides, message = REFUSED[case]
+    folder = save(tmp_path / "other", make())
     outcome = balora("validate", config, f"model={folder}", f"method.name={method}", *overrides)
     assert outcome.status == 2, outcome.out
     problems = [line for line in outcome.out.splitlines() if line.startswith("problem: ")]
     assert len(problems) == 1, problems
-    assert re.search(sentence, problems[0]), problems
+    assert re.search(message, problems[0]), problems
     assert "Traceback" not in outcome.err
 
 
 @pytest.mark.usefixtures("no_weight_is_read")
 @pytest.mark.parametrize("method", ["full", "houlsby", "adalora", "dora", "loraga", "cordapp"])
-def test_what_can_be_is_estimated(balora, config: Path, method: str) -> None:
+def test_a_possible_method_is_estimated(balora, config: Path, method: str) -> None:
     own = [f"method.{name}={json.dumps(value)}" for name, value in SMALL.get(method, {}).items()]
     outcome = balora("validate", config, f"method.name={method}", *own)
     assert outcome.status == 0, outcome.out + outcome.err
@@ -74,15 +76,15 @@ def test_what_can_be_is_estimated(balora, config: Path, method: str) -> None:
 
 @pytest.mark.usefixtures("no_weight_is_read")
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
-def test_the_activations_are_in_the_dtype_that_the_run_holds_its_weights_in(
+def test_the_estimate_of_activations_uses_the_dtype_of_the_run(
     config: Path, tmp_path: Path, stored: torch.dtype
 ) -> None:
-    """Whatever the checkpoint is stored in: the run decides, and the chunk of the loss is float32 in both."""
-    folder = place(tmp_path / "other", tiny_llama().to(stored))
-    found = []
+    """Check for checkpoints of several dtypes that the config's dtype decides. The chunk of the loss is float32 in any case."""
+    folder = save(tmp_path / "other", tiny_llama().to(stored))
+    estimates = []
     for dtype in ("float32", "bfloat16"):
         report = validate(load_run_config(config, [f"model={folder}", f"dtype={dtype}"]))
         assert not report.problems
         assert report.estimate is not None
-        found.append(report.estimate.activations_gib)
-    assert 1.2 < found[0] / found[1] < 2.0, found
+        estimates.append(report.estimate.activations_gib)
+    assert 1.2 < estimates[0] / estimates[1] < 2.0, estimates

@@ -1,4 +1,4 @@
-"""The config: what it accepts, what it resolves to, and everything it says when something is wrong."""
+"""RunConfig: accepted values, the resolved config, and the message for every mistake."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from transformers import EvalPrediction
 
 from balora.config.data_columns import data_problems
 from balora.config.run_config import HARMLESS, DataConfig, MethodConfig, RunConfig, differences, load_run_config
+from balora.config.training_arguments import training_fields
 from balora.config.yaml_loader import apply_overrides, parse_yaml, read_config
 from balora.errors import BALoraError
 from balora.methods import METHODS
@@ -21,7 +22,7 @@ from balora.regularization import RegularizationConfig
 from balora.training.metrics import SCORES, metrics_for
 from balora.training.run import training_arguments
 
-# DESIGN's own example, word for word.
+# The example of the design document, unchanged.
 DESIGN = """\
 model: meta-llama/Llama-2-7b-hf        # hub id or folder
 task: generation                       # generation | seq2seq | classification | regression
@@ -38,7 +39,7 @@ def make(**changes) -> RunConfig:
     return RunConfig.from_dict({**copy.deepcopy(SMALL), **changes})
 
 
-def refused(**changes) -> str:
+def error_of(**changes) -> str:
     with pytest.raises(BALoraError) as error:
         make(**changes)
     return str(error.value)
@@ -53,22 +54,22 @@ def write(folder: Path, text: str) -> Path:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_design_example_is_read_as_it_stands(tmp_path):
-    settings = load_run_config(write(tmp_path, DESIGN))
-    assert settings.data.eval == 0.01
-    assert settings.data.split == "train[:100000]"
-    assert settings.data.form == "pair"
-    assert settings.method == MethodConfig(name="balora", rank=128, alpha=128, target_modules="all-linear")
-    assert settings.regularization == RegularizationConfig.for_generation()
-    assert settings.training["learning_rate"] == 2e-5
-    assert settings.training["bf16"] is True
-    assert (settings.seed, settings.loss_path, settings.dtype, settings.resume) == (42, "fused", "float32", "auto")
-    assert not settings.allow_pickle
-    assert not settings.trust_remote_code
+def test_the_design_example_is_read(tmp_path):
+    config = load_run_config(write(tmp_path, DESIGN))
+    assert config.data.eval == 0.01
+    assert config.data.split == "train[:100000]"
+    assert config.data.form == "pair"
+    assert config.method == MethodConfig(name="balora", rank=128, alpha=128, target_modules="all-linear")
+    assert config.regularization == RegularizationConfig.for_generation()
+    assert config.training["learning_rate"] == 2e-5
+    assert config.training["bf16"] is True
+    assert (config.seed, config.loss_path, config.dtype, config.resume) == (42, "fused", "float32", "auto")
+    assert not config.allow_pickle
+    assert not config.trust_remote_code
 
 
-def test_the_resolved_config_loads_back_equal(tmp_path):
-    for settings in (
+def test_the_resolved_config_loads_as_an_equal_object(tmp_path):
+    for config in (
         load_run_config(write(tmp_path, DESIGN)),
         make(method={"name": "lora", "target_modules": ["q_proj", "v_proj"]}, training={"eval_strategy": "no"}),
         make(
@@ -77,14 +78,14 @@ def test_the_resolved_config_loads_back_equal(tmp_path):
             method={"name": "pissa", "svd": "randomized", "svd_iterations": 4},
         ),
     ):
-        text = settings.dump_yaml()
+        text = config.dump_yaml()
         path = tmp_path / "resolved.yaml"
         path.write_text(text, encoding="utf-8")
-        assert load_run_config(path) == settings
-        assert RunConfig.from_dict(yaml.safe_load(text)) == settings, "a YAML 1.1 reader must see the same"
+        assert load_run_config(path) == config
+        assert RunConfig.from_dict(yaml.safe_load(text)) == config, "a YAML 1.1 reader must see the same"
 
 
-def test_everything_is_written_out_in_the_resolved_config():
+def test_the_resolved_config_has_every_key():
     written = yaml.safe_load(make().dump_yaml())
     assert written["data"]["max_length"] == 512
     assert written["method"] == {
@@ -149,16 +150,16 @@ def test_overrides_set_dotted_keys():
         "data": {"text": ["a", "b"]}, "x": None,
     }  # fmt: skip
     assert values == {"training": {"learning_rate": 1}, "method": None, "regularization": "off"}, (
-        "the caller's are kept"
+        "the caller's values are unchanged"
     )
 
 
-def test_overrides_reach_the_settings(tmp_path):
+def test_overrides_change_the_config(tmp_path):
     path = write(tmp_path, DESIGN)
-    settings = load_run_config(path, ["training.learning_rate=3e-4", "method.name=pissa", "data.eval="])
-    assert settings.training["learning_rate"] == 3e-4
-    assert settings.method.name == "pissa"
-    assert settings.data.eval is None
+    config = load_run_config(path, ["training.learning_rate=3e-4", "method.name=pissa", "data.eval="])
+    assert config.training["learning_rate"] == 3e-4
+    assert config.method.name == "pissa"
+    assert config.data.eval is None
 
 
 def test_wrong_overrides_are_all_named():
@@ -171,16 +172,19 @@ def test_wrong_overrides_are_all_named():
     assert "'a=[1' is not valid YAML" in message
 
 
-def test_a_missing_file_names_the_nearest(tmp_path):
+def test_a_missing_file_suggests_the_nearest_name(tmp_path):
     write(tmp_path, DESIGN)
     with pytest.raises(BALoraError, match=r"There is no config file .*confg\.yaml\. Did you mean 'config\.yaml'\?"):
         load_run_config(tmp_path / "confg.yaml")
-    with pytest.raises(BALoraError, match=r"is a folder; give the config file, .* A run's is in it: config\.yaml\."):
+    with pytest.raises(
+        BALoraError,
+        match=r"is a folder; give the path of a YAML config file\. If it is a run directory, its config is .*config\.yaml\.",
+    ):
         load_run_config(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("model: a\ntask: [b", r"not valid YAML: .*\(line 2, column 9\)"),
         ("model: a\n\tb: c", r"line 2, column 1"),
@@ -192,18 +196,18 @@ def test_a_missing_file_names_the_nearest(tmp_path):
         ("model: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
     ],
 )
-def test_broken_yaml_is_said_with_its_line(tmp_path, text, said):
-    with pytest.raises(BALoraError, match=said):
+def test_invalid_yaml_is_reported_with_its_line(tmp_path, text, message):
+    with pytest.raises(BALoraError, match=message):
         read_config(write(tmp_path, text))
 
 
-def test_a_file_that_is_not_text(tmp_path):
+def test_a_file_that_is_not_text_is_refused(tmp_path):
     (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(BALoraError, match="cannot be read"):
         read_config(tmp_path / "c.yaml")
 
 
-# --- what is wrong, all at once ---------------------------------------------------------------------------------------
+# --- problems, all at once ---------------------------------------------------------------------------------------
 
 
 def test_every_problem_is_reported_in_one_error():
@@ -228,13 +232,13 @@ def test_every_problem_is_reported_in_one_error():
     lines = str(error.value).splitlines()
     assert lines[0] == f"my.yaml cannot be used: {len(lines) - 1} problems."
     assert set(lines[1:]) == {
-        "  - model must be text, not 5; a number or date in place of text needs quotes.",
+        "  - model must be text, not 5; put quotes around a number or date that is meant as text.",
         "  - Unknown key data.promt. Did you mean 'prompt'?",
         "  - data.max_length must be a whole number, not 'long'.",
-        "  - data.eval is a share between 0 and 1, a split or a file, not 3.",
+        "  - data.eval must be a fraction between 0 and 1, a split or a file, not 3.",
         "  - data.response is missing: task generation needs prompt and response.",
-        "  - data.label means nothing for task generation with prompt and response; leave it out.",
-        f"  - method.name is one of {', '.join(METHODS)}, not 'pisa'. Did you mean 'pissa'?",
+        "  - data.label is not used for task generation with prompt and response; leave it out.",
+        f"  - method.name must be one of {', '.join(METHODS)}, not 'pisa'. Did you mean 'pissa'?",
         "  - method.rank must be at least 1, not 0.",
         "  - method.dropout must be below 1.0, not 1.0.",
         "  - Unknown key regularization.diversit. Did you mean 'diversity'?",
@@ -244,20 +248,20 @@ def test_every_problem_is_reported_in_one_error():
         "  - training.learning_rate must be a number, not 'fast'.",
         "  - Unknown key training.per_device_batch_size. Did you mean 'per_device_eval_batch_size'?",
         "  - training.bf16 must be true or false, not 3.",
-        "  - training.eval_strategy is one of no, steps, epoch, not 'stepz'. Did you mean 'steps'?",
-        "  - training.output_dir has its own place in the config: output.",
-        "  - Unknown key training.warmup_ratio. Use training.warmup_steps: below 1 it is a share of all steps.",
+        "  - training.eval_strategy must be one of no, steps, epoch, not 'stepz'. Did you mean 'steps'?",
+        "  - training.output_dir is set by the top-level key output; leave it out.",
+        "  - Unknown key training.warmup_ratio. Use training.warmup_steps: a value below 1 is a fraction of all steps.",
         "  - training.num_train_epochs must be above 0, not 0.",
         "  - training.max_steps must be a whole number, not 1.5.",
-        "  - output is missing (the run's folder).",
+        "  - output is missing (the run directory).",
         "  - Unknown key outptu. Did you mean 'output'?",
         "  - seed must be at least 0, not -1.",
-        "  - dtype is one of float32, bfloat16, float16, auto, not 'float31'. Did you mean 'float32'?",
+        "  - dtype must be one of float32, bfloat16, float16, auto, not 'float31'. Did you mean 'float32'?",
     }
 
 
 def test_a_single_problem_is_one_sentence():
-    assert refused(method={"name": "lora", "rank": 0}) == "method.rank must be at least 1, not 0."
+    assert error_of(method={"name": "lora", "rank": 0}) == "method.rank must be at least 1, not 0."
 
 
 def test_everything_missing_is_named():
@@ -268,12 +272,12 @@ def test_everything_missing_is_named():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"method": "lora"}, "method is a section with keys of its own, not 'lora'"),
-        ({"data": ["a"]}, "data is a section"),
-        ({"training": 3}, "training is a section"),
-        ({"regularization": 0.1}, "regularization is a section with keys of its own, or on or off, not 0.1"),
+        ({"method": "lora"}, "method must be a section with keys, not 'lora'"),
+        ({"data": ["a"]}, "data must be a section"),
+        ({"training": 3}, "training must be a section"),
+        ({"regularization": 0.1}, "regularization must be a section with keys, or on or off, not 0.1"),
         ({"regularization": {"teacher_head": "prob"}}, "regularization.teacher_head is one of initial, probe"),
         ({"method": {"rank": True}}, "method.rank must be a number, not true"),
         ({"method": {"rank": 2.5}}, "method.rank must be a whole number, not 2.5"),
@@ -289,34 +293,34 @@ def test_everything_missing_is_named():
         ({"allow_pickle": "perhaps"}, "allow_pickle must be true or false"),
         ({"output": ""}, "output cannot be ''"),
         ({"seed": 2**32}, "seed must be below"),
-        ({"resume": "sometimes"}, "resume is one of auto, never"),
+        ({"resume": "sometimes"}, "resume must be one of auto, never"),
         ({"tokenizer": 7}, "tokenizer must be text"),
-        ({"revision": 123}, "revision must be text, not 123; a number or date in place of text needs quotes"),
+        ({"revision": 123}, "revision must be text, not 123; put quotes around a number or date that is meant as text"),
     ],
 )
-def test_wrong_values(changes, said):
-    assert said in refused(**changes)
+def test_wrong_values(changes, message):
+    assert message in error_of(**changes)
 
 
-def test_a_key_outside_its_section_is_told_its_place():
-    assert refused(learning_rate=1e-4) == "Unknown key learning_rate. Did you mean training.learning_rate?"
-    assert refused(rank=4) == "Unknown key rank. Did you mean method.rank?"
-    assert refused(name="main") == "Unknown key name. Did you mean data.name or method.name?"
-    assert refused(temperature=1.0) == "Unknown key temperature. Did you mean regularization.temperature?"
-    assert refused(modle="m") == "Unknown key modle. Did you mean 'model'?"
+def test_a_key_outside_its_section_is_suggested_with_its_section():
+    assert error_of(learning_rate=1e-4) == "Unknown key learning_rate. Did you mean training.learning_rate?"
+    assert error_of(rank=4) == "Unknown key rank. Did you mean method.rank?"
+    assert error_of(name="main") == "Unknown key name. Did you mean data.name or method.name?"
+    assert error_of(temperature=1.0) == "Unknown key temperature. Did you mean regularization.temperature?"
+    assert error_of(modle="m") == "Unknown key modle. Did you mean 'model'?"
 
 
-def test_fsdp_is_switched_on_as_the_docs_have_it(monkeypatch):
+def test_fsdp_takes_true_as_transformers_documents(monkeypatch):
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")  # which transformers sets
     fsdp = {"fsdp": True, "fsdp_config": {"version": 2}}
-    settings = make(training={**fsdp, "use_cpu": True})
-    assert {key: settings.training[key] for key in fsdp} == fsdp
-    arguments = training_arguments(settings)  # transformers fills its dictionary in, and a resume compares ours
+    config = make(training={**fsdp, "use_cpu": True})
+    assert {key: config.training[key] for key in fsdp} == fsdp
+    arguments = training_arguments(config)  # transformers fills its dictionary in, and a resume compares ours
     assert arguments.fsdp and arguments.fsdp_config["version"] == 2
-    assert settings.training["fsdp_config"] == {"version": 2}
+    assert config.training["fsdp_config"] == {"version": 2}
 
 
-def test_what_the_trainer_would_miss_is_said_before_a_model_is_loaded(monkeypatch):
+def test_missing_rows_and_packages_are_reported_before_a_model_is_loaded(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name, *given: None if name == "wandb" else find(name, *given)
@@ -333,7 +337,7 @@ def test_what_the_trainer_would_miss_is_said_before_a_model_is_loaded(monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("task", "name", "said"),
+    ("task", "name", "message"),
     [
         ("generation", "accuracy", "There are loss."),
         ("classification", "acuracy", "Did you mean 'accuracy'? There are loss, accuracy, f1_macro, matthews."),
@@ -341,36 +345,36 @@ def test_what_the_trainer_would_miss_is_said_before_a_model_is_loaded(monkeypatc
         ("classification", "eval_loss", None),
     ],
 )
-def test_a_score_that_no_evaluation_gives_cannot_choose_the_best_model(task, name, said):
+def test_an_unknown_score_cannot_choose_the_best_model(task, name, message):
     values = {"training": {"metric_for_best_model": name, "use_cpu": True}, "task": task}
     if task != "generation":
         column = "score" if task == "regression" else "label"
         values["data"] = {"train": "d.jsonl", "text": "t", column: "l"}
-    settings = make(**values)
-    if said is None:
-        assert training_arguments(settings).metric_for_best_model == name
+    config = make(**values)
+    if message is None:
+        assert training_arguments(config).metric_for_best_model == name
         return
     with pytest.raises(BALoraError) as error:
-        training_arguments(settings)
+        training_arguments(config)
     assert f"training.metric_for_best_model is {name}, which no evaluation here gives." in str(error.value)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
-def test_the_names_of_scores_are_those_that_evaluations_give():
+def test_score_names_equal_those_of_the_evaluations():
     found = EvalPrediction(np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([0, 1]))
     assert tuple(metrics_for("classification")(found)) == SCORES["classification"]
     found = EvalPrediction(np.array([0.0, 1.0]), np.array([0.5, 1.0]))
     assert tuple(metrics_for("regression")(found)) == SCORES["regression"]
 
 
-def test_the_bare_constructor_checks_the_same():
+def test_the_constructor_makes_the_same_checks():
     with pytest.raises(ValidationError, match=r"method\.rank must be at least 1"):
         RunConfig(**{**SMALL, "method": {"rank": 0}})
     made = RunConfig(**{**SMALL, "data": DataConfig(train="d.jsonl", text="story"), "method": MethodConfig(rank=4)})
     assert made == make(method={"rank": 4})
 
 
-def test_settings_cannot_be_changed():
+def test_a_config_is_immutable():
     with pytest.raises(ValidationError, match="frozen"):
         make().seed = 3
 
@@ -386,10 +390,10 @@ def test_alpha_is_the_rank_unless_given():
     assert make(method={"rank": 16}).method.alpha == 16
     assert make(method={"rank": "16"}).method.alpha == 16
     assert make(method={"rank": 16, "alpha": 4}).method.alpha == 4
-    assert "alpha" not in refused(method={"rank": "x"})
+    assert "alpha" not in error_of(method={"rank": "x"})
 
 
-def test_a_methods_own_options_may_stand_beside_its_keys():
+def test_a_methods_own_options_can_be_written_beside_its_keys():
     beside = make(method={"name": "pissa", "svd": "randomized", "svd_iterations": 4}).method
     assert make(method={"name": "pissa", "svd": "randomized", "svd_iterations": 4, "bits": None}).method == beside
     assert beside.adapt_options() == {"svd": "randomized", "svd_iterations": 4}
@@ -409,7 +413,7 @@ def test_regularization_is_on_by_default_for_balora_alone(method, on):
         )
 
 
-def test_given_keys_change_the_papers_values_for_the_task():
+def test_given_keys_change_the_papers_values_of_the_task():
     assert make(regularization={"diversity": 0.1}).regularization == RegularizationConfig.for_generation(diversity=0.1)
     classify = {"task": "classification", "data": {"train": "d.tsv", "text": "s", "label": "l"}}
     assert make(**classify).regularization == RegularizationConfig.for_classification()
@@ -438,7 +442,7 @@ def test_training_values_take_the_type_transformers_declares():
     assert type(training["logging_steps"]) is int
 
 
-def test_checked_training_values_are_taken_by_transformers(tmp_path):
+def test_transformers_accepts_checked_training_values(tmp_path):
     from transformers import TrainingArguments
 
     training = make(training={"learning_rate": "3e-4", "eval_strategy": "no", "save_strategy": "epoch"}).training
@@ -446,32 +450,32 @@ def test_checked_training_values_are_taken_by_transformers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
         ("learning_rate", 0, "must be above 0"),
         ("learning_rate", True, "must be a number, not True"),
         ("weight_decay", -0.1, "must be at least 0"),
         ("per_device_train_batch_size", 0, "must be above 0"),
-        ("seed", 3, "has its own place in the config: seed"),
-        ("resume_from_checkpoint", "x", "has its own place in the config: resume"),
+        ("seed", 3, "is set by the top-level key seed"),
+        ("resume_from_checkpoint", "x", "is set by the top-level key resume"),
         ("evaluation_strategy", "steps", "It is training.eval_strategy"),
         ("no_cuda", True, "Use training.use_cpu"),
         ("hub_token", "hf_secret", "does not belong in a file"),
         ("push_to_hub", True, "`balora export RUN --to lora --output FOLDER`"),
-        ("label_smoothing_factor", 0.1, "does not go with the regularized objective"),
+        ("label_smoothing_factor", 0.1, "is not supported by the regularized objective"),
         ("lr_scheduler_type", "cosin", "Did you mean 'cosine'?"),
         ("report_to", 3, "must be text or list"),
         ("learnin_rate", 3, "Unknown key training.learnin_rate. Did you mean 'learning_rate'?"),
     ],
 )
-def test_wrong_training_arguments(name, value, said):
-    message = refused(training={name: value})
-    assert message.startswith(("training.", "Unknown key training."))
-    assert said in message
+def test_wrong_training_arguments(name, value, message):
+    error = error_of(training={name: value})
+    assert error.startswith(("training.", "Unknown key training."))
+    assert message in error
 
 
-def test_two_half_precisions_are_one_too_many():
-    assert "cannot both be true" in refused(training={"bf16": True, "fp16": True})
+def test_bf16_and_fp16_together_are_refused():
+    assert "cannot both be true" in error_of(training={"bf16": True, "fp16": True})
 
 
 # --- data forms -------------------------------------------------------------------------------------------------------
@@ -495,51 +499,58 @@ def test_forms(task, columns, form):
 
 
 @pytest.mark.parametrize(
-    ("task", "columns", "said"),
+    ("task", "columns", "message"),
     [
         ("generation", {}, "for task generation give prompt and response, or messages, or text"),
         ("seq2seq", {"text": "t"}, "for task seq2seq give prompt and response"),
         ("classification", {"label": "l"}, "data.text is missing"),
         ("regression", {"text": "t"}, "data.score is missing: task regression needs text and score"),
-        ("generation", {"text": "t", "messages": "m"}, "data.messages and data.text are different kinds of examples"),
-        ("generation", {"messages": "m", "prompt_template": "alpaca"}, "data.prompt_template means nothing"),
+        ("generation", {"text": "t", "messages": "m"}, "data.messages and data.text make different kinds of examples"),
+        ("generation", {"messages": "m", "prompt_template": "alpaca"}, "data.prompt_template is not used"),
         (
             "seq2seq",
             {"prompt": "p", "response": "r", "separator": "x"},
-            "data.separator means nothing for task seq2seq",
+            "data.separator is not used for task seq2seq",
         ),
         ("generation", {"prompt": "p", "response": "r", "input": "i"}, "data.input needs a prompt_template"),
         (
             "generation",
             {"prompt": "p", "response": "r", "prompt_template": "alpacca"},
-            "with {prompt} in it, not 'alpacca'",
+            "that contains {prompt}, not 'alpacca'",
         ),
-        ("generation", {"text": ["a", "b"]}, "data.text is one column for task generation"),
-        ("classification", {"text": ["a", "b", "c"], "label": "l"}, "one column or a pair of them, not 3"),
+        ("generation", {"text": ["a", "b"]}, "data.text must be one column for task generation"),
+        ("classification", {"text": ["a", "b", "c"], "label": "l"}, "one or two columns, not 3"),
         ("classification", {"text": "t", "label": "l", "labels": ["a"]}, "data.labels must name at least two classes"),
         ("classification", {"text": "t", "label": "l", "labels": ["a", "a"]}, "each once"),
-        ("classification", {"text": "t", "label": "l", "eval": 1.0}, "data.eval is a share between 0 and 1"),
-        ("classification", {"text": "t", "label": "l", "eval": True}, "data.eval is a share between 0 and 1"),
+        ("classification", {"text": "t", "label": "l", "eval": 1.0}, "data.eval must be a fraction between 0 and 1"),
+        ("classification", {"text": "t", "label": "l", "eval": True}, "data.eval must be a fraction between 0 and 1"),
         ("classification", {"text": "t", "label": "l", "max_length": 1}, "data.max_length must be at least 2"),
     ],
 )
-def test_wrong_forms(task, columns, said):
-    assert said in refused(task=task, data={"train": "d.jsonl", **columns})
+def test_wrong_forms(task, columns, message):
+    assert message in error_of(task=task, data={"train": "d.jsonl", **columns})
 
 
-def test_forms_are_checked_on_what_was_written():
+def test_forms_are_checked_before_defaults_are_filled_in():
     assert data_problems({"prompt": "p", "response": "r"}, "generation") == []
     assert len(data_problems({"prompt": "p", "label": "x", "input": "i"}, "generation")) == 3
 
 
-def test_label_names_may_look_like_numbers_and_words():
+def test_label_names_can_look_like_numbers_and_booleans():
     data = parse_yaml("{train: d.tsv, text: t, label: l, labels: [no, 1, true]}")
     assert make(task="classification", data=data).data.labels == ("no", "1", "True")
 
 
-def test_eval_may_be_a_share_in_quotes_a_split_or_nothing():
-    for given, kept in ((0.1, 0.1), ("0.1", 0.1), ("dev", "dev"), ("dev.tsv", "dev.tsv"), (False, None), (None, None)):
-        assert make(data={"train": "d.jsonl", "text": "t", "eval": given}).data.eval == kept
+def test_eval_can_be_a_fraction_in_quotes_a_split_or_nothing():
+    for given, expected in (
+        (0.1, 0.1),
+        ("0.1", 0.1),
+        ("dev", "dev"),
+        ("dev.tsv", "dev.tsv"),
+        (False, None),
+        (None, None),
+    ):
+        assert make(data={"train": "d.jsonl", "text": "t", "eval": given}).data.eval == expected
 
 
 # --- differences ------------------------------------------------------------------------------------------------------
@@ -557,7 +568,7 @@ def test_differences_name_dotted_keys():
 
 
 @pytest.mark.parametrize("key", HARMLESS)
-def test_harmless_keys_are_real_and_no_difference(key):
+def test_harmless_keys_exist_and_are_no_difference(key):
     values = {
         "report_to": ["tensorboard"],
         "logging_strategy": "epoch",
@@ -566,10 +577,8 @@ def test_harmless_keys_are_real_and_no_difference(key):
     }
     section, _, name = key.rpartition(".")
     if section:
-        from balora.config.validation import _argument_types
-
         assert section == "training"
-        kind = str(_argument_types()[name])
+        kind = str(training_fields()[name])
         value = values.get(name, True if "bool" in kind else 3 if "int" in kind or "float" in kind else "info")
         changed = make(training={name: value})
     else:

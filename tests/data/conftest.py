@@ -1,4 +1,4 @@
-"""Small files and tokenizers for the tests of the data."""
+"""Small data files and a tiny tokenizer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tiny import tiny_tokenizer
 
 @pytest.fixture
 def jsonl(tmp_path: Path) -> Callable[..., str]:
-    """Writes rows (objects, or lines as they are) to a .jsonl file."""
+    """Function that writes rows (objects, or complete lines) to a .jsonl file and returns its path."""
 
     def write(*rows, name: str = "train.jsonl") -> str:
         path = tmp_path / name
@@ -25,5 +25,5 @@ def jsonl(tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture
 def tokenizer():
-    """One token per character; unlike a real one it adds nothing of its own."""
+    """Tokenizer with one token per character; unlike a real one it adds no special tokens."""
     return tiny_tokenizer()

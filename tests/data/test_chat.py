@@ -1,4 +1,4 @@
-"""Conversations: only what the assistant says is learnt, whatever the template looks like."""
+"""Conversations: only the assistant's messages are learnt, with templates of several styles."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tiny import tiny_tokenizer
 
 ASKS = "{% if add_generation_prompt %}[assistant]{% endif %}"
 SIMPLE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}^{% endfor %}" + ASKS
-# As Llama 2's: no word for the assistant, nothing to add for generation, an end after its messages alone.
+# Like Llama 2: no mark before the assistant's messages, no generation prompt, an end token only after them.
 LLAMA = (
     "{% for m in messages %}{% if m.role == 'user' %}[I]{{ m.content }}[/I]"
     "{% else %}{{ m.content }}|{% endif %}{% endfor %}"
 )
-# As Qwen 3's: thoughts stay in the last message only.
+# Like Qwen 3: only the last message keeps its thoughts.
 FORGETS = (
     "{% for m in messages %}[{{ m.role }}]{% if loop.last or m.role == 'user' %}{{ m.content }}"
     "{% else %}{{ m.content.split('#')[-1] }}{% endif %}^{% endfor %}" + ASKS
@@ -41,36 +41,36 @@ def chatty(template: str):
 
 
 def learnt(tokenizer, messages) -> tuple[str, list[str]]:
-    """The whole text and the stretches of it that are learnt."""
-    ids, said = encode_chat(tokenizer, messages)
+    """Return the rendered text, and the parts of it that are learnt."""
+    ids, mask = encode_chat(tokenizer, messages)
     text = "".join(tokenizer.convert_ids_to_tokens(ids))
-    stretches, run = [], ""
-    for token, is_said in [*zip(text, said, strict=True), ("", False)]:
-        if is_said:
+    parts, run = [], ""
+    for token, is_learnt in [*zip(text, mask, strict=True), ("", False)]:
+        if is_learnt:
             run += token
         elif run:
-            stretches.append(run)
+            parts.append(run)
             run = ""
-    return text, stretches
+    return text, parts
 
 
-def test_only_the_assistant_is_learnt_with_its_end_of_turn():
-    text, stretches = learnt(chatty(SIMPLE), TALK)
+def test_only_the_assistants_messages_and_end_of_turn_are_learnt():
+    text, parts = learnt(chatty(SIMPLE), TALK)
     assert text == "[system]be nice^[user]hi^[assistant]hello^[user]bye^[assistant]ciao^"
-    assert stretches == ["hello^", "ciao^"]
+    assert parts == ["hello^", "ciao^"]
 
 
 def test_a_template_without_a_generation_prompt():
-    text, stretches = learnt(chatty(LLAMA), TALK[1:])
+    text, parts = learnt(chatty(LLAMA), TALK[1:])
     assert text == "[I]hi[/I]hello|[I]bye[/I]ciao|"
-    assert stretches == ["hello|", "ciao|"]
+    assert parts == ["hello|", "ciao|"]
 
 
-def test_an_assistant_that_begins():
+def test_a_conversation_that_begins_with_the_assistant():
     assert learnt(chatty(SIMPLE), TALK[2:])[1] == ["[assistant]hello^", "ciao^"]
 
 
-def test_the_text_is_tokenized_as_one():
+def test_the_conversation_is_tokenized_in_one_piece():
     pieces = ["<unk>", "</s>", *"[]^abehilnorstuy cm", "lo", "ello", "^["]
     merges = [("l", "o"), ("l", "lo"), ("e", "llo"), ("^", "[")]
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys([*pieces, "llo"]))}
@@ -78,10 +78,10 @@ def test_the_text_is_tokenized_as_one():
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.Split("\x00", "isolated"), decoders.Fuse()
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="</s>")
     tokenizer.chat_template = SIMPLE
-    said_by = [("user", "hi"), ("assistant", "hello"), ("user", "hi"), ("assistant", "h")]
-    ids, said = encode_chat(tokenizer, [{"role": role, "content": content} for role, content in said_by])
+    talk = [("user", "hi"), ("assistant", "hello"), ("user", "hi"), ("assistant", "h")]
+    ids, mask = encode_chat(tokenizer, [{"role": role, "content": content} for role, content in talk])
     tokens = tokenizer.convert_ids_to_tokens(ids)
-    assert [token for token, is_said in zip(tokens, said, strict=True) if is_said] == ["h", "ello", "^[", "h", "^"]
+    assert [token for token, is_learnt in zip(tokens, mask, strict=True) if is_learnt] == ["h", "ello", "^[", "h", "^"]
 
 
 def test_rows_become_tokens_and_labels(jsonl):
@@ -96,7 +96,7 @@ def test_rows_become_tokens_and_labels(jsonl):
     assert "1 of 2 training rows were left out" in tokens.notes[0]
 
 
-def test_what_a_template_refuses_is_named_by_line(jsonl):
+def test_a_conversation_that_the_template_refuses_is_reported_by_line(jsonl):
     path = jsonl({"m": TALK[1:3]}, {"m": TALK})
     data = DataConfig(train=path, messages="m")
     with pytest.raises(BALoraError) as error:
@@ -109,7 +109,7 @@ def test_what_a_template_refuses_is_named_by_line(jsonl):
 def test_a_template_that_rewrites_the_beginning_is_refused(jsonl):
     talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "well#hello"}, *TALK[3:]]
     data = DataConfig(train=jsonl({"m": talk}), messages="m")
-    with pytest.raises(BALoraError, match="line 1: the chat template renders what comes before message 2 differently"):
+    with pytest.raises(BALoraError, match="line 1: the chat template renders the text before message 2 differently"):
         tokenize_examples(load_examples(data, "generation"), chatty(FORGETS), data, "generation")
 
 

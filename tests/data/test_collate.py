@@ -1,4 +1,4 @@
-"""Batches: padded on the right, masked by length, shifted once and in one place."""
+"""Batches: padded on the right, masked by length, and shifted only once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_causal_batches(tokenizer):
     assert all(values.dtype == torch.int64 for values in batch.values())
 
 
-def test_padding_is_on_the_right_whatever_the_tokenizer_prefers(tokenizer):
+def test_padding_is_on_the_right_even_if_the_tokenizer_pads_on_the_left(tokenizer):
     tokenizer.padding_side = "left"
     batch = make_collator("generation", tokenizer)(
         [{"input_ids": [5, 6], "labels": [5, 6]}, {"input_ids": [7], "labels": [7]}]
@@ -33,7 +33,7 @@ def test_padding_is_on_the_right_whatever_the_tokenizer_prefers(tokenizer):
     assert batch["input_ids"][1].tolist() == [7, 0]
 
 
-def test_an_end_that_doubles_as_padding_is_still_learnt():
+def test_an_end_token_that_is_also_the_pad_token_is_learnt():
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = None
     ensure_pad_token(tokenizer)
@@ -61,8 +61,8 @@ def test_classes_and_scores(tokenizer):
 
 
 @pytest.mark.parametrize("name", ["bart", "t5"])
-def test_the_decoders_input_is_the_models_own(tokenizer, name):
-    """Our decoder_input_ids with unshifted labels give the loss that the model itself takes from labels alone."""
+def test_the_decoder_input_equals_that_of_the_model(tokenizer, name):
+    """Check that our decoder_input_ids with unshifted labels give the loss that the model computes from labels alone."""
     if name == "bart":
         model = tiny_bart()
     else:
@@ -84,7 +84,7 @@ def test_the_decoders_input_is_the_models_own(tokenizer, name):
     torch.testing.assert_close(ours, model(**batch, labels=labels).loss)
 
 
-def test_a_model_with_its_own_way_is_asked(tokenizer):
+def test_a_model_without_start_token_makes_the_decoder_input_itself(tokenizer):
     config = types.SimpleNamespace(decoder_start_token_id=None, pad_token_id=0)
     model = types.SimpleNamespace(
         config=config, prepare_decoder_input_ids_from_labels=lambda labels: labels.roll(1, -1)
@@ -95,12 +95,12 @@ def test_a_model_with_its_own_way_is_asked(tokenizer):
         make_collator("seq2seq", tokenizer, types.SimpleNamespace(config=config))
 
 
-def test_a_pad_token_is_left_alone(tokenizer):
+def test_an_existing_pad_token_is_unchanged(tokenizer):
     assert ensure_pad_token(tokenizer) is None
     assert tokenizer.pad_token == "<pad>"
 
 
-def test_the_end_token_pads_where_there_is_none(tokenizer, caplog):
+def test_the_end_token_replaces_a_missing_pad_token(tokenizer, caplog):
     tokenizer.pad_token = None
     with caplog.at_level(logging.WARNING, logger="balora"):
         notice = ensure_pad_token(tokenizer)
@@ -110,9 +110,9 @@ def test_the_end_token_pads_where_there_is_none(tokenizer, caplog):
     assert ensure_pad_token(tokenizer) is None
 
 
-def test_the_unknown_token_pads_where_there_is_no_end(tokenizer):
+def test_the_unknown_token_replaces_a_missing_pad_and_end_token(tokenizer):
     tokenizer.pad_token = tokenizer.eos_token = None
     assert "unk_token '<unk>'" in ensure_pad_token(tokenizer)
     tokenizer.pad_token = tokenizer.unk_token = None
-    with pytest.raises(BALoraError, match="nor an end or unknown token"):
+    with pytest.raises(BALoraError, match="and no end or unknown token"):
         ensure_pad_token(tokenizer)

@@ -1,4 +1,4 @@
-"""Examples: every form, every bad row by its place, labels by name and number."""
+"""Examples: every form, every bad row with its location, labels by name and number."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from balora.data.labels import LabelSet, find_labels, label_key
 from balora.errors import BALoraError
 
 
-def refused(data: DataConfig, task: str = "generation") -> str:
+def error_of(data: DataConfig, task: str = "generation") -> str:
     with pytest.raises(BALoraError) as error:
         load_examples(data, task)
     return str(error.value)
@@ -43,7 +43,7 @@ def test_pairs(jsonl):
     )  # fmt: skip
 
 
-def test_an_input_that_is_missing_is_none(jsonl):
+def test_a_missing_input_is_empty(jsonl):
     path = jsonl({"q": "x", "a": "y", "i": float("nan")})
     examples = load_examples(pair(path, input="i", prompt_template="alpaca"), "generation")
     assert examples.train[0]["input"] == ""
@@ -72,7 +72,7 @@ def test_text_pairs_with_a_score(jsonl):
     assert examples.num_labels == 1
 
 
-def test_the_digest_is_of_the_examples_and_not_of_their_place(jsonl):
+def test_the_digest_depends_on_the_examples_and_not_on_their_path(jsonl):
     rows = [{"q": "1", "a": "2"}, {"q": "3", "a": "4"}]
     first = load_examples(pair(jsonl(*rows)), "generation").digest
     assert load_examples(pair(jsonl(*rows, name="other.jsonl")), "generation").digest == first
@@ -85,33 +85,33 @@ def test_a_copied_conversation_is_the_same_example(jsonl, caplog):
     first = load_examples(DataConfig(train=one, messages="m"), "generation").digest
     assert load_examples(DataConfig(train=copy, messages="m"), "generation").digest == first
     load_examples(DataConfig(train=one, eval=copy, messages="m"), "generation")
-    assert "1 of 1 evaluation rows are also among the training rows" in caplog.text
+    assert "1 of 1 evaluation rows are also training rows" in caplog.text
 
 
 # --- bad rows ---------------------------------------------------------------------------------------------------------
 
 
-def test_missing_columns_name_those_there_are(jsonl):
+def test_a_missing_column_is_reported_with_the_existing_ones(jsonl):
     path = jsonl({"question": "1", "answer": "2"})
     data = DataConfig(train=path, prompt="question", response="anser")
-    assert refused(data) == (
+    assert error_of(data) == (
         f"{path} has no column 'anser' (data.response). Did you mean 'answer'? Its columns are question, answer."
     )
-    assert "has no columns 'q' (data.prompt) and 'a' (data.response)" in refused(pair(path))
+    assert "has no columns 'q' (data.prompt) and 'a' (data.response)" in error_of(pair(path))
 
 
-def test_missing_columns_of_the_evaluation_rows(jsonl):
+def test_a_missing_column_of_the_evaluation_rows_is_reported(jsonl):
     other = jsonl({"q": "1"}, name="dev.jsonl")
-    assert f"{other} has no column 'a'" in refused(pair(jsonl({"q": "1", "a": "2"}), eval=other))
+    assert f"{other} has no column 'a'" in error_of(pair(jsonl({"q": "1", "a": "2"}), eval=other))
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "problem"),
     [
         ({"q": "x"}, "the column 'a' is missing"),
         ({"q": "x", "a": None}, "'a' is empty"),
         ({"q": "x", "a": ""}, "'a' is empty"),
-        ({"q": "x", "a": float("nan")}, "'a' is empty"),  # json.dumps writes NaN, as pandas' users do
+        ({"q": "x", "a": float("nan")}, "'a' is empty"),  # json.dumps writes NaN, and so does pandas
         ({"q": " \n", "a": "x"}, "'q' is empty"),
         ({"q": "a \ud83d b", "a": "x"}, "'q' holds half a character (\\ud83d) at character 3"),
         ({"q": "x", "a": ["y"]}, "'a' is ['y'], not text"),
@@ -119,18 +119,18 @@ def test_missing_columns_of_the_evaluation_rows(jsonl):
         ({"q": {"k": "v" * 99}, "a": "x"}, "..., not text"),
     ],
 )
-def test_a_bad_pair_is_named_by_line(jsonl, row, said):
+def test_a_bad_pair_is_reported_by_line(jsonl, row, problem):
     path = jsonl({"q": "fine", "a": "fine"}, row)
-    message = refused(pair(path))
+    message = error_of(pair(path))
     assert message.startswith(f"A row of the data cannot be used. {path} line 2: ")
-    assert said in message
+    assert problem in message
 
 
-def test_bad_rows_of_both_parts_are_counted_together(jsonl):
+def test_bad_training_and_evaluation_rows_are_counted_together(jsonl):
     good, bad = {"q": "1", "a": "2"}, {"q": "1", "a": ""}
     dev = jsonl(good, bad, bad, name="dev.jsonl")
     path = jsonl(bad, good, bad)
-    message = refused(pair(path, eval=dev))
+    message = error_of(pair(path, eval=dev))
     assert message == (
         f"4 rows of the data cannot be used. {path} line 1: 'a' is empty; {path} line 3: 'a' is empty; {dev} line 2: "
         "'a' is empty; and 1 more."
@@ -138,7 +138,7 @@ def test_bad_rows_of_both_parts_are_counted_together(jsonl):
 
 
 @pytest.mark.parametrize(
-    ("talk", "said"),
+    ("talk", "problem"),
     [
         ("hi", "is not a list of messages"),
         (["hi"], "is not a list of messages"),
@@ -160,15 +160,15 @@ def test_bad_rows_of_both_parts_are_counted_together(jsonl):
         ),
     ],
 )
-def test_bad_conversations(jsonl, talk, said):
-    assert said in refused(DataConfig(train=jsonl({"m": talk}), messages="m"))
+def test_bad_conversations_are_reported(jsonl, talk, problem):
+    assert problem in error_of(DataConfig(train=jsonl({"m": talk}), messages="m"))
 
 
 @pytest.mark.parametrize("score", ["high", "nan", "inf", True, [1]])
 def test_a_score_must_be_a_number(jsonl, score):
     data = DataConfig(train=jsonl({"t": "x", "s": 1}, {"t": "x", "s": score}), text="t", score="s")
-    assert "line 2: 's' is " in refused(data, "regression")
-    assert "not a number" in refused(data, "regression")
+    assert "line 2: 's' is " in error_of(data, "regression")
+    assert "not a number" in error_of(data, "regression")
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -198,50 +198,50 @@ def test_given_labels_decide_the_order(jsonl):
 
 
 @pytest.mark.parametrize("values", [("0", 1), ("0.0", "1.0")])
-def test_numbers_stand_for_the_given_names(jsonl, values):
+def test_numbers_are_indices_of_the_given_names(jsonl, values):
     path = jsonl(*({"t": "x", "l": value} for value in values))
     examples = load_examples(classify(path, labels=["negative", "positive"]), "classification")
     assert examples.train["labels"][:] == [0, 1]
     assert examples.id2label == {0: "negative", 1: "positive"}
 
 
-def test_a_label_outside_the_known_set_is_named_by_line(jsonl):
+def test_an_unknown_label_is_reported_by_line(jsonl):
     path = jsonl({"t": "x", "l": "yes"}, {"t": "x", "l": "no"})
     dev = jsonl({"t": "x", "l": "yes"}, {"t": "x", "l": "noo"}, name="dev.jsonl")
-    message = refused(classify(path, eval=dev), "classification")
+    message = error_of(classify(path, eval=dev), "classification")
     assert f"{dev} line 2: the label 'noo' is not one of no, yes" in message
     assert "did you mean 'no'?" in message
-    assert "line 1: the label 'yes' is not one of a, b" in refused(classify(path, labels=["a", "b"]), "classification")
+    assert "line 1: the label 'yes' is not one of a, b" in error_of(classify(path, labels=["a", "b"]), "classification")
     numbers = jsonl({"t": "x", "l": 0}, {"t": "x", "l": 2}, name="numbers.jsonl")
-    assert "line 2: the label 2 is not one of a, b" in refused(classify(numbers, labels=["a", "b"]), "classification")
+    assert "line 2: the label 2 is not one of a, b" in error_of(classify(numbers, labels=["a", "b"]), "classification")
 
 
 def test_an_empty_label_is_a_bad_row(jsonl):
     path = jsonl({"t": "x", "l": 0}, {"t": "x", "l": 1}, {"t": "x", "l": ""}, {"t": "x", "l": None}, {"t": "x"})
-    message = refused(classify(path), "classification")
+    message = error_of(classify(path), "classification")
     assert message.startswith("3 rows")
     assert f"{path} line 5: the column 'l' is missing" in message
 
 
-def test_a_missing_label_is_no_class(jsonl):
+def test_a_missing_label_is_not_a_class(jsonl):
     nan = float("nan")
     path = jsonl({"t": "x", "l": "neg"}, {"t": "x", "l": nan}, {"t": "x", "l": "pos"})
-    assert f"{path} line 2: 'l' is empty" in refused(classify(path), "classification")
+    assert f"{path} line 2: 'l' is empty" in error_of(classify(path), "classification")
     one = jsonl({"t": "x", "l": "neg"}, {"t": "x", "l": nan}, name="one.jsonl")
-    assert f"{one} line 2: 'l' is empty" in refused(classify(one), "classification")
+    assert f"{one} line 2: 'l' is empty" in error_of(classify(one), "classification")
 
 
-def test_bytes_are_no_label(tmp_path):
+def test_bytes_are_not_a_label(tmp_path):
     path = tmp_path / "d.parquet"
     pq.write_table(pa.table({"t": ["a", "b"], "l": [b"x", b"y"]}), path)
     for more in ({}, {"labels": ["x", "y"]}):
-        message = refused(classify(str(path), **more), "classification")
+        message = error_of(classify(str(path), **more), "classification")
         assert "row 1: 'l' is b'x', not the name or number of a class" in message
 
 
-def test_half_a_character_is_no_label(jsonl):
+def test_half_a_character_is_not_a_label(jsonl):
     path = jsonl({"t": "x", "l": "a"}, {"t": "x", "l": "b"}, {"t": "x", "l": "\ud83d"})
-    assert f"{path} line 3: 'l' holds half a character (\\ud83d)" in refused(classify(path), "classification")
+    assert f"{path} line 3: 'l' holds half a character (\\ud83d)" in error_of(classify(path), "classification")
 
 
 def test_a_label_inside_a_column(jsonl):
@@ -251,22 +251,22 @@ def test_a_label_inside_a_column(jsonl):
     assert examples.train["labels"][:] == [1, 0, 1]
 
 
-def test_what_is_no_label(jsonl):
+def test_columns_without_usable_labels_are_refused(jsonl):
     one = jsonl({"t": "x", "l": "a"}, {"t": "x", "l": "a"})
-    assert "all rows of" in refused(classify(one), "classification")
-    assert "data.labels" in refused(classify(one), "classification")
+    assert "all rows of" in error_of(classify(one), "classification")
+    assert "data.labels" in error_of(classify(one), "classification")
     scores = jsonl({"t": "x", "l": "1.5"}, {"t": "x", "l": "2"})
-    assert "use task: regression" in refused(classify(scores), "classification")
+    assert "use task: regression" in error_of(classify(scores), "classification")
     scores = jsonl({"t": "x", "l": "5.0"}, {"t": "x", "l": "3.8"}, {"t": "x", "l": "0.0"}, name="scores.jsonl")
-    assert "use task: regression" in refused(classify(scores), "classification")
+    assert "use task: regression" in error_of(classify(scores), "classification")
     with pytest.raises(BALoraError, match=r"1,001 different values; is it a label\?"):
         find_labels(range(1001), "l", "d.jsonl")
 
 
-def test_many_names_are_not_all_listed():
-    said = LabelSet(tuple(f"class{i}" for i in range(50))).complain("?")
-    assert "class9, ..." in said
-    assert "class10" not in said
+def test_a_message_lists_only_the_first_ten_classes():
+    message = LabelSet(tuple(f"class{i}" for i in range(50))).unknown("?")
+    assert "class9, ..." in message
+    assert "class10" not in message
 
 
 def test_names_that_are_numbers_are_not_indices():
@@ -274,7 +274,7 @@ def test_names_that_are_numbers_are_not_indices():
     assert [labels.id_of(v) for v in (1, "2", 0)] == [0, 1, None]
 
 
-def test_names_with_a_point_are_names_as_written():
+def test_names_with_a_decimal_point_are_matched_exactly_first():
     labels = LabelSet(("2.0", "1.0"))
     assert [labels.id_of(v) for v in ("2.0", "1.0", 1.0)] == [0, 1, 1]
 
@@ -288,14 +288,14 @@ def test_hub_labels_keep_their_names(monkeypatch):
     assert examples.train["labels"][:] == [1, 1]
     hidden = datasets.Dataset.from_dict({"t": ["a", "b"], "l": [1, -1]}, features=features)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: hidden)
-    assert "glue (train) row 2: the label -1 is not one of neg, pos" in refused(classify("glue"), "classification")
+    assert "glue (train) row 2: the label -1 is not one of neg, pos" in error_of(classify("glue"), "classification")
 
 
 # --- training and evaluation rows ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("held_out", "said"), [("train[2:4]", "1 of 2 evaluation rows"), ("train[3:5]", None)])
-def test_evaluation_rows_that_are_trained_on_are_counted(jsonl, caplog, held_out: str, said: str | None):
+@pytest.mark.parametrize(("evaluation", "warning"), [("train[2:4]", "1 of 2 evaluation rows"), ("train[3:5]", None)])
+def test_evaluation_rows_that_are_also_training_rows_are_counted(jsonl, caplog, evaluation: str, warning: str | None):
     path = jsonl(*({"q": f"number {i}?", "a": str(i)} for i in range(5)))
-    load_examples(pair(path, split="train[:3]", eval=held_out), "generation")
-    assert (said in caplog.text) if said else ("evaluation rows" not in caplog.text)
+    load_examples(pair(path, split="train[:3]", eval=evaluation), "generation")
+    assert (warning in caplog.text) if warning else ("evaluation rows" not in caplog.text)

@@ -1,4 +1,4 @@
-"""Reading files: every kind, and what is said of a broken one."""
+"""Readers: every file format, and the message for a broken file."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from balora.errors import BALoraError
 ROWS = [{"q": 'one, "two"\nthree', "a": "1"}, {"q": "vier – ✓", "a": "2"}]
 
 
-def refused(path: Path) -> str:
+def error_of(path: Path) -> str:
     with pytest.raises(BALoraError) as error:
         read_table(path)
     return str(error.value)
 
 
-def test_every_kind_gives_the_same_rows(tmp_path):
+def test_every_file_format_gives_the_same_rows(tmp_path):
     for name in ("d.jsonl", "d.json", "d.csv", "d.parquet"):
         path = tmp_path / name
         match path.suffix:
@@ -42,25 +42,25 @@ def test_every_kind_gives_the_same_rows(tmp_path):
         assert table.columns == ("q", "a")
 
 
-def test_lines_are_counted_where_people_see_them(tmp_path):
+def test_locations_are_the_line_numbers_of_an_editor(tmp_path):
     (tmp_path / "d.jsonl").write_text('{"a": 1}\n\n{"a": 2}\n')
-    assert [p.rpartition(" ")[2] for p in read_table(tmp_path / "d.jsonl").places] == ["1", "3"]
+    assert [p.rpartition(" ")[2] for p in read_table(tmp_path / "d.jsonl").locations] == ["1", "3"]
     (tmp_path / "d.csv").write_text('a,b\n"x\ny",1\nz,2\n')
-    assert [p.rpartition(" ")[2] for p in read_table(tmp_path / "d.csv").places] == ["2", "4"]
+    assert [p.rpartition(" ")[2] for p in read_table(tmp_path / "d.csv").locations] == ["2", "4"]
     (tmp_path / "d.tsv").write_text("a\tb\nx\t1\n\nz\t2\n")
-    assert [p.rpartition(" ")[2] for p in read_table(tmp_path / "d.tsv").places] == ["2", "4"]
+    assert [p.rpartition(" ")[2] for p in read_table(tmp_path / "d.tsv").locations] == ["2", "4"]
     (tmp_path / "d.json").write_text('[{"a": 1}]')
-    assert read_table(tmp_path / "d.json").places == [f"{tmp_path / 'd.json'} row 1"]
+    assert read_table(tmp_path / "d.json").locations == [f"{tmp_path / 'd.json'} row 1"]
 
 
-def test_a_tsv_is_not_quoted(tmp_path):
+def test_quotation_marks_in_a_tsv_are_text(tmp_path):
     path = tmp_path / "d.tsv"
     path.write_text('s\tlabel\n"He said so\t0\nan "odd" one\t1\r\nlast"\t0', encoding="utf-8")
     assert [row["s"] for row in read_table(path).rows] == ['"He said so', 'an "odd" one', 'last"']
     assert [row["label"] for row in read_table(path).rows] == ["0", "1", "0"]
 
 
-def test_unusual_line_separators_stay_in_their_line(tmp_path):
+def test_unusual_line_separators_do_not_end_a_line(tmp_path):
     text = "a\u2028b\x85c\x1cd"
     (tmp_path / "d.jsonl").write_text(json.dumps({"t": text}, ensure_ascii=False) + "\n", encoding="utf-8")
     (tmp_path / "d.tsv").write_text(f"t\tn\n{text}\t1\n", encoding="utf-8")
@@ -68,7 +68,7 @@ def test_unusual_line_separators_stay_in_their_line(tmp_path):
     assert read_table(tmp_path / "d.tsv").rows == [{"t": text, "n": "1"}]
 
 
-def test_a_byte_order_mark_is_no_column(tmp_path):
+def test_a_byte_order_mark_is_ignored(tmp_path):
     for name, text in (("d.tsv", "a\tb\n1\t2\n"), ("d.csv", "a,b\n1,2\n"), ("d.jsonl", '{"a": "1", "b": "2"}\n')):
         (tmp_path / name).write_text(text, encoding="utf-8-sig")
         assert read_table(tmp_path / name).rows == [{"a": "1", "b": "2"}]
@@ -81,11 +81,11 @@ def test_json_under_data_and_json_lines_named_json(tmp_path):
     assert read_table(tmp_path / "e.json").rows == [{"a": 1}, {"a": 2}]
 
 
-def test_a_field_longer_than_csvs_own_limit(tmp_path):
+def test_a_field_can_be_longer_than_the_default_limit_of_csv(tmp_path):
     limit = csv.field_size_limit()
     (tmp_path / "d.csv").write_text("a,b\n" + "x" * 200_000 + ",1\n")
     assert len(read_table(tmp_path / "d.csv").rows[0]["a"]) == 200_000
-    assert csv.field_size_limit() == limit, "a setting of the whole process is put back"
+    assert csv.field_size_limit() == limit, "the limit of the process is restored"
 
 
 def test_columns_are_those_of_all_rows(tmp_path):
@@ -93,14 +93,14 @@ def test_columns_are_those_of_all_rows(tmp_path):
     assert read_table(tmp_path / "d.jsonl").columns == ("a", "b")
 
 
-def test_broken_jsonl_lines_are_named_three_at_most(tmp_path):
+def test_at_most_three_broken_jsonl_lines_are_named(tmp_path):
     path = tmp_path / "d.jsonl"
     path.write_text('{"a": 1}\n{"a": 2\n{"a": 3}\n')
-    assert refused(path) == (
+    assert error_of(path) == (
         f"A row of the data cannot be used. {path} line 2: not valid JSON (Expecting ',' delimiter at character 8)."
     )
     path.write_text('{"a": 1}\nx\n[1]\n"text"\n7\n{\n')
-    message = refused(path)
+    message = error_of(path)
     assert message.startswith("5 rows of the data cannot be used. ")
     assert f"{path} line 2: not valid JSON" in message
     assert f"{path} line 3: not an object with columns but [1]" in message
@@ -108,17 +108,17 @@ def test_broken_jsonl_lines_are_named_three_at_most(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         ("d.json", '[{"a": 1},\n{"a" 2}]', "d.json line 2: not valid JSON"),
         ("d.json", '{"a": 1}', "must hold a list of objects"),
         ("d.json", "[1, 2]", "2 rows of the data cannot be used"),
         ("d.csv", 'a,b\n"x"y,1\n', "d.csv line 2: not valid CSV"),
         ("d.csv", "a,b\n1,2\n1,2,3\n4\n", "2 rows of the data cannot be used"),
-        ("d.tsv", "a\tb\n1\t2\n1\n", "d.tsv line 3: 1 fields where the first line names 2 columns"),
+        ("d.tsv", "a\tb\n1\t2\n1\n", "d.tsv line 3: 1 fields, but the first line names 2 columns"),
         ("d.tsv", "a\ta\n1\t2\n", "names a column twice"),
         ("d.parquet", "PAR1 no", "is not a readable Parquet file"),
-        ("d.txt", "a", "not of a kind that can be read: .jsonl, .json, .csv, .tsv, .parquet"),
+        ("d.txt", "a", "not of a known kind; data files end in .jsonl, .json, .csv, .tsv, .parquet"),
         ("d.jsonl", "", "is empty: it has no rows"),
         ("d.jsonl", "\n\n", "is empty: it has no rows"),
         ("d.json", "", "is empty: it has no rows"),
@@ -127,29 +127,29 @@ def test_broken_jsonl_lines_are_named_three_at_most(tmp_path):
         ("d.tsv", "", "is empty: it has no rows"),
     ],
 )
-def test_broken_files(tmp_path, name, text, said):
+def test_broken_files_are_reported(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
-    assert said in refused(tmp_path / name)
+    assert message in error_of(tmp_path / name)
 
 
-def test_a_missing_file_names_the_nearest(tmp_path):
+def test_a_missing_file_suggests_the_nearest_name(tmp_path):
     (tmp_path / "train.jsonl").write_text("{}")
-    assert refused(tmp_path / "trian.jsonl").endswith("trian.jsonl. Did you mean 'train.jsonl'?")
-    assert "There is no data file" in refused(tmp_path / "none" / "train.jsonl")
+    assert error_of(tmp_path / "trian.jsonl").endswith("trian.jsonl. Did you mean 'train.jsonl'?")
+    assert "There is no data file" in error_of(tmp_path / "none" / "train.jsonl")
 
 
-def test_a_file_that_is_not_utf_8(tmp_path):
+def test_a_file_that_is_not_utf_8_is_refused(tmp_path):
     (tmp_path / "d.tsv").write_bytes("a\tb\ncaf\xe9\t1\n".encode("latin-1"))
-    assert "is not UTF-8 text" in refused(tmp_path / "d.tsv")
+    assert "is not UTF-8 text" in error_of(tmp_path / "d.tsv")
 
 
-def test_joined_tables_keep_their_places(tmp_path):
+def test_joined_tables_keep_their_locations(tmp_path):
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / name).write_text(json.dumps({"x": name}))
     table = join([read_table(tmp_path / "a.jsonl"), read_table(tmp_path / "b.jsonl")])
     assert [row["x"] for row in table.rows] == ["a.jsonl", "b.jsonl"]
-    assert [Path(place.split()[0]).name for place in table.places] == ["a.jsonl", "b.jsonl"]
+    assert [Path(location.split()[0]).name for location in table.locations] == ["a.jsonl", "b.jsonl"]
 
 
-def test_no_bad_row_is_no_error():
+def test_without_bad_rows_no_error_is_raised():
     BadRows().raise_if_any()

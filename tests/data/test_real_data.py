@@ -1,4 +1,4 @@
-"""Every real data set there is, loaded, and the first rows of it tokenized with the real tokenizers."""
+"""Every available real data set is loaded, and some rows are tokenized with real tokenizers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ TEXTS = ["sentence1", "sentence2"]
 
 
 def load(shared: Path, task: str, **data):
-    settings = RunConfig.from_dict(
+    config = RunConfig.from_dict(
         {"model": "m", "task": task, "output": "o", "data": {**data, "train": str(shared / "data" / data["train"])}}
     )
-    return settings.data, load_examples(settings.data, task)
+    return config.data, load_examples(config.data, task)
 
 
 @pytest.mark.parametrize(
@@ -100,8 +100,8 @@ def test_every_real_data_set_loads(shared_dir, task, data, rows, labels):
 @pytest.mark.parametrize(
     ("name", "rows"), [("CoLA/train", 8551), ("SST-2/train", 67349), ("RTE/train", 2490), ("STS-B/train", 5749)]
 )
-def test_every_row_of_glue_is_there(shared_dir, name, rows):
-    """With quotation marks read as CSV has them, 38 rows of STS-B would disappear into their neighbours."""
+def test_no_row_of_glue_is_lost(shared_dir, name, rows):
+    """Check the number of rows: with CSV quoting, 38 rows of STS-B would become part of other rows."""
     table = read_table(shared_dir / "data" / "glue" / f"{name}.tsv")
     assert len(table.rows) == rows
     if name.startswith("STS-B"):
@@ -127,14 +127,14 @@ def test_question_and_answer_with_a_real_tokenizer(shared_dir, stories):
     assert tokenizer.decode(row["input_ids"]) == f"<s> {first['prompt']}\n{first['response']}</s>"
 
 
-def test_the_spelling_model_is_met_as_it_was_trained(shared_dir):
-    """Its labels keep their leading <s>; without it the loss on its own training data is thirty times as large."""
+def test_the_spelling_model_sees_the_format_of_its_training(shared_dir):
+    """Check that labels keep their leading <s>; without it the loss on the training data is thirty times as large."""
     folder = shared_dir / "models" / "bart-g2p"
     data, examples = load(
         shared_dir, "seq2seq", train="g2p/pairs.jsonl", split="[:64]", prompt="word", response="phonemes",
         target_tokenizer=str(folder / "target"),
     )  # fmt: skip
-    source, target = (AutoTokenizer.from_pretrained(place) for place in (folder, folder / "target"))
+    source, target = (AutoTokenizer.from_pretrained(path) for path in (folder, folder / "target"))
     tokens = tokenize_examples(examples, source, data, "seq2seq", target_tokenizer=target)
     assert all(row["labels"][0] == 1 and row["labels"][-1] == 2 for row in tokens.train)
     assert 3 not in {token for row in tokens.train for token in row["labels"]}, "no unknown phoneme"

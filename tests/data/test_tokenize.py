@@ -1,4 +1,4 @@
-"""Tokens and labels: what is learnt, what is cut, what is left out. The tokenizer has one token per character."""
+"""Tokens and labels: learnt, cut and left-out parts. The tokenizer has one token per character."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def learnt(tokenizer, row) -> str:
     )
 
 
-def said(tokenizer, row) -> str:
+def decoded(tokenizer, row) -> str:
     return tokenizer.decode(row["input_ids"]).replace(" ", "")
 
 
@@ -39,9 +39,9 @@ def ids(tokenizer, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def with_start(**settings) -> transformers.PreTrainedTokenizerFast:
-    """A tokenizer that puts <s> in front and </s> behind by itself."""
-    tokenizer = tiny_tokenizer(**settings)
+def with_start(**config) -> transformers.PreTrainedTokenizerFast:
+    """Tokenizer that adds <s> before and </s> after a text."""
+    tokenizer = tiny_tokenizer(**config)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
@@ -49,7 +49,7 @@ def with_start(**settings) -> transformers.PreTrainedTokenizerFast:
 
 
 def merging() -> transformers.PreTrainedTokenizerFast:
-    """Has tokens for `ab` and `bc`, and merges `ab` first."""
+    """Tokenizer with tokens for `ab` and `bc`, which merges `ab` first."""
     pieces = ["<pad>", "<s>", "</s>", "<unk>", *"abc=", "ab", "bc"]
     model = models.BPE(vocab={p: i for i, p in enumerate(pieces)}, merges=[("a", "b"), ("b", "c")], unk_token="<unk>")
     tokenizer = Tokenizer(model)
@@ -66,7 +66,7 @@ def test_only_the_response_and_the_end_are_learnt(jsonl, tokenizer):
     assert row["labels"] == [-100] * 4 + [*ids(tokenizer, "yes"), EOS]
 
 
-def test_the_tokenizers_own_start_is_kept_and_its_end_not_doubled(jsonl):
+def test_the_tokenizers_start_token_is_kept_and_its_end_token_not_doubled(jsonl):
     tokenizer = with_start()
     assert start_ids(tokenizer) == [1]
     row = tokenize(pair(jsonl({"q": "ask", "a": "yes"}), separator=">"), tokenizer).train[0]
@@ -74,7 +74,7 @@ def test_the_tokenizers_own_start_is_kept_and_its_end_not_doubled(jsonl):
     assert row["labels"][:5] == [-100] * 5
 
 
-def test_at_inference_the_prompt_is_the_same_tokens(jsonl):
+def test_the_prompt_has_the_same_tokens_at_inference(jsonl):
     tokenizer = with_start()
     data = pair(jsonl({"q": "ask", "a": "yes"}), prompt_template="alpaca")
     row = tokenize(data, tokenizer).train[0]
@@ -84,20 +84,20 @@ def test_at_inference_the_prompt_is_the_same_tokens(jsonl):
     assert row["labels"][len(prompt)] != -100
 
 
-def test_an_end_that_is_already_there_is_enough(jsonl):
+def test_an_existing_end_token_is_not_repeated(jsonl):
     tokenizer = merging()
     row = tokenize(pair(jsonl({"q": "a", "a": "c</s>"}), separator="="), tokenizer).train[0]
     assert row["input_ids"].count(EOS) == 1
 
 
-def test_a_token_across_the_seam_is_not_made(jsonl):
+def test_no_token_spans_prompt_and_response(jsonl):
     tokenizer = merging()
-    whole = {name: tokenizer.convert_tokens_to_ids(name) for name in ("a", "b", "c", "ab", "bc", "=")}
+    number = {name: tokenizer.convert_tokens_to_ids(name) for name in ("a", "b", "c", "ab", "bc", "=")}
     rows = tokenize(pair(jsonl({"q": "=a", "a": "bc"}, {"q": "=ab", "a": "c"}), separator=""), tokenizer).train
-    assert ids(tokenizer, "=abc") == [whole["="], whole["ab"], whole["c"]]
-    assert rows[0]["input_ids"] == [whole["="], whole["a"], whole["bc"], EOS]
-    assert rows[0]["labels"] == [-100, -100, whole["bc"], EOS]
-    assert rows[1]["input_ids"] == [whole["="], whole["ab"], whole["c"], EOS]
+    assert ids(tokenizer, "=abc") == [number["="], number["ab"], number["c"]]
+    assert rows[0]["input_ids"] == [number["="], number["a"], number["bc"], EOS]
+    assert rows[0]["labels"] == [-100, -100, number["bc"], EOS]
+    assert rows[1]["input_ids"] == [number["="], number["ab"], number["c"], EOS]
 
 
 def test_templates():
@@ -114,17 +114,20 @@ def test_templates():
     assert separator_of("none", "") == ""
 
 
-def test_the_template_reaches_the_tokens(jsonl, tokenizer):
+def test_the_template_is_part_of_the_tokens(jsonl, tokenizer):
     rows = jsonl({"q": "ask", "a": "yes", "i": "more"}, {"q": "ask", "a": "yes", "i": ""})
     data = pair(rows, prompt_template="Q{prompt}I{input}A", input="i")
-    assert [said(tokenizer, row) for row in tokenize(data, tokenizer).train] == ["QaskImoreAyes</s>", "QaskIAyes</s>"]
+    assert [decoded(tokenizer, row) for row in tokenize(data, tokenizer).train] == [
+        "QaskImoreAyes</s>",
+        "QaskIAyes</s>",
+    ]
 
 
-def test_the_response_is_cut_on_its_right(jsonl, tokenizer):
+def test_the_response_is_cut_on_the_right(jsonl, tokenizer):
     tokens = tokenize(
         pair(jsonl({"q": "ask", "a": "yes"}, {"q": "a", "a": "y"}), separator=">", max_length=6), tokenizer
     )
-    assert [said(tokenizer, row) for row in tokens.train] == ["ask>ye", "a>y</s>"]
+    assert [decoded(tokenizer, row) for row in tokens.train] == ["ask>ye", "a>y</s>"]
     assert learnt(tokenizer, tokens.train[0]) == "ye"
     assert tokens.notes == ("1 of 2 training rows are longer than 6 tokens (data.max_length) and were cut.",)
 
@@ -139,15 +142,13 @@ def test_rows_without_a_target_are_left_out_and_counted(jsonl, tokenizer, caplog
     path = jsonl({"q": "long prompt", "a": "x"}, {"q": "a", "a": "y"}, {"q": "abcde", "a": "z"})
     with caplog.at_level(logging.WARNING, logger="balora"):
         tokens = tokenize(pair(path, separator=">", max_length=6), tokenizer)
-    assert [said(tokenizer, row) for row in tokens.train] == ["a>y</s>"]
-    note = (
-        "2 of 3 training rows were left out: within 6 tokens (data.max_length) nothing is left of them to learn from."
-    )
+    assert [decoded(tokenizer, row) for row in tokens.train] == ["a>y</s>"]
+    note = "2 of 3 training rows were left out, because they have nothing to learn within 6 tokens (data.max_length)."
     assert tokens.notes == (note,)
     assert [record.getMessage() for record in caplog.records] == [note]
 
 
-def test_nothing_left_at_all_names_the_length(jsonl, tokenizer):
+def test_if_every_row_is_left_out_the_error_names_the_needed_length(jsonl, tokenizer):
     path = jsonl({"q": "a" * 20, "a": "x"}, {"q": "a" * 9, "a": "yes"}, {"q": "a" * 30, "a": "z"})
     with pytest.raises(BALoraError) as error:
         tokenize(pair(path, separator=">", max_length=10), tokenizer)
@@ -157,23 +158,23 @@ def test_nothing_left_at_all_names_the_length(jsonl, tokenizer):
         "the prompts."
     )
     assert len(tokenize(pair(path, separator=">", max_length=11), tokenizer).train) == 1, (
-        "the number it names is enough"
+        "the number in the message is enough"
     )
 
 
-def test_nothing_left_to_evaluate_on(jsonl, tokenizer):
+def test_if_every_evaluation_row_is_left_out_an_error_is_raised(jsonl, tokenizer):
     dev = jsonl({"q": "a" * 99, "a": "x"}, name="dev.jsonl")
     with pytest.raises(BALoraError, match="None of the 1 evaluation rows keeps"):
         tokenize(pair(jsonl({"q": "a", "a": "x"}), max_length=10, eval=dev), tokenizer)
 
 
-def test_evaluation_rows_are_tokenized_alike(jsonl, tokenizer):
+def test_evaluation_rows_are_tokenized_like_training_rows(jsonl, tokenizer):
     rows = [{"q": "ask", "a": "yes"}, {"q": "a", "a": "no"}]
     tokens = tokenize(pair(jsonl(*rows), eval=jsonl(*rows, name="dev.jsonl")), tokenizer)
     assert tokens.eval.to_list() == tokens.train.to_list()
 
 
-def test_the_tokenizers_and_the_models_limits_hold(jsonl, tokenizer):
+def test_the_limits_of_tokenizer_and_model_apply(jsonl, tokenizer):
     path = jsonl({"q": "a", "a": "y" * 50})
     assert len(tokenize(pair(path), tokenizer, max_positions=20).train[0]["input_ids"]) == 20
     tokenizer.model_max_length = 15
@@ -182,26 +183,26 @@ def test_the_tokenizers_and_the_models_limits_hold(jsonl, tokenizer):
     assert "15 tokens (the tokenizer's model_max_length)" in tokens.notes[0]
 
 
-def test_a_tokenizer_without_an_end_is_mentioned(jsonl, tokenizer):
+def test_a_tokenizer_without_end_token_is_reported(jsonl, tokenizer):
     tokenizer.eos_token = None
     tokens = tokenize(pair(jsonl({"q": "ask", "a": "yes"}), separator=">"), tokenizer)
-    assert said(tokenizer, tokens.train[0]) == "ask>yes"
+    assert decoded(tokenizer, tokens.train[0]) == "ask>yes"
     assert "no end token, so the model cannot learn to stop" in tokens.notes[0]
 
 
-def test_many_rows_go_chunk_by_chunk_in_order(jsonl, tokenizer, monkeypatch):
+def test_many_rows_keep_their_order(jsonl, tokenizer, monkeypatch):
     from balora.data import tokenize as module
 
     path = jsonl(*({"q": "a", "a": str(i)} for i in range(23)))
-    whole = tokenize(pair(path), tokenizer).train.to_list()
+    expected = tokenize(pair(path), tokenizer).train.to_list()
     monkeypatch.setattr(module, "_CHUNK", 5)
-    assert tokenize(pair(path), tokenizer).train.to_list() == whole
+    assert tokenize(pair(path), tokenizer).train.to_list() == expected
 
 
 # --- plain text -------------------------------------------------------------------------------------------------------
 
 
-def test_of_plain_text_every_token_is_learnt(jsonl):
+def test_every_token_of_plain_text_is_learnt(jsonl):
     tokenizer = with_start()
     row = tokenize(DataConfig(train=jsonl({"t": "once"}), text="t"), tokenizer).train[0]
     assert row["input_ids"] == [1, *ids(tokenizer, "once"), EOS]
@@ -217,7 +218,7 @@ def test_a_text_of_one_token_has_no_target(jsonl, tokenizer):
 # --- sequence to sequence ---------------------------------------------------------------------------------------------
 
 
-def test_seq2seq_keeps_what_each_tokenizer_adds(jsonl):
+def test_seq2seq_keeps_the_special_tokens_of_each_tokenizer(jsonl):
     source, target = tiny_tokenizer(), with_start()
     data = pair(jsonl({"q": "ask", "a": "yes"}))
     row = tokenize(data, source, "seq2seq", target_tokenizer=target).train[0]
@@ -226,7 +227,7 @@ def test_seq2seq_keeps_what_each_tokenizer_adds(jsonl):
     assert row["input_ids"] == [1, *ids(target, "ask"), EOS]
 
 
-def test_seq2seq_cuts_each_side_and_keeps_its_end(jsonl):
+def test_seq2seq_cuts_prompt_and_response_and_keeps_the_end_tokens(jsonl):
     tokenizer = with_start()
     path = jsonl({"q": "question", "a": "answer"}, {"q": "q", "a": "a"})
     tokens = tokenize(pair(path, max_length=6, max_target_length=4), tokenizer, "seq2seq")
@@ -242,7 +243,7 @@ def test_seq2seq_cuts_each_side_and_keeps_its_end(jsonl):
     assert len(both["input_ids"]) == len(both["labels"]) == 4
 
 
-def test_a_cut_response_is_said_with_its_own_limit(jsonl):
+def test_a_cut_response_is_reported_with_its_own_limit(jsonl):
     tokenizer = with_start()
     tokenizer.model_max_length = 64
     path = jsonl({"q": "q", "a": "answer"}, {"q": "q", "a": "a"})
@@ -266,17 +267,17 @@ def test_texts_and_classes(jsonl):
     assert tokens.notes == ("1 of 2 training rows are longer than 6 tokens (data.max_length) and were cut.",)
 
 
-def test_a_pair_is_cut_where_it_is_longer(jsonl):
+def test_the_longer_text_of_a_pair_is_cut(jsonl):
     tokenizer = with_start()
     tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
     data = DataConfig(train=jsonl({"t": "long text", "u": "uv", "s": 2.5}), text=("t", "u"), score="s", max_length=8)
     row = tokenize(data, tokenizer, "regression").train[0]
-    assert said(tokenizer, row) == "<s>lon</s>uv</s>"
+    assert decoded(tokenizer, row) == "<s>lon</s>uv</s>"
     assert row["token_type_ids"] == [0] * 5 + [1] * 3
     assert row["labels"] == 2.5
 
 
-def test_what_comes_out_goes_into_a_model(jsonl):
+def test_a_model_accepts_the_batches(jsonl):
     from balora.data import make_collator
 
     tokenizer = with_start()

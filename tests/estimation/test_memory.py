@@ -8,13 +8,13 @@ from torch.utils.data import TensorDataset
 from transformers import LlamaForSequenceClassification, Trainer, TrainingArguments
 
 import balora
-from balora.config.steps import optimizer_steps
+from balora.config.training_arguments import optimizer_steps
 from balora.estimation.memory import estimate
 from balora.estimation.meta_device import on_meta
 from balora.methods import METHODS
-from balora.methods.adapt import check_options
-from balora.methods.quantization.quantize import Quantized
-from balora.models.hidden_states import HeadlessForward
+from balora.methods.adaptation import check_options
+from balora.methods.quantization.quantized_linear import QuantizedLinear
+from balora.models.hidden_states import HiddenStateExtractor
 from balora.training.generation_step import infer_task
 from families import FAMILIES
 from tiny import tiny_bert, tiny_llama, tiny_t5
@@ -49,7 +49,7 @@ def test_quantized_weights_are_estimated_exactly(bits: int) -> None:
     pytest.importorskip("bitsandbytes")
     real = balora.adapt(tiny_bert(), "lora", rank=4, bits=bits, double_quantization=False)
     taken = sum(p.nbytes for p in real.parameters())
-    layers = [m for m in real.modules() if isinstance(m, Quantized)]
+    layers = [m for m in real.modules() if isinstance(m, QuantizedLinear)]
     taken += sum(m.weight.quant_state.absmax.nbytes if bits == 4 else m.scale_O.nbytes for m in layers)
     how = {"dtype": torch.float32, "batch_size": 2, "length": 16, "steps": 1}
     found = estimate(adapted_on_meta(tiny_bert, "lora"), "classification", bits=bits, double_quantization=False, **how)
@@ -80,7 +80,7 @@ def test_activations_are_the_tensors_that_autograd_keeps(name: str) -> None:
         if task == "classification":
             model(**inputs)
         else:
-            HeadlessForward(model).hidden_states(model, {**inputs, "use_cache": False})
+            HiddenStateExtractor(model).hidden_states(model, {**inputs, "use_cache": False})
     real = sum(size for size, _ in storages.values())
     found = estimate(adapted_on_meta(build), task, dtype=torch.float32, batch_size=2, length=48, steps=1)
     # On the CPU, DeepSeek's attention keeps its scores, as its values are narrower than its keys; Mistral's window is a mask.

@@ -22,7 +22,7 @@ from balora.exporting.verification import compare, make_probe, probe_outputs
 from balora.exporting.weights import change_of, factor_difference
 from balora.loading.trained import load
 from balora.methods import adapt, load_trainable
-from balora.methods.initial_state import trainable
+from balora.methods.initial_state import trainable_parameters
 from tiny import tiny_bart, tiny_bert, tiny_gpt2, tiny_llama, tiny_roberta
 from trained_runs import LABELS, TrainedRun, batch, logits, trained_run
 
@@ -156,7 +156,7 @@ def test_a_lora_file_needs_no_balora(exported) -> None:
 def test_a_lora_file_is_the_exact_difference(exported) -> None:
     run, report = exported["llama-balora", "lora"]
     state = load_file(report.output / "adapter_model.safetensors")
-    now, start = dict(trainable(run.model)), run.trainer.teacher.initial
+    now, start = dict(trainable_parameters(run.model)), run.trainer.teacher.initial
     for name in (n for n in now if ".lora_A." in n):
         other = name.replace("lora_A", "lora_B")
         change = now[other].double() @ now[name].double() - start[other].double() @ start[name].double()
@@ -170,7 +170,7 @@ def test_a_merged_model_is_complete(exported) -> None:
     assert list(config["id2label"].values()) == LABELS
     assert config["architectures"] == ["RobertaForSequenceClassification"]
     head = load_file(report.output / "model.safetensors")["classifier.out_proj.weight"]
-    trained = next(p for name, p in trainable(run.model) if name.endswith("out_proj.weight"))
+    trained = next(p for name, p in trainable_parameters(run.model) if name.endswith("out_proj.weight"))
     assert torch.equal(head, trained)
     assert {"README.md", "tokenizer.json"} <= {path.name for path in report.files}
 
@@ -238,7 +238,7 @@ def test_rank_stabilised_scaling_is_preserved() -> None:
 
 def test_an_embedding_with_lora_is_merged_untransposed() -> None:
     model = adapt(tiny_llama(), "lora", rank=4, target_modules=["embed_tokens", "q_proj"])
-    for _, parameter in trainable(model):
+    for _, parameter in trainable_parameters(model):
         parameter.data += 0.1 * torch.randn_like(parameter)
     plain = tiny_llama()
     export_weights.merge_into(plain, change_of(model))
@@ -264,7 +264,7 @@ def test_a_model_with_an_adapted_embedding_is_exported(tmp_path: Path) -> None:
     tiny_llama().save_pretrained(base)
     model = adapt(AutoModelForCausalLM.from_pretrained(base), "lora", rank=4, target_modules=["q_proj", "embed_tokens"])
     with torch.no_grad():
-        for name, parameter in trainable(model):
+        for name, parameter in trainable_parameters(model):
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
     export(model, to="merged", output=tmp_path / "merged")
     tokens = torch.arange(4, 40)[None]

@@ -60,7 +60,7 @@ def test_a_lora_loads_in_plain_peft_and_agrees(family, method, tmp_path):
     assert (expected - start).abs().max() > 1e-2 * expected.abs().max(), "training moved nothing"
     plain = PeftModel.from_pretrained(MAKERS[family](), tmp_path / "lora")
     assert (logits(plain, batch) - expected).abs().max() <= 1e-4 * expected.abs().max()
-    assert report.rank == {"adalora": 4}.get(method, 8 if METHODS[method].shifts_base else 4) or method == "cordapp"
+    assert report.rank == {"adalora": 4}.get(method, 8 if METHODS[method].residual_base else 4) or method == "cordapp"
 
 
 @pytest.mark.parametrize(("family", "method"), cases([name for name, method in METHODS.items() if method.mergeable]))

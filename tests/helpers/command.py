@@ -1,4 +1,4 @@
-"""The command, run inside the test's process: the same `main`, without seconds of imports for every call."""
+"""The command inside the test's process: the same `main`, without the imports of a new process."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def train_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def config(tmp_path: Path, model_dir: Path, train_file: Path) -> Path:
-    """A run of a few seconds."""
+    """Config of a run that takes a few seconds."""
     path = tmp_path / "config.yaml"
-    settings = {
+    values = {
         "model": str(model_dir),
         "task": "generation",
         "data": {"train": str(train_file), "prompt": "question", "response": "answer", "max_length": 64},
@@ -71,5 +71,5 @@ def config(tmp_path: Path, model_dir: Path, train_file: Path) -> Path:
         },
         "output": str(tmp_path / "run"),
     }  # fmt: skip
-    path.write_text(yaml.safe_dump(settings))
+    path.write_text(yaml.safe_dump(values))
     return path

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 import balora
 from balora import BALoraTrainer, RegularizationConfig
-from balora.models.fsdp import reshard, whole
+from balora.models.fsdp import gather_tensors, reshard
 from balora.regularization import WEIGHTS
 from processes import in_two_processes
 from small_runs import ALL_TERMS, OFF, TOKEN_TERMS, Gradients, arguments, history
@@ -54,7 +54,7 @@ RESUMED = ("balora", "full")
 
 
 def gathered(named) -> dict[str, torch.Tensor]:
-    return {name: value.contiguous() for name, value in whole(named).items()}
+    return {name: value.contiguous() for name, value in gather_tensors(named).items()}
 
 
 class WholeGradients(Gradients):

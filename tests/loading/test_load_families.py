@@ -9,7 +9,7 @@ import torch
 
 import balora
 from balora.loading.trained import load_untrained
-from balora.methods.layers.weight_views import matrices
+from balora.methods.layers.weight_views import weight_matrices
 from bench import adapted, backward, logits, rows_for, step_of
 from families import FAMILIES, REGRESSION
 from tiny import pad_rows
@@ -55,7 +55,7 @@ def test_the_teacher_is_the_pre_trained_model_after_steps(family):
 def test_the_teacher_has_the_pre_trained_experts(family):
     model, step, _ = moved(FAMILIES[family], "pissa")
     weights = dict(FAMILIES[family]().named_parameters())
-    stacked = [m for m in matrices(model) if m.expert is not None]
+    stacked = [m for m in weight_matrices(model) if m.expert is not None]
     assert {m.expert for m in stacked} == {0, 1, 2, 3}
 
     def furthest() -> float:

@@ -7,7 +7,7 @@ from peft import PeftModel
 import balora
 from balora import BALoraError
 from balora.methods import METHODS
-from balora.methods.initial_state import own_tensors
+from balora.methods.initial_state import stored_parameters
 from balora.methods.layers.peft_lora import lora_layers
 from bench import UNROUNDED, adapt_with_all, adapted
 from tiny import tiny_bart, tiny_bert, tiny_causal, tiny_gpt2, tiny_llama, tiny_roberta, tiny_t5
@@ -97,7 +97,7 @@ def test_robertas_two_layer_head_is_trained_whole_and_not_adapted():
 def test_the_seed_decides_and_nothing_else(method):
     def start(seed: int, noise: int) -> torch.Tensor:
         torch.manual_seed(noise)
-        return torch.cat([p.detach().flatten() for _, p in own_tensors(adapted(tiny_llama, method, seed=seed))])
+        return torch.cat([p.detach().flatten() for _, p in stored_parameters(adapted(tiny_llama, method, seed=seed))])
 
     assert torch.equal(start(0, 1), start(0, 2))
     assert torch.equal(start(0, 1), start(1, 1)) == (method in EXACT)  # an exact decomposition draws nothing
@@ -165,7 +165,7 @@ def test_rank_zero_is_one_problem_not_two():
 def test_a_rank_above_a_target_is_refused_with_both_numbers_and_the_model_comes_back(method):
     model = tiny_llama()
     names, expected = [name for name, _ in model.named_modules()], logits(model)
-    with pytest.raises(BALoraError, match=r"Rank 33 is above .*q_proj is 32 × 32, so its rank is at most 32"):
+    with pytest.raises(BALoraError, match=r"Rank 33 is too high for .*q_proj is 32 × 32, so its rank is at most 32"):
         adapt_with_all(model, method, **({"rank": 22, "initial_rank": 33} if method == "adalora" else {"rank": 33}))
     assert [name for name, _ in model.named_modules()] == names
     assert torch.equal(logits(model), expected)
@@ -186,7 +186,7 @@ def test_targets_that_match_nothing_are_refused_with_the_names_there_are(target)
     with pytest.raises(BALoraError) as caught:
         balora.adapt(model, rank=4, target_modules=target)
     message = str(caught.value)
-    assert "matches no layer" in message and "There are down_proj, gate_proj, k_proj" in message
+    assert "matches no layer" in message and "The layers are down_proj, gate_proj, k_proj" in message
     if "model" not in target[0]:
         assert "Did you mean 'q_proj'?" in message
     assert not any("lora" in name for name, _ in model.named_modules())
@@ -194,14 +194,14 @@ def test_targets_that_match_nothing_are_refused_with_the_names_there_are(target)
 
 
 def test_a_name_that_is_meant_as_a_list_is_told_how_to_write_one():
-    with pytest.raises(BALoraError, match=r"A text is a regular expression over whole names; .* write \[q_proj\]\."):
+    with pytest.raises(BALoraError, match=r"A string is a regular expression over whole names; .* write \[q_proj\]\."):
         balora.adapt(tiny_llama(), rank=4, target_modules="q_proj")
 
 
 def test_a_model_that_is_adapted_already_is_refused():
     model = balora.adapt(tiny_llama(), rank=4)
     for again in (model, model.get_base_model()):
-        with pytest.raises(BALoraError, match="already carries an adapter"):
+        with pytest.raises(BALoraError, match="already has an adapter"):
             balora.adapt(again, rank=4)
 
 
@@ -216,7 +216,7 @@ def test_the_full_method_restarts_from_a_stored_head():
 @pytest.mark.parametrize("method", LOW_RANK)
 def test_a_restart_takes_the_stored_head_whatever_head_the_model_was_loaded_with(method):
     first = adapted(tiny_bert, method)
-    initial = {name: p.detach().clone() for name, p in own_tensors(first)}
+    initial = {name: p.detach().clone() for name, p in stored_parameters(first)}
     head = "base_model.model.classifier.modules_to_save.default.weight"
     initial[head] = initial[head] + 1.0  # a probe's, say
     fresh = tiny_bert()

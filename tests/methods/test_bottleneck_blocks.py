@@ -53,11 +53,13 @@ def test_both_ends_of_a_block_are_found(name: str) -> None:
 def test_a_block_with_one_end_unknown_is_refused(kind: str) -> None:
     ends = {"attention": "model.layers.0.self_attn.o_proj", "feed-forward": "model.layers.0.mlp.down_proj"}
     names = [name for ending, name in ends.items() if ending != kind]
-    with pytest.raises(BALoraError, match=rf"No layer in model\.layers\.0 .* is known to end its {kind} layer"):
+    with pytest.raises(
+        BALoraError, match=rf"No layer in model\.layers\.0 .* is known as the last of its {kind} sub-layer"
+    ):
         _check_blocks(nn.Module(), names, [AFTER_ATTENTION, AFTER_FEED_FORWARD])
 
 
 def test_a_model_with_bottlenecks_of_its_own_is_refused() -> None:
     model = transformers.MobileBertForMaskedLM(transformers.MobileBertConfig(num_hidden_layers=1, vocab_size=64))
-    with pytest.raises(BALoraError, match="bottlenecks of its own"):
+    with pytest.raises(BALoraError, match="already has bottleneck layers"):
         balora.adapt(model, method="houlsby", rank=2)

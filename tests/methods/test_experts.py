@@ -7,7 +7,7 @@ import torch
 
 import balora
 from balora import BALoraError
-from balora.methods.layers.weight_views import matrices
+from balora.methods.layers.weight_views import weight_matrices
 from bench import adapted, logits, rows_for
 from tiny import pad_rows, tiny_causal
 
@@ -25,7 +25,7 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_expert_starts_from_its_own_principal_components(family):
     plain, model = FAMILIES[family](), adapted(FAMILIES[family], "pissa", rank=3, alpha=6)
-    stacked = [m for m in matrices(model) if m.expert is not None]
+    stacked = [m for m in weight_matrices(model) if m.expert is not None]
     assert {m.expert for m in stacked} == {0, 1, 2, 3}
     weights = dict(plain.named_parameters())
     for matrix in stacked:
@@ -47,28 +47,30 @@ def test_a_step_moves_experts_and_the_function_starts_unchanged(family):
     assert (logits(model, inputs) - expected).abs().max() <= 1e-5 * expected.abs().max()
     model(**batch).loss.backward()
     moved = [
-        m for m in matrices(model) if m.expert is not None and m.layer.lora_B["default"].weight.grad.abs().max() > 0
+        m
+        for m in weight_matrices(model)
+        if m.expert is not None and m.layer.lora_B["default"].weight.grad.abs().max() > 0
     ]
     assert moved
 
 
 def test_layers_that_peft_takes_for_experts_are_left_out_aloud(caplog):
     model = adapted(FAMILIES["deepseek-v2"], "lora")
-    assert "not adapted: by their name peft takes them for experts" in caplog.text
-    assert not [m.name for m in matrices(model) if "shared_expert" in m.name]
+    assert "get no adapter, because peft reserves their name for experts' weights" in caplog.text
+    assert not [m.name for m in weight_matrices(model) if "shared_expert" in m.name]
     with pytest.raises(BALoraError, match=r"shared_experts\.up_proj cannot be adapted.*Leave it out"):
         balora.adapt(FAMILIES["deepseek-v2"](), "lora", rank=4, target_modules=["q_proj", "shared_experts.up_proj"])
 
 
 def test_experts_can_be_left_alone():
     model = balora.adapt(FAMILIES["mixtral"](), rank=4, target_modules=["q_proj", "v_proj"])
-    assert {m.name.rsplit(".", 1)[-1] for m in matrices(model)} == {"q_proj", "v_proj"}
+    assert {m.name.rsplit(".", 1)[-1] for m in weight_matrices(model)} == {"q_proj", "v_proj"}
 
 
 @pytest.mark.parametrize("targets", [["experts.gate_up_proj"], r".*gate_up_proj"])
 def test_experts_can_be_named(targets):
     model = balora.adapt(FAMILIES["mixtral"](), rank=4, target_modules=targets)
-    assert {m.layer.parameter_name for m in matrices(model)} == {"gate_up_proj"}
+    assert {m.layer.parameter_name for m in weight_matrices(model)} == {"gate_up_proj"}
 
 
 @pytest.mark.parametrize("method", ["dora", "adalora", "corda", "cordapp", "houlsby", "pfeiffer"])

@@ -12,7 +12,7 @@ from torch import nn
 
 import balora
 from balora import BALoraError
-from balora.methods.initial_state import own_tensors
+from balora.methods.initial_state import stored_parameters
 from balora.methods.layers.peft_lora import lora_layers
 from balora.models.classifier_head import final_linear
 from tiny import tiny_bart, tiny_bert, tiny_t5
@@ -104,7 +104,7 @@ def test_the_last_layer_of_the_head_makes_the_logits(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_restart_takes_the_stored_head(name: str, method: str) -> None:
     first = balora.adapt(FAMILIES[name].make(), method=method, rank=4)
-    initial = {key: value.detach().clone() for key, value in own_tensors(first)}
+    initial = {key: value.detach().clone() for key, value in stored_parameters(first)}
     fresh = FAMILIES[name].make()
     with torch.no_grad():
         fresh.get_submodule(FAMILIES[name].heads[0]).apply(lambda m: m.weight.zero_() if hasattr(m, "weight") else None)
@@ -114,6 +114,6 @@ def test_a_restart_takes_the_stored_head(name: str, method: str) -> None:
 
 def test_targets_in_the_head_alone_are_refused() -> None:
     with pytest.raises(
-        BALoraError, match=r"only classifier of the classification head.*Name layers below the head: dense"
+        BALoraError, match=r"only classifier, a part of the classification head.*Name layers below the head: dense"
     ):
         balora.adapt(tiny_bert(), rank=2, target_modules=["classifier"])

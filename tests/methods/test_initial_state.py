@@ -9,7 +9,7 @@ from torch import nn
 
 import balora
 from balora import BALoraError
-from balora.methods.initial_state import check_identity, initial_state_of, probe_logits
+from balora.methods.initial_state import check_same_function, initial_state_of, probe_logits
 from balora.models.adapted_model import evaluating
 from tiny import tiny_bart, tiny_bert, tiny_llama, tiny_t5
 
@@ -35,11 +35,11 @@ def test_there_is_nothing_to_probe_without_weights_or_tokens():
 def test_a_changed_function_is_refused_by_how_much():
     model = tiny_llama()
     before = probe_logits(model)
-    check_identity(before, model, "balora")
+    check_same_function(before, model, "balora")
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight.mul_(1.1)
-    with pytest.raises(BALoraError, match=r"Method 'balora' changed .* its logits moved by \d\.\d+ of"):
-        check_identity(before, model, "balora")
+    with pytest.raises(BALoraError, match=r"Method 'balora' changed .* its logits differ by \d\.\d+ of"):
+        check_same_function(before, model, "balora")
 
 
 def test_nan_weights_are_refused():
@@ -52,8 +52,8 @@ def test_nan_weights_are_refused():
 
 def test_the_record_says_how_the_adapter_started():
     start = initial_state_of(balora.adapt(tiny_llama(), method="pissa", rank=4, seed=7))
-    assert (start.method, start.shifts_base, start.options.seed) == ("pissa", True, 7)
-    assert not initial_state_of(balora.adapt(tiny_llama(), method="lora", rank=4)).shifts_base
+    assert (start.method, start.residual_base, start.options.seed) == ("pissa", True, 7)
+    assert not initial_state_of(balora.adapt(tiny_llama(), method="lora", rank=4)).residual_base
     assert initial_state_of(tiny_llama()) is None
 
 

@@ -11,8 +11,6 @@ import torch
 
 from balora import PretrainedTeacher
 from balora import methods as registry
-from balora.methods.init.residual_init import refuse_unsuitable
-from balora.methods.layers.peft_lora import wrap
 from bench import adapted, backward, logits, rows_for, step_of
 from tiny import pad_rows, tiny_gpt2, tiny_llama
 
@@ -53,13 +51,8 @@ def test_nothing_is_on_the_page_that_is_not_registered():
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2], ids=["llama", "gpt2"])
 def test_the_example_of_a_method_of_ones_own_works(make, monkeypatch):
     monkeypatch.setattr(registry.registry, "METHODS", dict(registry.METHODS))
-    module, entry = re.findall(r"```python title=[^\n]*\n(.*?)```", GUIDE, re.DOTALL)
-    names = {
-        "Method": registry.Method,
-        "register": registry.register,
-        "wrap": wrap,
-        "refuse_unsuitable": refuse_unsuitable,
-    }
+    module, entry = re.findall(r"```python title=[^\n]*\n(.*?)```", PAGE, re.DOTALL)
+    names = {}
     exec(module, names)
     exec(entry, names)
     assert "subspace" not in registry.METHODS, "nor is it in the tests that follow"

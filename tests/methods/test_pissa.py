@@ -200,5 +200,5 @@ def test_two_layers_that_share_storage_unseen_are_caught_by_the_probe():
     model = tiny_llama()
     first, second = (model.model.layers[i].mlp.up_proj for i in (0, 1))
     second.weight = nn.Parameter(first.weight.data)  # another Parameter over the same memory
-    with pytest.raises(BALoraError, match="changed the pre-trained model's function at its start"):
+    with pytest.raises(BALoraError, match="changed the function of the pre-trained model before training"):
         balora.adapt(model, rank=4)

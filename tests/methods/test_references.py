@@ -17,10 +17,9 @@ from transformers import TrainingArguments
 import balora
 from balora import BALoraTrainer
 from balora.methods.init.calibration import calibration_rows, input_covariances, weight_gradients
-from balora.methods.init.corda import oriented
-from balora.methods.init.corda_plus import allocate_ranks, log_compactness, selection_score
+from balora.methods.init.corda import allocate_ranks, decompose_with_covariance, log_compactness, selection_score
 from balora.methods.layers.peft_lora import lora_layers
-from balora.methods.layers.weight_views import matrices
+from balora.methods.layers.weight_views import weight_matrices
 from bench import adapted, rows_for
 from tiny import pad_rows, tiny_bert, tiny_gpt2, tiny_llama
 
@@ -91,7 +90,7 @@ def test_olora_starts_as_pefts_own():
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2], ids=["llama", "gpt2, transposed"])
 def test_milora_keeps_all_but_the_smallest_triplets_frozen(make):
     weights = dict(make().named_parameters())
-    for matrix in matrices(adapted(make, "milora", rank=4, alpha=10)):
+    for matrix in weight_matrices(adapted(make, "milora", rank=4, alpha=10)):
         whole = weights[f"{matrix.name}.weight"].double()
         whole = whole.T if matrix.layer.fan_in_fan_out else whole
         # The best approximation of rank n - 4 is what stays; the distance to it is the adapter's part.
@@ -174,7 +173,7 @@ def test_lora_ga_takes_the_gradients_directions(make):
     for matrix, gradient in weight_gradients(model, calibration(model)):
         reference = expected[f"{matrix.name}.weight"]
         torch.testing.assert_close(gradient, reference, atol=1e-6, rtol=1e-4, msg=matrix.name)
-    for matrix in matrices(adapted(make, "loraga", rank=4, gamma=9.0)):
+    for matrix in weight_matrices(adapted(make, "loraga", rank=4, gamma=9.0)):
         gradient = expected[f"{matrix.name}.weight"].double()
         left, _, right = torch.linalg.svd(gradient)
         a, b = matrix.factor_a_RI.double(), matrix.factor_b_OR.double()
@@ -247,7 +246,7 @@ def test_corda_decomposes_as_pefts_own(mode):
     rows = calibration(tiny_llama(), 6)
     model = adapted(tiny_llama, "corda", rank=4, alpha=10, samples=6, mode=mode)
     plain = tiny_llama()
-    for matrix in matrices(model):
+    for matrix in weight_matrices(model):
         layer = plain.get_submodule(matrix.name)
         x = inputs_by_hand(tiny_llama, matrix.name, rows)
         layer.covariance_matrix = (x.T @ x / len(x)).float()
@@ -264,7 +263,7 @@ def test_corda_decomposes_as_pefts_own(mode):
 def test_all_components_together_are_the_weight():
     torch.manual_seed(0)
     weight, x = torch.randn(5, 9), torch.randn(30, 9)
-    left, values, right = oriented(weight, x.T @ x / 30)
+    left, values, right = decompose_with_covariance(weight, x.T @ x / 30)
     torch.testing.assert_close(left * values @ right, weight, atol=1e-4, rtol=1e-4)
 
 
@@ -293,7 +292,7 @@ def test_each_layer_believes_the_sample_with_the_smallest_score(compactness):
     model = adapted(tiny_llama, "cordapp", rank=4, candidates=3, samples=2, compactness=compactness)
     rows = calibration(tiny_llama(), 6)
     plain, chosen = tiny_llama(), set()
-    for matrix in list(matrices(model))[:5]:
+    for matrix in list(weight_matrices(model))[:5]:
         weight = plain.get_submodule(matrix.name).weight.detach().double()
         parts, scores = [], []
         for number in range(3):
@@ -304,7 +303,7 @@ def test_each_layer_believes_the_sample_with_the_smallest_score(compactness):
             sigma = values if compactness == "wc" else torch.linalg.svdvals(covariance)
             pi = (len(weight) * sigma[0]).sqrt() / sigma[-1]
             scores.append(float(pi.log() * values[-4:].sum() / values[0]))
-            left, s, right = oriented(weight.float(), (x.T @ x / len(x)).float())
+            left, s, right = decompose_with_covariance(weight.float(), (x.T @ x / len(x)).float())
             parts.append(left[:, -matrix.rank :] * s[-matrix.rank :] @ right[-matrix.rank :])
         best = min(range(3), key=scores.__getitem__)
         chosen.add(best)

@@ -11,7 +11,7 @@ from torch import nn
 
 import balora
 from balora import BALoraError, PretrainedTeacher, RegularizationConfig
-from balora.models.hidden_states import HeadlessForward, valid_targets
+from balora.models.hidden_states import HiddenStateExtractor, valid_targets
 from balora.objective import Objective
 from balora.training.generation_step import GenerationStep
 from tiny import tiny_bart, tiny_bert, tiny_causal, tiny_gpt2, tiny_llama, tiny_t5
@@ -90,12 +90,12 @@ def test_hidden_states_and_the_written_down_head_make_the_models_logits(name):
     push(model)
     inputs, _ = batch(model)
     expected = model(**inputs).logits
-    headless = HeadlessForward(model)
+    headless = HiddenStateExtractor(model)
     hidden, outputs = headless.hidden_states(model, inputs)
     assert outputs.logits.numel() == 0, "no logits are made"
     found = headless.head().logits(hidden)
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
-    assert headless.agrees(model, inputs)
+    assert headless.head_matches(model, inputs)
     assert torch.equal(model(**inputs).logits, expected), "the model is as it was"
 
 
@@ -186,9 +186,9 @@ class SquaredLogits(nn.Module):
 def test_an_unknown_head_falls_back_to_the_plain_path_and_says_so(caplog):
     model = SquaredLogits(balora.adapt(tiny_llama(), rank=4))
     inputs, labels = batch(model)
-    headless = HeadlessForward(model)
+    headless = HiddenStateExtractor(model)
     assert headless.head() is not None
-    assert not headless.agrees(model, inputs)
+    assert not headless.head_matches(model, inputs)
     objective = Objective(STRONG, "generation")
     step = GenerationStep(model, objective, PretrainedTeacher(model))
     with caplog.at_level(logging.WARNING, logger="balora"):
@@ -205,49 +205,49 @@ def test_dropout_on_an_adapted_head_takes_the_plain_path():
     model = balora.adapt(
         tiny_llama(tie_word_embeddings=False), rank=4, target_modules=["lm_head", "q_proj"], dropout=0.1
     )
-    assert HeadlessForward(model).head() is None
-    assert not HeadlessForward(model).agrees(model, batch(model)[0])
+    assert HiddenStateExtractor(model).head() is None
+    assert not HiddenStateExtractor(model).head_matches(model, batch(model)[0])
 
 
 def test_a_switched_off_adapter_on_the_head_is_not_written_down():
     model = adapted_head()
     with model.disable_adapter():
-        assert HeadlessForward(model).head() is None
+        assert HiddenStateExtractor(model).head() is None
 
 
 def test_bfloat16_and_autocast_still_take_the_fused_path():
     model = balora.adapt(tiny_llama().bfloat16(), rank=4)
     inputs, _ = batch(model)
-    assert HeadlessForward(model).agrees(model, inputs)
+    assert HiddenStateExtractor(model).head_matches(model, inputs)
     model = balora.adapt(tiny_llama(), rank=4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         # What accelerate does to the model for `bf16=True`: its forward alone is under autocast.
-        narrow = HeadlessForward(model).agrees(model, inputs)
+        narrow = HiddenStateExtractor(model).head_matches(model, inputs)
     assert narrow
 
     def under_autocast(**given):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return model(**given)
 
-    assert HeadlessForward(model).agrees(under_autocast, inputs)
+    assert HiddenStateExtractor(model).head_matches(under_autocast, inputs)
 
 
 def test_a_wrong_scale_is_seen_in_bfloat16_too():
     model = tiny_llama().bfloat16()
     model.config.logit_scale = 1.1  # a Llama pays no heed to it
-    assert not HeadlessForward(model).agrees(model, batch(model)[0])
+    assert not HiddenStateExtractor(model).head_matches(model, batch(model)[0])
 
 
 def test_the_outputs_keep_their_graph_for_ddp_to_follow():
     model = balora.adapt(tiny_llama(), rank=4)
-    _, outputs = HeadlessForward(model).hidden_states(model, batch(model)[0])
+    _, outputs = HiddenStateExtractor(model).hidden_states(model, batch(model)[0])
     assert outputs.logits.grad_fn is not None
 
 
 def test_the_head_is_itself_again_after_an_error_and_beside_a_hook():
     model = tiny_llama()
     inputs, _ = batch(model)
-    headless = HeadlessForward(model)
+    headless = HiddenStateExtractor(model)
     with pytest.raises(ValueError, match="exactly one of"):
         headless.hidden_states(model, {"nonsense": inputs["input_ids"][0]})
     assert "forward" not in model.lm_head.__dict__
@@ -263,7 +263,7 @@ def test_the_head_is_itself_again_after_an_error_and_beside_a_hook():
 
 def test_a_model_without_a_head_is_refused():
     with pytest.raises(BALoraError, match="BertModel has no output layer"):
-        HeadlessForward(tiny_bert().bert)
+        HiddenStateExtractor(tiny_bert().bert)
 
 
 def test_targets_of_a_causal_model_are_one_to_the_right():
@@ -300,13 +300,13 @@ def test_the_models_own_logits_at_some_positions(name):
     inputs, labels = batch(model)
     mask, _ = valid_targets(labels, shift=True)
     expected = model(**inputs).logits[mask]
-    found = HeadlessForward(model).logits_at(model, inputs, mask)
+    found = HiddenStateExtractor(model).logits_at(model, inputs, mask)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
-    assert HeadlessForward(model).logits_at(model, inputs, torch.zeros_like(mask)).shape == (0, 97)
+    assert HiddenStateExtractor(model).logits_at(model, inputs, torch.zeros_like(mask)).shape == (0, 97)
 
 
 def test_neither_the_trial_of_the_head_nor_the_first_check_makes_a_whole_batch_of_logits(monkeypatch):
-    monkeypatch.setattr("balora.models.hidden_states.SAMPLE", 5)
+    monkeypatch.setattr("balora.models.hidden_states.SAMPLE_POSITIONS", 5)
     model = balora.adapt(tiny_llama(), rank=4)
     inputs, labels = batch(model)
     rows = []

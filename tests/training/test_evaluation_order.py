@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from balora.config.run_config import RunConfig
-from balora.data.by_length import shortest_first
+from balora.data.collate import shortest_first
 from balora.training.run import prepare
 from tiny import tiny_bert, tiny_llama, tiny_tokenizer
 

@@ -13,7 +13,8 @@ import balora
 from balora import BALoraError
 from balora.checkpoints import checkpoint as ckpt
 from balora.methods.fingerprint import first_mismatch
-from balora.methods.quantization.quantize import Quantized, take_over
+from balora.methods.quantization.quantize import replace_bitsandbytes_layers
+from balora.methods.quantization.quantized_linear import QuantizedLinear
 from bench import adapted
 from small_runs import ALL_TERMS, flat, history, trainer
 from tiny import tiny_bert, tiny_gpt2, tiny_llama
@@ -87,7 +88,7 @@ def test_a_run_is_loaded_as_it_was_and_merges_as_it_is(make, task, method, tmp_p
     inputs = batch(run.model)
     expected = logits(run.model, inputs)
     loaded = balora.load(run.folder)
-    assert {m.bits for m in loaded.modules() if isinstance(m, Quantized)} == {4}
+    assert {m.bits for m in loaded.modules() if isinstance(m, QuantizedLinear)} == {4}
     assert torch.equal(logits(loaded, inputs), expected)
     report = balora.export(run.folder, to="merged", output=tmp_path / "merged")
     assert report.largest_difference < 1e-4 * max(1.0, expected.abs().max()) and report.note is None
@@ -109,7 +110,7 @@ def test_where_the_weights_stay_the_lora_is_for_the_base_in_as_few_bits(rounding
     card = (tmp_path / "lora" / "README.md").read_text()
     assert "quantization_config=bits" in card and f"load_in_{bits}bit=True" in card
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=rounding)
-    take_over(base)  # bitsandbytes' own forward is not exact on the CPU
+    replace_bitsandbytes_layers(base)  # bitsandbytes' own forward is not exact on the CPU
     plain = PeftModel.from_pretrained(base, tmp_path / "lora")
     assert (logits(plain, inputs) - expected).abs().max() <= 1e-4 * expected.abs().max()
     whole = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "lora")

@@ -14,7 +14,7 @@ import sharded_processes
 from balora.checkpoints import checkpoint as ckpt
 from balora.errors import BALoraError
 from balora.methods import find_method
-from balora.models.fsdp import is_finite, is_shard, is_sharded, part_of, reshard, shard, whole
+from balora.models.fsdp import gather_tensors, is_dtensor, is_finite, is_sharded, local_shard, local_slice, reshard
 from balora.teacher import logit_cache as logit_memory
 from balora.training.sharding_checks import check_sharding
 from processes import run_script
@@ -105,11 +105,11 @@ def test_rounded_weights_are_refused_and_all_problems_are_named():
 
 def test_without_shards_everything_is_as_it_is():
     layer = nn.Linear(3, 2)
-    assert not is_sharded(layer) and not is_shard(layer.weight)
+    assert not is_sharded(layer) and not is_dtensor(layer.weight)
     reshard(layer)
-    assert shard(layer.weight).data_ptr() == layer.weight.data_ptr()
+    assert local_shard(layer.weight).data_ptr() == layer.weight.data_ptr()
     value = torch.ones(2, 3)
-    assert part_of(value, layer.weight) is value
-    assert whole([("w", layer.weight)])["w"].tolist() == layer.weight.tolist()
-    assert whole([("w", layer.weight)], keep=False) == {}
+    assert local_slice(value, layer.weight) is value
+    assert gather_tensors([("w", layer.weight)])["w"].tolist() == layer.weight.tolist()
+    assert gather_tensors([("w", layer.weight)], keep=False) == {}
     assert is_finite(layer.weight) and not is_finite(torch.tensor([torch.nan]))

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from balora.errors import BALoraError
 from balora.files import fsync, read_json
 from balora.methods.fingerprint import Fingerprint, fingerprint, first_mismatch
-from balora.methods.initial_state import initial_state_of, own_tensors
+from balora.methods.initial_state import initial_state_of, stored_parameters
 from balora.methods.layers.peft_lora import adapted_names
-from balora.methods.quantization.quantize import plain_parameters
+from balora.methods.quantization.quantize import dequantized_parameters
 from balora.methods.registry import find_method
 from balora.models.classifier_head import HEAD_NAMES
 
@@ -72,9 +72,11 @@ def initial_weights_of(
     Values that a new load of the pre-trained model gives (full fine-tuning) are fingerprinted, not stored.
     """
     state = initial_state_of(model)
-    adapter = {**state.facts(), "targets": adapted_names(model)} if state else {}
+    adapter = {**state.to_dict(), "targets": adapted_names(model)} if state else {}
     stored = {name: value for name, value in values.items() if not in_pretrained_model(model, name)}
-    stored |= {name: p.detach() for name, p in own_tensors(model) if name not in values}  # frozen, so still initial
+    stored |= {
+        name: p.detach() for name, p in stored_parameters(model) if name not in values
+    }  # frozen, so still initial
     return InitialWeights(stored, pretrained_fingerprint(model, values), {**adapter, **(metadata or {})})
 
 
@@ -84,7 +86,9 @@ def pretrained_fingerprint(model: nn.Module, values: Mapping[str, Tensor]) -> Fi
     The heads under peft's trained copies are left out: they are random and never run.
     """
     frozen = (
-        (name, p) for name, p in plain_parameters(model) if not p.requires_grad and ".original_module." not in name
+        (name, p)
+        for name, p in dequantized_parameters(model)
+        if not p.requires_grad and ".original_module." not in name
     )
     return fingerprint(itertools.chain(frozen, ((n, v) for n, v in values.items() if in_pretrained_model(model, n))))
 

@@ -15,7 +15,7 @@ import yaml
 from transformers import BitsAndBytesConfig
 
 from balora.config.run_config import HARMLESS, RunConfig, flatten
-from balora.data import describe_conditions
+from balora.data import describe_perturbations
 from balora.data.hub import looks_local
 from balora.methods import METHODS
 from balora.objective import Objective
@@ -178,7 +178,7 @@ def _data(config: RunConfig, provenance: Mapping[str, Any]) -> str:
         rows.append(("Prompt template", f"`{template}`"))
     rows.append(("Longest example", f"{data.max_length} tokens"))
     if facts.get("conditions"):
-        rows.append(("Conditions", _plain(describe_conditions(facts["conditions"]).partition(": ")[2])))
+        rows.append(("Conditions", _plain(describe_perturbations(facts["conditions"]).partition(": ")[2])))
     if facts.get("digest"):
         rows.append(("Digest", _plain(facts["digest"])))
     return f"## Data\n\n{_table(('', ''), rows)}"

@@ -1,6 +1,6 @@
-"""The `balora` command: one file per verb, each as thin as it can be."""
+"""The `balora` command: one file per verb. A verb imports torch and transformers only after its input has been checked."""
 
 import logging
 
-# peft imports bitsandbytes where it is installed, which looks for a faster kernel on a hub and warns of having none.
+# peft imports bitsandbytes if it is installed, which looks for a faster kernel on a hub and warns if there is none.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -1,136 +1,109 @@
-"""`balora evaluate`: what a model can do, task by task."""
+"""`balora evaluate`: scores of a model on tasks."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any
 
 import typer
+from typer import Option
 
+from balora.cli.options import check_judge, listed
 from balora.errors import BALoraError
+from balora.logging_control import quiet_libraries
 
-_JUDGE = "MT-Bench's judge"
-_CODE = "Programs (HumanEval, MBPP)"
-_GENERATION = "Generation"
+_Generation = functools.partial(Option, rich_help_panel="Generation")
+_Code = functools.partial(Option, rich_help_panel="Programs (HumanEval, MBPP)")
+_Judge = functools.partial(Option, rich_help_panel="MT-Bench's judge")
+_MODEL_HELP = "A run directory, a model's folder or hub id, or 'reference'."
 
 
 def evaluate(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN|MODEL", help="A run's folder, a model's folder or hub id, or 'reference'.", show_default=False
-        ),
-    ],
-    tasks: Annotated[str, typer.Option(help="Names, with commas between them; 'list' shows them.", show_default=False)],
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help=_MODEL_HELP, show_default=False)],
+    tasks: Annotated[str, Option(help="Names, separated by commas; 'list' prints all names.", show_default=False)],
     output: Annotated[
-        Path | None, typer.Option(help="The folder of the results. Default: RUN/evaluation, evaluation/MODEL.")
+        Path | None, Option(help="Folder of the results. Default: RUN/evaluation or evaluation/MODEL.")
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(metavar="TASK=PLACE", help="Local file, folder or hub id of a task's rows; may be repeated."),
+        Option(metavar="TASK=PATH", help="File, folder or hub id with the rows of a task. Can be repeated."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first rows of every task.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Prompts or rows at once.")] = 8,
-    device: Annotated[
-        str | None, typer.Option(help="Such as cpu or cuda:1. Default: a GPU where there is one.")
-    ] = None,
+    limit: Annotated[int | None, Option(help="Use only this many rows of every task, from the first.")] = None,
+    batch_size: Annotated[int, Option(help="Prompts or rows in a batch.")] = 8,
+    device: Annotated[str | None, Option(help="Device, such as cpu or cuda:1. Default: a GPU if there is one.")] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16, float16. Default: the run's, or as stored.")
+        str | None, Option(help="float32, bfloat16 or float16. Default: that of the run or checkpoint.")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    revision: Annotated[str | None, Option(help="Branch, tag or commit of a hub model.")] = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Code that comes with a model may run.")
+        bool, Option("--trust-remote-code", help="Let Python code from the model's repository run.")
     ] = False,
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Weights in pickle form may be loaded.")] = False,
-    few_shot: Annotated[int | None, typer.Option(help="Examples in the prompt of an lm-eval task.")] = None,
+    allow_pickle: Annotated[bool, Option("--allow-pickle", help="Allow loading weights in pickle form.")] = False,
+    few_shot: Annotated[int | None, Option(help="Number of examples in the prompt of an lm-eval task.")] = None,
     prompt_template: Annotated[
-        str | None,
-        typer.Option(
-            help="none, alpaca, chat, or text with {prompt}. Default: the run's.", rich_help_panel=_GENERATION
-        ),
+        str | None, _Generation(help="none, alpaca, chat, or a text that contains {prompt}. Default: the run's.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="transformers or vllm.", rich_help_panel=_GENERATION)] = "transformers",
-    max_new_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens of an answer. Default: the task's.", rich_help_panel=_GENERATION)
-    ] = None,
+    engine: Annotated[str, _Generation(help="transformers or vllm.")] = "transformers",
+    max_new_tokens: Annotated[int | None, _Generation(help="Maximum tokens of an answer. Default: the task's.")] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="0 is greedy. Default: the task's.", rich_help_panel=_GENERATION)
+        float | None, _Generation(help="Sampling temperature; 0 is greedy. Default: the task's.")
     ] = None,
-    top_p: Annotated[float, typer.Option(help="Share that is sampled from.", rich_help_panel=_GENERATION)] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of sampling.", rich_help_panel=_GENERATION)] = 42,
-    samples: Annotated[int, typer.Option(help="Programs per problem.", rich_help_panel=_CODE)] = 1,
-    k: Annotated[str, typer.Option(help="The k of pass@k, such as 1,10.", rich_help_panel=_CODE)] = "1",
-    code_timeout: Annotated[float, typer.Option(help="Seconds a program may run.", rich_help_panel=_CODE)] = 15.0,
-    workers: Annotated[int | None, typer.Option(help="Programs run at once.", rich_help_panel=_CODE)] = None,
-    unsafe_code: Annotated[
-        bool, typer.Option("--unsafe-code", help="Run programs without a sandbox.", rich_help_panel=_CODE)
-    ] = False,
-    judge_url: Annotated[
-        str | None, typer.Option(help="An OpenAI-compatible base URL.", rich_help_panel=_JUDGE)
-    ] = None,
-    judge_model: Annotated[str | None, typer.Option(help="The judge's name there.", rich_help_panel=_JUDGE)] = None,
-    judge_key_variable: Annotated[
-        str, typer.Option(help="Environment variable that holds the key.", rich_help_panel=_JUDGE)
-    ] = "OPENAI_API_KEY",
-    judge_timeout: Annotated[float, typer.Option(help="Seconds for one judgment.", rich_help_panel=_JUDGE)] = 120.0,
+    top_p: Annotated[float, _Generation(help="Nucleus sampling: probability to sample from.")] = 1.0,
+    seed: Annotated[int, _Generation(help="Random seed of sampling.")] = 42,
+    samples: Annotated[int, _Code(help="Programs to generate per problem.")] = 1,
+    k: Annotated[str, _Code(help="Values of k for pass@k, such as 1,10.")] = "1",
+    code_timeout: Annotated[float, _Code(help="Time limit of a program in seconds.")] = 15.0,
+    workers: Annotated[int | None, _Code(help="Programs to run at the same time.")] = None,
+    unsafe_code: Annotated[bool, _Code("--unsafe-code", help="Run programs without a sandbox.")] = False,
+    judge_url: Annotated[str | None, _Judge(help="Base URL of an OpenAI-compatible server.")] = None,
+    judge_model: Annotated[str | None, _Judge(help="Name of the judge on that server.")] = None,
+    judge_key_variable: Annotated[str, _Judge(help="Environment variable with the API key.")] = "OPENAI_API_KEY",
+    judge_timeout: Annotated[float, _Judge(help="Time limit of one judgment in seconds.")] = 120.0,
 ) -> None:
-    """Measure RUN or MODEL on tasks. The same command goes on where an interrupted one stopped, and repeats nothing."""
-    # Imported here: `balora --help` need not wait for it.
-    from balora.evaluation.evaluate import evaluate as measure
-    from balora.evaluation.options import Engine, EvaluationOptions, JudgeOptions
-    from balora.evaluation.registry import describe_tasks
-
+    """Evaluate RUN or MODEL on tasks. If an evaluation was interrupted, the same command continues it."""
     if tasks == "list":
+        from balora.evaluation.registry import describe_tasks
+
         for line in describe_tasks():
             typer.echo(line)
         return
-    if (judge_url is None) != (judge_model is None):
-        raise BALoraError("A judge is a URL and a model: give --judge-url and --judge-model together.")
-    judge = None
+    check_judge(judge_url, judge_model)
+    chosen: dict[str, Any] = {"data": _paths(data or []), "ks": _numbers(k)}
+    from balora.evaluation.options import EvaluationOptions, JudgeOptions
+    from balora.evaluation.registry import find_tasks
+
     if judge_url is not None and judge_model is not None:
-        judge = JudgeOptions(
+        chosen["judge"] = JudgeOptions(
             base_url=judge_url, model=judge_model, key_variable=judge_key_variable, timeout=judge_timeout
         )
-    options = EvaluationOptions(
-        data=_places(data or []),
-        limit=limit,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        samples=samples,
-        ks=_numbers(k),
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        prompt_template=prompt_template,
-        engine=cast(Engine, engine),
-        device=device,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-        few_shot=few_shot,
-        unsafe_code=unsafe_code,
-        code_timeout=code_timeout,
-        workers=workers,
-        judge=judge,
-    )
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
-    result = measure(model, names, output=output, options=options, say=typer.echo)
+    # The other options have the names of the fields.
+    fields = {field.name for field in dataclasses.fields(EvaluationOptions)} - chosen.keys()
+    options = EvaluationOptions(**chosen, **{name: context.params[name] for name in fields & context.params.keys()})
+    find_tasks(listed(tasks))  # a misspelt name is reported before torch is imported
+    quiet_libraries()
+    from balora.evaluation.evaluate import evaluate as run_evaluation
+
+    result = run_evaluation(model, listed(tasks), output=output, options=options, say=typer.echo)
     typer.echo(f"Results: {result.folder}")
 
 
-def _places(pairs: list[str]) -> dict[str, str]:
-    places = {}
+def _paths(pairs: list[str]) -> dict[str, str]:
+    """Parse the values of --data: a path by task."""
+    paths = {}
     for pair in pairs:
-        task, sign, place = pair.partition("=")
-        if not (task and sign and place):
-            raise BALoraError(f"--data is written TASK=PLACE, such as gsm8k=test.jsonl, not {pair!r}.")
-        places[task] = place
-    return places
+        task, sign, path = pair.partition("=")
+        if not (task and sign and path):
+            raise BALoraError(f"--data must have the form TASK=PATH, such as gsm8k=test.jsonl, not {pair!r}.")
+        paths[task] = path
+    return paths
 
 
 def _numbers(text: str) -> tuple[int, ...]:
+    """Parse the value of --k."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise BALoraError(f"--k is whole numbers with commas between them, such as 1,10, not {text!r}.") from None
+        raise BALoraError(f"--k must be whole numbers, separated by commas, such as 1,10, not {text!r}.") from None

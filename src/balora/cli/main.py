@@ -1,38 +1,55 @@
-"""The `balora` command: thin, one file per verb, one sentence per mistake."""
+"""Entry point of the `balora` command: it runs a verb and prints a mistake as one message."""
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
 
 import typer
 
+import balora
 from balora.cli import compare, evaluate, export, methods, quickstart, report, reproduce, teacher, train, validate
 from balora.errors import BALoraError
-from balora.logging_control import quiet_libraries
 
 app = typer.Typer(
     name="balora",
-    help="Bias-alleviating low-rank fine-tuning (BA-LoRA, ICLR 2026) for the Hugging Face ecosystem.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(train.train)
-app.command()(validate.validate)
-app.command()(teacher.teacher)
-app.command()(methods.methods)
-app.command()(compare.compare)
-app.command()(reproduce.reproduce)
-app.command()(export.export)
-app.command()(evaluate.evaluate)
-app.command()(report.report)
-app.command()(quickstart.quickstart)
+for verb in (
+    train.train,
+    validate.validate,
+    teacher.teacher,
+    methods.methods,
+    compare.compare,
+    reproduce.reproduce,
+    export.export,
+    evaluate.evaluate,
+    report.report,
+    quickstart.quickstart,
+):
+    app.command()(verb)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"balora {balora.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Bias-alleviating low-rank fine-tuning (BA-LoRA, ICLR 2026) for the Hugging Face ecosystem."""
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one sentence and status 2, never a traceback."""
-    quiet_libraries()
+    """Run the command. A mistake by the user ends in one message and status 2, without a traceback."""
     try:
         app()
     except BALoraError as error:
@@ -45,8 +62,8 @@ def main() -> None:
         _stop(f"unexpected {type(error).__name__}: {error} (set BALORA_TRACEBACK=1 to see where)", 1)
 
 
-def _stop(sentence: str, status: int) -> None:
-    print(f"balora: {sentence}", file=sys.stderr)
+def _stop(message: str, status: int) -> None:
+    print(f"balora: {message}", file=sys.stderr)
     sys.exit(status)
 
 

@@ -1,4 +1,4 @@
-"""`balora quickstart`: the whole story on a packaged tiny model, offline."""
+"""`balora quickstart`: fine-tuning from start to report on a packaged tiny model, offline."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
+from balora.logging_control import quiet_libraries
+
 
 def quickstart(
-    output: Annotated[Path, typer.Option(help="The folder to write.")] = Path("quickstart"),
+    output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("quickstart"),
 ) -> None:
-    """Fine-tune the packaged model with LoRA, PiSSA and BA-LoRA on a small noisy task, and show what was measured."""
+    """Fine-tune the packaged model with LoRA, PiSSA and BA-LoRA on a small noisy task, and show the measurements."""
+    quiet_libraries()
     from balora.experiments.quickstart.pipeline import tell
 
     tell(output, say=typer.echo)

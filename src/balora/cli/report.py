@@ -1,4 +1,4 @@
-"""`balora report`: one page over runs or a comparison."""
+"""`balora report`: one HTML page about runs or a comparison."""
 
 from __future__ import annotations
 
@@ -7,24 +7,28 @@ from typing import Annotated
 
 import typer
 
+from balora.cli.options import require_folder
+from balora.logging_control import quiet_libraries
+
 
 def report(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A run's folder, a comparison's, or one that holds such.")
+        Path, typer.Argument(metavar="DIR", help="A run directory, a comparison's folder, or a folder with several.")
     ],
     output: Annotated[
-        Path | None, typer.Option(help="The HTML file; report.html in DIR by default.", show_default=False)
+        Path | None, typer.Option(help="HTML file to write. Default: report.html in DIR.", show_default=False)
     ] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(help="What differences are taken to; the comparison's own by default.", show_default=False),
+        typer.Option(help="Row that differences are computed to. Default: the comparison's own.", show_default=False),
     ] = None,
     samples: Annotated[
-        int, typer.Option(min=0, help="Prompts to answer with the pre-trained and the tuned models; loads them all.")
+        int, typer.Option(min=0, help="Prompts that the pre-trained and tuned models answer. Above 0, all are loaded.")
     ] = 0,
 ) -> None:
-    """Show DIR in one self-contained HTML page: curves, tables, settings, samples, provenance, and what is doubtful."""
-    # Imported here: `balora --help` need not wait for it.
+    """Show DIR in one self-contained HTML page: curves, tables, config, samples, provenance and warnings."""
+    require_folder(folder)
+    quiet_libraries()
     from balora.report.page import report as write
 
     typer.echo(write(folder, output=output, baseline=baseline, samples=samples, say=typer.echo))

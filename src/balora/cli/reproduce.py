@@ -8,62 +8,47 @@ from typing import Annotated
 
 import typer
 
-from balora.cli.compare import Engine, listed
+from balora.cli.options import Engine, EngineOption, Jobs, Seeds, check_judge, listed
 from balora.errors import BALoraError, suggest
+from balora.logging_control import quiet_libraries
 
 
 class Scale(enum.Enum):
-    """How large."""
+    """Scale of an experiment."""
 
     small = "small"
     paper = "paper"
 
 
-def judge_options(url: str | None, model: str | None) -> dict[str, str] | None:
-    """Who rates MT-Bench answers.
-
-    Raises:
-        BALoraError: Only one of the two is there.
-    """
-    if url is None or model is None:
-        if url != model:
-            raise BALoraError("A judge is a URL and a model: give --judge-url and --judge-model together.")
-        return None
-    return {"base_url": url, "model": model}
-
-
 def reproduce(
     name: Annotated[
-        str, typer.Argument(help="Such as table4; `balora reproduce list` names them.", show_default=False)
+        str, typer.Argument(help="Name of the experiment, such as table4; `list` prints all names.", show_default=False)
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Changes to every run's config.", show_default=False),
+        typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the config of every run.", show_default=False),
     ] = None,
     scale: Annotated[
-        Scale, typer.Option(help="small: offline, minutes; paper: the paper's models and data.")
+        Scale, typer.Option(help="small: offline, takes minutes; paper: the models and data of the paper.")
     ] = Scale.small,
-    seeds: Annotated[str, typer.Option(help="Whole numbers, with commas.")] = "42,1024,2024",
-    output: Annotated[Path | None, typer.Option(help="The folder; results/NAME-SCALE by default.")] = None,
-    shared: Annotated[Path, typer.Option(help="The folder with the small scale's data and models.")] = Path(
+    seeds: Seeds = "42,1024,2024",
+    output: Annotated[Path | None, typer.Option(help="Folder of the results. Default: results/NAME-SCALE.")] = None,
+    shared: Annotated[Path, typer.Option(help="Folder with the data and models of the small scale.")] = Path(
         "../shared"
     ),
-    recipes: Annotated[Path, typer.Option(help="The folder with the paper's settings.")] = Path("recipes"),
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs side by side; 1 by default.", show_default=False)
-    ] = None,
-    engine: Annotated[
-        Engine, typer.Option(help="local: processes on this machine; ray: a Ray cluster.")
-    ] = Engine.local,
+    recipes: Annotated[Path, typer.Option(help="Folder with the configs of the paper scale.")] = Path("recipes"),
+    jobs: Jobs = None,
+    engine: EngineOption = Engine.local,
     judge_url: Annotated[
-        str | None, typer.Option(help="MT-Bench's judge (table1, table10): an OpenAI-compatible base URL.")
+        str | None, typer.Option(help="Judge of MT-Bench (table1, table10): base URL of an OpenAI-compatible server.")
     ] = None,
-    judge_model: Annotated[str | None, typer.Option(help="The judge's name there.")] = None,
+    judge_model: Annotated[str | None, typer.Option(help="Name of the judge on that server.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be run, what it takes, what is missing.")
+        bool, typer.Option("--dry-run", help="Print the runs, their cost and what is missing, and stop.")
     ] = False,
 ) -> None:
-    """Run one of the paper's experiments and write its table or figure. The same command goes on where it stopped."""
+    """Run one of the paper's experiments and write its table or figure. Run it again to continue after a stop."""
+    check_judge(judge_url, judge_model)
     from balora.experiments import compare as comparison
     from balora.experiments import reproduce as experiments
 
@@ -75,10 +60,10 @@ def reproduce(
     if name not in experiments.EXPERIMENTS:
         known_names = ", ".join(experiments.EXPERIMENTS)
         raise BALoraError(
-            f"There is no experiment {name!r}.{suggest(name, experiments.EXPERIMENTS)} There are {known_names}."
+            f"There is no experiment {name!r}.{suggest(name, experiments.EXPERIMENTS)} The experiments are {known_names}."
         )
     experiment = experiments.EXPERIMENTS[name]
-    judge = judge_options(judge_url, judge_model)
+    judge = {"base_url": judge_url, "model": judge_model} if judge_url and judge_model else None
     request = experiments.Request(
         experiment=experiment,
         scale=scale.value,
@@ -92,7 +77,10 @@ def reproduce(
             typer.echo(line)
         return
     if experiment.alone and jobs != 1:
-        typer.echo(f"{name} measures time: its runs go one after the other{', not as --jobs says' if jobs else ''}.")
+        typer.echo(
+            f"{name} measures time, so its runs go one after the other{' and --jobs is ignored' if jobs else ''}."
+        )
         jobs = 1
-    maker = comparison.RayEngine(jobs) if engine is Engine.ray else comparison.LocalEngine(jobs or 1)
-    typer.echo(f"\nPage: {experiments.reproduce(request, maker, say=typer.echo)}")
+    quiet_libraries()
+    executor = comparison.RayEngine(jobs) if engine is Engine.ray else comparison.LocalEngine(jobs or 1)
+    typer.echo(f"\nPage: {experiments.reproduce(request, executor, say=typer.echo)}")

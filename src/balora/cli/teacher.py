@@ -1,4 +1,4 @@
-"""`balora teacher`: keep on disk what the pre-trained model says about a run's rows."""
+"""`balora teacher`: a cache of the pre-trained model's outputs on a run's training rows."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ from typing import Annotated
 
 import typer
 
-from balora.cli.train import Config, Overrides
+from balora.cli.options import Config, Overrides, read_run_config
+from balora.logging_control import quiet_libraries
 
 
 def teacher(
     config: Config,
     overrides: Overrides = None,
-    top_k: Annotated[int, typer.Option(help="Tokens kept to a position; the rest is one tail.")] = 64,
+    top_k: Annotated[
+        int, typer.Option(help="Tokens to store for each position; the probability of the others is stored as one sum.")
+    ] = 64,
 ) -> None:
-    """Build the teacher cache that CONFIG names (teacher_cache: DIR), or add the rows it lacks.
+    """Build the teacher cache that CONFIG names (teacher_cache: DIR), or add the rows that it lacks.
 
-    Runs over the same data share it, whatever their method and seed.
+    Runs on the same data can use the same cache, also with different methods and seeds.
     """
-    from balora.config.run_config import load_run_config
+    run_config = read_run_config(config, overrides)
+    quiet_libraries()
     from balora.teacher.build import build_teacher
 
-    for line in build_teacher(load_run_config(config, overrides or []), top_k, typer.echo).lines():
+    for line in build_teacher(run_config, top_k, typer.echo).lines():
         typer.echo(line)

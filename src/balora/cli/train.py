@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
-Config = Annotated[Path, typer.Argument(help="A YAML config.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Such as training.learning_rate=2e-5.", show_default=False),
-]
+from balora.cli.options import Config, Overrides, read_run_config
+from balora.logging_control import quiet_libraries
 
 
 def train(config: Config, overrides: Overrides = None) -> None:
-    """Fine-tune a model as CONFIG says. The same command resumes an interrupted run."""
-    # Imported here: `balora --help` need not wait for the Trainer.
-    from balora.config.run_config import load_run_config
+    """Fine-tune a model as CONFIG says. If a run was interrupted, the same command resumes it."""
+    run_config = read_run_config(config, overrides)
+    quiet_libraries()
     from balora.training.run import run
 
-    run(load_run_config(config, overrides or []), log=typer.echo)
+    run(run_config, log=typer.echo)

@@ -1,4 +1,4 @@
-"""The configuration of a run: its sections, how they are read from YAML, and how they are checked."""
+"""The config of a run: its sections, the YAML reader, and the checks."""
 
 from balora.deprecation import deprecated_names
 

@@ -1,40 +1,40 @@
-"""Which columns make an example, task by task: the rules behind the ``data`` section."""
+"""Rules of the ``data`` section: the columns that make an example for each task, and the perturbations of the training rows."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from balora.config.perturbations import condition_problems
-
 Form = Literal["pair", "messages", "text", "labelled", "scored"]
 
-# What each task can learn from, and the other keys that mean something then. The first form is named first in messages.
+# Forms of examples by task, each with its columns. Messages list them in this order.
 _FORMS: dict[str, dict[Form, tuple[str, ...]]] = {
     "generation": {"pair": ("prompt", "response"), "messages": ("messages",), "text": ("text",)},
-    # The last two as words: the model reads the texts and says the class or the score.
+    # A seq2seq model reads the texts and writes the class or score as text.
     "seq2seq": {"pair": ("prompt", "response"), "labelled": ("text", "label"), "scored": ("text", "score")},
     "classification": {"labelled": ("text", "label")},
     "regression": {"scored": ("text", "score")},
 }
-_ALSO: dict[tuple[str, Form], tuple[str, ...]] = {
+# Optional keys of a task and form.
+_OPTIONAL: dict[tuple[str, Form], tuple[str, ...]] = {
     ("generation", "pair"): ("input", "prompt_template", "separator"),
     ("seq2seq", "pair"): ("input", "prompt_template", "max_target_length", "target_tokenizer"),
     ("seq2seq", "labelled"): ("labels", "prompt_template", "max_target_length", "target_tokenizer"),
     ("seq2seq", "scored"): ("prompt_template", "max_target_length", "target_tokenizer"),
     ("classification", "labelled"): ("labels",),
 }
-# Keys that are about the form; the rest of the section (train, split, max_length, ...) fits every task.
+# Keys that only some forms use. The other keys of the section (train, split, max_length, ...) fit every task.
 _FORM_KEYS = {
     *("prompt", "response", "input", "messages", "text", "label", "labels", "score"),
     *("prompt_template", "separator", "max_target_length", "target_tokenizer"),
 }
 TEMPLATES = ("none", "alpaca")
-"""The prompt templates with a name; any other value is a template itself."""
+"""Names of the built-in prompt templates; any other value of ``prompt_template`` is a template itself."""
 
 
 def form_of(columns: Mapping[str, Any]) -> Form:
-    """The kind of example that the given columns make.
+    """Return the form of example that the given columns make.
 
     Example:
         >>> form_of({"text": "sentence", "label": "label"})
@@ -50,86 +50,164 @@ def form_of(columns: Mapping[str, Any]) -> Form:
 
 
 def data_problems(data: Mapping[str, Any], task: str) -> list[str]:
-    """What in a ``data`` section does not fit the task or itself, as sentences.
+    """List the keys of a ``data`` section that do not fit the task or each other, one sentence each.
 
-    Works on the section as it was written, so that these problems are found beside all others.
+    Reads the section as the user wrote it, so that these problems are reported together with all others.
     """
     given = {key for key in _FORM_KEYS if data.get(key) is not None}
-    if data.get("prompt_template") == "none":  # what a resolved config says, whatever its form
+    if data.get("prompt_template") == "none":  # the default, which every resolved config spells out
         given.discard("prompt_template")
     forms = _FORMS[task]
-    named = _named(forms, given)
-    if not named:
-        ways = ", or ".join(" and ".join(columns) for columns in forms.values())
-        return [f"data does not say which columns to learn from: for task {task} give {ways}."]
-    if len(named) > 1:
-        keys = dict.fromkeys(f"data.{column}" for form in named for column in forms[form] if column in given)
-        return [f"{' and '.join(keys)} are different kinds of examples; give one of them."]
-    form = named[0]
-    columns, also = forms[form], _ALSO.get((task, form), ())
+    matching = _matching_forms(forms, given)
+    if not matching:
+        choices = ", or ".join(" and ".join(columns) for columns in forms.values())
+        return [f"data does not say which columns to learn from: for task {task} give {choices}."]
+    if len(matching) > 1:
+        keys = dict.fromkeys(f"data.{column}" for form in matching for column in forms[form] if column in given)
+        return [f"{' and '.join(keys)} make different kinds of examples; keep one of these keys."]
+    form = matching[0]
+    columns, optional = forms[form], _OPTIONAL.get((task, form), ())
     problems = [
         f"data.{column} is missing: task {task} needs {' and '.join(columns)}."
         for column in columns
         if column not in given
     ]
     problems += [
-        f"data.{key} means nothing for task {task} with {' and '.join(columns)}; leave it out."
-        for key in sorted(given - {*columns, *also})
+        f"data.{key} is not used for task {task} with {' and '.join(columns)}; leave it out."
+        for key in sorted(given - {*columns, *optional})
     ]
-    template = _template_problems(data) if form == "pair" else _word_template_problems(data)
-    problems += template + _text_problems(data, form) + condition_problems(data, task, form)
-    further = data.get("also")
-    for number, entry in enumerate(further if isinstance(further, list | tuple) else ()):
+    problems += _prompt_template_problems(data) if form == "pair" else _text_template_problems(data)
+    problems += _text_column_problems(data, form) + _perturbation_problems(data, task, form)
+    also = data.get("also")
+    for number, entry in enumerate(also if isinstance(also, list | tuple) else ()):
         if isinstance(entry, Mapping):
             own = {key: value for key, value in entry.items() if value is not None}
-            whole = data_problems({**data, **own, "also": None}, task)
-            problems += [f"In data.also.{number}: {problem}" for problem in whole if problem not in problems]
+            merged = data_problems({**data, **own, "also": None}, task)
+            problems += [f"In data.also.{number}: {problem}" for problem in merged if problem not in problems]
     return problems
 
 
-def _named(forms: Mapping[Form, tuple[str, ...]], given: set[str]) -> list[Form]:
-    """The forms that the given keys speak of; one is left out where another accounts for the same keys."""
+def _matching_forms(forms: Mapping[Form, tuple[str, ...]], given: set[str]) -> list[Form]:
+    """Return the forms with at least one given column, without those whose given columns another form covers too."""
     found = {form: given & set(columns) for form, columns in forms.items() if given & set(columns)}
     return [form for form, keys in found.items() if not any(keys <= found[other] for other in found if other != form)]
 
 
-def _word_template_problems(data: Mapping[str, Any]) -> list[str]:
-    """A template over one text or a pair has a place for each."""
+def _prompt_template_problems(data: Mapping[str, Any]) -> list[str]:
+    """Check the template of a prompt column: it needs {prompt}, and {input} if ``data.input`` is given."""
+    template = data.get("prompt_template", "none")
+    named = not isinstance(template, str) or template in TEMPLATES
+    if not named and "{prompt}" not in template:
+        return [_bad_template("{prompt}", template)]
+    takes_input = template == "alpaca" if named else "{input}" in template
+    if data.get("input") and not takes_input:
+        return ["data.input needs a prompt_template that contains it: alpaca, or your own template with {input}."]
+    return []
+
+
+def _text_template_problems(data: Mapping[str, Any]) -> list[str]:
+    """Check the template of text columns: it needs {text}, and {text_pair} exactly if there are two columns."""
     template, text = data.get("prompt_template"), data.get("text")
     if template is None or template in TEMPLATES:
         return []
     pair = isinstance(text, list | tuple) and len(text) == 2
-    needed = ("{text}", "{text_pair}") if pair else ("{text}",)
-    if not isinstance(template, str) or not all(place in template for place in needed):
-        return [
-            f"data.prompt_template is one of {', '.join(TEMPLATES)}, or a text with {' and '.join(needed)} in it, not {template!r}."
-        ]
-    return (
-        []
-        if pair or "{text_pair}" not in template
-        else ["data.prompt_template has a place {text_pair}, and data.text is one column."]
-    )
-
-
-def _template_problems(data: Mapping[str, Any]) -> list[str]:
-    template = data.get("prompt_template", "none")
-    if not isinstance(template, str) or template in TEMPLATES:
-        takes_input = template == "alpaca"
-    elif "{prompt}" not in template:
-        return [
-            f"data.prompt_template is one of {', '.join(TEMPLATES)}, or a text with {{prompt}} in it, not {template!r}."
-        ]
-    else:
-        takes_input = "{input}" in template
-    if data.get("input") and not takes_input:
-        return ["data.input needs a prompt_template with a place for it: alpaca, or your own with {input} in it."]
+    fields = ("{text}", "{text_pair}") if pair else ("{text}",)
+    if not isinstance(template, str) or not all(field in template for field in fields):
+        return [_bad_template(" and ".join(fields), template)]
+    if "{text_pair}" in template and not pair:
+        return ["data.prompt_template contains {text_pair}, but data.text names only one column."]
     return []
 
 
-def _text_problems(data: Mapping[str, Any], form: Form) -> list[str]:
+def _bad_template(fields: str, template: Any) -> str:
+    return f"data.prompt_template must be one of {', '.join(TEMPLATES)}, or a text that contains {fields}, not {template!r}."
+
+
+def _text_column_problems(data: Mapping[str, Any], form: Form) -> list[str]:
     text = data.get("text")
     if not isinstance(text, list | tuple):
         return []
     if form == "text":
-        return ["data.text is one column for task generation, not a list."]
-    return [] if len(text) in (1, 2) else [f"data.text is one column or a pair of them, not {len(text)}."]
+        return ["data.text must be one column for task generation, not a list."]
+    return [] if len(text) in (1, 2) else [f"data.text must be one or two columns, not {len(text)}."]
+
+
+def _perturbation_problems(data: Mapping[str, Any], task: str, form: Form) -> list[str]:
+    problems = []
+    if data.get("imbalance") and task != "classification":
+        problems.append(f"data.imbalance needs classes, so it is for task classification, not {task}.")
+    if data.get("label_noise") and form == "text":
+        problems.append("data.label_noise needs labels, and plain text has none; leave it out.")
+    return problems
+
+
+def check_subsample(value: Any) -> float | int | None:
+    """Check ``data.subsample``: a fraction of the rows, or a number of rows. ``1.0`` means all rows, ``1`` means one row.
+
+    Example:
+        >>> check_subsample("0.5"), check_subsample(200), check_subsample(1.0), check_subsample(1)
+        (0.5, 200, 1.0, 1)
+    """
+    if value is None or value is False:
+        return None
+    number = _number(value)
+    fraction = isinstance(value, float) or (isinstance(value, str) and not value.strip().isdecimal())
+    if number == 1 and fraction:
+        return 1.0
+    if number >= 1 and number == int(number):
+        return int(number)
+    if 0 < number < 1:
+        return number
+    raise ValueError(f"must be a fraction between 0 and 1 (1.0 is all rows) or a number of rows, not {value!r}")
+
+
+def check_imbalance(value: Any) -> dict[str, float] | None:
+    """Check ``data.imbalance``: by class, the fraction of its rows to keep, above 0 and at most 1.
+
+    Example:
+        >>> check_imbalance({0: 1, "yes": 0.1})
+        {'0': 1.0, 'yes': 0.1}
+    """
+    if value is None or value is False:
+        return None
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(
+            "must give for each class the fraction of its rows to keep, such as {entailment: 1.0, neutral: 0.1}, "
+            f"not {value!r}"
+        )
+    fractions = {str(name): _number(fraction) for name, fraction in value.items()}
+    if not all(0 < fraction <= 1 for fraction in fractions.values()):
+        raise ValueError(f"must give fractions above 0 and at most 1, not {value!r}")
+    return fractions
+
+
+def check_duplicate(value: Any) -> dict[str, Any] | None:
+    """Check ``data.duplicate``: a fraction of the rows to repeat, or ``{share: 0.2, times: 5}``.
+
+    ``times`` is the number of occurrences of a repeated row, 2 by default.
+
+    Example:
+        >>> check_duplicate(0.2), check_duplicate({"share": 0.1, "times": 5})
+        ({'share': 0.2, 'times': 2}, {'share': 0.1, 'times': 5})
+    """
+    if value is None or value is False or value == 0:
+        return None
+    section = dict(value) if isinstance(value, Mapping) else {"share": value}
+    share, times = _number(section.pop("share", None)), _number(section.pop("times", 2))
+    if section or not 0 < share <= 1 or times != int(times) or times < 2:
+        raise ValueError(
+            "must be a fraction of the rows above 0 and at most 1, or {share: 0.2, times: 5} with times at least 2, "
+            f"not {value!r}"
+        )
+    return {"share": share, "times": int(times)}
+
+
+def _number(value: Any) -> float:
+    """Convert to a finite number, or to NaN if that is not possible."""
+    if isinstance(value, bool):
+        return math.nan
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return math.nan
+    return number if math.isfinite(number) else math.nan

@@ -1,14 +1,14 @@
-"""A run's settings: the config file of ``balora train``, checked as a whole before anything is loaded.
+"""The config of a run: read from a file, checked completely before any model or data is loaded.
 
-`load_run_config` reads and checks a file, `RunConfig.dump_yaml` writes the resolved form that a run's folder keeps, and
-`differences` says which settings stand in the way of resuming it. Paths are relative to the current directory.
+`load_run_config` reads and checks a file. `RunConfig.dump_yaml` writes the resolved config, which the run directory keeps.
+`differences` lists the keys that prevent resuming a run. Paths are relative to the current directory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, ValidationInfo, model_validator
@@ -18,26 +18,26 @@ from balora.config.sections import DataConfig, MethodConfig, Section, Whole
 from balora.config.validation import Problems, build_regularization, check_training, describe
 from balora.config.yaml_loader import apply_overrides, read_config
 from balora.errors import raise_all
-from balora.methods import METHODS
+from balora.methods.registry import METHODS
 from balora.regularization import RegularizationConfig
 
 Task = Literal["generation", "seq2seq", "classification", "regression"]
 
 HARMLESS = (
-    # Where the run lies and how it is told apart.
+    # Location and name of the run.
     *("output", "resume", "training.run_name", "training.project", "training.report_to"),
-    # What may be loaded at all; the weights themselves are compared by checksum.
+    # Permissions to load; the weights themselves are compared by checksum.
     *("allow_pickle", "trust_remote_code"),
-    # Where the teacher's values wait.
+    # Memory that holds the teacher's values.
     "teacher_offload",
-    # What is written down, and how often. Evaluation is not among them: it draws from the random generator.
+    # Logging and saving. Evaluation is missing here because it draws from the random generator.
     *("training.logging_steps", "training.logging_strategy", "training.logging_first_step", "training.log_level"),
     *("training.log_level_replica", "training.log_on_each_node", "training.disable_tqdm"),
     *("training.save_steps", "training.save_strategy", "training.save_total_limit"),
-    # How batches reach the model, not which.
+    # Transport of batches; their content stays the same.
     *("training.dataloader_num_workers", "training.dataloader_pin_memory", "training.dataloader_prefetch_factor"),
 )
-"""Dotted keys that may change between a run and its resumption: none of them changes a weight."""
+"""Dotted keys that may change when a run is resumed, because they do not change the weights."""
 
 
 def _regularization(value: Any, info: ValidationInfo) -> RegularizationConfig:
@@ -47,124 +47,124 @@ def _regularization(value: Any, info: ValidationInfo) -> RegularizationConfig:
 
 
 class RunConfig(Section):
-    """One run, complete: every default is filled in on construction.
+    """Complete config of one run; every default is filled in on construction.
 
-    `RunConfig.from_dict` raises `BALoraError` with everything that is wrong; the bare constructor checks the same and
-    raises pydantic's own error.
+    `RunConfig.from_dict` raises `BALoraError` with all problems. The constructor makes the same checks and raises pydantic's
+    own error.
     """
 
     model: str = Field(min_length=1, description="a hub id or a folder")
-    tokenizer: str | None = Field(default=None, description="a hub id or a folder, where it is not the model's")
+    tokenizer: str | None = Field(default=None, description="a hub id or a folder, if it is not the model's")
     revision: str | None = Field(
         default=None, description="branch, tag or commit of a hub model, in quotes if it is a number"
     )
-    task: Task = Field(description="what the model learns")
-    data: DataConfig = Field(description="where the examples are")
-    method: MethodConfig = Field(default_factory=MethodConfig, description="which parameters learn, and how they start")
+    task: Task = Field(description="task to train for")
+    data: DataConfig = Field(description="the examples")
+    method: MethodConfig = Field(default_factory=MethodConfig, description="the fine-tuning method and its size")
     regularization: Annotated[
         RegularizationConfig, PlainValidator(_regularization), PlainSerializer(RegularizationConfig.to_dict)
     ] = Field(
         default=None,
         validate_default=True,
-        description="changes to the paper's values for the task, or off; the default is on for balora, else off",
+        description="changes to the paper's values for the task, or on, or off; default: on for method balora, off for all others",
     )
     training: Annotated[dict[str, Any], PlainValidator(check_training)] = Field(
         default_factory=dict, description="fields of transformers.TrainingArguments"
     )
-    output: str = Field(min_length=1, description="the run's folder")
+    output: str = Field(min_length=1, description="the run directory")
     seed: Whole = Field(
-        default=42, ge=0, lt=2**32, description="of the adapter's start, the order of the data and dropout"
+        default=42,
+        ge=0,
+        lt=2**32,
+        description="random seed of the adapter's initial values, the order of the data and dropout",
     )
     loss_path: Literal["fused", "plain"] = Field(
-        default="fused", description="fused: no full logits; plain: the formulas, for checking"
+        default="fused", description="fused: fast, never stores all logits; plain: the reference formulas, for checking"
     )
     teacher_cache: str = Field(
         default="auto",
         min_length=1,
-        description="a folder that `balora teacher` built (generation, seq2seq); auto: a classifier's teacher is asked once "
-        "about each example; off: the teacher runs at every step",
+        description="a folder that `balora teacher` built (generation, seq2seq); auto: a classifier's teacher runs once for "
+        "each example; off: the teacher runs at every step",
     )
     teacher_offload: bool = Field(
         default=False,
-        description="whether the adapter's initial values, which make the teacher, wait in the host's memory: less on the "
-        "GPU, and a copy for each forward of the teacher",
+        description="store the adapter's initial values, which make the teacher, in host memory: this needs less GPU memory, and "
+        "one copy for each forward pass of the teacher",
     )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
-        default="float32", description="in what the model's weights are held; auto: as they are stored"
+        default="float32", description="dtype of the model's weights; auto: the dtype in the checkpoint"
     )
-    allow_pickle: bool = Field(default=False, description="whether weights in pickle form may be loaded")
-    trust_remote_code: bool = Field(default=False, description="whether code that comes with a model may run")
+    allow_pickle: bool = Field(default=False, description="allow loading weights in pickle form")
+    trust_remote_code: bool = Field(default=False, description="let Python code from the model's repository run")
     resume: Literal["auto", "never"] = Field(
-        default="auto", description="whether an interrupted run in the folder is continued"
+        default="auto", description="auto: continue an interrupted run in the run directory; never: do not"
     )
 
     @model_validator(mode="wrap")
     @classmethod
     def _everything_at_once(cls, values: Any, build: Callable[[Any], Self]) -> Self:
-        """Report what does not fit together beside what is wrong by itself."""
-        problems = _fitting_problems(values)
+        """Report wrong combinations of keys together with wrong single values."""
+        problems = _combination_problems(values)
         try:
-            made = build(values)
+            config = build(values)
         except ValidationError as error:
             problems = describe(error, cls) + problems
         if problems:
             raise Problems(list(dict.fromkeys(problems)))
-        return made
+        return config
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], source: str = "The settings") -> RunConfig:
+    def from_dict(cls, values: Mapping[str, Any], source: str = "The config") -> RunConfig:
         """Check plain values and fill in every default.
 
         Args:
-            values: What a config file holds.
-            source: What the values are, for the heading of an error.
+            values: Content of a config file.
+            source: Name of the config, for the heading of an error.
 
         Raises:
-            BALoraError: Something is wrong; all of it is listed, by dotted name.
+            BALoraError: The config has problems; the message lists all of them by dotted key.
         """
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
             raise_all(describe(error, cls), f"{source} cannot be used")
-            raise  # not reached: there is always a problem to raise
+            raise  # not reached: a ValidationError has at least one problem
 
     def to_dict(self) -> dict[str, Any]:
-        """Every setting as plain values; `from_dict` reads it back to an equal object."""
+        """Return every key as plain values. `from_dict` turns them back into an equal object."""
         return self.model_dump(mode="json")
 
     def dump_yaml(self) -> str:
-        """The resolved config file: every setting written out. `load_run_config` reads it back to an equal object."""
+        """Return the resolved config as YAML, with every key. `load_run_config` reads an equal object back."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=120)
 
 
-def _fitting_problems(values: Any) -> list[str]:
-    """What in a config does not fit together, found whether or not the rest of it is right."""
+def _combination_problems(values: Any) -> list[str]:
+    """List the keys that do not fit together. Single values may be wrong as well."""
     if not isinstance(values, Mapping):
         return []
     data, task = values.get("data"), values.get("task")
-    known_task = task in ("generation", "seq2seq", "classification", "regression")
+    known_task = task in get_args(Task)
     written = data.model_dump(exclude_defaults=True) if isinstance(data, DataConfig) else data
     return data_problems(written, str(task)) if known_task and isinstance(written, Mapping) else []
 
 
 def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a config file, apply dotted overrides, check everything.
+    """Read a config file, apply overrides, and check the result.
 
     Args:
-        path: A YAML file.
-        overrides: Such as ``training.learning_rate=2e-5``; values are read as YAML.
-
-    Returns:
-        The settings, every default filled in.
+        path: Path of the YAML file.
+        overrides: Changes such as ``training.learning_rate=2e-5``; values are read as YAML.
 
     Raises:
-        BALoraError: The file is missing or not YAML, or something in it is wrong; all problems are listed.
+        BALoraError: The file is missing, is not YAML, or has problems; the message lists all of them.
     """
     return RunConfig.from_dict(apply_overrides(read_config(path), overrides), source=str(path))
 
 
 def differences(a: RunConfig, b: RunConfig) -> list[str]:
-    """The dotted keys in which two runs differ, save those that change no weight (`HARMLESS`).
+    """List the dotted keys in which two configs differ, except those that do not change the weights (`HARMLESS`).
 
     Example:
         >>> one = RunConfig.from_dict({"model": "m", "task": "generation", "output": "runs/a",
@@ -179,7 +179,7 @@ def differences(a: RunConfig, b: RunConfig) -> list[str]:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted key."""
+    """Turn nested mappings into one mapping by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -187,15 +187,3 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-__all__ = [
-    "HARMLESS",
-    "DataConfig",
-    "MethodConfig",
-    "RunConfig",
-    "Task",
-    "differences",
-    "flatten",
-    "load_run_config",
-]

@@ -1,4 +1,4 @@
-"""The sections of a config that say which examples to learn from and which parameters learn."""
+"""The ``data`` and ``method`` sections of a config."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from pydantic import (
     model_validator,
 )
 
-from balora.config.data_columns import Form, form_of
-from balora.config.perturbations import check_duplicate, check_imbalance, check_subsample
+from balora.config.data_columns import Form, check_duplicate, check_imbalance, check_subsample, form_of
 from balora.config.validation import Problems
 from balora.errors import suggest
-from balora.methods import METHODS
-from balora.methods.registry import option_problems
+from balora.methods.registry import METHODS, option_problems
 
 
 def _not_bool(value: Any) -> Any:
@@ -32,18 +30,18 @@ def _not_bool(value: Any) -> Any:
 
 
 def _check_eval(value: Any) -> float | str | None:
-    """A share strictly between 0 and 1, a split or file, or nothing (also written false)."""
+    """Check ``data.eval``: a fraction strictly between 0 and 1, a split or file, or None (also written false)."""
     if value is None or value is False:
         return None
     try:
-        share = math.nan if isinstance(value, bool) else float(value)
+        fraction = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         if isinstance(value, str) and value.strip():
             return value
-        share = math.nan
-    if not 0 < share < 1:
-        raise ValueError(f"is a share between 0 and 1, a split or a file, not {value!r}")
-    return share
+        fraction = math.nan
+    if not 0 < fraction < 1:
+        raise ValueError(f"must be a fraction between 0 and 1, a split or a file, not {value!r}")
+    return fraction
 
 
 Whole = Annotated[int, BeforeValidator(_not_bool)]
@@ -51,7 +49,7 @@ Number = Annotated[float, BeforeValidator(_not_bool)]
 
 
 class Section(BaseModel):
-    """Frozen, and every key it does not know is an error. A key left empty in the file means its default."""
+    """Base of the config classes: frozen, and an unknown key is an error. A key left empty means its default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -64,7 +62,7 @@ class Section(BaseModel):
 
 
 class FurtherData(Section):
-    """Another source of training rows: what is not given is as in the ``data`` section around it."""
+    """Another source of training rows. A key left out has the value of the ``data`` section."""
 
     train: str
     name: str | None = None
@@ -79,61 +77,62 @@ class FurtherData(Section):
 
 
 class DataConfig(Section):
-    """Where the examples are and which columns hold what."""
+    """Source of the examples, and the columns that hold their parts."""
 
     train: str = Field(description="a hub id, a .jsonl, .json, .csv, .tsv or .parquet file, or a folder of such files")
     name: str | None = Field(default=None, description="the hub dataset's configuration, such as main or sst2")
-    split: str | None = Field(default=None, description="which rows to train on, such as train[:8000]; default train")
+    split: str | None = Field(default=None, description="rows to train on, such as train[:8000]; default train")
     also: tuple[FurtherData, ...] | None = Field(
         default=None,
         description="further training data: a list of sections with train, and name, split and the columns that differ",
     )
     eval: Annotated[float | str | None, PlainValidator(_check_eval)] = Field(
-        default=None, description="rows to evaluate on: a share of the rows of train (0.01), a split, or a file"
+        default=None, description="rows to evaluate on: a fraction of the rows of train (0.01), a split, or a file"
     )
     prompt: str | None = Field(
-        default=None, description="column of the prompt; conversations[0].value reaches into one"
+        default=None, description="column of the prompt; conversations[0].value is a value inside a column"
     )
-    response: str | None = Field(default=None, description="column of the response, the only part that is learnt")
-    input: str | None = Field(default=None, description="column of further input, for a template with a place for it")
+    response: str | None = Field(
+        default=None, description="column of the response, the only part that the model learns"
+    )
+    input: str | None = Field(default=None, description="column of further input, for a template that contains it")
     messages: str | None = Field(default=None, description="column of conversations, lists of role and content")
     text: str | tuple[str, ...] | None = Field(
-        default=None, description="column of plain text; with a label or score one column or a pair of them"
+        default=None, description="column of plain text; with a label or score, one column or a list of two"
     )
     label: str | None = Field(default=None, description="column of the class, a name or a number")
     labels: tuple[str, ...] | None = Field(
         default=None,
-        description="names of the classes in the order of their numbers; default those of the training rows, sorted",
+        description="names of the classes in the order of their numbers; default: the classes in the training rows, sorted",
     )
     score: str | None = Field(default=None, description="column of the number to predict")
     prompt_template: str = Field(
         default="none",
-        description="none, alpaca, or your own text with {prompt} in it; with text in place of prompt, {text} and {text_pair}",
+        description="none, alpaca, or your own text that contains {prompt}; for text columns, {text} and {text_pair}",
     )
     separator: str | None = Field(
         default=None,
-        description="what stands between prompt and response; default a new line, and nothing after your own template",
+        description="text between prompt and response; default: a new line, or nothing after your own template",
     )
-    max_length: Whole = Field(
-        default=512, ge=2, description="most tokens of an example; what is beyond them is cut off"
-    )
+    max_length: Whole = Field(default=512, ge=2, description="maximum tokens of an example; the rest is cut off")
     max_target_length: Whole | None = Field(
-        default=None, ge=1, description="seq2seq: most tokens of a response; default max_length"
+        default=None, ge=1, description="seq2seq: maximum tokens of a response; default max_length"
     )
     target_tokenizer: str | None = Field(
-        default=None, description="seq2seq: tokenizer of the responses, where it is another one"
+        default=None, description="seq2seq: tokenizer of the responses, if it differs from that of the prompts"
     )
     subsample: Annotated[float | int | None, PlainValidator(check_subsample)] = Field(
-        default=None, description="learn from so many of the training rows, drawn by the seed: a share or a number"
+        default=None, description="train on a random subset of the training rows: a fraction or a number of rows"
     )
     imbalance: Annotated[dict[str, float] | None, PlainValidator(check_imbalance)] = Field(
-        default=None, description="classification: by class, the share of its training rows to keep"
+        default=None, description="classification: by class, the fraction of its training rows to keep"
     )
     label_noise: Number = Field(
-        default=0.0, ge=0, le=1, description="share of the training rows whose label is made wrong"
+        default=0.0, ge=0, le=1, description="fraction of the training rows that get a wrong label"
     )
     duplicate: Annotated[dict[str, Any] | None, PlainValidator(check_duplicate)] = Field(
-        default=None, description="share of the training rows that occur twice, such as 0.2; or {share: 0.2, times: 5}"
+        default=None,
+        description="fraction of the training rows that occur twice, such as 0.2; or {share: 0.2, times: 5}",
     )
 
     @field_validator("labels", mode="before")
@@ -147,52 +146,52 @@ class DataConfig(Section):
 
     @property
     def sources(self) -> tuple[DataConfig, ...]:
-        """A section for each source of training rows: this one, then those under ``also``."""
-        alone: dict[str, Any] = {"also": None, "name": None, "split": None, "eval": None}
+        """One section for each source of training rows: this section, then those under ``also``."""
+        reset: dict[str, Any] = {"also": None, "name": None, "split": None, "eval": None}
         further = [entry.model_dump(exclude_none=True) for entry in self.also or ()]
-        return (self, *(self.model_copy(update={**alone, **entry}) for entry in further))
+        return (self, *(self.model_copy(update={**reset, **entry}) for entry in further))
 
     @property
     def form(self) -> Form:
-        """Which kind of example the named columns make."""
+        """Form of example that the named columns make."""
         return form_of(self.model_dump())
 
 
 class MethodConfig(Section):
-    """Which fine-tuning method, and its size. A method's own options may stand here by their names."""
+    """Fine-tuning method and its size. The method's own options may be written beside these keys."""
 
     name: str = Field(default="balora", description="a name from `balora methods`")
     rank: Whole = Field(default=8, ge=1, description="the adapter's rank r")
     alpha: Number | None = Field(
-        default=None, gt=0, validate_default=True, description="the scaling is alpha / rank; default the rank"
+        default=None, gt=0, validate_default=True, description="the scaling is alpha / rank; default: the rank"
     )
-    dropout: Number = Field(default=0.0, ge=0, lt=1, description="probability on the adapter's input")
+    dropout: Number = Field(default=0.0, ge=0, lt=1, description="dropout probability on the adapter's input")
     target_modules: str | tuple[str, ...] = Field(
         default="all-linear",
         min_length=1,
-        description="all-linear, a regular expression over whole names, or a list of layer names",
+        description="all-linear, a regular expression that matches full module names, or a list of layer names",
     )
     options: dict[str, Any] = Field(default={}, validate_default=True, description="the method's own options")
 
     @model_validator(mode="before")
     @classmethod
     def _gather_options(cls, values: Any) -> Any:
-        """Move methods' own options, written beside the common keys, to where they are kept and checked."""
+        """Move a method's own options, written beside the common keys, into ``options``."""
         if not isinstance(values, Mapping) or not isinstance(values.get("options", {}), Mapping):
             return values
-        options = {key for spec in METHODS.values() for key in spec.options}
-        own = [key for key in values if key in options and key not in cls.model_fields]
+        options = {key for method in METHODS.values() for key in method.options} - cls.model_fields.keys()
+        own = {key: value for key, value in values.items() if key in options}
         if not own:
             return values
-        kept = {key: value for key, value in values.items() if key not in own}
-        given = {key: values[key] for key in own if values[key] is not None}  # left empty: the default
-        return {**kept, "options": {**kept.get("options", {}), **given}}
+        common = {key: value for key, value in values.items() if key not in own}
+        given = {key: value for key, value in own.items() if value is not None}  # a key left empty means its default
+        return {**common, "options": {**common.get("options", {}), **given}}
 
     @field_validator("name")
     @classmethod
     def _known_method(cls, name: str) -> str:
         if name not in METHODS:
-            raise ValueError(f"is one of {', '.join(METHODS)}, not {name!r}.{suggest(name, METHODS)}")
+            raise ValueError(f"must be one of {', '.join(METHODS)}, not {name!r}.{suggest(name, METHODS)}")
         return name
 
     @field_validator("alpha")
@@ -204,13 +203,11 @@ class MethodConfig(Section):
     @classmethod
     def _known_options(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         name = info.data.get("name")
-        if name is None:
-            return options
-        problems = option_problems(METHODS[name], options)
+        problems = option_problems(METHODS[name], options) if name is not None else []
         if problems:
             raise Problems(problems)
         return options
 
     def adapt_options(self) -> dict[str, Any]:
-        """The method's own options, as `balora.adapt` takes them."""
+        """Return the method's own options as keyword arguments of `balora.adapt`."""
         return dict(self.options)

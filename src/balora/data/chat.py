@@ -1,8 +1,8 @@
-"""Conversations: the tokenizer's chat template renders them, and what the assistant says is learnt.
+"""Conversations: the tokenizer's chat template renders them, and the model learns the assistant's messages.
 
-Templates seldom mark the assistant's part themselves, so it is found by rendering beginnings: the conversation up to an
-assistant's message, with the prompt for it, and the conversation including it. What the second has more is that message
-with its end-of-turn token. The whole is tokenized once, so the model sees exactly the text that the template makes.
+Templates seldom mark the assistant's messages themselves. So this module renders the conversation up to an assistant's
+message, with the generation prompt, and again including that message. The difference is the message with its end-of-turn
+token. The complete text is tokenized once, so the model sees exactly the text that the template makes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Message = dict[str, str]
 
 
 class Unrenderable(Exception):
-    """Why a conversation cannot be used, in a few words."""
+    """A conversation cannot be rendered; the message gives the reason in a few words."""
 
 
 def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make sure that conversations can be rendered and their parts found again among the tokens.
+    """Check that the tokenizer can render conversations and map tokens to characters.
 
     Raises:
         BALoraError: The tokenizer has no chat template, or does not say which characters a token covers.
@@ -30,22 +30,22 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
     name = tokenizer.name_or_path
     if not tokenizer.chat_template:
         raise BALoraError(
-            f"The tokenizer {name} has no chat template, so data.messages cannot be rendered; take the tokenizer of a "
-            "chat model (tokenizer: ...), or give prompt and response columns."
+            f"The tokenizer {name} has no chat template, so data.messages cannot be rendered. Use the tokenizer of a chat "
+            "model (tokenizer: ...), or use prompt and response columns."
         )
     if not tokenizer.is_fast:
         raise BALoraError(f"The tokenizer {name} has no fast form (tokenizer.json), which data.messages needs.")
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> tuple[list[int], list[bool]]:
-    """Tokens of a conversation, and which of them the assistant says.
+    """Tokenize a conversation and mark the tokens of the assistant's messages.
 
     Args:
-        tokenizer: With a chat template.
-        messages: Each with ``role`` and ``content``.
+        tokenizer: Tokenizer with a chat template.
+        messages: Messages with ``role`` and ``content``.
 
     Returns:
-        Token ids, and for each whether it is learnt.
+        Token ids, and for each token a flag that is true if the model learns it.
 
     Raises:
         Unrenderable: The template refuses the conversation, or renders its beginning differently when it is cut there.
@@ -53,34 +53,34 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> 
     text = _render(tokenizer, messages)
     spans = _assistant_spans(tokenizer, messages, text)
     encoded: Any = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    said = [any(a <= start < b and end > start for a, b in spans) for start, end in encoded["offset_mapping"]]
-    return list(encoded["input_ids"]), said
+    learnt = [any(a <= start < b and end > start for a, b in spans) for start, end in encoded["offset_mapping"]]
+    return list(encoded["input_ids"]), learnt
 
 
 def _assistant_spans(tokenizer: PreTrainedTokenizerBase, messages: list[Message], text: str) -> list[tuple[int, int]]:
-    """Where in the text the assistant speaks, as pairs of first and one past last character."""
+    """Find the assistant's messages in the text, as pairs of first character and one past the last character."""
     spans = []
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        through = text if number == len(messages) - 1 else _render(tokenizer, messages[: number + 1])
-        before = _before(tokenizer, messages[:number], through)
-        if before is None or not text.startswith(through):
+        until_end = text if number == len(messages) - 1 else _render(tokenizer, messages[: number + 1])
+        before = _text_before(tokenizer, messages[:number], until_end)
+        if before is None or not text.startswith(until_end):
             raise Unrenderable(
-                f"the chat template renders what comes before message {number + 1} differently when the conversation "
-                "ends there, so the assistant's part cannot be told"
+                f"the chat template renders the text before message {number + 1} differently when the conversation ends "
+                "there, so the assistant's part cannot be found"
             )
-        spans.append((len(before), len(through)))
+        spans.append((len(before), len(until_end)))
     return spans
 
 
-def _before(tokenizer: PreTrainedTokenizerBase, messages: list[Message], through: str) -> str | None:
-    """What is rendered ahead of an assistant's message, with the prompt for it where the template's own agrees."""
+def _text_before(tokenizer: PreTrainedTokenizerBase, messages: list[Message], until_end: str) -> str | None:
+    """Render the messages before an assistant's message, with the generation prompt if ``until_end`` contains it."""
     if not messages:
         return ""
-    for prompted in (True, False):
-        before = _render(tokenizer, messages, add_generation_prompt=prompted)
-        if through.startswith(before):
+    for with_prompt in (True, False):
+        before = _render(tokenizer, messages, add_generation_prompt=with_prompt)
+        if until_end.startswith(before):
             return before
     return None
 

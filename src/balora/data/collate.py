@@ -1,7 +1,7 @@
-"""Batches, and a token to pad them with where the tokenizer has none.
+"""Batches: padding, the pad token, and the order of rows by length.
 
-A batch is padded on its right, whatever side the tokenizer prefers for generation: models with absolute positions count
-from the left. What is padded is known by length, not by token, so an end token that doubles as padding is still learnt.
+Batches are padded on the right, also if the tokenizer pads on the left for generation, because models with absolute positions
+count from the left. Padding is masked by length, not by token, so an end token that is also the pad token is still learnt.
 
 Shapes: B sequences, T positions.
 """
@@ -14,30 +14,32 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
+from torch.utils.data import Subset
 from transformers import PreTrainedTokenizerBase
 
 from balora.errors import BALoraError
 
 logger = logging.getLogger("balora")
 IGNORED = -100
-"""The label of a position that is not learnt."""
+"""Label of a position that is not learnt."""
 
 Row = Mapping[str, Any]
 Batch = dict[str, Tensor]
 
 
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Give a tokenizer that has no pad token one of its own tokens for it, and say so once.
+    """Use the end token or the unknown token as pad token, if the tokenizer has no pad token, and log that.
 
     Args:
-        tokenizer: Changed in place where it has no pad token.
+        tokenizer: Tokenizer; changed in place.
 
     Returns:
-        The sentence that was logged, or None where there was nothing to do.
+        The logged message, or None if the tokenizer has a pad token.
 
     Raises:
-        BALoraError: There is neither an end nor an unknown token to take.
+        BALoraError: The tokenizer has neither an end token nor an unknown token.
     """
     if tokenizer.pad_token_id is not None:
         return None
@@ -51,14 +53,14 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
             logger.warning(notice)
             return notice
     raise BALoraError(
-        f"The tokenizer {tokenizer.name_or_path} has no pad token, nor an end or unknown token to take for it; set "
-        "pad_token in its tokenizer_config.json."
+        f"The tokenizer {tokenizer.name_or_path} has no pad token, and no end or unknown token to use instead; set pad_token "
+        "in its tokenizer_config.json."
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CausalCollator:
-    """Batches for causal language models: labels beside their tokens, to be shifted by the Trainer."""
+    """Batches for causal language models. Labels are aligned with their tokens; the Trainer shifts them."""
 
     pad_token_id: int
 
@@ -70,11 +72,11 @@ class CausalCollator:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Seq2SeqCollator:
-    """Batches for encoder-decoder models: labels aligned with the decoder's outputs, not to be shifted again."""
+    """Batches for encoder-decoder models. Labels are aligned with the decoder's outputs and not shifted again."""
 
     pad_token_id: int
     shift: Callable[[Tensor], Tensor]
-    """From labels (B × T, -100 where nothing is learnt) to what the decoder is shown (B × T)."""
+    """Function from labels (B × T, -100 if not learnt) to the decoder's input (B × T)."""
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """Pad ``input_ids`` and ``labels``, each to its own length, and add ``decoder_input_ids``."""
@@ -91,7 +93,7 @@ class ClassificationCollator:
     pad_token_type_id: int = 0
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        """Pad ``input_ids`` and, for models that tell a pair's texts apart by them, ``token_type_ids``."""
+        """Pad ``input_ids`` and, if the model distinguishes the two texts of a pair by them, ``token_type_ids``."""
         batch = _inputs(rows, {"input_ids": self.pad_token_id, "token_type_ids": self.pad_token_type_id})
         values = [row["labels"] for row in rows]
         dtype = torch.float32 if isinstance(values[0], float) else torch.int64
@@ -100,7 +102,7 @@ class ClassificationCollator:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShiftRight:
-    """What the decoder is shown: a start token, then the labels but the last. As BART and T5 do it."""
+    """Decoder input as BART and T5 make it: a start token, then all labels except the last."""
 
     start_token_id: int
     pad_token_id: int
@@ -121,15 +123,15 @@ Collator = CausalCollator | Seq2SeqCollator | ClassificationCollator
 
 
 def make_collator(task: str, tokenizer: PreTrainedTokenizerBase, model: nn.Module | None = None) -> Collator:
-    """The collator for a task.
+    """Make the collator of a task.
 
     Args:
         task: generation, seq2seq, classification or regression.
-        tokenizer: With a pad token (`ensure_pad_token`).
-        model: For seq2seq, whose config says what the decoder starts with.
+        tokenizer: Tokenizer with a pad token (`ensure_pad_token`).
+        model: Model, required for seq2seq; its config has the decoder's start token.
 
     Raises:
-        BALoraError: The model does not say what its decoder starts with.
+        BALoraError: The model's config has no start token for the decoder.
     """
     pad: Any = tokenizer.pad_token_id
     assert pad is not None, "call ensure_pad_token first"
@@ -137,19 +139,18 @@ def make_collator(task: str, tokenizer: PreTrainedTokenizerBase, model: nn.Modul
         return CausalCollator(pad_token_id=pad)
     if task == "seq2seq":
         assert model is not None, "a sequence-to-sequence collator needs the model"
-        return Seq2SeqCollator(pad_token_id=pad, shift=_shift_of(model, pad))
+        return Seq2SeqCollator(pad_token_id=pad, shift=_decoder_shift(model, pad))
     return ClassificationCollator(pad_token_id=pad, pad_token_type_id=tokenizer.pad_token_type_id)
 
 
-def _shift_of(model: Any, pad_token_id: int) -> Callable[[Tensor], Tensor]:
+def _decoder_shift(model: Any, pad_token_id: int) -> Callable[[Tensor], Tensor]:
     config = model.config
     start = getattr(config, "decoder_start_token_id", None)
     pad = pad_token_id if config.pad_token_id is None else config.pad_token_id
     if start is not None:
         return ShiftRight(start_token_id=start, pad_token_id=pad)
-    own = getattr(
-        model, "prepare_decoder_input_ids_from_labels", None
-    )  # mBART starts with the text's own language code
+    # mBART has no fixed start token: it starts with the language code of the text.
+    own = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     if own is None:
         raise BALoraError(f"The config of {type(model).__name__} has no decoder_start_token_id; set it in config.json.")
     return lambda labels_BT: own(labels=labels_BT)
@@ -161,6 +162,30 @@ def _inputs(rows: Sequence[Row], fills: Mapping[str, int]) -> Batch:
 
 
 def _pad(sequences: Sequence[Sequence[int]], fill: int) -> Tensor:
-    """Sequences of different length as one B × T tensor, filled on the right."""
+    """Stack sequences of different lengths into one B × T tensor, filled on the right."""
     tensors = [torch.as_tensor(sequence, dtype=torch.int64) for sequence in sequences]
     return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=fill)
+
+
+def shortest_first(rows: Any) -> Any:
+    """Sort rows by length, so that a batch has little padding. Rows of equal length stay in their order.
+
+    Use it only if the order does not matter, such as for the scores of a classifier.
+
+    Args:
+        rows: Dataset with a length, its rows with ``input_ids``. Rows of another kind are returned unchanged.
+    """
+    lengths = _lengths(rows)
+    if lengths is None:
+        return rows
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return rows.select(order) if isinstance(rows, Dataset) else Subset(rows, order)
+
+
+def _lengths(rows: Any) -> Sequence[int] | None:
+    if isinstance(rows, Dataset):
+        return [len(ids) for ids in rows["input_ids"]] if "input_ids" in rows.column_names else None
+    try:
+        return [len(rows[number]["input_ids"]) for number in range(len(rows))]
+    except (KeyError, TypeError):
+        return None

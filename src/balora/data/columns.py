@@ -1,4 +1,4 @@
-"""From a table's rows to examples of one form; a row that cannot be learnt from is found before training."""
+"""Conversion of a table's rows to examples of one form. Rows that cannot be used are found here, before training."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from balora.config.sections import DataConfig
 from balora.data.labels import LabelSet
-from balora.data.readers import BadRows, Row, Table
+from balora.data.readers import BadRows, Row, Table, shorten
 from balora.data.verbalizer import score_word
 from balora.errors import BALoraError, suggest
 
-# A column, or a place inside one: conversations[0].value
+# A column, or a value inside one: conversations[0].value
 _PATH = re.compile(r"(?P<column>.*?)(?P<steps>(?:\[\d+\]|\.[^.\[\]]+)+)")
 _STEP = re.compile(r"\[(?P<index>\d+)\]|\.(?P<key>[^.\[\]]+)")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -21,11 +21,11 @@ _TOOLS = ("tool_calls", "tool_call_id", "function_call")
 
 
 class RowProblem(Exception):
-    """What is wrong with one row, in a few words."""
+    """A row cannot be used; the message gives the reason in a few words."""
 
 
 def used_columns(data: DataConfig) -> dict[str, str]:
-    """The columns a ``data`` section names, by the key that names them.
+    """Return the columns that a ``data`` section names, by the key that names them.
 
     Example:
         >>> used_columns(DataConfig(train="d.tsv", text=("one", "two"), label="same"))
@@ -42,7 +42,7 @@ def used_columns(data: DataConfig) -> dict[str, str]:
 
 
 def outer_column(name: str) -> str:
-    """The column that holds what a name such as ``conversations[0].value`` reaches into.
+    """Return the column that contains the value of a name such as ``conversations[0].value``.
 
     Example:
         >>> outer_column("conversations[0].value"), outer_column("sentence")
@@ -53,10 +53,10 @@ def outer_column(name: str) -> str:
 
 
 def check_columns(table: Table, data: DataConfig) -> None:
-    """Make sure that every named column exists.
+    """Check that the table has every column that the ``data`` section names.
 
     Raises:
-        BALoraError: One or more do not; the columns there are are named.
+        BALoraError: A column is missing; the message lists the columns of the table.
     """
     used = used_columns(data).items()
     missing = {k: c for k, c in used if c not in table.columns and outer_column(c) not in table.columns}
@@ -67,49 +67,51 @@ def check_columns(table: Table, data: DataConfig) -> None:
         raise BALoraError(f"{table.name} has no {noun} {wanted}.{hint} Its columns are {', '.join(table.columns)}.")
 
 
-def convert(table: Table, data: DataConfig, labels: LabelSet | None, bad: BadRows, *, words: bool = False) -> list[Row]:
-    """Turn rows into examples.
+def convert(
+    table: Table, data: DataConfig, labels: LabelSet | None, bad: BadRows, *, as_text: bool = False
+) -> list[Row]:
+    """Convert rows to examples.
 
     Args:
-        table: Rows whose columns have been checked.
-        data: Which column holds what.
-        labels: The classes, where ``data.label`` names a column.
+        table: Table with checked columns.
+        data: Section that names the columns.
+        labels: Classes, if ``data.label`` names a column.
         bad: Receives the rows that cannot be used.
-        words: Whether a class or score becomes the word for it, and the texts the prompt.
+        as_text: If true, a class or score becomes the response, as text, and the text columns become the prompt.
 
     Returns:
-        By form: ``prompt, input, response``; ``messages, place``; ``text``; ``text[, text_pair], labels``.
+        By form: ``prompt, input, response``; ``messages, location``; ``text``; ``text[, text_pair], labels``.
     """
     form = data.form
     make = _MAKERS[form]
     examples = []
-    for row, place in zip(table.rows, table.places, strict=True):
+    for row, location in zip(table.rows, table.locations, strict=True):
         try:
             example = make(row, data, labels)
         except RowProblem as problem:
-            bad.add(place, str(problem))
+            bad.add(location, str(problem))
         else:
-            if words:
-                example = _in_words(example, labels)
-            # A chat template may refuse a conversation later, and the place is wanted then.
-            examples.append({**example, "place": place} if form == "messages" else example)
+            if as_text:
+                example = _label_as_response(example, labels)
+            # A chat template may refuse a conversation later; the message then needs the location.
+            examples.append({**example, "location": location} if form == "messages" else example)
     return examples
 
 
 def given_labels(table: Table, data: DataConfig) -> tuple[list[Any], BadRows]:
-    """What ``data.label`` holds in each row, and the rows where that is no label.
+    """Return the values of the label column, and the rows without a usable label.
 
     Args:
-        table: Rows whose columns have been checked.
-        data: Which column holds what.
+        table: Table with checked columns.
+        data: Section that names the columns.
     """
     assert data.label is not None
     values, bad = [], BadRows()
-    for row, place in zip(table.rows, table.places, strict=True):
+    for row, location in zip(table.rows, table.locations, strict=True):
         try:
             values.append(_label(row, data.label))
         except RowProblem as problem:
-            bad.add(place, str(problem))
+            bad.add(location, str(problem))
     return values, bad
 
 
@@ -123,11 +125,7 @@ def _pair(row: Row, data: DataConfig, labels: LabelSet | None) -> Row:
     }
 
 
-def _plain(row: Row, data: DataConfig, labels: LabelSet | None) -> Row:
-    return {"text": _text(row, str(data.text))}
-
-
-def _texts(row: Row, data: DataConfig) -> Row:
+def _texts(row: Row, data: DataConfig, labels: LabelSet | None = None) -> Row:
     columns = (data.text,) if isinstance(data.text, str) else data.text
     assert columns is not None
     return dict(zip(("text", "text_pair"), [_text(row, column) for column in columns], strict=False))
@@ -139,7 +137,7 @@ def _labelled(row: Row, data: DataConfig, labels: LabelSet | None) -> Row:
     value = _label(row, data.label)
     number = labels.id_of(value)
     if number is None:
-        raise RowProblem(labels.complain(value))
+        raise RowProblem(labels.unknown(value))
     return {**example, "labels": number}
 
 
@@ -152,15 +150,15 @@ def _scored(row: Row, data: DataConfig, labels: LabelSet | None) -> Row:
     except (TypeError, ValueError):
         score = math.nan
     if not math.isfinite(score):
-        raise RowProblem(f"{data.score!r} is {_shown(value)}, not a number")
+        raise RowProblem(f"{data.score!r} is {shorten(repr(value))}, not a number")
     return {**example, "labels": score}
 
 
-def _in_words(example: Row, labels: LabelSet | None) -> Row:
-    """A labelled or scored example as prompt and response."""
+def _label_as_response(example: Row, labels: LabelSet | None) -> Row:
+    """Turn a labelled or scored example into prompt and response."""
     value = example["labels"]
-    word = score_word(value) if labels is None else labels.names[value]
-    return {"prompt": example["text"], "input": example.get("text_pair", ""), "response": word}
+    response = score_word(value) if labels is None else labels.names[value]
+    return {"prompt": example["text"], "input": example.get("text_pair", ""), "response": response}
 
 
 def _messages(row: Row, data: DataConfig, labels: LabelSet | None) -> Row:
@@ -183,15 +181,15 @@ def _message(message: Row, number: int) -> Row:
             raise RowProblem(f"message {number} has no text under {key!r} (it has {', '.join(message) or 'nothing'})")
     if message["role"] == "assistant" and not message["content"].strip():
         raise RowProblem(f"message {number}, of the assistant, is empty")
-    return {key: _whole(message[key], f"{key!r} of message {number}") for key in ("role", "content")}
+    return {key: _encodable(message[key], f"{key!r} of message {number}") for key in ("role", "content")}
 
 
 def _label(row: Row, column: str) -> Any:
-    """A class as given. Text read as bytes, or a list, would make a class named after its spelling in Python."""
+    """Return a class as given; refuse bytes and lists, whose Python spelling would become the name of a class."""
     value = _present(row, column)
     if isinstance(value, bytes | list | dict):
-        raise RowProblem(f"{column!r} is {_shown(value)}, not the name or number of a class")
-    return _whole(value, repr(column)) if isinstance(value, str) else value
+        raise RowProblem(f"{column!r} is {shorten(repr(value))}, not the name or number of a class")
+    return _encodable(value, repr(column)) if isinstance(value, str) else value
 
 
 def _present(row: Row, column: str) -> Any:
@@ -202,12 +200,12 @@ def _present(row: Row, column: str) -> Any:
 
 
 def _is_missing(value: Any) -> bool:
-    """Whether a cell is empty; NaN is how pandas writes an empty cell, to JSON too."""
+    """Check for an empty cell. NaN is one, because pandas writes empty cells as NaN, also to JSON."""
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
 def _value(row: Row, name: str) -> Any:
-    """What a column holds, or what ``conversations[0].value`` reaches into a column for."""
+    """Return the value of a column, or of a name such as ``conversations[0].value`` inside a column."""
     if name in row:
         return row[name]
     column = outer_column(name)
@@ -218,7 +216,7 @@ def _value(row: Row, name: str) -> Any:
         try:
             value = value[step["key"] or int(step["index"])]
         except (KeyError, IndexError, TypeError) as error:
-            raise RowProblem(f"{name!r} is not there: {column!r} is {_shown(row[column])}") from error
+            raise RowProblem(f"{name!r} does not exist: {column!r} is {shorten(repr(row[column]))}") from error
     return value
 
 
@@ -230,31 +228,26 @@ def _text(row: Row, column: str) -> str:
 
 
 def _as_text(value: Any, column: str) -> str:
-    """Text as it is, a number as it is written; a list or an object is no text."""
+    """Convert text or a number to text; refuse a list or an object."""
     if isinstance(value, str):
-        return _whole(value, repr(column))
+        return _encodable(value, repr(column))
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    raise RowProblem(f"{column!r} is {_shown(value)}, not text")
+    raise RowProblem(f"{column!r} is {shorten(repr(value))}, not text")
 
 
-def _whole(text: str, what: str) -> str:
-    """Text that UTF-8 can write. JSON may escape half of a pair, where an emoji was cut in two; no tokenizer takes that."""
-    half = _SURROGATE.search(text)
-    if half:
-        raise RowProblem(f"{what} holds half a character (\\u{ord(half[0]):04x}) at character {half.start() + 1}")
+def _encodable(text: str, name: str) -> str:
+    r"""Refuse text that UTF-8 cannot encode: JSON can hold one half (``\ud83d``) of a character that needs two."""
+    lone = _SURROGATE.search(text)
+    if lone:
+        raise RowProblem(f"{name} holds half a character (\\u{ord(lone[0]):04x}) at character {lone.start() + 1}")
     return text
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 _MAKERS: dict[str, Callable[[Row, DataConfig, LabelSet | None], Row]] = {
     "pair": _pair,
     "messages": _messages,
-    "text": _plain,
+    "text": _texts,
     "labelled": _labelled,
     "scored": _scored,
 }

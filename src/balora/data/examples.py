@@ -1,4 +1,4 @@
-"""`load_examples`: what a config's ``data`` section names, read, checked and brought into one form."""
+"""`load_examples`: the rows that a config's ``data`` section names, read, checked and converted to one form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from balora.config.data_columns import Form
 from balora.config.sections import DataConfig
 from balora.data.columns import check_columns, convert, given_labels, outer_column, used_columns
 from balora.data.labels import LabelSet, find_labels, label_key
-from balora.data.perturbations import apply_conditions
+from balora.data.perturbations import apply_perturbations
 from balora.data.readers import BadRows, Row, Table
 from balora.data.sources import read_tables
 from balora.errors import BALoraError
@@ -23,7 +23,7 @@ logger = logging.getLogger("balora")
 _TEXT, _MESSAGE = Value("string"), {"role": Value("string"), "content": Value("string")}
 _FEATURES: dict[Form, dict[str, Any]] = {
     "pair": {"prompt": _TEXT, "input": _TEXT, "response": _TEXT},
-    "messages": {"messages": List(_MESSAGE), "place": _TEXT},
+    "messages": {"messages": List(_MESSAGE), "location": _TEXT},
     "text": {"text": _TEXT},
     "labelled": {"text": _TEXT, "text_pair": _TEXT, "labels": Value("int64")},
     "scored": {"text": _TEXT, "text_pair": _TEXT, "labels": Value("float32")},
@@ -35,28 +35,28 @@ class Examples:
     """Checked examples, not yet tokenized."""
 
     form: Form
-    """``pair`` (columns prompt, input, response), ``messages`` (messages, place), ``text`` (text), ``labelled`` or
-    ``scored`` (text, for pairs text_pair, labels). Classes and scores said in words are a ``pair``."""
+    """Form of the examples: ``pair`` (columns prompt, input, response), ``messages`` (messages, location), ``text`` (text),
+    ``labelled`` or ``scored`` (text, for pairs text_pair, labels). For seq2seq, classes and scores become a ``pair``."""
     train: Dataset
     eval: Dataset | None
     label_names: tuple[str, ...] | None
-    """Classes in the order of their numbers, for classification; where classes are said, the words for them."""
+    """Names of the classes in the order of their numbers, for classification, also as seq2seq."""
     train_source: str
-    """Where the training rows are from, in words."""
+    """Names of the files or hub datasets of the training rows."""
     eval_source: str | None
-    conditions: dict[str, Any] | None
-    """What the data conditions did to the training rows, in numbers; None where there are none."""
+    perturbations: dict[str, Any] | None
+    """Counts of what the perturbations did to the training rows; None if there are none."""
     digest: str
-    """SHA-256 over all examples in order: the same data give the same digest, wherever they lie."""
+    """SHA-256 over all examples in order. It does not depend on the path of the data."""
 
     @property
     def id2label(self) -> dict[int, str] | None:
-        """Names of the classes as transformers' configs hold them."""
+        """Names of the classes by number, as in transformers' configs."""
         return None if self.label_names is None else dict(enumerate(self.label_names))
 
     @property
     def num_labels(self) -> int | None:
-        """Number of outputs a classification head needs; 1 for regression, None for generation."""
+        """Number of outputs of a classification head; 1 for regression, None for generation."""
         if self.form == "scored":
             return 1
         return len(self.label_names) if self.form == "labelled" and self.label_names else None
@@ -68,72 +68,72 @@ def load_examples(data: DataConfig, task: str, seed: int = 42) -> Examples:
     Args:
         data: The config's ``data`` section.
         task: generation, seq2seq, classification or regression.
-        seed: Of the choice of evaluation rows, where ``data.eval`` is a share, and of the data conditions.
+        seed: Random seed of the evaluation rows, if ``data.eval`` is a fraction, and of the perturbations.
 
     Returns:
-        Training examples in the order of their source and under the conditions asked for, and evaluation examples as they are.
+        Training examples in the order of their source, with the perturbations applied, and unchanged evaluation examples.
 
     Raises:
-        BALoraError: A source is missing, broken or empty; a column is missing (the others are named); rows cannot be
-            used (the first three are named by file and line, the rest counted).
+        BALoraError: A source is missing, broken or empty, a column is missing (the message lists the others), or rows cannot
+            be used (the message names the first three by file and line and counts the rest).
     """
-    train, held_out = _read(data, seed)
+    train, evaluation = _read(data, seed)
     further = [(part, _read(part, seed)[0]) for part in data.sources[1:]]
     labels = _labels(train, data) if data.form == "labelled" else None
     if labels is not None:
         for part, table in ((data, train), *further):
             _check_order(labels, table, part)
-    words = task == "seq2seq" and data.form != "pair"
-    form: Form = "pair" if words else data.form
+    as_text = task == "seq2seq" and data.form != "pair"
+    form: Form = "pair" if as_text else data.form
     bad = BadRows()
-    rows = [convert(table, data, labels, bad, words=words) for table in (train, held_out) if table is not None]
+    rows = [convert(table, data, labels, bad, as_text=as_text) for table in (train, evaluation) if table is not None]
     for part, table in further:
-        rows[0] += convert(table, part, labels, bad, words=words)
+        rows[0] += convert(table, part, labels, bad, as_text=as_text)
     bad.raise_if_any()
-    if held_out is not None:
+    if evaluation is not None:
         _warn_of_overlap(*rows)
-    rows[0], conditions = apply_conditions(rows[0], data, labels, seed)
+    rows[0], perturbations = apply_perturbations(rows[0], data, labels, seed)
     return Examples(
         form=form,
         train=_dataset(rows[0], form),
-        eval=_dataset(rows[1], form) if held_out is not None else None,
+        eval=_dataset(rows[1], form) if evaluation is not None else None,
         label_names=labels.names if labels else None,
         train_source=" + ".join([train.name, *(table.name for _, table in further)]),
-        eval_source=held_out.name if held_out is not None else None,
-        conditions=conditions,
+        eval_source=evaluation.name if evaluation is not None else None,
+        perturbations=perturbations,
         digest=_digest(rows),
     )
 
 
 def _read(data: DataConfig, seed: int) -> tuple[Table, Table | None]:
-    """The tables that one section names, their columns checked."""
+    """Read the tables that one section names and check their columns."""
     named = set(used_columns(data).values())
-    train, held_out = read_tables(data, named | {outer_column(column) for column in named}, seed)
-    for table in (train, held_out):
+    train, evaluation = read_tables(data, named | {outer_column(column) for column in named}, seed)
+    for table in (train, evaluation):
         if table is not None:
             check_columns(table, data)
-    return train, held_out
+    return train, evaluation
 
 
 def _labels(train: Table, data: DataConfig) -> LabelSet:
-    """The classes as given, as the source declares them, or as the training rows have them."""
+    """Return the classes: those of the config, else those that the source declares, else those in the training rows."""
     assert data.label is not None
     names = data.labels or train.class_names.get(data.label)
     if names:
         return LabelSet(names)
     values, bad = given_labels(train, data)
     if len({label_key(value) for value in values}) < 2:
-        bad.raise_if_any()  # the rows without a label are why there are no two classes
+        bad.raise_if_any()  # rows without a usable label are the cause, so report them first
     return find_labels(values, data.label, train.name)
 
 
 def _check_order(labels: LabelSet, table: Table, data: DataConfig) -> None:
-    """Refuse a source that numbers the same classes in another order: its numbers would mean other classes here."""
+    """Refuse a source that numbers the same classes in another order, since its numbers would mean other classes."""
     declared = table.class_names.get(str(data.label), labels.names)
     if declared != labels.names and sorted(declared) == sorted(labels.names):
         raise BALoraError(
-            f"{table.name} numbers its classes in the order {', '.join(declared)}, and here they are "
-            f"{', '.join(labels.names)}; give them in its order in data.labels."
+            f"{table.name} numbers its classes in the order {', '.join(declared)}, but the order of this run is "
+            f"{', '.join(labels.names)}. Give the classes in the first order in data.labels."
         )
 
 
@@ -142,15 +142,15 @@ def _dataset(rows: list[Row], form: Form) -> Dataset:
     return Dataset.from_list(rows, features=Features(columns))
 
 
-def _warn_of_overlap(train: list[Row], held_out: list[Row]) -> None:
-    """An evaluation on what was trained on says nothing; slices of one file overlap easily."""
+def _warn_of_overlap(train: list[Row], evaluation: list[Row]) -> None:
+    """Warn if evaluation rows are also training rows; slices of one file overlap easily."""
     seen = {_content(row) for row in train}
-    both = sum(_content(row) in seen for row in held_out)
+    both = sum(_content(row) in seen for row in evaluation)
     if both:
         logger.warning(
-            "%s of %s evaluation rows are also among the training rows; their scores are not those of new data.",
+            "%s of %s evaluation rows are also training rows; their scores say nothing about new data.",
             f"{both:,}",
-            f"{len(held_out):,}",
+            f"{len(evaluation):,}",
         )
 
 
@@ -164,6 +164,6 @@ def _digest(parts: list[list[Row]]) -> str:
 
 
 def _content(row: Row) -> str:
-    """What a row says, as text. Its place is left out: a copy in another file is the same example."""
-    said = {name: value for name, value in row.items() if name != "place"}
-    return json.dumps(said, sort_keys=True, ensure_ascii=False)
+    """Write a row as text, without its location: a copy in another file is the same example."""
+    content = {name: value for name, value in row.items() if name != "location"}
+    return json.dumps(content, sort_keys=True, ensure_ascii=False)

@@ -1,29 +1,26 @@
-"""What is a hub id and what a path, and what to say when the hub does not answer."""
+"""Hub ids and local paths, and the messages for a hub that does not answer."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 from pathlib import Path
-
-import datasets
+from typing import TYPE_CHECKING
 
 from balora.errors import BALoraError
 
+if TYPE_CHECKING:
+    import datasets
+
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _UNREACHABLE = (
-    "offline",
-    "couldn't connect",
-    "couldn't reach",
-    "could not reach",
-    "connection",
-    "resolve host",
-    "timed out",
+    *("offline", "couldn't connect", "couldn't reach", "could not reach"),
+    *("connection", "resolve host", "timed out"),
 )
 
 
 def looks_local(name: str, suffixes: Iterable[str] = ()) -> bool:
-    """Whether a name means a file or folder, there or missing, and not a hub id.
+    """Decide if a name means a local file or folder, which may be missing, and not a hub id.
 
     Example:
         >>> looks_local("./models/tiny"), looks_local("train.jsonl", [".jsonl"]), looks_local("openai/gsm8k")
@@ -38,12 +35,12 @@ def looks_local(name: str, suffixes: Iterable[str] = ()) -> bool:
 
 
 def unreachable(error: BaseException) -> bool:
-    """Whether an error of a hub client means no connection, and not a wrong name."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, ConnectionError) or any(sign in str(seen).lower() for sign in _UNREACHABLE):
+    """Decide if an error of a hub client means that there is no connection, and not that the name is wrong."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ConnectionError) or any(sign in str(cause).lower() for sign in _UNREACHABLE):
             return True
-        seen = seen.__cause__
+        cause = cause.__cause__
     return False
 
 
@@ -51,27 +48,27 @@ def load_hub_dataset(name: str, configuration: str | None, split: str, *, key: s
     """Load one split of a hub dataset.
 
     Args:
-        name: Its id.
-        configuration: Its configuration, where it has several.
-        split: A split expression.
-        key: Where the user can name a local file instead.
+        name: Hub id.
+        configuration: Name of the configuration, if the dataset has several.
+        split: Split expression.
+        key: Config key or option that takes a local file instead, for messages.
 
     Raises:
         BALoraError: The hub cannot be reached, or has no such dataset, configuration or split.
     """
+    import datasets  # takes a second, which the rest of this module does not need
+
     try:
         return datasets.load_dataset(name, configuration, split=split)
-    except (
-        Exception
-    ) as error:  # the hub's clients raise many kinds, and to the user they are one: it could not be loaded
+    except Exception as error:  # the hub's clients raise many kinds of errors
         if unreachable(error):
             raise BALoraError(
-                f"{name} is no local file or folder, and as a hub id it could not be reached; check the connection, or "
+                f"{name} is not a local file or folder, and as a hub id it could not be reached. Check the connection, or "
                 f"give a local file in {key}."
             ) from error
         if isinstance(error, datasets.exceptions.DatasetNotFoundError):
             raise BALoraError(
-                f"There is no dataset {name}, neither here nor on the hub; if it is private, log in (hf auth login)."
+                f"There is no dataset {name}, neither locally nor on the hub; if it is private, log in (hf auth login)."
             ) from error
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise BALoraError(

@@ -1,4 +1,4 @@
-"""Class labels: names or numbers in, numbers 0 … D-1 out."""
+"""Class labels: from names or numbers in the data to class numbers 0 … D-1."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from typing import Any
 from balora.errors import BALoraError, suggest
 
 _SHOWN = 10
-_MOST = 1000
+_MAX_CLASSES = 1000
 _WHOLE_WITH_POINT = re.compile(r"-?\d{1,20}\.0+")
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelSet:
-    """The classes of a task, in the order of their numbers."""
+    """Classes of a task."""
 
     names: tuple[str, ...]
+    """Names in the order of the class numbers."""
 
     def id_of(self, value: Any) -> int | None:
-        """The number of a class given by name or number, or None if there is no such class.
+        """Return the number of a class given by name or number, or None if there is no such class.
 
-        A number means the class of that name; where names are words, the class of that index.
+        A number means the class of that name. If no name is a number, it means the class with that index.
 
         Example:
             >>> labels = LabelSet(("negative", "positive"))
@@ -32,7 +33,7 @@ class LabelSet:
         """
         key = label_key(value)
         exact = str(value).strip()
-        if exact in self.names:  # a name may be written "1.0", and is not "1" then
+        if exact in self.names:  # a class may be named "1.0", which differs from "1"
             return self.names.index(exact)
         if key in self.names:
             return self.names.index(key)
@@ -40,45 +41,45 @@ class LabelSet:
             return int(key) if 0 <= int(key) < len(self.names) else None
         return None
 
-    def complain(self, value: Any) -> str:
-        """What to say of a value that is no class."""
+    def unknown(self, value: Any) -> str:
+        """Describe a value that is not a class, for the message about a row."""
         shown = ", ".join(self.names[:_SHOWN]) + (", ..." if len(self.names) > _SHOWN else "")
         hint = suggest(label_key(value), self.names).rstrip("?").replace("Did you mean", "did you mean")
         return f"the label {value!r} is not one of {shown}{' -' + hint + '?' if hint else ''}"
 
 
 def find_labels(values: Iterable[Any], column: str, source: str) -> LabelSet:
-    """The classes that occur in the training rows, numbers in their order and words in alphabetical order.
+    """Collect the classes of the training rows: numbers in numerical order, names in alphabetical order.
 
     Args:
-        values: The label of every training row.
-        column: Its column, for messages.
-        source: Where the rows are from, for messages.
+        values: Label of every training row.
+        column: Name of the label column, for messages.
+        source: Name of the table, for messages.
 
     Raises:
-        BALoraError: There is one class only, or the values look like scores.
+        BALoraError: There is only one class, or the values look like scores.
     """
     keys = {label_key(value) for value in values}
     whole = [key for key in keys if _is_whole(key)]
     if len(whole) < len(keys) and all(_is_number(key) for key in keys):
         raise BALoraError(f"data.label: the column {column} of {source} holds scores; for them use task: regression.")
-    if len(keys) > _MOST:
+    if len(keys) > _MAX_CLASSES:
         raise BALoraError(
             f"data.label: the column {column} of {source} has {len(keys):,} different values; is it a label?"
         )
     if len(keys) < 2:
         only = f" ({next(iter(keys))!r})" if keys else ""
         raise BALoraError(
-            f"data.label: all rows of {source} have the same {column}{only}; classification needs two classes. If more "
-            "are meant, name them in data.labels."
+            f"data.label: all rows of {source} have the same {column}{only}, but classification needs two classes. If there "
+            "are more, name them in data.labels."
         )
     return LabelSet(tuple(sorted(keys, key=int) if len(whole) == len(keys) else sorted(keys)))
 
 
 def label_key(value: Any) -> str:
-    """A label as text: ``1``, ``1.0``, ``"1"`` and ``"1.0"`` are the same class.
+    """Convert a label to text. ``1``, ``1.0``, ``"1"`` and ``"1.0"`` are the same class.
 
-    The last is what pandas writes to CSV for whole numbers once a row of the column is empty.
+    pandas writes ``"1.0"`` to CSV for whole numbers if a row of the column is empty.
 
     Example:
         >>> label_key(1.0), label_key("1.0"), label_key("-1.0"), label_key("1.5"), label_key("v1.0")

@@ -1,6 +1,6 @@
-"""Local data files as rows that know their line: JSON lines, JSON, CSV, TSV, Parquet.
+"""Readers of local data files, which keep the line of each row: JSON lines, JSON, CSV, TSV, Parquet.
 
-The readers of `datasets` are faster but say of a broken file only that it is broken; people need the line.
+The readers of `datasets` are faster, but they do not report the line of a mistake in a file.
 """
 
 from __future__ import annotations
@@ -9,14 +9,11 @@ import csv
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from balora.errors import BALoraError, suggest
+from balora.errors import BALoraError, suggest_path
 
 Row = dict[str, Any]
 _SHOWN = 3
@@ -24,57 +21,57 @@ _SHOWN = 3
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows from one place, each with a name for messages."""
+    """Rows of one file or hub dataset, with their locations for messages."""
 
     name: str
-    """The file or hub dataset."""
+    """Path of the file or id of the hub dataset."""
     columns: tuple[str, ...]
-    """Every column there is, in order of appearance."""
+    """Names of all columns, in order of appearance."""
     rows: Sequence[Row]
-    places: Sequence[str]
-    """Of each row: where it stands, such as ``train.jsonl line 3``."""
+    locations: Sequence[str]
+    """Location of each row, such as ``train.jsonl line 3``."""
     class_names: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    """Names of classes by column, where the source declares them."""
+    """Names of classes by column, if the source declares them."""
 
     def take(self, indices: Sequence[int]) -> Table:
-        """Some of the rows, in the given order."""
-        rows, places = [self.rows[i] for i in indices], [self.places[i] for i in indices]
-        return dataclasses.replace(self, rows=rows, places=places)
+        """Select rows, in the given order."""
+        rows, locations = [self.rows[i] for i in indices], [self.locations[i] for i in indices]
+        return dataclasses.replace(self, rows=rows, locations=locations)
 
 
-def numbered(name: str, count: int) -> list[str]:
-    """Places of rows that have no lines, such as ``data.parquet row 1``."""
+def row_locations(name: str, count: int) -> list[str]:
+    """Return the locations of rows that have no lines, such as ``data.parquet row 1``."""
     return [f"{name} row {number}" for number in range(1, count + 1)]
 
 
 def join(tables: Sequence[Table]) -> Table:
-    """Several tables one after the other."""
+    """Concatenate tables."""
     if len(tables) == 1:
         return tables[0]
     return Table(
         name=" + ".join(dict.fromkeys(table.name for table in tables)),
         columns=tuple(dict.fromkeys(column for table in tables for column in table.columns)),
         rows=[row for table in tables for row in table.rows],
-        places=[place for table in tables for place in table.places],
+        locations=[location for table in tables for location in table.locations],
         class_names=tables[0].class_names,
     )
 
 
 class BadRows:
-    """Collects rows that cannot be used; names the first three and counts the rest."""
+    """Collection of rows that cannot be used. The error names the first three and counts the rest."""
 
     def __init__(self) -> None:
         self.found: list[str] = []
 
-    def add(self, where: str, what: str) -> None:
-        """Remember one bad row."""
-        self.found.append(f"{where}: {what}")
+    def add(self, location: str, problem: str) -> None:
+        """Add one row."""
+        self.found.append(f"{location}: {problem}")
 
     def raise_if_any(self) -> None:
         """Raise one error for all bad rows.
 
         Raises:
-            BALoraError: There are some.
+            BALoraError: The collection is not empty.
         """
         if len(self.found) == 1:
             raise BALoraError(f"A row of the data cannot be used. {self.found[0]}.")
@@ -91,14 +88,13 @@ def read_table(path: Path) -> Table:
         path: A ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file, UTF-8.
 
     Raises:
-        BALoraError: The file is missing, of another kind, broken (with the line) or without rows.
+        BALoraError: The file is missing, of an unknown kind, broken (the message has the line) or without rows.
     """
     if not path.is_file():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise BALoraError(f"There is no data file {path}.{suggest(path.name, siblings)}")
+        raise BALoraError(f"There is no data file {path}.{suggest_path(path)}")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise BALoraError(f"{path} is not of a kind that can be read: {', '.join(SUFFIXES)}.")
+        raise BALoraError(f"{path} is not of a known kind; data files end in {', '.join(SUFFIXES)}.")
     try:
         table = reader(path)
     except UnicodeDecodeError as error:
@@ -110,28 +106,41 @@ def read_table(path: Path) -> Table:
     return table
 
 
-def _read_jsonl(path: Path) -> Table:
-    rows, places, bad = [], [], BadRows()
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.rstrip("\r\n"))
-            except ValueError as error:
-                bad.add(f"{path} line {number}", f"not valid JSON ({_short(error)})")
-                continue
-            if not isinstance(row, dict):
-                bad.add(f"{path} line {number}", f"not an object with columns but {_shown(row)}")
-                continue
+def _table(path: Path, records: Iterable[tuple[str, Row | str]], columns: Sequence[str] | None = None) -> Table:
+    """Collect located rows in a table. A text in place of a row is the reason why the row cannot be used."""
+    rows, locations, bad = [], [], BadRows()
+    for location, row in records:
+        if isinstance(row, str):
+            bad.add(location, row)
+        else:
             rows.append(row)
-            places.append(f"{path} line {number}")
+            locations.append(location)
     bad.raise_if_any()
-    return Table(str(path), _columns(rows), rows, places)
+    if columns is None:
+        columns = tuple(dict.fromkeys(key for row in rows for key in row))
+    return Table(str(path), tuple(columns), rows, locations)
+
+
+def _read_jsonl(path: Path) -> Table:
+    with path.open(encoding="utf-8-sig") as lines:
+        return _table(path, ((f"{path} line {n}", _parse(line)) for n, line in enumerate(lines, 1) if line.strip()))
+
+
+def _parse(line: str) -> Row | str:
+    try:
+        return _object(json.loads(line.rstrip("\r\n")))
+    except ValueError as error:
+        return f"not valid JSON ({_short(error)})"
+
+
+def _object(value: Any) -> Row | str:
+    if isinstance(value, dict):
+        return value
+    return f"not an object with columns but {shorten(json.dumps(value, ensure_ascii=False, default=str))}"
 
 
 def _read_json(path: Path) -> Table:
-    """A list of objects, that list under ``data``, or (as many files named .json are) one object a line."""
+    """Read a list of objects, a list under the key ``data``, or one object per line, which many .json files contain."""
     text = path.read_text(encoding="utf-8-sig")
     try:
         content = json.loads(text) if text.strip() else []
@@ -143,17 +152,12 @@ def _read_json(path: Path) -> Table:
         content = content["data"]
     if not isinstance(content, list):
         raise BALoraError(f"{path} must hold a list of objects (or one under the key data), one object per row.")
-    bad = BadRows()
-    for number, row in enumerate(content, 1):
-        if not isinstance(row, dict):
-            bad.add(f"{path} row {number}", f"not an object with columns but {_shown(row)}")
-    bad.raise_if_any()
-    return Table(str(path), _columns(content), content, numbered(str(path), len(content)))
+    return _table(path, zip(row_locations(str(path), len(content)), map(_object, content), strict=True))
 
 
 def _read_csv(path: Path) -> Table:
-    """Quoted as RFC 4180 has it; a quoted field may hold line breaks."""
-    limit = csv.field_size_limit(sys.maxsize)  # the module's own limit is 128 KiB, less than some answers
+    """Read fields quoted as in RFC 4180; a quoted field can contain line breaks."""
+    limit = csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is less than some answers need
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             return _delimited(path, _csv_records(path, csv.reader(lines, strict=True)))
@@ -175,7 +179,7 @@ def _csv_records(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
 
 
 def _read_tsv(path: Path) -> Table:
-    """Tabs separate, and nothing is quoted: GLUE's sentences hold single quotation marks."""
+    """Read fields separated by tabs, without quoting, because GLUE's sentences contain single quotation marks."""
     with path.open(encoding="utf-8-sig", newline="\n") as lines:
         records = ((n, line.rstrip("\r\n").split("\t")) for n, line in enumerate(lines, 1) if line.strip("\r\n"))
         return _delimited(path, records)
@@ -185,28 +189,26 @@ def _delimited(path: Path, records: Iterator[tuple[int, list[str]]]) -> Table:
     header = next(records, (0, []))[1]
     if len(set(header)) < len(header):
         raise BALoraError(f"{path} names a column twice in its first line: {', '.join(header)}.")
-    rows, places, bad = [], [], BadRows()
-    for number, fields in records:
-        if len(fields) != len(header):
-            bad.add(f"{path} line {number}", f"{len(fields)} fields where the first line names {len(header)} columns")
-            continue
-        rows.append(dict(zip(header, fields, strict=True)))
-        places.append(f"{path} line {number}")
-    bad.raise_if_any()
-    return Table(str(path), tuple(header), rows, places)
+
+    def rows() -> Iterator[tuple[str, Row | str]]:
+        for number, fields in records:
+            fits = len(fields) == len(header)
+            problem = f"{len(fields)} fields, but the first line names {len(header)} columns"
+            yield f"{path} line {number}", dict(zip(header, fields, strict=True)) if fits else problem
+
+    return _table(path, rows(), header)
 
 
 def _read_parquet(path: Path) -> Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         table = pq.read_table(path)
     except pa.ArrowInvalid as error:
         raise BALoraError(f"{path} is not a readable Parquet file ({_short(error)}).") from error
     rows = table.to_pylist()
-    return Table(str(path), tuple(table.column_names), rows, numbered(str(path), len(rows)))
-
-
-def _columns(rows: Sequence[Row]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(key for row in rows for key in row))
+    return Table(str(path), tuple(table.column_names), rows, row_locations(str(path), len(rows)))
 
 
 def _short(error: Exception) -> str:
@@ -215,8 +217,8 @@ def _short(error: Exception) -> str:
     return str(error).splitlines()[0].rstrip(".")
 
 
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
+def shorten(text: str) -> str:
+    """Cut a text for a message to 40 characters."""
     return text if len(text) <= 40 else text[:37] + "..."
 
 
@@ -228,4 +230,4 @@ _READERS: dict[str, Callable[[Path], Table]] = {
     ".parquet": _read_parquet,
 }
 SUFFIXES = tuple(_READERS)
-"""The kinds of data file that can be read."""
+"""Suffixes of the files that `read_table` can read."""

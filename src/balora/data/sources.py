@@ -1,13 +1,13 @@
-"""From the ``data`` section to tables of rows: files, folders, hub datasets, their splits and slices.
+"""Sources of rows that the ``data`` section can name: files, folders and hub datasets, with their splits and slices.
 
-Split expressions are those of `datasets` everywhere: ``train``, ``train[:8000]``, ``train[10%:]``, ``[:8000]``.
+Split expressions have the syntax of `datasets`: ``train``, ``train[:8000]``, ``train[10%:]``, ``[:8000]``.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -15,16 +15,12 @@ import datasets
 
 from balora.config.sections import DataConfig
 from balora.data.hub import load_hub_dataset, looks_local
-from balora.data.readers import SUFFIXES, Table, join, numbered, read_table
-from balora.errors import BALoraError, suggest
+from balora.data.readers import SUFFIXES, Table, join, read_table, row_locations
+from balora.errors import BALoraError, suggest_path
 
-# Names by which folders call their splits; the first is what `datasets` calls it.
+# Names of splits in `datasets` by the names that folders use.
 _ALIASES = {
-    "validation": "validation",
-    "dev": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "eval": "validation",
+    **dict.fromkeys(("validation", "dev", "valid", "val", "eval"), "validation"),
     "dev_matched": "validation_matched",
     "dev_mismatched": "validation_mismatched",
 }
@@ -32,7 +28,7 @@ _SLICE = re.compile(r"(?P<name>.*?)(?P<slice>\[[^\[\]]*\])?")
 
 
 class Source(Protocol):
-    """A place with one or more splits."""
+    """Data with one or more splits."""
 
     name: str
 
@@ -41,28 +37,27 @@ class Source(Protocol):
 
 
 def open_source(name: str, configuration: str | None = None, columns: set[str] | None = None) -> Source:
-    """Find what ``data.train`` means.
+    """Open the source that ``data.train`` names.
 
     Args:
-        name: A file, a folder of files, or a hub id.
-        configuration: A hub dataset's configuration.
-        columns: Those that will be read; a hub dataset leaves the others where they are.
+        name: Path of a file or of a folder of files, or a hub id.
+        configuration: Configuration of a hub dataset.
+        columns: Columns to read from a hub dataset.
 
     Raises:
-        BALoraError: There is no such file or folder, or a configuration is given for one.
+        BALoraError: There is no such file or folder, or a configuration is given for a local path.
     """
     if not looks_local(name, SUFFIXES):
         return HubSource(name, configuration, columns or set())
     path = Path(name).expanduser()
     if configuration is not None:
         raise BALoraError(
-            f"data.name {configuration!r} chooses a hub dataset's configuration, but {name} is a local path."
+            f"data.name {configuration!r} is the configuration of a hub dataset, but {name} is a local path; leave it out."
         )
     if path.is_dir():
         return FilesSource(name, _files_by_split(path))
     if not path.exists() and path.suffix.lower() not in SUFFIXES:
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise BALoraError(f"There is no file or folder {name} (data.train).{suggest(path.name, siblings)}")
+        raise BALoraError(f"There is no file or folder {name} (data.train).{suggest_path(path)}")
     return FilesSource(name, {"train": [path]})
 
 
@@ -75,15 +70,15 @@ class FilesSource:
         self._tables: dict[str, Table] = {}
 
     def read(self, split: str) -> Table:
-        """Read a split expression; without a name it is ``train``."""
+        """Read a split expression; the default name is ``train``."""
         split = f"train{split}" if split.startswith("[") else split
         match = _SLICE.fullmatch(split)
         if match and match["name"] in _ALIASES:
             split = _ALIASES[match["name"]] + (match["slice"] or "")
+        requested = {part.partition("[")[0].strip() for part in split.split("+")}
+        lengths = {name: len(self.table(name).rows) for name in self._files if name in requested}
         try:
-            parts = datasets.ReadInstruction.from_spec(split).to_absolute(_Lengths(self))
-        except BALoraError:
-            raise
+            parts = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
         except (ValueError, AssertionError) as error:
             raise BALoraError(
                 f"{self.name} has no split {split!r}; it has {', '.join(self._files)}, and a slice is written "
@@ -98,34 +93,15 @@ class FilesSource:
         return table
 
     def table(self, name: str) -> Table:
-        """All rows of a split, read once."""
+        """Return all rows of a split. The files are read once."""
         if name not in self._tables:
             self._tables[name] = join([read_table(path) for path in self._files[name]])
         return self._tables[name]
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Names of the splits there are."""
+        """Names of the splits."""
         return tuple(self._files)
-
-
-class _Lengths(Mapping[str, int]):
-    """Numbers of rows by split, for `datasets` to resolve slices; only the splits it asks for are read."""
-
-    def __init__(self, source: FilesSource) -> None:
-        self._source = source
-
-    def __getitem__(self, name: str) -> int:
-        return len(self._source.table(name).rows)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._source.splits
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._source.splits)
-
-    def __len__(self) -> int:
-        return len(self._source.splits)
 
 
 class HubSource:
@@ -146,8 +122,8 @@ class HubSource:
         wanted = [name for name in names if name in self._columns]
         classes = {c: tuple(f.names) for c, f in dataset.features.items() if isinstance(f, datasets.ClassLabel)}
         rows = dataset.select_columns(wanted).to_list() if wanted else [{}] * len(dataset)
-        place = f"{self.name} ({split})"
-        return Table(place, names, rows, numbered(place, len(rows)), classes)
+        title = f"{self.name} ({split})"
+        return Table(title, names, rows, row_locations(title, len(rows)), classes)
 
 
 def read_tables(data: DataConfig, columns: set[str], seed: int) -> tuple[Table, Table | None]:
@@ -155,8 +131,8 @@ def read_tables(data: DataConfig, columns: set[str], seed: int) -> tuple[Table, 
 
     Args:
         data: The section.
-        columns: Those that will be read.
-        seed: Of the choice of evaluation rows, where ``data.eval`` is a share.
+        columns: Columns to read.
+        seed: Random seed of the evaluation rows, if ``data.eval`` is a fraction.
 
     Returns:
         Training rows in their order, and evaluation rows or None.
@@ -177,23 +153,25 @@ def read_tables(data: DataConfig, columns: set[str], seed: int) -> tuple[Table, 
     try:
         return train, source.read(data.eval)
     except BALoraError as error:
-        raise BALoraError(f"data.eval {data.eval!r} is no share and no file, and as a split: {error}") from error
+        raise BALoraError(
+            f"data.eval {data.eval!r} is not a fraction and not a file, and as a split: {error}"
+        ) from error
 
 
-def _hold_out(table: Table, share: float, seed: int) -> tuple[Table, Table]:
-    """Set a seeded share of the rows aside; at least one row stays on either side, and both keep their order."""
+def _hold_out(table: Table, fraction: float, seed: int) -> tuple[Table, Table]:
+    """Divide rows at random into training and evaluation rows, at least one of each, both in their order."""
     total = len(table.rows)
     if total < 2:
         raise BALoraError(
-            f"{table.name} has one row, which cannot be shared between training and evaluation (data.eval)."
+            f"{table.name} has one row, which cannot be divided between training and evaluation (data.eval)."
         )
-    size = min(max(1, round(share * total)), total - 1)
-    held = set(random.Random(seed).sample(range(total), size))
-    return table.take([i for i in range(total) if i not in held]), table.take(sorted(held))
+    size = min(max(1, round(fraction * total)), total - 1)
+    held_out = set(random.Random(seed).sample(range(total), size))
+    return table.take([i for i in range(total) if i not in held_out]), table.take(sorted(held_out))
 
 
 def _files_by_split(folder: Path) -> dict[str, list[Path]]:
-    """Data files of a folder: ``train.tsv``, ``dev.tsv``, or shards such as ``train-00000-of-00002.parquet``."""
+    """Find the data files of a folder: ``train.tsv``, ``dev.tsv``, or shards such as ``train-00000-of-00002.parquet``."""
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
     if not files:
         raise BALoraError(f"The folder {folder} holds no data file ({', '.join(SUFFIXES)}).")
@@ -204,10 +182,10 @@ def _files_by_split(folder: Path) -> dict[str, list[Path]]:
     if len(files) == 1 and "train" not in found:
         return {"train": files}
     for name, paths in found.items():
-        plain = [p.name for p in paths if p.stem == name or p.stem in _ALIASES]
-        if len(plain) > 1 or len({p.suffix for p in paths}) > 1:
+        complete = [p.name for p in paths if p.stem == name or p.stem in _ALIASES]
+        if len(complete) > 1 or len({p.suffix for p in paths}) > 1:
             raise BALoraError(
                 f"The folder {folder} holds several files for the split {name}: {', '.join(p.name for p in paths)}. "
-                "Give the file itself."
+                "Give the path of one file."
             )
     return found

@@ -1,6 +1,6 @@
-"""`tokenize_examples`: examples as tokens and labels, cut to length; rows without anything to learn are left out.
+"""`tokenize_examples`: examples as tokens and labels, cut to length. Rows without a learnt token are left out.
 
-How texts are put together is said in `balora.data.prompts`.
+`balora.data.prompts` defines how texts are put together.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _CHUNK = 1000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tokenized:
-    """Examples as the Trainer takes them: ``input_ids`` and ``labels``, for pairs of texts also ``token_type_ids``."""
+    """Rows for the Trainer: ``input_ids`` and ``labels``, and for pairs of texts ``token_type_ids``."""
 
     train: Dataset
     eval: Dataset | None
     notes: tuple[str, ...]
-    """What was cut or left out, one sentence each; they were logged as warnings."""
+    """Sentences about rows that were cut or left out; they were logged as warnings."""
 
 
 def tokenize_examples(
@@ -44,50 +44,50 @@ def tokenize_examples(
     """Tokenize the examples of a run.
 
     Args:
-        examples: From `load_examples`.
-        tokenizer: The model's.
+        examples: Examples from `load_examples`.
+        tokenizer: Tokenizer of the model.
         data: The config's ``data`` section.
         task: generation, seq2seq, classification or regression.
-        target_tokenizer: For seq2seq, the tokenizer of the responses where it is another one.
-        max_positions: Positions the model has, where it says so (``config.max_position_embeddings``).
+        target_tokenizer: Tokenizer of the responses, for seq2seq, if it is another one.
+        max_positions: Number of positions of the model, if its config has it (``max_position_embeddings``).
 
     Returns:
-        Training and evaluation rows. For generation labels stand beside their tokens, unshifted, -100 where nothing is
-        learnt.
+        Training and evaluation rows. For generation, labels are aligned with their tokens, not shifted, and -100 for tokens
+        that are not learnt.
 
     Raises:
-        BALoraError: No row of a part keeps a token to learn from within the length; conversations cannot be rendered.
+        BALoraError: No training or evaluation row keeps a learnt token within the length, or a conversation cannot be rendered.
     """
-    of = "prompts" if task == "seq2seq" else "rows"
-    limit = limit_of(tokenizer, data.max_length, "data.max_length", max_positions, of=of)
+    part = "prompts" if task == "seq2seq" else "rows"
+    limit = limit_of(tokenizer, data.max_length, "data.max_length", max_positions, of=part)
     encode = make_encoder(examples.form, tokenizer, data, task, limit, target_tokenizer, max_positions)
     notes: list[str] = []
     if task == "generation" and tokenizer.eos_token_id is None:
         notes.append(f"The tokenizer {tokenizer.name_or_path} has no end token, so the model cannot learn to stop.")
-    train = _run(encode, examples.train, "training", limit, notes)
-    held_out = None if examples.eval is None else _run(encode, examples.eval, "evaluation", limit, notes)
+    train = _encode_all(encode, examples.train, "training", limit, notes)
+    evaluation = None if examples.eval is None else _encode_all(encode, examples.eval, "evaluation", limit, notes)
     for note in notes:
         logger.warning(note)
-    return Tokenized(train=train, eval=held_out, notes=tuple(notes))
+    return Tokenized(train=train, eval=evaluation, notes=tuple(notes))
 
 
-def _run(encode: Encoder, dataset: Dataset, part: str, limit: Limit, notes: list[str]) -> Dataset:
-    """Encode a dataset chunk by chunk, so that only one chunk is held as Python numbers."""
+def _encode_all(encode: Encoder, dataset: Dataset, part: str, limit: Limit, notes: list[str]) -> Dataset:
+    """Encode a dataset chunk by chunk, because Python lists of all tokens would need much memory."""
     chunks: list[Dataset] = []
     left_out: list[Encoded] = []
     cut: Counter[Limit] = Counter()
     rows = 0
     for start in range(0, len(dataset), _CHUNK):
-        kept = []
+        usable = []
         for row in encode(dataset[start : start + _CHUNK]):
             if row.needed and row.needed <= limit.tokens:
-                kept.append(row)
+                usable.append(row)
                 cut.update(row.cut)
             else:
                 left_out.append(row)
             rows += 1
-        if kept:
-            chunks.append(_chunk(kept))
+        if usable:
+            chunks.append(_to_dataset(usable))
     if not chunks:
         raise BALoraError(_nothing_left(part, left_out, limit))
     notes.extend(
@@ -96,17 +96,17 @@ def _run(encode: Encoder, dataset: Dataset, part: str, limit: Limit, notes: list
     )
     if left_out:
         notes.append(
-            f"{len(left_out):,} of {rows:,} {part} rows were left out: within {limit.tokens} tokens ({limit.origin}) "
-            "nothing is left of them to learn from."
+            f"{len(left_out):,} of {rows:,} {part} rows were left out, because they have nothing to learn within "
+            f"{limit.tokens} tokens ({limit.origin})."
         )
     return concatenate_datasets(chunks)
 
 
 def _nothing_left(part: str, rows: list[Encoded], limit: Limit) -> str:
-    within_reach = [row for row in rows if row.needed]
-    if not within_reach:
+    learnable = [row for row in rows if row.needed]
+    if not learnable:
         return f"None of the {len(rows):,} {part} rows has a token to learn from."
-    shortest = min(within_reach, key=lambda row: row.needed)
+    shortest = min(learnable, key=lambda row: row.needed)
     return (
         f"None of the {len(rows):,} {part} rows keeps a token to learn from within {limit.tokens} ({limit.origin}): "
         f"the shortest has {shortest.total}, and its response begins at token {shortest.needed}. Raise data.max_length "
@@ -114,15 +114,12 @@ def _nothing_left(part: str, rows: list[Encoded], limit: Limit) -> str:
     )
 
 
-def _chunk(rows: list[Encoded]) -> Dataset:
-    columns: dict[str, list[Any]] = {"input_ids": [row.input_ids for row in rows]}
+def _to_dataset(rows: list[Encoded]) -> Dataset:
+    first = rows[0]
     kinds: dict[str, Any] = {"input_ids": List(Value("int32"))}
-    if rows[0].token_type_ids is not None:
-        columns["token_type_ids"] = [row.token_type_ids for row in rows]
+    if first.token_type_ids is not None:
         kinds["token_type_ids"] = List(Value("int8"))
-    columns["labels"] = [row.labels for row in rows]
-    first = rows[0].labels
-    kinds["labels"] = (
-        List(Value("int32")) if isinstance(first, list) else Value("float32" if isinstance(first, float) else "int64")
-    )
+    number = Value("float32" if isinstance(first.labels, float) else "int64")
+    kinds["labels"] = List(Value("int32")) if isinstance(first.labels, list) else number
+    columns = {name: [getattr(row, name) for row in rows] for name in kinds}
     return Dataset.from_dict(columns, features=Features(kinds))

@@ -1,7 +1,7 @@
-"""Classes and scores as words: GLUE as text to text, for models that read a text and write one.
+"""Verbalizer: classes and scores as text, for models that read a text and write one (GLUE as text to text).
 
-A class is said by its name. A score is said as T5 says STS-B's: rounded to the nearest 0.2, with one decimal, so that there are
-26 words from "0.0" to "5.0" to learn and no others. What the model answers is read back by `read_class` and `read_score`.
+A class becomes its name. A score becomes a number with one decimal, rounded to the nearest 0.2 as T5 does for STS-B, so the model
+has only 26 texts to learn, from "0.0" to "5.0". `read_class` and `read_score` read the model's answer back.
 
 Reference: Raffel et al., T5, 2020, sections 2.3 and 2.4.
 """
@@ -12,11 +12,11 @@ import math
 from collections.abc import Sequence
 
 UNREADABLE = -1
-"""What an answer that is no class, or no number, counts as. It is right for no row, as in T5's own evaluation."""
+"""Value of an answer that is not a class or not a number. It equals no label, so it counts as wrong, as in T5's evaluation."""
 
 
 def score_word(score: float) -> str:
-    """The word for a score: the nearest multiple of 0.2, halves to the even one.
+    """Write a score as text: the nearest multiple of 0.2, ties to the even one.
 
     Example:
         >>> score_word(3.8), score_word(2.666), score_word(5)
@@ -26,29 +26,32 @@ def score_word(score: float) -> str:
 
 
 def read_class(answer: str, names: Sequence[str]) -> int:
-    """The number of the class that an answer names, or `UNREADABLE`. Spaces do not count: some tokenizers decode them anew.
+    """Return the number of the class that an answer names, or `UNREADABLE`.
+
+    Spaces are ignored, because some tokenizers add or drop them when they decode.
 
     Example:
         >>> read_class(" not_entailment", ["entailment", "not_entailment"]), read_class("perhaps", ["yes", "no"])
         (1, -1)
     """
-    known = [_bare(name) for name in names]
-    return known.index(_bare(answer)) if _bare(answer) in known else UNREADABLE
+    known = [_without_spaces(name) for name in names]
+    text = _without_spaces(answer)
+    return known.index(text) if text in known else UNREADABLE
 
 
 def read_score(answer: str) -> float:
-    """The number that an answer is, or `UNREADABLE`.
+    """Return the number in an answer, or `UNREADABLE`.
 
     Example:
         >>> read_score("3.8"), read_score("three")
         (3.8, -1.0)
     """
     try:
-        score = float(_bare(answer))
+        score = float(_without_spaces(answer))
     except ValueError:
         return float(UNREADABLE)
     return score if math.isfinite(score) else float(UNREADABLE)
 
 
-def _bare(text: str) -> str:
+def _without_spaces(text: str) -> str:
     return "".join(text.split())

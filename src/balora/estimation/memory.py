@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 
 from balora.estimation.meta_device import on_meta
 from balora.methods.layers.peft_lora import head_names
-from balora.methods.quantization.quantize import quantizable, rounded_bytes
+from balora.methods.quantization.quantize import quantizable_layers, quantized_bytes
 from balora.models.adapted_model import base_model_of
-from balora.models.hidden_states import HeadlessForward
+from balora.models.hidden_states import HiddenStateExtractor
 from balora.objective import Task
 
 _ADAM_BYTES = 12  # gradient and two moments, float32
@@ -98,9 +98,9 @@ def estimate(
     weights = (total - trainable) * dtype.itemsize + trainable * trainable_bytes
     if bits is not None:
         inner = base_model_of(model)
-        for name in quantizable(inner, head_names(inner)):
+        for name in quantizable_layers(inner, head_names(inner)):
             layer: Any = inner.get_submodule(name)
-            quantized = rounded_bytes(tuple(layer.weight.shape), bits, double_quantization)
+            quantized = quantized_bytes(tuple(layer.weight.shape), bits, double_quantization)
             weights += quantized - layer.weight.numel() * dtype.itemsize
     target_length = target_length or length
     activations = _saved_bytes(model, task, batch_size, length, target_length)
@@ -134,7 +134,7 @@ def _saved_bytes(model: nn.Module, task: Task, batch_size: int, length: int, tar
             if task == "seq2seq":
                 inputs["decoder_input_ids"] = torch.zeros(batch_size, target_length, dtype=torch.long, device="meta")
             if task in ("generation", "seq2seq"):
-                HeadlessForward(model).hidden_states(model, {**inputs, "use_cache": False})
+                HiddenStateExtractor(model).hidden_states(model, {**inputs, "use_cache": False})
             else:
                 base = base_model_of(model)
                 # A decoder would make a cache by default.

@@ -12,16 +12,16 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from balora.checkpoints.run_directory import RunDirectory
 from balora.config.run_config import RunConfig
-from balora.config.steps import optimizer_steps
-from balora.data import Examples, Tokenized, describe_conditions, load_examples
+from balora.config.training_arguments import optimizer_steps
+from balora.data import Examples, Tokenized, describe_perturbations, load_examples
 from balora.errors import BALoraError
 from balora.estimation.memory import Estimate, estimate
 from balora.loading.pretrained import AUTO_CLASSES, load_target_tokenizer, load_tokenizer, max_positions
 from balora.loading.pretrained_checks import load_config, model_problems
 from balora.loading.source import ModelSource
 from balora.methods import AdaptOptions, Method, find_method
-from balora.methods.adapt import check_options
-from balora.methods.init.calibration import check_enough, rows_wanted
+from balora.methods.adaptation import check_options
+from balora.methods.init.calibration import check_num_rows, num_calibration_rows
 from balora.methods.quantization.quantize import loaded_bits
 from balora.objective import Objective
 from balora.teacher.build import find_cache
@@ -88,14 +88,14 @@ def validate(config: RunConfig) -> ValidationReport:
             report.notes += rows.notes
             report.check(lambda: answers_of(config, examples, rows, target or tokenizer))
             if spec.needs_data and options is not None:
-                wanted = rows_wanted(options.extra)
-                report.check(lambda: check_enough(wanted, report.rows))
+                wanted = num_calibration_rows(options.extra)
+                report.check(lambda: check_num_rows(wanted, report.rows))
     if model_config is not None and options is not None:
         steps = optimizer_steps(report.rows, config.training) if rows else None
         options = dataclasses.replace(options, total_steps=steps)
         model = report.check(lambda: _adapted(spec, options, _empty_model(source, model_config, examples)))
     if examples is not None:
-        report.notes += [describe_conditions(examples.conditions) + "."] if examples.conditions else []
+        report.notes += [describe_perturbations(examples.perturbations) + "."] if examples.perturbations else []
         objective = report.check(lambda: Objective(config.regularization, config.task, num_labels=examples.num_labels))
         report.notes += objective.notices if objective else []
     if model is not None and rows is not None and options is not None:

@@ -19,7 +19,8 @@ from balora.exporting.weights import Change, unwrapped_copy
 from balora.loading.source import Location, ModelSource
 from balora.logging_control import quiet
 from balora.methods.initial_state import initial_state_of
-from balora.methods.quantization.quantize import Quantized, take_over
+from balora.methods.quantization.quantize import replace_bitsandbytes_layers
+from balora.methods.quantization.quantized_linear import QuantizedLinear
 from balora.models.adapted_model import ADAPTER, base_model_of
 
 _OTHER_SEED = 7919
@@ -54,7 +55,7 @@ class BaseModel:
             if not location.missing:
                 revision = getattr(inner.config, "_commit_hash", None) if location.directory is None else None
                 source = ModelSource(model=location, revision=revision)
-        bits = next((module.bits for module in model.modules() if isinstance(module, Quantized)), None)
+        bits = next((module.bits for module in model.modules() if isinstance(module, QuantizedLinear)), None)
         return cls(
             model_class=type(inner),
             config=copy.deepcopy(inner.config),
@@ -88,7 +89,7 @@ class BaseModel:
         # bitsandbytes quantizes on the device it loads to.
         quantize = {"quantization_config": self.quantization, "device_map": {"": self.device}}
         model = self._from_pretrained(**(quantize if self.quantization else {}))[0]
-        take_over(model)
+        replace_bitsandbytes_layers(model)
         return (model if self.quantization else model.to(self.device)).eval()
 
     def random_parameters(self) -> list[str]:
@@ -137,7 +138,7 @@ def _quantization_config(model: nn.Module, bits: int | None) -> BitsAndBytesConf
     None if no load can do that: the weights are not quantized, were stored quantized, or are a residual.
     """
     state, inner = initial_state_of(model), base_model_of(model)
-    if bits is None or state is None or state.shifts_base or hasattr(inner.config, "quantization_config"):
+    if bits is None or state is None or state.residual_base or hasattr(inner.config, "quantization_config"):
         return None
     if bits == 8:
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -166,7 +167,7 @@ def add_random_layers(change: Change, model: nn.Module, parameters: list[str]) -
         if isinstance(layer, LoraLayer):
             delta = layer.get_delta_weight(ADAPTER)  # type: ignore[operator]
             layer = layer.get_base_layer()
-            layer = layer.plain(delta.dtype) if isinstance(layer, Quantized) else layer
+            layer = layer.to_linear(delta.dtype) if isinstance(layer, QuantizedLinear) else layer
             modules[f"{name}.weight"] = (layer.weight.float() + delta.float()).to(layer.weight.dtype).cpu()
         for key, parameter in layer.named_parameters():
             modules.setdefault(f"{name}.{key}", parameter.detach().cpu().clone())

@@ -88,7 +88,7 @@ class _Trained:
     @property
     def only_residual(self) -> bool:
         """True if the original pre-trained weights are unknown, because the method moved a part of them into the adapter."""
-        return self.method.shifts_base and self.initial is None
+        return self.method.residual_base and self.initial is None
 
     def keeps_frozen(self, to: Form) -> bool:
         """Return whether the export takes the frozen weights as they are: nothing else is known, or they are quantized."""
@@ -161,7 +161,7 @@ def _from_run(path: str | Path, base: str | Path | None) -> _Trained:
     saved = saved_of(model)
     assert saved is not None
     source = saved.source(base) if saved.config is not None or base is not None else None
-    initial = saved.initial.values if saved.method.shifts_base else None
+    initial = saved.initial.values if saved.method.residual_base else None
     base_model = BaseModel.under(model, source)
     return _Trained(model, saved.method, initial, base_model, infer_task(model), saved.tokenizer(), saved)
 
@@ -180,7 +180,7 @@ def _from_model(
     if inactive is not None:
         raise BALoraError(f"The adapter of {inactive} is merged or switched off. Unmerge it, or switch it on, first.")
     values = None
-    if method.shifts_base:
+    if method.residual_base:
         initial = saved.initial.values if initial is None and saved is not None else initial
         if initial is not None and not isinstance(initial, PretrainedTeacher):
             initial = PretrainedTeacher(model, initial)  # checks that these are the initial values of this adapter

@@ -19,7 +19,8 @@ from balora.errors import BALoraError
 from balora.exporting.verification import Probe, compare, probe_outputs
 from balora.exporting.weights import PREFIX, initial_factors
 from balora.methods.layers.peft_lora import lora_layers
-from balora.methods.quantization.quantize import LARGEST_ERROR, Quantized
+from balora.methods.quantization.quantize import MAX_RELATIVE_ERROR
+from balora.methods.quantization.quantized_linear import QuantizedLinear
 
 
 def lora_reference(
@@ -41,7 +42,7 @@ def lora_reference(
     Raises:
         BALoraError: ``base`` is another model than the one that was quantized.
     """
-    bits = next(module.bits for module in model.modules() if isinstance(module, Quantized))
+    bits = next(module.bits for module in model.modules() if isinstance(module, QuantizedLinear))
     if base is None or initial is None:
         return list(trained), f"Load the base in {bits} bits, as it was trained on; the README there shows how."
     assert isinstance(model, PeftModel)
@@ -67,7 +68,7 @@ def _unquantized(model: PeftModel, base: nn.Module, initial: Mapping[str, Tensor
     twin = copy.deepcopy(model)
     adapted = dict(lora_layers(twin))
     for name, module in list(twin.named_modules()):
-        if not isinstance(module, Quantized):
+        if not isinstance(module, QuantizedLinear):
             continue
         own = name.removeprefix(PREFIX).removesuffix(".base_layer")
         weight = base.get_submodule(own).weight
@@ -76,10 +77,10 @@ def _unquantized(model: PeftModel, base: nn.Module, initial: Mapping[str, Tensor
         if own in adapted:
             factors = initial_factors(own, adapted[own], initial)
             weight = dataclasses.replace(factors, scaling=-factors.scaling).add_to(weight)
-        plain = module.plain(dtype)
+        plain = module.to_linear(dtype)
         assert isinstance(plain.weight, nn.Parameter)
         error = float(torch.dist(plain.weight.float(), weight.float()) / weight.float().norm().clamp_min(1e-12))
-        if not error <= LARGEST_ERROR[module.bits]:
+        if not error <= MAX_RELATIVE_ERROR[module.bits]:
             raise BALoraError(
                 f"{own} of the pre-trained model is {error:.2g} of its norm away from what was trained on in {module.bits} bits, "
                 "more than rounding makes: it is another model's. Name the one that was trained with base=."

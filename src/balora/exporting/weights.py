@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from balora.errors import BALoraError
-from balora.methods.initial_state import trainable
+from balora.methods.initial_state import trainable_parameters
 from balora.methods.layers.peft_lora import lora_layers, target_name
 from balora.methods.layers.weight_views import experts_of, factor, is_stack, join_a, join_b, split_a, split_b
 from balora.methods.quantization.quantize import dequantize
@@ -97,7 +97,7 @@ def change_of(model: PeftModel, initial: Mapping[str, Tensor] | None = None) -> 
     }
     modules = {
         name.removeprefix(PREFIX).replace(_MODULES, "."): parameter.detach().cpu().clone()
-        for name, parameter in trainable(model)
+        for name, parameter in trainable_parameters(model)
         if _MODULES in name
     }
     if isinstance(model.peft_config[ADAPTER], AdaLoraConfig):
@@ -124,7 +124,7 @@ def _factors(name: str, layer: LoraLayer, initial: Mapping[str, Tensor] | None) 
     a_RI, b_OR = (tensor.detach().cpu().clone() for tensor in pair)
     magnitude = getattr(layer, "lora_magnitude_vector", {})
     base = layer.get_base_layer()
-    transposed = isinstance(base, Conv1D | nn.Embedding) or getattr(base, "turned", False)
+    transposed = isinstance(base, Conv1D | nn.Embedding) or getattr(base, "transposed", False)
     transposed = transposed or (stack and not layer._did_swap_in_out_features)  # type: ignore[union-attr]
     target = target_name(name, layer)
     return Factors(

@@ -24,7 +24,7 @@ from balora.loading.pretrained import load_model, load_tokenizer
 from balora.loading.source import Location, ModelSource
 from balora.logging_control import quiet
 from balora.methods import Method, adapt, find_method, load_trainable
-from balora.methods.initial_state import GUARD, trainable
+from balora.methods.initial_state import RESIDUAL_ADAPTER_MARKER, trainable_parameters
 from balora.models.adapted_model import ADAPTER
 
 _RESULT_DIRECTORIES = ("adapter", "model")
@@ -163,7 +163,7 @@ def _result_of(run: Path) -> Path:
 def _not_a_run(folder: Path) -> str:
     """Describe a directory without a config: what it holds instead, and how to load that."""
     if (folder / CONFIG_NAME).is_file():
-        if read_json(folder / CONFIG_NAME).get("init_lora_weights") == GUARD:
+        if read_json(folder / CONFIG_NAME).get("init_lora_weights") == RESIDUAL_ADAPTER_MARKER:
             return (
                 f"{folder} holds trained factors without their initial values ({ckpt.INITIAL}), as save_pretrained writes "
                 "them. Save the model with trainer.save_model, or write a LoRA with balora.export(model, initial=...)."
@@ -192,7 +192,7 @@ def _adapted(saved: SavedModel, base: str | Path | PreTrainedModel | None) -> nn
         total_steps=metadata["total_steps"],
         **metadata["options"],
     )
-    values = {name: parameter.detach() for name, parameter in trainable(adapted)}
+    values = {name: parameter.detach() for name, parameter in trainable_parameters(adapted)}
     ckpt.check_initial_weights(adapted, values, initial, saved.folder)
     return adapted
 

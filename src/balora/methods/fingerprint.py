@@ -1,7 +1,7 @@
-"""Recognise tensors without keeping them: three float64 sums each, compared up to rounding.
+"""Fingerprints of tensors: three float64 sums each, compared with a tolerance.
 
-A hash would be exact but differs when another machine rounds one product differently; the sums tell a different
-decomposition (off by percents) from that (off by 1e-7).
+A hash differs as soon as another machine rounds one product differently (by 1e-7). The sums accept such rounding and still
+detect another decomposition (which differs by percents).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TOLERANCE = 1e-5
 
 @torch.no_grad()
 def fingerprint(named: Iterable[tuple[str, Tensor]]) -> Fingerprint:
-    """Sum of squares, sum, and a position-weighted sum of every tensor, in float64.
+    """Return the sum of squares, the sum, and a position-weighted sum of every tensor, in float64.
 
     Example:
         >>> fingerprint([("w", torch.tensor([3.0, 4.0]))])["w"][0]
@@ -29,7 +29,7 @@ def fingerprint(named: Iterable[tuple[str, Tensor]]) -> Fingerprint:
 
 
 def first_mismatch(found: Mapping[str, list[float]], expected: Mapping[str, list[float]]) -> str | None:
-    """Name the first tensor that is missing, extra, or differs beyond rounding; None when all agree."""
+    """Return the name of the first tensor that is missing, extra, or differs beyond rounding; None if all agree."""
     for name in sorted(found.keys() | expected.keys()):
         if name not in found or name not in expected:
             return name
@@ -50,7 +50,8 @@ def _sums(tensor: Tensor) -> list[float]:
         flat = flat.view(torch.uint8)
     sums = torch.zeros(3, dtype=torch.float64, device=flat.device)
     ramp = (torch.arange(min(flat.numel(), _BLOCK), device=flat.device) % _PERIOD).double() / _PERIOD
-    for block in flat.split(_BLOCK):  # a large embedding, widened at once, would be the largest tensor of the run
+    # In blocks: a float64 copy of a large embedding would be the largest tensor of the run.
+    for block in flat.split(_BLOCK):
         wide = block.double()
         sums += torch.stack([wide @ wide, wide.sum(), wide @ ramp[: wide.numel()]])
     energy, total, ramped = sums.tolist()

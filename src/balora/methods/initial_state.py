@@ -1,6 +1,6 @@
-"""What is remembered of a fresh adapter: enough to notice later that the pre-trained model has been lost.
+"""Record of a new adapter's initial state, and the check that it does not change the model's function.
 
-Every method starts as the identity change. `adapt` proves it once, on a few seeded tokens, and leaves this record.
+`adapt` checks the function once, on a few seeded tokens. The record later shows whether the pre-trained weights were lost.
 """
 
 from __future__ import annotations
@@ -15,82 +15,77 @@ from torch import Tensor, nn
 
 from balora.errors import BALoraError
 from balora.methods.fingerprint import Fingerprint, fingerprint
-from balora.methods.registry import AdaptOptions
+from balora.methods.method import AdaptOptions
 from balora.models.adapted_model import ADAPTER, evaluating
 
-GUARD = (
+RESIDUAL_ADAPTER_MARKER = (
     "balora: write a LoRA that peft loads with `balora export RUN --to lora`, or of a model in memory with "
     "balora.export(model, initial=...)"
 )
-"""Stands as init_lora_weights in a raw adapter's config. Loaded onto the pre-trained weights, factors that were trained on
-residual ones would be silently wrong; peft refuses this word by quoting it."""
+"""Value of ``init_lora_weights`` in the config of an adapter that was trained on residual weights. On the pre-trained weights
+such an adapter would give wrong results without an error; peft refuses this value and shows it. It is stored on disk."""
 
-_ATTRIBUTE = "balora_start"
-# How far the logits may move (root mean square, relative to theirs) when the weights are split in two and rounded again. Not
-# the furthest of them: in bfloat16 one token that is sent to another expert moves by more than its size.
+_ATTRIBUTE = "balora_initial_state"
+# Largest root mean square of the change, relative to that of the logits. Splitting a weight in two rounds it again. A maximum
+# over tokens would be too strict: in bfloat16 one token that is routed to another expert changes completely.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
-    """A fresh adapter's origin, kept on the model as an attribute."""
+class InitialState:
+    """Method, options and initial values of a new adapter, stored as an attribute of the model."""
 
     method: str
     options: AdaptOptions
-    """What it was told."""
-    shifts_base: bool
+    residual_base: bool
     trainable: Fingerprint
-    """Of the trainable tensors at their initial values."""
+    """Fingerprint of the trainable tensors' initial values."""
 
-    def facts(self) -> dict[str, Any]:
-        """What building the adapter again takes, as plain values."""
-        o = self.options
-        return {
-            "method": self.method,
-            "seed": o.seed,
-            "rank": o.rank,
-            "alpha": o.alpha,
-            "total_steps": o.total_steps,
-            "options": dict(o.extra),
-        }
+    def to_dict(self) -> dict[str, Any]:
+        """Return the arguments that build the adapter again, as plain values."""
+        names = ("seed", "rank", "alpha", "total_steps")
+        values = {name: getattr(self.options, name) for name in names}
+        return {"method": self.method, **values, "options": dict(self.options.extra)}
 
 
-def store_initial_state(model: nn.Module, method: str, options: AdaptOptions, *, shifts_base: bool) -> None:
-    """Attach the record to a model whose trainable tensors are at their initial values.
+def record_initial_state(model: nn.Module, method: str, options: AdaptOptions, *, residual_base: bool) -> None:
+    """Attach the record to a model whose trainable tensors have their initial values.
 
-    Where the start moved the frozen weights, peft's config is given the guard here, so that whoever writes the adapter
-    writes it too, peft's own save_pretrained among them.
+    If the frozen weights are residuals, mark peft's config, so that every way to save the adapter writes the marker.
     """
-    if shifts_base:
-        model.peft_config[ADAPTER].init_lora_weights = GUARD  # type: ignore[index, union-attr]
-    options = dataclasses.replace(options, calibration=None)  # it may hold on to the data
-    setattr(model, _ATTRIBUTE, Start(method, options, shifts_base, fingerprint(trainable(model))))
+    if residual_base:
+        model.peft_config[ADAPTER].init_lora_weights = RESIDUAL_ADAPTER_MARKER  # type: ignore[index, union-attr]
+    options = dataclasses.replace(options, calibration=None)  # the function may keep the data in memory
+    setattr(model, _ATTRIBUTE, InitialState(method, options, residual_base, fingerprint(trainable_parameters(model))))
 
 
 def refresh_initial_state(model: nn.Module) -> None:
-    """Take the trainable tensors as they are now for their initial values (a head that was just fitted)."""
-    start = initial_state_of(model)
-    if start is not None:
-        setattr(model, _ATTRIBUTE, dataclasses.replace(start, trainable=fingerprint(trainable(model))))
+    """Record the current values as the initial ones, after a classification head was fitted."""
+    state = initial_state_of(model)
+    if state is not None:
+        setattr(model, _ATTRIBUTE, dataclasses.replace(state, trainable=fingerprint(trainable_parameters(model))))
 
 
-def initial_state_of(model: nn.Module) -> Start | None:
-    """The record, or None for a model that `balora.adapt` did not make."""
+def initial_state_of(model: nn.Module) -> InitialState | None:
+    """Return the record of a model; None if the model does not come from `balora.adapt`."""
     return getattr(model, _ATTRIBUTE, None)
 
 
-def trainable(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names and tensors that the optimizer would move."""
+def trainable_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the trainable parameters with their names."""
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
-def own_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """What learns, and the adapter's tensors that do not (LoRA-FA's A): all that the pre-trained model has not."""
+def stored_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters that a checkpoint stores: the trainable ones, and frozen ones of the adapter (LoRA-FA's A)."""
     return ((name, p) for name, p in model.named_parameters() if p.requires_grad or ".lora_" in name)
 
 
 def probe_logits(model: nn.Module) -> Tensor | None:
-    """The model's logits on eight seeded tokens, in float32; None where there is nothing to run (meta device, no text input)."""
+    """Return the model's logits on eight seeded tokens, float32; None on the meta device or without text input.
+
+    A model without a head gives its hidden states instead.
+    """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     config = getattr(model, "config", None)
     vocabulary = getattr(config, "vocab_size", None)
@@ -99,30 +94,36 @@ def probe_logits(model: nn.Module) -> Tensor | None:
     tokens = torch.randint(vocabulary, (1, 8), generator=torch.Generator().manual_seed(0)).to(device)
     end = getattr(config, "eos_token_id", None)
     if isinstance(end, int) and 0 <= end < vocabulary:
-        tokens[:, -1] = end  # where BART's and T5's classifiers read
+        tokens[:, -1] = end  # the position that BART's and T5's classifiers pool
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     if config.is_encoder_decoder and not type(model).__name__.endswith("ForSequenceClassification"):  # type: ignore[union-attr]
         inputs["decoder_input_ids"] = tokens
     with evaluating(model):
         outputs = model(**inputs)
         logits = getattr(outputs, "logits", None)
-        return (outputs[0] if logits is None else logits).float()  # a model without a head has hidden states
+        return (outputs[0] if logits is None else logits).float()
 
 
-def check_identity(before: Tensor | None, model: nn.Module, method: str) -> None:
-    """Refuse an adapted model whose function is no longer the pre-trained one's.
+def check_same_function(before: Tensor | None, model: nn.Module, method: str) -> None:
+    """Refuse an adapted model whose function differs from that of the pre-trained model.
+
+    Args:
+        before: Logits of the pre-trained model from `probe_logits`.
+        model: Adapted model.
+        method: Name of the method, for the message.
 
     Raises:
-        BALoraError: The logits on the probe moved by more than rounding explains.
+        BALoraError: The logits changed by more than rounding error.
     """
     after = probe_logits(model) if before is not None else None
     if before is None or after is None:
         return
     dtype = min((p.dtype for p in model.parameters() if p.is_floating_point()), key=lambda d: d.itemsize)
     size, change = (x.square().mean().sqrt() for x in (before, after - before))
-    moved = float(change / size.clamp_min(1e-3))
-    if not moved <= _TOLERANCE.get(dtype, 0.5):
+    relative = float(change / size.clamp_min(1e-3))
+    if not relative <= _TOLERANCE.get(dtype, 0.5):
         raise BALoraError(
-            f"Method {method!r} changed the pre-trained model's function at its start: its logits moved by {moved:.3g} of "
-            "their usual size. Two target layers may share one weight, or the weights may hold NaN; adapt a freshly loaded model."
+            f"Method {method!r} changed the function of the pre-trained model before training: its logits differ by "
+            f"{relative:.3g} of their root mean square. Two target layers may share one weight, or the weights may hold NaN; "
+            "adapt a freshly loaded model."
         )

@@ -1,4 +1,4 @@
-"""Optimizers that belong to a method: LoRA+ (another rate for B) and LoRA-FA (A frozen, B's gradient corrected)."""
+"""Optimizers of LoRA+ (a higher learning rate for B) and LoRA-FA (A frozen, the gradient of B corrected)."""
 
 from __future__ import annotations
 
@@ -12,25 +12,22 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel
 
 from balora.errors import BALoraError
-from balora.methods.layers.peft_lora import lora_layers, wrap
-from balora.methods.layers.weight_views import matrices
-from balora.methods.options import number
-from balora.methods.registry import AdaptOptions
+from balora.methods.layers.peft_lora import lora_layers, wrap_lora
+from balora.methods.layers.weight_views import weight_matrices
+from balora.methods.method import AdaptOptions
 from balora.models.adapted_model import ADAPTER
 
-LORAPLUS_OPTIONS = {"lr_ratio": number(16.0, "learning rate of B over that of A")}
 
-
-def loraplus(
+def make_loraplus(
     model: nn.Module, kind: type[Optimizer], settings: dict[str, Any], options: Mapping[str, Any]
 ) -> Optimizer:
-    """The run's own optimizer with two rates, peft's grouping: B and vectors learn at ratio × the rate of the rest.
+    """Return the run's optimizer with parameter groups: B and vectors learn at ``lr_ratio`` × the learning rate.
 
     Args:
-        model: Adapted.
-        kind: The optimizer's class.
-        settings: Its keyword arguments, ``lr`` among them.
-        options: The method's.
+        model: Adapted model.
+        kind: Class of the run's optimizer.
+        settings: Keyword arguments of the optimizer, with ``lr``.
+        options: Options of the method.
 
     Reference: Hayou et al., LoRA+, 2024, section 5.
     """
@@ -46,26 +43,41 @@ def loraplus(
 
 
 def wrap_lorafa(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
-    """LoRA with A frozen at its random start."""
-    adapted = wrap(model, options)
+    """Add LoRA with A frozen at its random initial values."""
+    adapted = wrap_lora(model, options)
     for _, layer in lora_layers(adapted):
-        factor_a = layer.lora_A[ADAPTER]
-        factor_a.requires_grad_(False)
+        layer.lora_A[ADAPTER].requires_grad_(False)
     return adapted
 
 
+def make_lorafa(
+    model: nn.Module, kind: type[Optimizer], settings: dict[str, Any], options: Mapping[str, Any]
+) -> Optimizer:
+    """Return `LoRAFA` over the trainable parameters.
+
+    Raises:
+        BALoraError: The run asks for an optimizer other than AdamW.
+    """
+    if not issubclass(kind, AdamW):
+        raise BALoraError(
+            f"Method lorafa has its own optimizer, a variant of AdamW, and training.optim asks for {kind.__name__}. Set "
+            "training.optim to an AdamW of torch, or choose another method."
+        )
+    return LoRAFA([p for p in model.parameters() if p.requires_grad], model, **settings)
+
+
 class LoRAFA(AdamW):
-    r"""AdamW on B with the gradient of LoRA-FA, which makes B's step the best stand-in for a step of the whole weight.
+    r"""AdamW on B with LoRA-FA's gradient, which makes the step of B the best approximation of a full-weight step.
 
     .. math:: \tilde g_B = \frac{1}{s^2}\, g_B (A A^\top)^{-1}
 
-    peft's optimizer for this rounds the product to bfloat16 whatever the run's precision, and keeps its state by name, so it
-    is written here. A never changes, so its inverse is taken once.
+    peft's optimizer for LoRA-FA rounds the product to bfloat16 at every precision and stores its state by name, so it is not
+    used. A never changes, so the inverse is computed once.
 
     Args:
-        parameters: What learns.
-        model: The adapted model, to find each B's A.
-        **settings: AdamW's.
+        parameters: Trainable parameters.
+        model: Adapted model, which gives the A of each B.
+        **settings: Keyword arguments of AdamW.
 
     Reference: Zhang et al., LoRA-FA, 2023, section 3 (with the correction of its later version, eq. 8).
     """
@@ -76,24 +88,28 @@ class LoRAFA(AdamW):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Correct the gradients of every B, then step as AdamW."""
+        """Correct the gradient of every B, then make AdamW's step."""
         for correct in self._corrections:
             correct()
         return super().step(closure)
 
 
 def _correction(layer: Any) -> Callable[[], None]:
-    owned = [matrix for matrix in matrices(layer) if matrix.layer is layer]
+    """Return a function that corrects the gradient of one layer's B."""
+    # A stack of experts can be wrapped twice; its inner layer has its own correction.
+    matrices = [matrix for matrix in weight_matrices(layer) if matrix.layer is layer]
     b_parameter = layer.lora_B[ADAPTER].weight
-    inverses = [_inverse_gram(matrix.factor_a_RI) / matrix.scaling**2 for matrix in owned]
+    inverses = [_inverse_gram(matrix.factor_a_RI) / matrix.scaling**2 for matrix in matrices]
 
     def correct() -> None:
         gradient = b_parameter.grad
         if gradient is None:
             return
-        for matrix, inverse_RR in zip(owned, inverses, strict=True):
+        for matrix, inverse_RR in zip(matrices, inverses, strict=True):
             columns_OR = (
-                gradient if matrix.expert is None else gradient.view(len(gradient), -1, len(owned))[..., matrix.expert]
+                gradient
+                if matrix.expert is None
+                else gradient.view(len(gradient), -1, len(matrices))[..., matrix.expert]
             )
             columns_OR.copy_(columns_OR.float() @ inverse_RR.to(gradient.device))
 
@@ -101,22 +117,6 @@ def _correction(layer: Any) -> Callable[[], None]:
 
 
 def _inverse_gram(factor_a_RI: Tensor) -> Tensor:
-    # float64: the Gram matrix has the square of A's condition number.
+    # float64, because the condition number of the Gram matrix is the square of A's.
     gram_RR = factor_a_RI.double() @ factor_a_RI.double().T
     return torch.linalg.pinv(gram_RR, hermitian=True).float()
-
-
-def lorafa(model: nn.Module, kind: type[Optimizer], settings: dict[str, Any], options: Mapping[str, Any]) -> Optimizer:
-    """`LoRAFA` over what learns.
-
-    Raises:
-        BALoraError: The run asks for another optimizer than AdamW.
-    """
-    if not issubclass(kind, AdamW):
-        raise BALoraError(
-            f"Method lorafa has an optimizer of its own, a form of AdamW; training.optim asks for {kind.__name__}."
-        )
-    return LoRAFA([p for p in model.parameters() if p.requires_grad], model, **settings)
-
-
-__all__ = ["LORAPLUS_OPTIONS", "LoRAFA", "lorafa", "loraplus", "wrap_lorafa"]

@@ -1,4 +1,4 @@
-"""A method's own options: what each means, its default, and what it may be."""
+"""Options of a method: meaning, default and allowed values of each."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from balora.errors import suggest
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One option of one method."""
+    """One option of one method. ``None`` is allowed if it is the default: the method then chooses a value."""
 
     default: Any
     meaning: str
     allowed: str
-    """What it may be, in words that follow "is"."""
+    """Allowed values, as a phrase that completes "the value is ..."."""
     valid: Callable[[Any], bool]
 
 
-def whole(default: int | None, meaning: str, *, least: int = 0) -> Option:
-    """A whole number; ``None`` as default means that the method chooses."""
+def integer(default: int | None, meaning: str, *, least: int = 0) -> Option:
+    """Return an option whose value is an integer of at least ``least``."""
 
     def valid(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value >= least
@@ -33,7 +33,7 @@ def whole(default: int | None, meaning: str, *, least: int = 0) -> Option:
 def number(
     default: float, meaning: str, *, least: float = 0.0, most: float = math.inf, including_least: bool = False
 ) -> Option:
-    """A number above ``least``, or from it on (``including_least``), and at most ``most``."""
+    """Return an option whose value is a number above ``least`` (or equal, if ``including_least``) and at most ``most``."""
 
     def valid(value: Any) -> bool:
         if not isinstance(value, int | float) or isinstance(value, bool):
@@ -45,22 +45,17 @@ def number(
     return Option(default, meaning, f"a number {lower}{upper}", valid)
 
 
-def choice(default: str, meaning: str, known: Sequence[str]) -> Option:
-    """One of several words."""
-    return Option(default, meaning, f"one of {', '.join(known)}", lambda value: value in known)
-
-
-def one_of(default: int | None, meaning: str, known: Sequence[int]) -> Option:
-    """One of several numbers; ``None`` as default means none of them."""
+def choice(default: str | int | None, meaning: str, values: Sequence[str | int]) -> Option:
+    """Return an option whose value is one of several names or numbers."""
 
     def valid(value: Any) -> bool:
-        return value in known and not isinstance(value, bool)
+        return value in values and not isinstance(value, bool)
 
-    return Option(default, meaning, f"one of {', '.join(map(str, known))}", valid)
+    return Option(default, meaning, f"one of {', '.join(map(str, values))}", valid)
 
 
-def switch(default: bool, meaning: str) -> Option:
-    """True or false."""
+def boolean(default: bool, meaning: str) -> Option:
+    """Return an option whose value is true or false."""
     return Option(default, meaning, "true or false", lambda value: isinstance(value, bool))
 
 
@@ -68,15 +63,15 @@ def check_values(
     method: str,
     options: Mapping[str, Option],
     given: Mapping[str, Any],
-    elsewhere: Callable[[str], Sequence[str]] = lambda key: (),
+    methods_with: Callable[[str], Sequence[str]] = lambda option: (),
 ) -> list[str]:
-    """What is wrong with the values given to a method's options.
+    """List the problems with the values given to a method's options.
 
     Args:
-        method: Its name, for the sentences.
-        options: Its options.
-        given: Values by name.
-        elsewhere: Names the methods that have an option of a name.
+        method: Name of the method, for the messages.
+        options: Options of the method by name.
+        given: Values by option name.
+        methods_with: Function that returns the names of the methods with a given option.
 
     Example:
         >>> check_values("loraplus", {"lr_ratio": number(16.0, "rate of B over that of A")}, {"lr_rato": 4, "lr_ratio": 0})
@@ -85,7 +80,7 @@ def check_values(
     problems = []
     for key in given:
         if key not in options:
-            others = ", ".join(elsewhere(key))
+            others = ", ".join(methods_with(key))
             hint = f" Methods that have it: {others}." if others else suggest(key, options)
             problems.append(f"Method {method!r} has no option {key!r}.{hint}")
     return problems + [

@@ -1,132 +1,19 @@
-"""Every fine-tuning method by name: what it is, where it comes from, what it trains, how it starts.
+"""Table of all fine-tuning methods by name. `docs/methods.md` shows how to add one.
 
-Adding one is one module and one `register` call in `balora.methods`; `docs/methods.md` shows it by example.
+Importing this module imports neither torch nor peft nor transformers.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
-
-from peft import PeftModel
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from transformers import PreTrainedModel
+from collections.abc import Mapping
+from typing import Any
 
 from balora.errors import BALoraError, suggest
-from balora.methods.options import Option, check_values
-
-Batches = list[dict[str, Tensor]]
-"""Calibration batches of one row each: what the model's forward takes, ``labels`` included."""
-
-Form = Literal["lora", "tensors", "model"]
-"""What a trained model consists of: ``lora``, a peft adapter; ``tensors``, some tensors of its own; ``model``, all of it."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AdaptOptions:
-    """What every method is told, checked once in `balora.adapt`; a method reads what concerns it."""
-
-    rank: int
-    """r ≥ 1."""
-    alpha: float
-    """α > 0; the adapter's scaling is s = α / r."""
-    dropout: float
-    """Probability in [0, 1) on the adapter's input."""
-    target_modules: str | list[str]
-    """`all-linear`, one regular expression, or names of layers (or of stacked expert weights)."""
-    seed: int
-    """Of the adapter's random start (LoRA's A, the sketch of a randomised SVD)."""
-    extra: Mapping[str, Any]
-    """Every option of the method's own, `Method.options`, by name."""
-    total_steps: int | None = None
-    """Optimizer steps to come, for a method with a schedule of its own."""
-    calibration: Callable[[int], Batches] | None = None
-    """Gives so many rows of the training data, for a method that starts from them."""
-    ranks: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Rank by layer, where it is not ``rank`` (a stored adapter of uneven ranks)."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Method:
-    """One row of `balora methods`."""
-
-    name: str
-    summary: str
-    """What it does, in one sentence."""
-    paper: str
-    trains: str
-    """Which tensors learn, in words."""
-    wrap: Callable[[PreTrainedModel, AdaptOptions], nn.Module]
-    """Gives the pre-trained model its trainable tensors; may raise `BALoraError`."""
-    check: Callable[[nn.Module, AdaptOptions], None] | None = None
-    """Refuses, by the sizes alone, a wrapped model that cannot start so."""
-    start: Callable[[nn.Module, AdaptOptions], nn.Module | None] | None = None
-    """Gives them their initial values, where those come from the weights or the data. May return another model."""
-    form: Form = "lora"
-    low_rank: bool = True
-    """Whether the change is a sum of low-rank products, so that it can be exported as a LoRA."""
-    mergeable: bool = True
-    """Whether the change can be written into the pre-trained weights."""
-    shifts_base: bool = False
-    """Whether the start moves part of the frozen weights into the adapter, so that switching the adapter off is not
-    the pre-trained model."""
-    uneven: bool = False
-    """Whether the start gives layers ranks of their own."""
-    regularized: bool = False
-    """Whether the regularizers are on unless the user says otherwise."""
-    options: Mapping[str, Option] = dataclasses.field(default_factory=dict)
-    """The method's own options by name."""
-    needs_data: bool = False
-    """Whether the start is computed on batches of the training data."""
-    needs_steps: bool = False
-    """Whether the method must know how many optimizer steps there will be."""
-    optimizer: Callable[..., Optimizer] | None = None
-    """Makes the optimizer, where it is not the usual one: called with the model, the Trainer's optimizer class and its
-    keyword arguments, and the method's options."""
-    after_step: Callable[[nn.Module, int], None] | None = None
-    """Called with the model and the step (from 1) after every optimizer step, the gradients still there."""
-    penalty: Callable[[nn.Module], Tensor] | None = None
-    """A term of the method's own that is added to the loss."""
-    state: Callable[[nn.Module], dict[str, Tensor]] | None = None
-    """What an interrupted run needs beside the tensors and the optimizer, as tensors by name."""
-    restore: Callable[[nn.Module, Mapping[str, Tensor]], None] | None = None
-    """Takes `state` back."""
-
-    def build(self, model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
-        """Turn the pre-trained model into the one that is trained.
-
-        Raises:
-            BALoraError: The model cannot carry the method.
-        """
-        adapted = self.wrap(model, options)
-        with unwrapped_on_error(adapted):
-            if self.check is not None:
-                self.check(adapted, options)
-            if self.start is None or any(p.is_meta for p in adapted.parameters()):  # built for its sizes alone
-                return adapted
-            return self.start(adapted, options) or adapted
-
-
-@contextlib.contextmanager
-def unwrapped_on_error(adapted: nn.Module) -> Iterator[None]:
-    """Take the adapter off again where its start is refused: the caller's model goes back as it came."""
-    try:
-        yield
-    except BALoraError:
-        if isinstance(adapted, PeftModel):
-            adapted.unload()
-        raise
-
+from balora.methods.method import AdaptOptions, LazyFunction, Method
+from balora.methods.options import boolean, check_values, choice, integer, number
 
 METHODS: dict[str, Method] = {}
-
-
-def option_problems(spec: Method, given: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the values given to a method's own options."""
-    return check_values(spec.name, spec.options, given, lambda key: [n for n, m in METHODS.items() if key in m.options])
 
 
 def register(method: Method) -> Method:
@@ -137,13 +24,248 @@ def register(method: Method) -> Method:
 
 
 def find_method(name: str) -> Method:
-    """Look a method up by name.
+    """Return the method with this name.
 
     Raises:
-        BALoraError: No method is called that; the nearest is named.
+        BALoraError: No method has this name; the message suggests the nearest one.
     """
     if name not in METHODS:
         raise BALoraError(
             f"There is no method {name!r}.{suggest(name, METHODS)} The methods are {', '.join(sorted(METHODS))}."
         )
     return METHODS[name]
+
+
+def option_problems(spec: Method, given: Mapping[str, Any]) -> list[str]:
+    """List the problems with the values given to a method's options."""
+    return check_values(spec.name, spec.options, given, lambda key: [n for n, m in METHODS.items() if key in m.options])
+
+
+def _lazy(path: str) -> LazyFunction:
+    return LazyFunction(f"balora.methods.{path}")
+
+
+_BITS = "bits of the frozen weights, quantized after the adapter is initialized: 4 (NF4) or 8"
+_QUANTIZATION = {
+    "bits": choice(None, _BITS, (4, 8)),
+    "double_quantization": boolean(True, "with 4 bits, whether the scales of the blocks are quantized too"),
+}
+_FOUR_BITS = _QUANTIZATION | {"bits": choice(4, _BITS, (4, 8))}
+_SVD = {
+    "svd": choice("auto", "exact, randomized, or auto: exact for small matrices", ("auto", "exact", "randomized")),
+    "svd_iterations": integer(6, "power iterations of the randomised decomposition"),
+}
+_ACTIVATIONS = ("gelu", "relu", "silu")
+_BETWEEN = "activation between the two layers of each adapter"
+
+_full = Method(
+    name="full",
+    summary="Full fine-tuning: every weight learns.",
+    paper="-",
+    trains="all weights",
+    wrap=_lazy("unfreeze:unfreeze_all"),
+    form="model",
+    low_rank=False,
+)
+_bitfit = Method(
+    name="bitfit",
+    summary="Only the bias terms learn.",
+    paper="Ben Zaken et al., BitFit, 2021",
+    trains="biases (and a classification head)",
+    wrap=_lazy("unfreeze:unfreeze_biases"),
+    form="tensors",
+    low_rank=False,
+)
+_houlsby = Method(
+    name="houlsby",
+    summary="A small network after attention and after the feed-forward layer of each block; rank is its width.",
+    paper="Houlsby et al., 2019",
+    trains="adapters, layer norms (and a classification head)",
+    wrap=_lazy("layers.bottleneck_adapters:wrap_houlsby"),
+    form="tensors",
+    low_rank=False,
+    mergeable=False,
+    options={"activation": choice("gelu", _BETWEEN, _ACTIVATIONS)},
+)
+_pfeiffer = dataclasses.replace(
+    _houlsby,
+    name="pfeiffer",
+    summary="A small network after the feed-forward layer of each block; rank is its width.",
+    paper="Pfeiffer et al., AdapterFusion, 2020",
+    trains="adapters (and a classification head)",
+    wrap=_lazy("layers.bottleneck_adapters:wrap_pfeiffer"),
+    options={"activation": choice("relu", _BETWEEN, _ACTIVATIONS)},
+)
+_lora = Method(
+    name="lora",
+    summary="A random, B zero; the pre-trained weights are frozen.",
+    paper="Hu et al., LoRA, 2021",
+    trains="A, B (and a classification head)",
+    wrap=_lazy("layers.peft_lora:wrap_lora"),
+    options=_QUANTIZATION,
+)
+_rslora = dataclasses.replace(
+    _lora,
+    name="rslora",
+    summary="LoRA scaled by alpha / √rank.",
+    paper="Kalajdzievski, rsLoRA, 2023",
+    wrap=_lazy("layers.peft_lora:wrap_rslora"),
+)
+_adalora = Method(
+    name="adalora",
+    summary="P Λ Q with an orthogonality penalty; ranks are pruned by importance on a schedule.",
+    paper="Zhang et al., AdaLoRA, 2023",
+    trains="P, Λ, Q (and a classification head)",
+    wrap=_lazy("layers.adalora:wrap_adalora"),
+    needs_steps=True,
+    options={
+        "initial_rank": integer(
+            None, "rank before pruning, default 1.5 × rank; the average rank after pruning is rank", least=1
+        ),
+        "warmup": number(0.1, "share of training before ranks are pruned", most=1.0, including_least=True),
+        "final": number(
+            0.3, "share of training at the end, in which ranks do not change", most=1.0, including_least=True
+        ),
+        "interval": integer(1, "optimizer steps between two pruning steps", least=1),
+        "orthogonality": number(0.5, "weight of the penalty on P and Q", including_least=True),
+        "beta1": number(0.85, "smoothing of the importance", most=0.999999),
+        "beta2": number(0.85, "smoothing of its uncertainty", most=0.999999),
+    },
+    after_step=_lazy("layers.adalora:allocate_ranks"),
+    penalty=_lazy("layers.adalora:orthogonality_penalty"),
+    state=_lazy("layers.adalora:allocator_state"),
+    restore=_lazy("layers.adalora:restore_allocator"),
+)
+_dora = dataclasses.replace(
+    _lora,
+    name="dora",
+    summary="LoRA that trains the magnitude (column norms of W) and the direction separately.",
+    paper="Liu et al., DoRA, 2024",
+    trains="m, A, B (and a classification head)",
+    wrap=_lazy("layers.peft_lora:wrap_dora"),
+    check=_lazy("layers.peft_lora:check_dora"),
+)
+_loraplus = dataclasses.replace(
+    _lora,
+    name="loraplus",
+    summary="LoRA with a higher learning rate for B than for A.",
+    paper="Hayou et al., LoRA+, 2024",
+    options={"lr_ratio": number(16.0, "learning rate of B over that of A"), **_QUANTIZATION},
+    optimizer=_lazy("optimizers:make_loraplus"),
+)
+_lorafa = dataclasses.replace(
+    _lora,
+    name="lorafa",
+    summary="LoRA with A frozen at its random initial values, and a corrected gradient of B.",
+    paper="Zhang et al., LoRA-FA, 2023",
+    trains="B (and a classification head)",
+    wrap=_lazy("optimizers:wrap_lorafa"),
+    optimizer=_lazy("optimizers:make_lorafa"),
+)
+_loraga = dataclasses.replace(
+    _lora,
+    name="loraga",
+    summary="A and B from the gradient's singular directions; their product is subtracted from the weights.",
+    paper="Wang et al., LoRA-GA, 2024",
+    check=_lazy("init.lora_ga:check_lora_ga"),
+    initialize=_lazy("init.lora_ga:initialize_lora_ga"),
+    residual_base=True,
+    needs_data=True,
+    options={
+        "samples": integer(64, "training rows from which the gradient is computed", least=1),
+        "gamma": number(16.0, "γ: larger values make the factors smaller"),
+        **_QUANTIZATION,
+    },
+)
+_milora = dataclasses.replace(
+    _lora,
+    name="milora",
+    summary="A and B start as the minor singular components; the principal part is frozen.",
+    paper="Wang et al., MiLoRA, 2024",
+    check=_lazy("init.residual_init:check_residual_targets"),
+    initialize=_lazy("init.residual_init:initialize_milora"),
+    residual_base=True,
+)
+_olora = dataclasses.replace(
+    _milora,
+    name="olora",
+    summary="A and B start from a QR decomposition, B orthonormal; the rest is frozen.",
+    paper="Büyükakyüz, OLoRA, 2024",
+    initialize=_lazy("init.residual_init:initialize_olora"),
+)
+_corda = dataclasses.replace(
+    _loraga,
+    name="corda",
+    summary="Decomposes each weight by the covariance of its inputs; the smallest (kpm) or largest (ipm) components learn.",
+    paper="Yang et al., CorDA, 2024",
+    check=_lazy("init.corda:check_corda"),
+    initialize=_lazy("init.corda:initialize_corda"),
+    options={
+        "mode": choice(
+            "kpm",
+            "kpm (knowledge-preserving: the r smallest components learn) or ipm (instruction-previewed: the r largest)",
+            ("kpm", "ipm"),
+        ),
+        "samples": integer(256, "training rows from which the covariance of the inputs is computed", least=1),
+        **_QUANTIZATION,
+    },
+)
+_cordapp = dataclasses.replace(
+    _corda,
+    name="cordapp",
+    summary="CorDA++: CorDA (kpm) with a covariance and a rank chosen for each layer from the data.",
+    paper="Yang et al., CorDA++, 2025",
+    initialize=_lazy("init.corda:initialize_corda_plus"),
+    uneven=True,
+    options={
+        "candidates": integer(8, "calibration samples to choose from", least=1),
+        "samples": integer(32, "training rows in each calibration sample", least=1),
+        "compactness": choice(
+            "wc", "matrix whose singular values define the compactness: W·C (wc) or C (c)", ("wc", "c")
+        ),
+        **_QUANTIZATION,
+    },
+)
+_pissa = dataclasses.replace(
+    _milora,
+    name="pissa",
+    summary="A and B start as the principal singular components; the residual is frozen.",
+    paper="Meng et al., PiSSA, 2024",
+    initialize=_lazy("init.residual_init:initialize_pissa"),
+    options=_SVD | _QUANTIZATION,
+)
+_balora = dataclasses.replace(
+    _pissa,
+    name="balora",
+    summary="PiSSA with three regularizers on the outputs: consistency, diversity, spectral.",
+    paper="Chang et al., BA-LoRA, ICLR 2026",
+    regularized=True,
+)
+_qlora = dataclasses.replace(
+    _lora,
+    name="qlora",
+    summary="LoRA on weights in 4 bits (NF4).",
+    paper="Dettmers et al., QLoRA, 2023",
+    options=_FOUR_BITS,
+)
+_qpissa = dataclasses.replace(
+    _pissa,
+    name="qpissa",
+    summary="PiSSA on weights in 4 bits (NF4): the residual is quantized, with a smaller error than the whole weight.",
+    options=_SVD | _FOUR_BITS,
+)
+_qbalora = dataclasses.replace(
+    _balora,
+    name="qbalora",
+    summary="BA-LoRA on a residual in 4 bits (NF4).",
+    options=_SVD | _FOUR_BITS,
+)
+for _method in (
+    *(_full, _bitfit, _houlsby, _pfeiffer),
+    *(_lora, _rslora, _adalora, _dora, _loraplus, _lorafa, _loraga),
+    *(_milora, _olora, _corda, _cordapp, _pissa, _balora),
+    *(_qlora, _qpissa, _qbalora),
+):
+    register(_method)
+
+__all__ = ["METHODS", "AdaptOptions", "Method", "find_method", "option_problems", "register"]

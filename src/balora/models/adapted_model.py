@@ -1,4 +1,4 @@
-"""Basic access to a model under an adapter: its base model, and evaluation without gradients."""
+"""Adapter name and base model of an adapted model, and evaluation without gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ADAPTER = "default"
 
 
 def base_model_of(model: nn.Module) -> Any:
-    """Return the transformers model under a peft adapter, or the model itself where there is no adapter."""
+    """Return the transformers model under a peft adapter, or the model itself if it has no adapter."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 

@@ -1,4 +1,4 @@
-"""The pooled features of a sequence classifier: what its last linear layer sees, one row per sequence.
+"""Classification heads: the last linear layer, and the pooled features that enter it.
 
 Shapes: N sequences, T positions, d pooled size.
 """
@@ -18,15 +18,15 @@ from balora.errors import BALoraError
 from balora.models.adapted_model import base_model_of
 
 HEAD_NAMES = (*SEQ_CLS_HEAD_NAMES, "classification_head", "pre_classifier")
-"""What transformers calls the parts of a classification head: peft knows the first two, BART and T5 have the third, DistilBERT
-the fourth under its `classifier`."""
+"""Names of the modules of a classification head in transformers. peft knows the first two; BART and T5 use the third,
+DistilBERT the fourth in addition to `classifier`."""
 
 
 def final_linear(model: nn.Module) -> nn.Linear:
-    """The layer that turns pooled features into scores, in its trained copy when peft keeps one.
+    """Return the layer that computes scores from pooled features, in its trained copy if peft has one.
 
     Raises:
-        BALoraError: The model has no classification head that we know.
+        BALoraError: The model has no known classification head.
     """
     base = base_model_of(model)
     for name in HEAD_NAMES:
@@ -42,30 +42,30 @@ def final_linear(model: nn.Module) -> nn.Linear:
 
 @contextlib.contextmanager
 def pooled_features(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[list[Tensor]]:
-    """Catch the pooled features (N × d) of the forward that runs inside.
+    """Record the pooled features (N × d) of the forward that runs in the block.
 
     Args:
-        model: The unwrapped classifier.
-        inputs: The batch that is about to be run, to know which position a decoder pools.
+        model: Classifier, unwrapped.
+        inputs: Batch of that forward; it shows which position a decoder pools.
 
     Yields:
-        A list that holds the features after the forward, on the graph.
+        A list. After the forward it contains the features, on the graph.
     """
-    caught: list[Tensor] = []
+    recorded: list[Tensor] = []
 
-    def keep(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        features = given[0]
-        caught.append(features if features.dim() == 2 else _last_token(features, inputs, model))
+    def record(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        features = args[0]
+        recorded.append(features if features.dim() == 2 else _last_token(features, inputs, model))
 
-    handle = final_linear(model).register_forward_pre_hook(keep)
+    handle = final_linear(model).register_forward_pre_hook(record)
     try:
-        yield caught
+        yield recorded
     finally:
         handle.remove()
 
 
 def _last_token(features_NTd: Tensor, inputs: Mapping[str, Any], model: nn.Module) -> Tensor:
-    """A decoder scores every position and keeps the last that is not padding; take the same one."""
+    """Return the features at the last position without padding, as transformers' decoder classifiers do."""
     pad = getattr(model.config, "pad_token_id", None)  # type: ignore[union-attr]
     tokens = inputs.get("input_ids")
     if pad is None or tokens is None:

@@ -1,8 +1,8 @@
-"""The model's forward without its head: hidden states at the head's door, and what the head would do to them.
+"""Hidden states of a language model at the input of its output layer, and the output layer as a `LinearHead`.
 
-The head is met once, in `balora.losses`. To get there the model runs as always, through whatever wraps it (DDP, peft),
-while its output layer only hands over what it was given. No family needs code of its own, and nothing of shape tokens ×
-vocabulary is made.
+The losses apply the head themselves, in chunks, so that no tensor of shape tokens × vocabulary exists. To get the hidden
+states, the model runs as usual, with all its wrappers (DDP, peft), while its output layer only records its input. This works
+for every model family without special code.
 Shapes: B sequences, T positions, d hidden size, V vocabulary, M valid tokens.
 """
 
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from balora.errors import BALoraError
 from balora.models.adapted_model import ADAPTER, base_model_of, evaluating
-from balora.models.fsdp import gather
+from balora.models.fsdp import unshard_module
 from balora.models.lm_head import LinearHead
 
-SAMPLE = 64
-"""Positions at which a head is tried and a start compared: over a whole batch the logits would be the largest tensor of the run."""
+SAMPLE_POSITIONS = 64
+"""Number of positions for comparisons of logits. The logits of a full batch would be the largest tensor of the run."""
 
 
 def _no_position(hidden_BTd: Tensor) -> Tensor:
@@ -31,14 +31,14 @@ def _no_position(hidden_BTd: Tensor) -> Tensor:
 
 
 def _first_positions(hidden_BTd: Tensor) -> Tensor:
-    return hidden_BTd.reshape(1, -1, hidden_BTd.shape[-1])[:, :SAMPLE]
+    return hidden_BTd.reshape(1, -1, hidden_BTd.shape[-1])[:, :SAMPLE_POSITIONS]
 
 
-class HeadlessForward:
-    """Runs a language model up to its head.
+class HiddenStateExtractor:
+    """Run a language model without its output layer.
 
     Args:
-        model: The unwrapped model (peft or not) whose head is to be skipped.
+        model: Language model, with or without a peft adapter, not wrapped by DDP or the like.
 
     Raises:
         BALoraError: The model has no output layer.
@@ -46,13 +46,17 @@ class HeadlessForward:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        head = model.get_output_embeddings()  # type: ignore[operator]
-        if head is None:
+        output_layer = model.get_output_embeddings()  # type: ignore[operator]
+        if output_layer is None:
             raise BALoraError(f"{type(model).__name__} has no output layer, so it cannot be trained to generate.")
-        self.module: nn.Module = head
+        self.output_layer: nn.Module = output_layer
 
     def hidden_states(self, model: Callable[..., Any], inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
-        """Call ``model`` (the possibly wrapped one) and catch what its head was given.
+        """Call a model and record the input of its output layer.
+
+        Args:
+            model: The model of this object, or a wrapper of it.
+            inputs: Batch.
 
         Returns:
             (hidden states B × T × d, the model's outputs with empty logits).
@@ -61,89 +65,93 @@ class HeadlessForward:
         return hidden, outputs
 
     def logits_at(self, model: Callable[..., Any], inputs: Mapping[str, Any], mask_BT: Tensor) -> Tensor:
-        """The model's own logits at the first `SAMPLE` positions of a mask, M × V: no more of them are made."""
-        _, _, outputs = self._run(model, inputs, lambda hidden_BTd: hidden_BTd[mask_BT][:SAMPLE][None])
+        """Return the model's logits at the first `SAMPLE_POSITIONS` positions of a mask, M × V. No other logits are computed."""
+        _, _, outputs = self._run(model, inputs, lambda hidden_BTd: hidden_BTd[mask_BT][:SAMPLE_POSITIONS][None])
         logits_MV: Tensor = outputs.logits[0]
         return logits_MV
 
     def head(self) -> LinearHead | None:
-        """The head as it is now, or None when it is not a linear map we know how to write down.
+        """Return the current output layer as a `LinearHead`; None if it is not a known linear map.
 
-        Under FSDP2 it is gathered, and stays so until the backward has been through it: the loss reads it after the forward.
+        Under FSDP2 the layer stays gathered until its backward, because the loss reads its weight after the forward.
         """
-        gather(self.model, self.module)
-        weight, bias = _linear(self.module)
+        unshard_module(self.model, self.output_layer)
+        weight, bias = _weight_and_bias(self.output_layer)
         if weight is None:
             return None
-        base = _innermost(self.model)
-        config = base.config.get_text_config()  # type: ignore[union-attr, operator]
+        base = base_model_of(self.model)
+        config = base.config.get_text_config()
         offset = getattr(base, "final_logits_bias", None)
         if isinstance(offset, Tensor) and bool(offset.any()):
             bias = offset.reshape(-1) if bias is None else bias + offset.reshape(-1)
         return LinearHead(weight, bias, _scale(config), getattr(config, "final_logit_softcapping", None) or None)
 
-    def agrees(self, model: nn.Module, inputs: Mapping[str, Any], tolerance: float = 1e-3) -> bool:
-        """Whether the written-down head gives the model's own logits, tried on real inputs.
+    def head_matches(self, model: nn.Module, inputs: Mapping[str, Any], tolerance: float = 1e-3) -> bool:
+        """Return whether `head` gives the model's own logits, tested on a batch.
 
-        Some family may do to its logits what nobody here has heard of; then the plain path must be taken.
+        A model family may process its logits in an unknown way. The reference loss on the model's logits is then required.
         """
         head = self.head()
         if head is None:
             return False
         with evaluating(self.model):
-            hidden, given, outputs = self._run(model, inputs, _first_positions)
+            hidden, dtype, outputs = self._run(model, inputs, _first_positions)
             expected = outputs.logits.float()
             found = head.logits(_first_positions(hidden).to(head.weight_VD.dtype))
         if expected.shape != found.shape:
             return False
-        # Under autocast the head's weights are wider than the logits that it makes of them.
-        narrow = any(dtype.itemsize < 4 for dtype in (head.weight_VD.dtype, given))
+        # Under autocast the dtype of the logits can be narrower than that of the head's weight.
+        narrow = min(head.weight_VD.dtype.itemsize, dtype.itemsize) < 4
         slack = 20 * tolerance if narrow else tolerance
         return bool((expected - found).abs().max() <= slack * expected.abs().max().clamp_min(1.0))
 
     def _run(
         self, model: Callable[..., Any], inputs: Mapping[str, Any], pick: Callable[[Tensor], Tensor] = _no_position
     ) -> tuple[Tensor, torch.dtype, Any]:
-        with self._caught(pick) as caught:
+        with self._recording(pick) as recorded:
             outputs = model(**inputs)
-        assert len(caught) == 1, "the head ran once"
-        return *caught[0], outputs
+        assert len(recorded) == 1, "the output layer ran once"
+        return *recorded[0], outputs
 
     @contextlib.contextmanager
-    def _caught(self, pick: Callable[[Tensor], Tensor]) -> Iterator[list[tuple[Tensor, torch.dtype]]]:
-        """Inside, the head keeps what it is given, and answers for the picked positions alone."""
-        caught: list[tuple[Tensor, torch.dtype]] = []
-        module = self.module
-        # A hook of accelerate's (a model spread over devices) stands here as an attribute of the object; it stays.
-        placed = module.__dict__.get("forward")
-        answer = module.forward
+    def _recording(self, pick: Callable[[Tensor], Tensor]) -> Iterator[list[tuple[Tensor, torch.dtype]]]:
+        """Record the output layer's input in the block, and compute logits only at the positions that ``pick`` returns.
 
-        def hand_over(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            # The true head, even over no position: nothing large, a shape that every later step (bias, cap, scale) takes,
-            # and a graph. DDP looks for the parameters that a step uses in the graph of the outputs.
-            logits: Tensor = answer(pick(hidden), *args, **kwargs)
-            caught.append((hidden, logits.dtype))
+        Yields:
+            A list. After the forward it contains (hidden states, dtype of the logits).
+        """
+        recorded: list[tuple[Tensor, torch.dtype]] = []
+        layer = self.output_layer
+        # accelerate sets its own forward on the object when a model is spread over devices. Restore it afterwards.
+        previous = layer.__dict__.get("forward")
+        original = layer.forward
+
+        def record(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            # Run the layer even for zero positions: later steps (bias, cap, scale) get a valid shape, and DDP finds the layer's
+            # parameters in the graph of the outputs.
+            logits: Tensor = original(pick(hidden), *args, **kwargs)
+            recorded.append((hidden, logits.dtype))
             return logits
 
-        module.forward = hand_over  # type: ignore[method-assign]
+        layer.forward = record  # type: ignore[method-assign]
         try:
-            yield caught
+            yield recorded
         finally:
-            if placed is None:
-                del module.forward
+            if previous is None:
+                del layer.forward
             else:
-                module.forward = placed  # type: ignore[method-assign]
+                layer.forward = previous  # type: ignore[method-assign]
 
 
 def valid_targets(labels_BT: Tensor, *, shift: bool) -> tuple[Tensor, Tensor]:
-    """Where the next token is a target, and which one (METHOD 6.6).
+    """Return the positions whose next token is a target, and those targets.
 
     Args:
-        labels_BT: −100 where nothing is to be learnt.
-        shift: Causal models predict the token after; encoder-decoders have labels already in place.
+        labels_BT: Labels; −100 marks positions without a target.
+        shift: True for causal models, which predict the next token. The labels of encoder-decoders are already shifted.
 
     Returns:
-        (mask B × T over the hidden states, labels M of the positions it keeps, in order).
+        (mask B × T over the hidden states, labels M of the selected positions, in order).
     """
     mask_BT = labels_BT.ne(-100)
     if not shift:
@@ -154,12 +162,8 @@ def valid_targets(labels_BT: Tensor, *, shift: bool) -> tuple[Tensor, Tensor]:
     return mask_BT, labels_BT.roll(-1, dims=1)[mask_BT]
 
 
-def _innermost(model: nn.Module) -> nn.Module:
-    return base_model_of(model)
-
-
 def _scale(config: Any) -> float:
-    """What the logits are multiplied with: Cohere's logit_scale, one over Granite's logits_scaling."""
+    """Return the factor of the logits: Cohere's logit_scale, one over Granite's logits_scaling."""
     if getattr(config, "logit_scale", None):
         return float(config.logit_scale)
     if getattr(config, "logits_scaling", None):
@@ -167,8 +171,8 @@ def _scale(config: Any) -> float:
     return 1.0
 
 
-def _linear(module: nn.Module) -> tuple[Tensor | None, Tensor | None]:
-    """Weight (V × d) and bias of an output layer: plain, trained whole by peft, or carrying a LoRA without dropout."""
+def _weight_and_bias(module: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+    """Return weight (V × d) and bias of an output layer: ordinary, a trained copy of peft, or with a LoRA without dropout."""
     if isinstance(module, ModulesToSaveWrapper):
         module = module.modules_to_save[module.active_adapters[0]]
     if isinstance(module, LoraLayer):
@@ -183,7 +187,7 @@ def _linear(module: nn.Module) -> tuple[Tensor | None, Tensor | None]:
         )
         if not simple:
             return None, None
-        # In the adapter's float32 where the base is narrower: rounding the sum would swallow small steps.
+        # Add in the adapter's float32: in a narrower dtype, rounding the sum would remove small updates.
         weight: Tensor = base.weight + module.get_delta_weight(ADAPTER)  # type: ignore[operator]
         return weight, None if base.bias is None else base.bias.to(weight.dtype)
     if isinstance(module, nn.Linear) and module.weight.is_floating_point():

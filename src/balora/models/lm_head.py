@@ -1,4 +1,4 @@
-"""The output head of a language model: what turns hidden states into logits.
+"""Output head of a language model, which computes logits from hidden states.
 
 Shapes: M tokens, m tokens of a chunk, d hidden size (D as a suffix), V vocabulary.
 """
@@ -16,18 +16,18 @@ from balora.errors import BALoraError
 
 @dataclass(frozen=True)
 class LinearHead:
-    r"""A linear head with what models put around it.
+    r"""A linear head with bias, scale and soft cap.
 
     .. math:: Z = c \tanh(X / c), \qquad X = s \, (H W^\top + b)
 
     Attributes:
         weight_VD: W.
-        bias_V: b; None for none. An entry of -inf rules its token out.
+        bias_V: b; None for no bias. An entry of -inf excludes its token.
         logit_scale: s (Cohere's ``logit_scale``, one over Granite's ``logits_scaling``).
-        softcap: c (Gemma 2's ``final_logit_softcapping``); None for none.
+        softcap: c (Gemma 2's ``final_logit_softcapping``); None for no cap.
 
     Raises:
-        BALoraError: The weight is not a matrix, the bias does not fit it, or scale or cap are not usable numbers.
+        BALoraError: The weight is not a matrix, the bias has another length, or scale or cap is invalid.
 
     Example:
         >>> head = LinearHead(torch.eye(2), logit_scale=2.0)
@@ -47,7 +47,7 @@ class LinearHead:
             )
         if self.bias_V is not None and self.bias_V.shape != self.weight_VD.shape[:1]:
             raise BALoraError(
-                f"The head's bias must have one entry per token, {self.vocabulary}, and its shape is "
+                f"The head's bias must have one entry per token, {self.vocabulary} in all; its shape is "
                 f"{tuple(self.bias_V.shape)}."
             )
         if not math.isfinite(self.logit_scale) or self.logit_scale == 0:
@@ -57,12 +57,12 @@ class LinearHead:
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens there are to choose from, V."""
+        """Number of tokens V."""
         return self.weight_VD.shape[0]
 
     @property
     def trainable(self) -> bool:
-        """Whether a gradient to the weight or the bias is wanted."""
+        """Whether the weight or the bias requires a gradient."""
         return self.weight_VD.requires_grad or (self.bias_V is not None and self.bias_V.requires_grad)
 
     def to(self, dtype: torch.dtype) -> LinearHead:
@@ -71,26 +71,26 @@ class LinearHead:
         return LinearHead(self.weight_VD.to(dtype), bias_V, self.logit_scale, self.softcap)
 
     def detach(self) -> LinearHead:
-        """Return the head as constants."""
+        """Return the head without gradients."""
         bias_V = None if self.bias_V is None else self.bias_V.detach()
         return LinearHead(self.weight_VD.detach(), bias_V, self.logit_scale, self.softcap)
 
     def logits(self, hidden_MD: Tensor) -> Tensor:
-        """Return all logits (M × V), in the hidden states' dtype, differentiable in everything: the plain form."""
+        """Return all logits (M × V) in the hidden states' dtype, with gradients for hidden states, weight and bias."""
         logits_MV = torch.nn.functional.linear(hidden_MD, self.weight_VD, self.bias_V) * self.logit_scale
         return logits_MV if self.softcap is None else self.softcap * torch.tanh(logits_MV / self.softcap)
 
     def affine(self, hidden_mD: Tensor, factor: float, out_mV: Tensor) -> Tensor:
-        """Write ``factor`` · X into ``out_mV`` (float32 or wider), the matrix product in the hidden states' dtype.
+        """Write ``factor`` · X into ``out_mV`` (float32 or wider); the matrix product runs in the hidden states' dtype.
 
-        A bias of -inf becomes the lowest number whose multiples are still finite: 0 · -inf would be NaN.
+        A bias of -inf becomes -1e30, because 0 · -inf would be NaN.
         """
         factor *= self.logit_scale
         if hidden_mD.dtype == out_mV.dtype:
-            # One pass: the factor and the bias ride on the product.
-            start = out_mV if self.bias_V is None else self._finite_bias(out_mV.dtype)
+            # A single kernel computes the product, the factor and the bias.
+            addend = out_mV if self.bias_V is None else self._finite_bias(out_mV.dtype)
             beta = 0.0 if self.bias_V is None else factor
-            return torch.addmm(start, hidden_mD, self.weight_VD.T, beta=beta, alpha=factor, out=out_mV)
+            return torch.addmm(addend, hidden_mD, self.weight_VD.T, beta=beta, alpha=factor, out=out_mV)
         out_mV.copy_(hidden_mD @ self.weight_VD.T)
         if self.bias_V is not None:
             out_mV.add_(self._finite_bias(out_mV.dtype))

@@ -1,12 +1,12 @@
-"""In which dtype a device computes."""
+"""Dtype of computations under autocast."""
 
 from __future__ import annotations
 
 import torch
 
 
-def autocast_dtype(kind: str) -> torch.dtype | None:
-    """The dtype autocast computes in on a kind of device; None where it is off, or unknown there (the meta device)."""
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """Return autocast's dtype on a type of device; None if autocast is off or not available there (the meta device)."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
     return None

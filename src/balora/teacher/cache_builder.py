@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from balora.checkpoints.lock import require_writable
 from balora.errors import BALoraError, raise_all
 from balora.losses import TopKTeacher
-from balora.models.hidden_states import HeadlessForward, valid_targets
+from balora.models.hidden_states import HiddenStateExtractor, valid_targets
 from balora.teacher.cache import FORMAT, INDEX, SHARDS, Identity, TeacherCache, read_index
 from balora.teacher.row_keys import row_key
 
@@ -89,7 +89,7 @@ class TeacherWriter:
         self.top_k = top_k
         self.batch_size = batch_size
         self.autocast = autocast
-        self.headless = HeadlessForward(model)
+        self.headless = HiddenStateExtractor(model)
         self._linear: bool | None = None
         _open(folder, identity, top_k)
 
@@ -131,7 +131,7 @@ class TeacherWriter:
         narrow = torch.autocast(self.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
         with narrow:
             if self._linear is None:
-                self._linear = self.headless.agrees(self.model, inputs)
+                self._linear = self.headless.head_matches(self.model, inputs)
             if self._linear:
                 hidden_BTd, _ = self.headless.hidden_states(self.model, inputs)
                 head = self.headless.head()

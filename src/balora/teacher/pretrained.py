@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from balora.errors import BALoraError
 from balora.methods.fingerprint import fingerprint, first_mismatch
-from balora.methods.initial_state import initial_state_of, trainable
+from balora.methods.initial_state import initial_state_of, trainable_parameters
 from balora.models.adapted_model import evaluating
-from balora.models.fsdp import is_shard, part_of, reshard, shard
+from balora.models.fsdp import is_dtensor, local_shard, local_slice, reshard
 
 
 class PretrainedTeacher:
@@ -53,7 +53,7 @@ class PretrainedTeacher:
     def __init__(self, model: nn.Module, initial: Mapping[str, Tensor] | None = None, *, offload: bool = False) -> None:
         self.model = model
         self.offload = offload
-        parameters = dict(trainable(model))
+        parameters = dict(trainable_parameters(model))
         if not parameters:
             raise BALoraError(
                 "The model has nothing to train, so there is nothing to tell the teacher from the student."
@@ -102,9 +102,9 @@ class PretrainedTeacher:
         current: dict[str, Tensor] = {}
         try:
             for name, parameter in parameters.items():
-                if is_shard(parameter):
-                    current[name] = shard(parameter).clone()
-                    shard(parameter).copy_(self._part(name, parameter), non_blocking=True)
+                if is_dtensor(parameter):
+                    current[name] = local_shard(parameter).clone()
+                    local_shard(parameter).copy_(self._part(name, parameter), non_blocking=True)
                     continue
                 lent = self._initial[name].to(parameter.device, parameter.dtype, non_blocking=True)
                 if not self.offload:  # the model may have moved to another device or dtype since the values were kept
@@ -115,16 +115,16 @@ class PretrainedTeacher:
         finally:
             reshard(self.model)
             for name, values in current.items():
-                if is_shard(parameters[name]):
-                    shard(parameters[name]).copy_(values)
+                if is_dtensor(parameters[name]):
+                    local_shard(parameters[name]).copy_(values)
                 else:
                     parameters[name].data = values
 
     def _part(self, name: str, parameter: nn.Parameter) -> Tensor:
         """Of an initial value, what this process has a shard of. The whole one then waits in the host's memory."""
         if name not in self._parts:
-            held = shard(parameter)
-            part = part_of(self._initial[name].to(held.device, held.dtype), parameter)
+            held = local_shard(parameter)
+            part = local_slice(self._initial[name].to(held.device, held.dtype), parameter)
             self._parts[name] = self._kept(part, held)
             self._initial[name] = self._initial[name].cpu()
         return self._parts[name]

@@ -18,7 +18,7 @@ from balora.losses import LinearHead, LossParts, SpectralBasis, TopKTeacher
 from balora.methods.layers.peft_lora import task_type
 from balora.models.adapted_model import base_model_of, evaluating
 from balora.models.fsdp import is_sharded
-from balora.models.hidden_states import HeadlessForward, valid_targets
+from balora.models.hidden_states import HiddenStateExtractor, valid_targets
 from balora.objective import Objective, Task
 from balora.regularizers import consistency
 from balora.teacher.cache import TeacherCache
@@ -71,7 +71,7 @@ class GenerationStep:
         self.cache = cache
         self._cache_checked = False
         self.shift = objective.task == "generation"
-        self.headless = HeadlessForward(model)
+        self.headless = HiddenStateExtractor(model)
         self._fused: bool | None = None if objective.loss_path == "fused" else False
         self._basis: SpectralBasis | None = None
 
@@ -166,7 +166,7 @@ class GenerationStep:
     def _takes_fused(self, model: nn.Module, inputs: dict[str, Any]) -> bool:
         """Decided once, on real inputs: the fused path only where the head does what we think it does."""
         if self._fused is None:
-            self._fused = self.headless.agrees(model, inputs)
+            self._fused = self.headless.head_matches(model, inputs)
             if not self._fused:
                 logger.warning(
                     "The head of %s is not a plain linear map, so the loss is taken over full logits (loss_path: plain), "
@@ -224,7 +224,7 @@ class GenerationStep:
         return memory
 
     def _head_learns(self) -> bool:
-        return any(p.requires_grad for p in self.headless.module.parameters())
+        return any(p.requires_grad for p in self.headless.output_layer.parameters())
 
     def _head_arguments(self, head: LinearHead) -> dict[str, Any]:
         arguments: dict[str, Any] = {

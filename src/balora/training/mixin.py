@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset, Subset
 
-from balora.data.by_length import shortest_first
+from balora.data.collate import shortest_first
 from balora.errors import BALoraError
 from balora.methods.initial_state import initial_state_of, refresh_initial_state
 from balora.methods.registry import Method, find_method

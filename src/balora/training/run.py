@@ -21,9 +21,9 @@ from balora.checkpoints.provenance import peak_memory_mib, provenance
 from balora.checkpoints.resume import checkpoint_step, logged_loss_sum, metrics_over_all_steps
 from balora.checkpoints.run_directory import RunDirectory, read_record
 from balora.config.run_config import RunConfig
-from balora.config.steps import optimizer_steps
-from balora.data import Examples, Tokenized, describe_conditions, load_examples, make_collator, tokenize_examples
-from balora.data.by_length import shortest_first
+from balora.config.training_arguments import optimizer_steps
+from balora.data import Examples, Tokenized, describe_perturbations, load_examples, make_collator, tokenize_examples
+from balora.data.collate import shortest_first
 from balora.deprecation import deprecated_keywords
 from balora.errors import BALoraError
 from balora.files import write_text
@@ -91,8 +91,8 @@ def run(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> Ru
             notices=notices,
         )
         log(_summary(config, examples, trainer))
-        if examples.conditions:
-            log(describe_conditions(examples.conditions))
+        if examples.perturbations:
+            log(describe_perturbations(examples.perturbations))
         try:
             metrics = _train(trainer, directory.path, checkpoint, log)
             if resumed:
@@ -246,7 +246,7 @@ def _data_record(examples: Examples) -> dict[str, Any]:
     return {
         "train": examples.train_source,
         "eval": examples.eval_source,
-        "conditions": examples.conditions,
+        "conditions": examples.perturbations,
         "digest": examples.digest,
         "labels": list(examples.label_names) if examples.label_names else None,
     }

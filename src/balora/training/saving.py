@@ -13,10 +13,10 @@ from balora.checkpoints import checkpoint as ckpt
 from balora.checkpoints.resume import RestoreBestCheckpoint, check_resumable, find_best_checkpoint
 from balora.config.validation import NO_PUSH
 from balora.errors import BALoraError
-from balora.methods.adapt import load_trainable
-from balora.methods.initial_state import own_tensors, trainable
+from balora.methods.adaptation import load_trainable
+from balora.methods.initial_state import stored_parameters, trainable_parameters
 from balora.methods.registry import Method
-from balora.models.fsdp import is_finite, is_sharded, reshard, whole
+from balora.models.fsdp import gather_tensors, is_finite, is_sharded, reshard
 from balora.teacher.cache import TeacherCache
 from balora.teacher.logit_cache import LogitCache
 from balora.teacher.pretrained import PretrainedTeacher
@@ -122,14 +122,14 @@ class SavingMixin(_Base):
             ckpt.write_manifest(folder, ckpt.RESULT_FILES)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        broken = next((name for name, p in trainable(self.model) if not is_finite(p)), None)
+        broken = next((name for name, p in trainable_parameters(self.model) if not is_finite(p)), None)
         if broken is not None:
             raise BALoraError(self._divergence(f"weight {broken}", self.state.global_step))
         folder = Path(output_dir or self.args.output_dir)
         if is_sharded(self.model):
             state_dict = self._gathered()
         if ckpt.form_of(self.model) == "tensors":
-            tensors = dict(trainable(self.model)) if state_dict is None else state_dict
+            tensors = dict(trainable_parameters(self.model)) if state_dict is None else state_dict
             if self.args.should_save:
                 folder.mkdir(parents=True, exist_ok=True)
                 ckpt.write_tensors(tensors, folder / ckpt.TRAINED)
@@ -144,10 +144,10 @@ class SavingMixin(_Base):
         """What a sharded model's folder holds, whole, in the main process: what was trained, or everything."""
         reshard(self.model)
         if ckpt.form_of(self.model) != "model":
-            return whole(own_tensors(self.model), keep=self.args.should_save)
+            return gather_tensors(stored_parameters(self.model), keep=self.args.should_save)
         tied = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
         buffers = [(name, value) for name, value in self.model.state_dict().items() if name not in tied]
-        return whole([*self.model.named_parameters(), *buffers], keep=self.args.should_save)
+        return gather_tensors([*self.model.named_parameters(), *buffers], keep=self.args.should_save)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load the trained tensors after checking that the folder is whole and the frozen weights are the same."""

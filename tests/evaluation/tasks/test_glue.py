@@ -222,7 +222,7 @@ def test_the_command_prints_scores_and_writes_results(balora, tmp_path: Path, ss
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--tasks", "sst2", "--data", "sst2"], ["TASK=PLACE"]),
+        (["--tasks", "sst2", "--data", "sst2"], ["TASK=PATH"]),
         (["--tasks", "sst2", "--data", "sst2=absent.tsv"], ["absent.tsv"]),
         (["--tasks", "sst2", "--data", "sts2=x.tsv"], ["'sts2'", "Did you mean 'sst2'"]),
         (["--tasks", "sst2", "--limit", "0"], ["limit", "at least 1"]),

@@ -1,6 +1,6 @@
-"""What a batch of data says about each weight: the inputs it meets, the gradient it gets. For starts that need data.
+"""Statistics of calibration data: the input covariance and the gradient of each adapted weight.
 
-Rows are run one by one, so that no padding is counted. Shapes: O output features, I input features, E experts.
+Rows run one by one, so that no padding is counted. Shapes: O output features, I input features.
 """
 
 from __future__ import annotations
@@ -14,70 +14,71 @@ from transformers.utils import logging
 
 from balora.errors import BALoraError
 from balora.methods.layers.peft_lora import lora_layers
-from balora.methods.layers.weight_views import Matrix, matrices
-from balora.methods.registry import AdaptOptions, Batches
+from balora.methods.layers.weight_views import WeightMatrix, weight_matrices
+from balora.methods.method import AdaptOptions, Batches
 from balora.models.adapted_model import evaluating
 
 
 def calibration_rows(options: AdaptOptions, count: int) -> Batches:
-    """``count`` batches of one row each.
+    """Return ``count`` batches of one row each.
 
     Raises:
-        BALoraError: No data was given, or too little.
+        BALoraError: There is no calibration data, or too little.
     """
     if options.calibration is None:
         raise BALoraError(
-            "This method starts from data: pass calibration=, a function that gives batches of one row each."
+            "This method computes its initial values from data: pass calibration=, a function that returns batches of one row each."
         )
     rows = options.calibration(count)
-    check_enough(count, len(rows))
-    return [_unpadded(row) for row in rows]
+    check_num_rows(count, len(rows))
+    return [_without_padding(row) for row in rows]
 
 
-def rows_wanted(extra: Mapping[str, Any]) -> int:
-    """How many rows a start from data takes, by its method's options."""
+def num_calibration_rows(extra: Mapping[str, Any]) -> int:
+    """Return the number of rows that a method needs, given its options."""
     return int(extra["samples"]) * int(extra.get("candidates", 1))
 
 
-def check_enough(wanted: int, there: int) -> None:
-    """Refuse too little data.
+def check_num_rows(needed: int, available: int) -> None:
+    """Refuse too little calibration data.
 
     Raises:
-        BALoraError: There are fewer rows than the start wants.
+        BALoraError: There are fewer rows than needed.
     """
-    if there < wanted:
+    if available < needed:
         raise BALoraError(
-            f"This method wants {wanted} rows of training data to start from, and there are {there}. Set method.samples lower."
+            f"This method computes its initial values from {needed} rows of training data, and there are {available}. Set "
+            "method.samples lower."
         )
 
 
-def _unpadded(row: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One row without the positions that its mask takes out; with more than one row in it, as it is."""
+def _without_padding(row: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the masked positions from a batch of one row. A batch of several rows stays as it is."""
     mask = row.get("attention_mask")
     if mask is None or mask.dim() != 2 or len(mask) != 1 or bool(mask.all()):
         return row
-    kept = mask[0].bool()
-    return {name: value[:, kept] if value.shape[:2] == mask.shape else value for name, value in row.items()}
+    positions = mask[0].bool()
+    return {name: value[:, positions] if value.shape[:2] == mask.shape else value for name, value in row.items()}
 
 
 @torch.no_grad()
 def input_covariances(model: nn.Module, rows: Batches) -> dict[str, Tensor]:
-    r"""Of every adapted layer's inputs, :math:`C = \sum_x x x^\top / n`, uncentred, over all tokens of all rows.
+    r"""Return the uncentred covariance of every adapted layer's inputs over all tokens, :math:`C = \sum_x x x^\top / n`.
 
     Args:
-        model: Adapted; its function is still the pre-trained one's.
+        model: Adapted model that still computes the pre-trained function.
         rows: Batches of one row each, without padding.
 
     Returns:
         C by layer name, I × I in float32.
 
     Raises:
-        BALoraError: A layer meets no finite input.
+        BALoraError: A layer has no input, or an input that is not finite.
     """
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def watch(name: str) -> Any:
+    def accumulate(name: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float()
             sums[name] = sums[name] + x.T @ x if name in sums else x.T @ x
@@ -86,11 +87,11 @@ def input_covariances(model: nn.Module, rows: Batches) -> dict[str, Tensor]:
         return hook
 
     layers = list(lora_layers(model))
-    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers]  # type: ignore[attr-defined]
+    handles = [layer.register_forward_pre_hook(accumulate(name)) for name, layer in layers]  # type: ignore[attr-defined]
     try:
         with evaluating(model):
             for row in logging.tqdm(rows, desc="inputs of each layer", disable=None, leave=False):
-                model(**_on(model, row))
+                model(**_to_device(model, row))
     finally:
         for handle in handles:
             handle.remove()
@@ -100,11 +101,11 @@ def input_covariances(model: nn.Module, rows: Batches) -> dict[str, Tensor]:
     return {name: sums[name] / counts[name] for name, _ in layers}
 
 
-def weight_gradients(model: nn.Module, rows: Batches) -> list[tuple[Matrix, Tensor]]:
-    """The gradient of the mean task loss with respect to every adapted weight matrix.
+def weight_gradients(model: nn.Module, rows: Batches) -> list[tuple[WeightMatrix, Tensor]]:
+    """Return the gradient of the mean task loss with respect to every adapted weight matrix.
 
     Args:
-        model: Adapted; its function is still the pre-trained one's.
+        model: Adapted model that still computes the pre-trained function.
         rows: Batches of one row each, with ``labels``.
 
     Returns:
@@ -113,7 +114,7 @@ def weight_gradients(model: nn.Module, rows: Batches) -> list[tuple[Matrix, Tens
     Raises:
         BALoraError: A gradient is zero or not finite.
     """
-    learnt = {p: p.requires_grad for p in model.parameters()}
+    flags = {p: p.requires_grad for p in model.parameters()}
     weights = [_frozen_parameter(layer) for _, layer in lora_layers(model)]
     try:
         model.requires_grad_(False)
@@ -121,29 +122,21 @@ def weight_gradients(model: nn.Module, rows: Batches) -> list[tuple[Matrix, Tens
             weight.requires_grad_(True)
         with evaluating(model), torch.enable_grad():
             for row in logging.tqdm(rows, desc="gradient of each weight", disable=None, leave=False):
-                (model(**_on(model, row)).loss / len(rows)).backward()
-        found = []
-        for matrix in matrices(model):
+                (model(**_to_device(model, row)).loss / len(rows)).backward()
+        gradients = []
+        for matrix in weight_matrices(model):
             gradient = _frozen_parameter(matrix.layer).grad
             if gradient is None or not bool(gradient.isfinite().all()) or not bool(gradient.any()):
                 raise BALoraError(
                     f"The gradient of {matrix.name} on the calibration rows is zero or not finite. Leave it out of "
                     "target_modules, or set method.samples higher."
                 )
-            found.append((matrix, _as_matrix(matrix, gradient).float().clone()))
-        return found
+            gradients.append((matrix, matrix.oriented(gradient).float().clone()))
+        return gradients
     finally:
-        for parameter, flag in learnt.items():
+        for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
             parameter.grad = None
-
-
-def _as_matrix(matrix: Matrix, stored: Tensor) -> Tensor:
-    """A tensor laid out as the frozen weight, as (out, in) of one matrix."""
-    layer: Any = matrix.layer
-    if matrix.expert is not None:
-        return stored[matrix.expert] if layer._did_swap_in_out_features else stored[matrix.expert].T
-    return stored.T if layer.fan_in_fan_out else stored
 
 
 def _frozen_parameter(layer: Any) -> nn.Parameter:
@@ -151,9 +144,6 @@ def _frozen_parameter(layer: Any) -> nn.Parameter:
     return parameter
 
 
-def _on(model: nn.Module, row: dict[str, Tensor]) -> dict[str, Tensor]:
+def _to_device(model: nn.Module, row: dict[str, Tensor]) -> dict[str, Tensor]:
     device = next(model.parameters()).device
     return {name: value.to(device) for name, value in row.items()}
-
-
-__all__ = ["calibration_rows", "check_enough", "input_covariances", "rows_wanted", "weight_gradients"]

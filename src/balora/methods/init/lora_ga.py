@@ -1,4 +1,4 @@
-"""LoRA-GA: start the adapter so that its first step goes where full fine-tuning's would.
+"""LoRA-GA: initialize the adapter so that its first step follows the gradient of full fine-tuning.
 
 Shapes: O output features, I input features, R adapter rank.
 """
@@ -9,53 +9,48 @@ import torch
 from torch import Tensor, nn
 
 from balora.errors import BALoraError
-from balora.methods.init.calibration import calibration_rows, rows_wanted, weight_gradients
-from balora.methods.init.residual_init import refuse_unsuitable
+from balora.methods.init.calibration import calibration_rows, num_calibration_rows, weight_gradients
+from balora.methods.init.residual_init import check_residual_targets
 from balora.methods.layers.peft_lora import lora_layers, weight_shape
-from balora.methods.options import number, whole
-from balora.methods.registry import AdaptOptions
-
-OPTIONS = {
-    "samples": whole(64, "training rows whose gradient is taken", least=1),
-    "gamma": number(16.0, "γ: how small the factors are"),
-}
+from balora.methods.method import AdaptOptions
 
 
-def start_lora_ga(model: nn.Module, options: AdaptOptions) -> None:
-    """Set the factors from the gradient of the calibration rows, and take their product out of the weights.
+def initialize_lora_ga(model: nn.Module, options: AdaptOptions) -> None:
+    """Set the factors from the gradient on the calibration rows, and subtract their product from the weights.
 
     Raises:
-        BALoraError: No data was given, or a layer has no gradient.
+        BALoraError: There is no calibration data, or a layer has no gradient.
     """
-    gradients = weight_gradients(model, calibration_rows(options, rows_wanted(options.extra)))
+    gradients = weight_gradients(model, calibration_rows(options, num_calibration_rows(options.extra)))
     with torch.no_grad():
         for matrix, gradient_OI in gradients:
-            matrix.set_factors(*aligned(gradient_OI, matrix.rank, options.extra["gamma"]))
-            matrix.shift()
+            matrix.set_factors(*gradient_factors(gradient_OI, matrix.rank, options.extra["gamma"]))
+            matrix.store_residual()
 
 
 def check_lora_ga(model: nn.Module, options: AdaptOptions) -> None:
-    """Refuse a rank of which twice is more than a target has singular directions.
+    """Refuse a rank above half the smaller side of a target: the method needs 2r singular directions.
 
     Raises:
-        BALoraError: It is, or a weight cannot be shifted.
+        BALoraError: The rank is too high, or a weight cannot become a residual.
     """
-    refuse_unsuitable(model, options)
+    check_residual_targets(model, options)
     for name, layer in lora_layers(model):
-        if 2 * options.rank > min(weight_shape(layer)):
+        smaller = min(weight_shape(layer))
+        if 2 * options.rank > smaller:
             raise BALoraError(
-                f"Method loraga takes 2r = {2 * options.rank} singular directions of each gradient, and {name} has "
-                f"{min(weight_shape(layer))}. Lower method.rank to at most {min(weight_shape(layer)) // 2}."
+                f"Method loraga needs 2r = {2 * options.rank} singular directions of each gradient, and {name} has {smaller}. "
+                f"Lower method.rank to at most {smaller // 2}."
             )
 
 
-def aligned(gradient_OI: Tensor, rank: int, gamma: float) -> tuple[Tensor, Tensor]:
-    r"""The factors of LoRA-GA: singular directions of the gradient, the first R for A, the next R for B.
+def gradient_factors(gradient_OI: Tensor, rank: int, gamma: float) -> tuple[Tensor, Tensor]:
+    r"""Return the factors of LoRA-GA: the first R right singular vectors of the gradient and the next R left ones.
 
     .. math:: A_0 = \frac{d_{out}^{1/4}}{\sqrt\gamma} V_{[1:r]}^\top, \quad B_0 = \frac{d_{out}^{1/4}}{\sqrt\gamma} U_{[r+1:2r]}
 
     Args:
-        gradient_OI: Of the loss with respect to W.
+        gradient_OI: Gradient of the loss with respect to W.
         rank: R, at most half the smaller side.
         gamma: γ.
 

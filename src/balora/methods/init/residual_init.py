@@ -1,7 +1,7 @@
-"""Starts that move part of the pre-trained weights into the adapter: W = W_res + s·B₀A₀, the residual frozen.
+"""Initial values from a decomposition of the weights: PiSSA, MiLoRA and OLoRA.
 
-PiSSA and MiLoRA differ only in which part that is; each gives a decomposition of one matrix. The starts that do not share the
-scaling between the factors (OLoRA, LoRA-GA) or need data write the factors themselves and shift the weight as these do.
+The adapter starts as a part of each pre-trained weight, and the residual is frozen: W = W_res + s·B₀A₀. LoRA-GA and CorDA,
+which also need data, use the same residual.
 Shapes: O output features, I input features, R adapter rank.
 """
 
@@ -13,72 +13,162 @@ import torch
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from torch import Tensor, nn
 
+from balora.deprecation import deprecated_names
 from balora.errors import BALoraError
+from balora.methods.init.svd import truncated_svd
 from balora.methods.layers.peft_lora import lora_layers
-from balora.methods.layers.weight_views import matrices
+from balora.methods.layers.weight_views import weight_matrices
+from balora.methods.method import AdaptOptions
 from balora.methods.quantization.quantize import loaded_bits
-from balora.methods.registry import AdaptOptions
 
 Decompose = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
-"""(W: O × I in float32, R, seed) to (A: R × I, B: O × R) of the part B·A that goes into the adapter."""
+"""(W: O × I in float32, R, seed) to (A: R × I, B: O × R), the two factors of the part that moves into the adapter."""
 
 _QUANTIZED = (
-    "{} is quantized, and a part of it cannot be taken out of rounded weights. Load the model in bfloat16 or float32 "
-    "(method.bits quantizes what remains), or use method 'lora' on the quantized one."
+    "{} is quantized, and this method cannot subtract its adapter from quantized weights. Load the model in bfloat16 or "
+    "float32 (method.bits quantizes the residual), or use method 'lora' on the quantized model."
 )
 
 
+def initialize_pissa(model: nn.Module, options: AdaptOptions) -> None:
+    """Move the principal singular components of every target weight into its adapter."""
+
+    def decompose(weight_OI: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:
+        extra = options.extra
+        return principal_factors(weight_OI, rank, seed, method=extra["svd"], iterations=extra["svd_iterations"])
+
+    initialize_from_weights(model, decompose, options.seed)
+
+
+def initialize_milora(model: nn.Module, options: AdaptOptions) -> None:
+    """Move the minor singular components of every target weight into its adapter."""
+    initialize_from_weights(model, minor_factors, options.seed)
+
+
 @torch.no_grad()
-def start_from_weights(model: nn.Module, decompose: Decompose, seed: int) -> None:
-    """Move a part of every target's weight into its factors, one matrix at a time, on the matrix's device.
+def initialize_olora(model: nn.Module, options: AdaptOptions) -> None:
+    r"""Set B₀ to the first R columns of Q and A₀ to the first R rows of R in a QR decomposition of each target weight.
+
+    .. math:: W = QR, \quad B_0 = Q_{:r}, \quad A_0 = R_{:r}, \quad W_{res} = W - s B_0 A_0
+
+    The factors are not divided by the scaling, because the columns of B₀ must be orthonormal.
+
+    Reference: Büyükakyüz, OLoRA, 2024, section 3.
+    """
+    for matrix in weight_matrices(model):
+        weight_OI = matrix.weight_OI.float()
+        q, r = torch.linalg.qr(weight_OI)
+        matrix.set_factors(r[: matrix.rank], q[:, : matrix.rank])
+        matrix.store_residual(weight_OI)
+
+
+@torch.no_grad()
+def initialize_from_weights(model: nn.Module, decompose: Decompose, seed: int) -> None:
+    r"""Move a part of every target weight into its adapter, one matrix at a time, on the matrix's device.
+
+    Both factors are divided by :math:`\sqrt{s}`; the residual :math:`W_{res} = W - s B_0 A_0` is frozen.
 
     Args:
-        model: Wrapped.
-        decompose: Gives the part.
-        seed: Each matrix gets its own, counted from this one.
-
+        model: Model with an adapter.
+        decompose: Function that returns the two factors of one weight.
+        seed: Seed of the first matrix; each further matrix has the next seed.
     """
-    for index, matrix in enumerate(matrices(model)):
+    for index, matrix in enumerate(weight_matrices(model)):
         weight_OI = matrix.weight_OI.float()
         factor_a_RI, factor_b_OR = decompose(weight_OI, matrix.rank, seed + index)
         root = matrix.scaling**0.5
         matrix.set_factors(factor_a_RI / root, factor_b_OR / root)
-        matrix.shift(weight_OI)
+        matrix.store_residual(weight_OI)
 
 
-def shift_all(model: nn.Module) -> None:
-    """Take s·B₀A₀ out of every target's weight, for factors that are already there."""
-    for matrix in matrices(model):
-        matrix.shift()
+def principal_factors(
+    weight_OI: Tensor, rank: int, seed: int, *, method: str = "auto", iterations: int = 6
+) -> tuple[Tensor, Tensor]:
+    r"""Return the best rank-R approximation of a matrix as two factors that share its singular values (eq. 1-3).
+
+    .. math:: B = U_{:r} S_{:r}^{1/2}, \quad A = S_{:r}^{1/2} V_{:r}^\top
+
+    Args:
+        weight_OI: W.
+        rank: R.
+        seed: Seed of the randomised decomposition.
+        method: ``auto``, ``exact`` or ``randomized``, as in `truncated_svd`.
+        iterations: Power iterations of the randomised decomposition.
+
+    Returns:
+        (A: R × I, B: O × R), float32.
+
+    Reference: Meng et al., PiSSA, 2024; Chang et al., BA-LoRA, ICLR 2026, eq. 1-3.
+    """
+    left_OR, values_R, right_RI = truncated_svd(weight_OI, rank, method=method, iterations=iterations, seed=seed)
+    root_R = values_R.sqrt()
+    return root_R[:, None] * right_RI, left_OR * root_R
 
 
-def refuse_unsuitable(model: nn.Module, options: AdaptOptions) -> None:
-    """Refuse targets whose frozen weight cannot be shifted: quantized, shared, or not a matrix.
+def minor_factors(weight_OI: Tensor, rank: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    r"""Return the part of a matrix along its R smallest singular values as two factors.
+
+    .. math:: B = U_{-r:} S_{-r:}^{1/2}, \quad A = S_{-r:}^{1/2} V_{-r:}^\top
+
+    The decomposition is always exact, because a randomised one does not find the smallest singular values.
+
+    Args:
+        weight_OI: W.
+        rank: R.
+        seed: Not used.
+
+    Returns:
+        (A: R × I, B: O × R), float32.
+
+    Reference: Wang et al., MiLoRA, 2024, eq. 4-6.
+    """
+    left, values, right = torch.linalg.svd(weight_OI, full_matrices=False)
+    root_R = values[-rank:].sqrt()
+    return root_R[:, None] * right[-rank:], left[:, -rank:] * root_R
+
+
+def store_all_residuals(model: nn.Module) -> None:
+    """Subtract s·B₀A₀ from every target weight, with the factors that the model has."""
+    for matrix in weight_matrices(model):
+        matrix.store_residual()
+
+
+def check_residual_targets(model: nn.Module, options: AdaptOptions) -> None:
+    """Refuse targets whose frozen weight cannot become a residual: quantized, shared, or not a matrix.
 
     Raises:
-        BALoraError: One such target is found; it is named with the way out.
+        BALoraError: Such a target exists; the message names it.
     """
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)
     for name, layer in lora_layers(model):
-        problem = _QUANTIZED.format(name) if loaded_bits(model) is not None else _unsuitable(name, layer, owners)
+        problem = _QUANTIZED.format(name) if loaded_bits(model) is not None else _problem(name, layer, owners)
         if problem is not None:
             raise BALoraError(problem)
 
 
-def _unsuitable(name: str, layer: LoraLayer, owners: dict[int, list[str]]) -> str | None:
+def _problem(name: str, layer: LoraLayer, owners: dict[int, list[str]]) -> str | None:
     weight = layer.get_param() if isinstance(layer, ParamWrapper) else getattr(layer.get_base_layer(), "weight", None)
     if weight is None or (weight.is_floating_point() and weight.dim() not in (2, 3)):
         return (
-            f"{name} holds no weight matrix, and this start needs one. Name the layers to adapt in target_modules, such as "
+            f"{name} has no weight matrix, and this method needs one. Name the layers to adapt in target_modules, such as "
             "[q_proj, k_proj, v_proj, o_proj], or use method 'lora'."
         )
     if not weight.is_floating_point() or weight.element_size() < 2:
         return _QUANTIZED.format(name)
     if len(owners[id(weight)]) > 1:
         return (
-            f"{name} shares its weight with {owners[id(weight)][0]} (tied embeddings), which this start would change too. "
+            f"{name} shares its weight with {owners[id(weight)][0]} (tied embeddings), and this method would change both. "
             "Leave it out of target_modules, or untie the embeddings first."
         )
     return None
+
+
+__getattr__ = deprecated_names(
+    __name__,
+    {
+        "start_from_weights": f"{__name__}.initialize_from_weights",
+        "refuse_unsuitable": f"{__name__}.check_residual_targets",
+    },
+)

@@ -1,4 +1,4 @@
-"""The leading singular triplets of one weight matrix, exact or randomised, in float32 on the matrix's device.
+"""Leading singular triplets of a weight matrix, exact or randomised, in float32 on the matrix's device.
 
 Shapes: O rows, I columns, R triplets, P sketch size (R plus oversampling).
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 EXACT_BELOW = 1024
-"""`auto` is exact up to this smaller side: below it the full decomposition takes well under a second."""
+"""Smaller side up to which ``auto`` is exact. The full decomposition of such a matrix takes well under a second."""
 
 
 def truncated_svd(
@@ -21,15 +21,15 @@ def truncated_svd(
     oversampling: int | None = None,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The ``rank`` largest singular triplets.
+    """Return the ``rank`` largest singular triplets.
 
     Args:
         matrix_OI: A real matrix, any floating dtype.
         rank: R, from 1 to min(O, I).
-        method: ``exact``, ``randomized``, or ``auto``: exact for a small matrix or when R is most of it.
-        iterations: Power iterations of the randomised form; each sharpens the subspace by (σ_{P+1} / σ_R)².
-        oversampling: Extra sketch columns; default max(16, R // 2).
-        seed: Of the sketch. The same seed, matrix and machine give the same result.
+        method: ``exact``, ``randomized``, or ``auto``: exact for a small matrix or a large rank.
+        iterations: Power iterations of the randomised form; each reduces the error of the subspace by (σ_{P+1} / σ_R)².
+        oversampling: Number of extra sketch columns. Default: max(16, R // 2).
+        seed: Seed of the sketch. The same seed, matrix and machine give the same result.
 
     Returns:
         (U: O × R, S: R descending, Vᵀ: R × I), float32.
@@ -47,7 +47,7 @@ def truncated_svd(
     if method == "exact" or (method == "auto" and (smaller <= EXACT_BELOW or 2 * size >= smaller)):
         left, values, right = torch.linalg.svd(matrix_OI, full_matrices=False)
         return left[:, :rank], values[:rank], right[:rank]
-    # Work on the side with fewer columns, so that every orthogonalisation is of the smaller matrix.
+    # Transpose a wide matrix, so that every orthogonalisation runs on the smaller side.
     if matrix_OI.shape[0] < matrix_OI.shape[1]:
         left, values, right = _randomized(matrix_OI.T, size, iterations, seed)
         return right[:rank].T, values[:rank], left[:, :rank].T
@@ -56,7 +56,7 @@ def truncated_svd(
 
 
 def _randomized(tall_OI: Tensor, size: int, iterations: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    # Drawn on the CPU: the sketch then does not depend on the device's generator.
+    # On the CPU, so that the sketch does not depend on the device's random generator.
     generator = torch.Generator().manual_seed(seed)
     basis_IP = torch.randn(tall_OI.shape[1], size, generator=generator).to(tall_OI.device)
     for _ in range(iterations):

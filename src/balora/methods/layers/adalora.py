@@ -1,7 +1,7 @@
 """AdaLoRA through peft: P Λ Q, an orthogonality penalty, ranks pruned by importance on a schedule.
 
-peft adds the penalty only where the model computes its own loss, which ours never does, and leaves the call after each
-step to the user; both are wired here.
+peft adds the penalty only to a loss that the model computes, and leaves the pruning call to the user. balora computes the
+loss itself, so this module provides both as functions for the trainer.
 """
 
 from __future__ import annotations
@@ -16,36 +16,26 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from balora.errors import BALoraError
-from balora.methods.layers.peft_lora import lora_layers, wrap
-from balora.methods.options import number, whole
-from balora.methods.registry import AdaptOptions
+from balora.methods.layers.peft_lora import lora_layers, wrap_lora
+from balora.methods.method import AdaptOptions
 from balora.models.adapted_model import ADAPTER
 
-OPTIONS = {
-    "initial_rank": whole(None, "rank before pruning; default 1.5 × rank, which is the average that remains", least=1),
-    "warmup": number(0.1, "share of training before ranks are pruned", most=1.0, including_least=True),
-    "final": number(0.3, "share of training at the end in which ranks stay", most=1.0, including_least=True),
-    "interval": whole(1, "optimizer steps between two prunings", least=1),
-    "orthogonality": number(0.5, "weight of the penalty on P and Q", including_least=True),
-    "beta1": number(0.85, "smoothing of the importance", most=0.999999),
-    "beta2": number(0.85, "smoothing of its uncertainty", most=0.999999),
-}
 _RANKS = "balora_adalora_ranks"
 _SCORES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
 def wrap_adalora(model: PreTrainedModel, options: AdaptOptions) -> PeftModel:
-    """Wrap with P Λ Q, Λ = 0.
+    """Add P Λ Q with Λ = 0.
 
     Raises:
-        BALoraError: The number of steps is not known, or leaves no time for pruning, or there is no rank to prune.
+        BALoraError: The number of steps is unknown or too small for the schedule, or there is no rank to prune.
 
     Reference: Zhang et al., AdaLoRA, 2023, eq. 3-12.
     """
     steps, extra = options.total_steps, options.extra
     if not steps:
         raise BALoraError(
-            "Method adalora prunes on a schedule and must know how many optimizer steps there will be: pass total_steps."
+            "Method adalora prunes on a schedule and needs the number of optimizer steps: pass total_steps."
         )
     warmup, final = math.floor(extra["warmup"] * steps), math.floor(extra["final"] * steps)
     if warmup >= steps - final:
@@ -56,14 +46,14 @@ def wrap_adalora(model: PreTrainedModel, options: AdaptOptions) -> PeftModel:
     initial = extra["initial_rank"] or math.ceil(1.5 * options.rank)
     if initial <= options.rank:
         raise BALoraError(
-            f"Method adalora prunes from initial_rank {initial} down to rank {options.rank}, and there is nothing in between. "
+            f"Method adalora prunes from initial_rank {initial} down to rank {options.rank}, so there is nothing to prune. "
             "Set method.initial_rank above method.rank, or use method 'lora'."
         )
-    return wrap(
+    return wrap_lora(
         model,
         options,
         kind=AdaLoraConfig,
-        r=8,  # not read; another value makes peft warn
+        r=8,  # not used; peft warns about other values
         init_r=initial,
         target_r=options.rank,
         tinit=warmup,
@@ -77,18 +67,18 @@ def wrap_adalora(model: PreTrainedModel, options: AdaptOptions) -> PeftModel:
     )
 
 
-def allocate(model: nn.Module, step: int) -> None:
-    """Score the singular values by their gradients and zero those over the budget (eq. 8-12); after every optimizer step."""
+def allocate_ranks(model: nn.Module, step: int) -> None:
+    """Score the singular values by their gradients and zero those over the budget (eq. 8-12), after an optimizer step."""
     config = _config(model)
-    # Kept off the config: peft would cut the saved tensors to it, and a resumed run needs them whole.
+    # Not stored in the config, because peft would prune the saved tensors by it, and a resumed run needs all of them.
     config.rank_pattern = getattr(model, _RANKS, None)
     model.base_model.update_and_allocate(step)  # type: ignore[operator, union-attr]
     setattr(model, _RANKS, config.rank_pattern)
     config.rank_pattern = None
 
 
-def orthogonality(model: nn.Module) -> Tensor:
-    r"""The penalty: mean Frobenius distance of :math:`P^\top P` and :math:`Q Q^\top` from the identity (eq. 4), weighted."""
+def orthogonality_penalty(model: nn.Module) -> Tensor:
+    r"""Return the weighted mean Frobenius distance of :math:`P^\top P` and :math:`Q Q^\top` from the identity (eq. 4)."""
     distances = []
     for _, layer in lora_layers(model):
         p_OR, q_RI = layer.lora_B[ADAPTER], layer.lora_A[ADAPTER]
@@ -101,24 +91,24 @@ def _from_identity(gram_RR: Tensor) -> Tensor:
 
 
 def allocator_state(model: nn.Module) -> dict[str, Tensor]:
-    """The importance scores and the ranks kept, which a resumed run goes on from."""
+    """Return the importance scores and the ranks after pruning, which a resumed run needs."""
     allocator: Any = model.base_model.rankallocator  # type: ignore[union-attr]
     state = {
         f"{kind}/{name}": value.detach().clone() for kind in _SCORES for name, value in getattr(allocator, kind).items()
     }
     ranks = getattr(model, _RANKS, None) or {}
-    return state | {f"ranks/{name}": torch.as_tensor(kept).reshape(-1) for name, kept in ranks.items()}
+    return state | {f"ranks/{name}": torch.as_tensor(mask).reshape(-1) for name, mask in ranks.items()}
 
 
 def restore_allocator(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Take `allocator_state` back."""
+    """Load the result of `allocator_state` into the model."""
     allocator: Any = model.base_model.rankallocator  # type: ignore[union-attr]
     device = next(model.parameters()).device
     for kind in _SCORES:
         setattr(
             allocator, kind, {n.partition("/")[2]: v.to(device) for n, v in state.items() if n.startswith(f"{kind}/")}
         )
-    ranks = {name.removeprefix("ranks/"): kept.tolist() for name, kept in state.items() if name.startswith("ranks/")}
+    ranks = {name.removeprefix("ranks/"): mask.tolist() for name, mask in state.items() if name.startswith("ranks/")}
     setattr(model, _RANKS, ranks or None)
 
 

@@ -1,7 +1,7 @@
 """Bottleneck adapters: small two-layer networks after the sub-layers of each block (Houlsby, Pfeiffer).
 
-Each hangs on the linear layer that ends its sub-layer, as a forward hook, so that every name of the pre-trained model
-stays what it was. Shapes: d hidden size, m bottleneck.
+An adapter is a forward hook on the last linear layer of its sub-layer, so that all parameter names of the pre-trained model
+stay the same. Shapes: d hidden size, m bottleneck.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from balora.errors import BALoraError
 from balora.methods.layers.peft_lora import head_names
-from balora.methods.options import choice
-from balora.methods.registry import AdaptOptions
+from balora.methods.method import AdaptOptions
 from balora.methods.target_modules import stacked_weights
 
 AFTER_ATTENTION = (
@@ -26,21 +25,17 @@ AFTER_ATTENTION = (
     r"|attention\.attn\.o|attention\.out_lin)"
 )
 AFTER_FEED_FORWARD = r"(.*\.)?(down_proj|fc2|mlp\.c_proj|wo|mlp\.fc_out|ffn\.lin2|(?<!attention\.)output\.dense)"
-"""Names of the layers that end a sub-layer, in the families of transformers."""
-_ACTIVATIONS = ("gelu", "relu", "silu")
+"""Patterns for the name of the last linear layer of a sub-layer, in all supported model families."""
 _STD = 1e-2  # Houlsby et al., section 3.6
-
-HOULSBY_OPTIONS = {"activation": choice("gelu", "between the two layers of each adapter", _ACTIVATIONS)}
-PFEIFFER_OPTIONS = {"activation": choice("relu", "between the two layers of each adapter", _ACTIVATIONS)}
 
 
 class Bottleneck(nn.Module):
-    r"""One adapter: :math:`h + W_{up}\, a(W_{down} h + b_{down}) + b_{up}`, with W_up and b_up zero at the start.
+    r"""One adapter: :math:`h + W_{up}\, a(W_{down} h + b_{down}) + b_{up}`, with W_up and b_up zero before training.
 
     Args:
-        width: d.
-        size: m.
-        activation: Its name.
+        width: Hidden size d.
+        size: Bottleneck m.
+        activation: Name of the activation a.
     """
 
     def __init__(self, width: int, size: int, activation: str) -> None:
@@ -50,7 +45,7 @@ class Bottleneck(nn.Module):
         self.up = nn.Linear(size, width)
 
     def reset(self, generator: torch.Generator) -> None:
-        """Draw the lower layer, zero the upper one: the adapter is then the identity."""
+        """Initialize the lower layer at random and the upper one to zero, so that the adapter is the identity."""
         if self.down.weight.is_meta:
             return
         self.down.weight.data.copy_(_STD * torch.randn(self.down.weight.shape, generator=generator))
@@ -58,18 +53,18 @@ class Bottleneck(nn.Module):
             tensor.data.zero_()
 
     def forward(self, hidden_d: Tensor) -> Tensor:
-        """Shapes: (…, d) to (…, d); float32 inside."""
+        """Apply the adapter to (…, d), in float32; the result has the dtype of the input."""
         inner = self.up(self.activation(self.down(hidden_d.to(self.down.weight.dtype))))
         return hidden_d + inner.to(hidden_d.dtype)
 
 
-def houlsby(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
-    """An adapter after attention and one after the feed-forward layer of each block; layer norms learn too.
+def wrap_houlsby(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
+    """Add an adapter after the attention and after the feed-forward layer of each block, and train the layer norms.
 
     ``rank`` is the bottleneck m.
 
     Raises:
-        BALoraError: The model has no such layers, or its feed-forward layers are experts.
+        BALoraError: The model has no known blocks, or its feed-forward layers are experts.
 
     Reference: Houlsby et al., Parameter-efficient transfer learning for NLP, 2019, section 2.1 and figure 2.
     """
@@ -80,11 +75,11 @@ def houlsby(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
     return model
 
 
-def pfeiffer(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
-    """One adapter after the feed-forward layer of each block. ``rank`` is the bottleneck m.
+def wrap_pfeiffer(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
+    """Add one adapter after the feed-forward layer of each block. ``rank`` is the bottleneck m.
 
     Raises:
-        BALoraError: As `houlsby`.
+        BALoraError: The model has no known blocks, or its feed-forward layers are experts.
 
     Reference: Pfeiffer et al., AdapterFusion, 2020, section 3.
     """
@@ -93,18 +88,18 @@ def pfeiffer(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
 
 
 def _attach(model: PreTrainedModel, patterns: list[str], options: AdaptOptions) -> None:
-    """Freeze the model but for its classification head, and hang an adapter on every layer that matches a pattern."""
+    """Freeze the model except for its classification head, and add an adapter to every layer that matches a pattern."""
     stacks = stacked_weights(model)
     if stacks:
         raise BALoraError(
-            f"{stacks[0]} stacks the weights of several experts, and a bottleneck adapter has no single feed-forward layer to "
-            "follow there. Use a low-rank method."
+            f"{stacks[0]} stacks the weights of several experts, so there is no single feed-forward layer for a bottleneck "
+            "adapter. Use a low-rank method."
         )
-    own = next((name for name, _ in model.named_modules() if name.rpartition(".")[2] == "bottleneck"), None)
-    if own is not None:
+    existing = next((name for name, _ in model.named_modules() if name.rpartition(".")[2] == "bottleneck"), None)
+    if existing is not None:
         raise BALoraError(
-            f"{type(model).__name__} has bottlenecks of its own ({own}), so there is no one width for an adapter to follow. Use a "
-            "low-rank method."
+            f"{type(model).__name__} already has bottleneck layers ({existing}), so a bottleneck adapter has no single width. Use "
+            "a low-rank method."
         )
     heads = tuple(f"{name}." for name in head_names(model))
     linear = {
@@ -125,14 +120,14 @@ def _attach(model: PreTrainedModel, patterns: list[str], options: AdaptOptions) 
         with torch.device(weight.device):
             module.bottleneck = Bottleneck(width, options.rank, options.extra["activation"])
         module.bottleneck.reset(generator)
-        module.register_forward_hook(_through_bottleneck)
+        module.register_forward_hook(_apply_bottleneck)
 
 
 def _check_blocks(model: nn.Module, linear: list[str], patterns: list[str]) -> None:
-    """Refuse a model unless every block has each kind of sub-layer: a name that no pattern knows would leave out half of them."""
+    """Refuse a model in which a block lacks a matching layer, because some of its sub-layers would silently get no adapter."""
     blocks: dict[str, list[str]] = {}
     for name in linear:
-        found = re.match(r"(.*?\.\d+)\.(.*)", name)  # the outermost list of modules is that of the blocks
+        found = re.match(r"(.*?\.\d+)\.(.*)", name)  # the outermost module list holds the blocks
         if found:
             blocks.setdefault(found[1], []).append(name)
     for block, names in blocks.items():
@@ -140,15 +135,13 @@ def _check_blocks(model: nn.Module, linear: list[str], patterns: list[str]) -> N
             if not any(re.fullmatch(pattern, name) for name in names):
                 kind = "attention" if pattern == AFTER_ATTENTION else "feed-forward"
                 raise BALoraError(
-                    f"No layer in {block} of {type(model).__name__} is known to end its {kind} layer, so there is no place for a "
-                    "bottleneck adapter. Use a low-rank method."
+                    f"No layer in {block} of {type(model).__name__} is known as the last of its {kind} sub-layer, so a bottleneck "
+                    "adapter cannot be added. Use a low-rank method."
                 )
     if not blocks:
-        raise BALoraError(
-            f"{type(model).__name__} has no blocks to hang a bottleneck adapter in. Use a low-rank method."
-        )
+        raise BALoraError(f"{type(model).__name__} has no blocks for a bottleneck adapter. Use a low-rank method.")
 
 
-def _through_bottleneck(module: Any, inputs: Any, output: Tensor) -> Tensor:
+def _apply_bottleneck(module: Any, inputs: Any, output: Tensor) -> Tensor:
     adapted: Tensor = module.bottleneck(output)
     return adapted

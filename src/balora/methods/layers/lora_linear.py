@@ -1,9 +1,8 @@
-"""A LoRA layer whose product is added into the frozen layer's, with no tensor between them.
+"""LoRA layer that adds its low-rank product in place into the output of the frozen layer.
 
-peft adds s·B(A x) to W x through three more tensors of the output's size, gone as soon as they are made, and keeps a
-float32 copy of x for every adapter over narrower weights. Freed blocks between kept ones are what a heap cannot use again:
-a step of the benchmark's model had 410 MiB of them. Here the small product accumulates into the large one, and what is kept
-for the backward is x as it came, which the layer's neighbours keep too.
+peft adds s·B(A x) to W x through three temporary tensors of the output's size, and keeps a float32 copy of x for every adapter
+over narrower weights. The freed temporaries fragment the heap: 410 MiB in one step of the benchmark's model. This layer makes
+no temporaries, and keeps x itself for the backward, which the neighbouring layers keep as well.
 Shapes: M rows of the input, I input features, O output features, R rank.
 """
 
@@ -20,15 +19,15 @@ from balora.regularizers.checks import refuse_second_derivative
 
 
 class LoraLinear(Linear):
-    """peft's layer over a plain `torch.nn.Linear`: the same parameters, names and result, in fewer tensors.
+    """peft's LoRA layer over a `torch.nn.Linear`, with the same parameters, names and results, and less memory.
 
-    Whatever peft can be asked for besides (several adapters, variants such as DoRA, dropout in training, a merged weight,
-    hooks that lend or move the parameters) goes peft's own way.
+    All other features of peft (several adapters, variants such as DoRA, dropout in training, a merged weight, hooks that
+    lend or move the parameters) use peft's own forward.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """W x + s·B A x, in the dtype of the input, or that of autocast."""
-        if args or kwargs or not self._plain(x):
+        """Return W x + s·B A x in autocast's dtype, else in the dtype of the input."""
+        if args or kwargs or not self._can_add_in_place(x):
             result: Tensor = super().forward(x, *args, **kwargs)
             return result
         base: Any = self.base_layer
@@ -41,8 +40,8 @@ class LoraLinear(Linear):
         sum_MO: Tensor = _LowRankSum.apply(x_MI, *tensors[1:], self.scaling[adapter])  # type: ignore[no-untyped-call]
         return sum_MO.view(*x.shape[:-1], sum_MO.shape[1])
 
-    def _plain(self, x: Tensor) -> bool:
-        """Whether nothing but the plain sum is asked for."""
+    def _can_add_in_place(self, x: Tensor) -> bool:
+        """Return whether this call needs only W x + s·B A x, and no other feature of peft."""
         if self.disable_adapters or self.merged or self.lora_variant or self.active_adapters != list(self.lora_A):
             return False
         adapter, *others = self.lora_A
@@ -52,12 +51,12 @@ class LoraLinear(Linear):
         if dropout.training and not isinstance(dropout, nn.Identity):
             return False
         base, factor_a, factor_b = parts = (self.base_layer, self.lora_A[adapter], self.lora_B[adapter])
-        if not all(type(part) is nn.Linear and not _watched(part) for part in parts):
+        if not all(type(part) is nn.Linear and not _has_hooks(part) for part in parts):
             return False
         frozen = not any(p.requires_grad for p in base.parameters(recurse=False))
         dtypes = {t.dtype for t in (x, base.weight, factor_a.weight, factor_b.weight)}
         if autocast_dtype(x.device.type) is not None:
-            known = torch.float64 not in dtypes  # which autocast leaves alone
+            known = torch.float64 not in dtypes  # autocast does not convert float64
         else:
             known = x.dtype == base.weight.dtype and factor_a.weight.dtype == factor_b.weight.dtype
             known &= x.dtype == factor_a.weight.dtype or getattr(self, "cast_input_dtype_enabled", True)
@@ -65,15 +64,15 @@ class LoraLinear(Linear):
 
 
 def lora_linear(target: Any, adapter_name: str, **settings: Any) -> LoraLinear | None:
-    """Make the layer, for peft to put in the target's place; None where peft is to choose a layer itself."""
+    """Return the layer that replaces a target; None for a target over which peft chooses the layer."""
     base = target.get_base_layer() if hasattr(target, "get_base_layer") else target
     if type(base) is not nn.Linear:
         return None
     return LoraLinear(target, adapter_name, **settings)
 
 
-def _watched(module: nn.Module) -> bool:
-    """Whether somebody relies on the module's own call: DeepSpeed and FSDP lend parameters there, accelerate moves them."""
+def _has_hooks(module: nn.Module) -> bool:
+    """Return whether a library relies on the call of the module: DeepSpeed and FSDP lend parameters, accelerate moves them."""
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,
@@ -85,7 +84,7 @@ def _watched(module: nn.Module) -> bool:
 
 
 class _LowRankSum(torch.autograd.Function):
-    """x Wᵀ + b + s·(x Aᵀ) Bᵀ, with W and b constants; A and B may be of a wider dtype than the rest."""
+    """x Wᵀ + b + s·(x Aᵀ) Bᵀ, with constant W and b; the dtype of A and B may be wider than that of the rest."""
 
     @staticmethod
     def forward(
@@ -117,7 +116,7 @@ class _LowRankSum(torch.autograd.Function):
 
 
 def _add_product_(sum_MO: Tensor, left_MR: Tensor, right_RO: Tensor, factor: float) -> None:
-    """Add factor · left · right in place, rounded once where the product is of a wider dtype."""
+    """Add factor · left · right in place; a product of a wider dtype is rounded once."""
     if left_MR.dtype == sum_MO.dtype:
         sum_MO.addmm_(left_MR, right_RO, alpha=factor)
     else:
@@ -126,5 +125,5 @@ def _add_product_(sum_MO: Tensor, left_MR: Tensor, right_RO: Tensor, factor: flo
 
 def _product(left: Tensor, right: Tensor, factor: float) -> Tensor:
     """Return factor · left · right, rounded once."""
-    unread = left.new_empty(left.shape[0], right.shape[1])
-    return torch.addmm(unread, left, right, beta=0.0, alpha=factor)
+    unused = left.new_empty(left.shape[0], right.shape[1])
+    return torch.addmm(unused, left, right, beta=0.0, alpha=factor)

@@ -1,4 +1,4 @@
-"""LoRA through peft, with the checks that peft leaves out. The other low-rank methods start from what this builds."""
+"""LoRA through peft, with checks that peft does not make. All low-rank methods use it."""
 
 from __future__ import annotations
 
@@ -14,31 +14,34 @@ from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
 from transformers import PreTrainedModel
 
+from balora.deprecation import deprecated_names
 from balora.errors import BALoraError
 from balora.methods.layers.lora_linear import lora_linear
-from balora.methods.quantization.quantize import refuse_unquantizable
-from balora.methods.registry import AdaptOptions
-from balora.methods.target_modules import find_targets, no_match
+from balora.methods.method import AdaptOptions
+from balora.methods.quantization.quantize import check_quantizable
+from balora.methods.target_modules import find_targets, no_match_message
 from balora.models.adapted_model import ADAPTER
 from balora.models.classifier_head import HEAD_NAMES
 
+_BLOCK_SIZE = 64  # of NF4
 
-def wrap(
+
+def wrap_lora(
     model: PreTrainedModel, options: AdaptOptions, *, kind: type[LoraConfig] = LoraConfig, **settings: Any
 ) -> PeftModel:
-    """Make a peft model: A random (Kaiming), B = 0, so that the function is unchanged.
+    """Add LoRA: A random (Kaiming), B = 0, so that the function is unchanged.
 
     Args:
-        model: Changed in place.
-        options: Checked.
-        kind: peft's config class.
-        **settings: Further fields of it.
+        model: Pre-trained model, changed in place.
+        options: Options of the adapter.
+        kind: Class of peft's config.
+        **settings: Further fields of the config.
 
     Raises:
-        BALoraError: The rank exceeds a target's smaller side, no layer is matched, or a stack of experts is matched that
-            the method cannot adapt. The model is as it was.
+        BALoraError: The rank exceeds a target's smaller side, no layer matches, or the method cannot adapt a matching stack
+            of experts. The model is unchanged.
     """
-    refuse_unquantizable(model, options.extra)
+    check_quantizable(model, options.extra)
     heads = head_names(model)
     layers, stacks = find_targets(model, options.target_modules, heads)
     if stacks and (options.dropout > 0 or settings.get("use_dora") or kind is not LoraConfig):
@@ -50,11 +53,11 @@ def wrap(
         )
     fields = {
         "r": options.rank,
-        "lora_alpha": options.alpha,  # peft divides by it; a fraction is as good
+        "lora_alpha": options.alpha,  # peft annotates an integer; a fraction works as well
         "lora_dropout": options.dropout,
         "target_modules": layers,
         "target_parameters": stacks or None,
-        # peft leaves out only a head that is one layer, and that only for `all-linear`.
+        # peft excludes a head by itself only for `all-linear`, and only if the head is a single layer.
         "exclude_modules": rf"({'|'.join(map(re.escape, heads))})(\..*)?" if heads else None,
         "modules_to_save": [name for name in heads if name not in SEQ_CLS_HEAD_NAMES] or None,  # peft adds those itself
         "rank_pattern": {f"^{re.escape(name)}$": rank for name, rank in options.ranks.items()},
@@ -64,36 +67,67 @@ def wrap(
     if kind is LoraConfig:
         config._register_custom_module({nn.Linear: lora_linear})  # type: ignore[dict-item]
     try:
-        # peft draws A from the global generator; fork it so that the start depends on our seed alone.
+        # peft draws A from the global generator. Fork it, so that A depends only on the seed of the options.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
             peft_model = get_peft_model(model, config)
     except ValueError as error:
         if "not found in the base model" not in str(error) and "No modules were targeted" not in str(error):
             raise
-        raise BALoraError(no_match(model, options.target_modules, heads)) from error
+        raise BALoraError(no_match_message(model, options.target_modules, heads)) from error
     if not options.ranks:
         _refuse_rank(peft_model, settings.get("init_r", options.rank))
     assert isinstance(peft_model, PeftModel)
     return peft_model
 
 
+def wrap_rslora(model: PreTrainedModel, options: AdaptOptions) -> PeftModel:
+    """Add LoRA with the scaling alpha / √rank.
+
+    Reference: Kalajdzievski, rsLoRA, 2023.
+    """
+    return wrap_lora(model, options, use_rslora=True)
+
+
+def wrap_dora(model: PreTrainedModel, options: AdaptOptions) -> PeftModel:
+    """Add DoRA: the magnitude of each row of W is trained separately from its direction.
+
+    Reference: Liu et al., DoRA, 2024.
+    """
+    return wrap_lora(model, options, use_dora=True)
+
+
+def check_dora(model: nn.Module, options: AdaptOptions) -> None:
+    """Refuse 4-bit layers whose row length is not a multiple of the block size: peft would compute wrong magnitudes.
+
+    Raises:
+        BALoraError: Such a layer is a target.
+    """
+    for name, layer in lora_layers(model) if options.extra["bits"] == 4 else ():
+        columns = weight_shape(layer)[1]
+        if columns % _BLOCK_SIZE:
+            raise BALoraError(
+                f"Method dora in 4 bits needs layers with a multiple of {_BLOCK_SIZE} inputs, and {name} has {columns}: "
+                "bitsandbytes dequantizes such a weight wrongly on the CPU. Use bits: 8, or leave that layer out of target_modules."
+            )
+
+
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
-    """The LoRA layers over weight matrices, with their names inside the pre-trained model."""
+    """Yield the LoRA layers over weight matrices, with their names in the pre-trained model."""
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer) and ADAPTER in module.lora_A:
             yield name.removeprefix("base_model.model."), module
 
 
 def weight_shape(layer: LoraLayer) -> tuple[int, int]:
-    """(out, in) of the layer that a LoRA layer wraps, whichever way round it is stored; of one expert in a stack."""
+    """Return (out, in) of the wrapped layer, for every storage layout; of one expert for a stack."""
     return layer.out_features, layer.in_features
 
 
 def target_name(name: str, layer: LoraLayer) -> str:
-    """What a LoRA layer adapts, by its name in the pre-trained model: a layer, or a stack of expert weights.
+    """Return the name, in the pre-trained model, of the layer or stack of expert weights that a LoRA layer adapts.
 
-    peft wraps the second stack of a module around the first, so that the inner one's name has a ``base_layer`` more.
+    peft wraps the second stack of a module around the first, so the name of the inner one has an additional ``base_layer``.
     """
     if not isinstance(layer, ParamWrapper):
         return name
@@ -101,7 +135,7 @@ def target_name(name: str, layer: LoraLayer) -> str:
 
 
 def adapted_names(model: nn.Module) -> list[str]:
-    """Full names of everything a LoRA adapts, as ``target_modules`` takes them."""
+    """Return the full names of all adapted layers and stacks, in the form of ``target_modules``."""
     return sorted(
         target_name(name.removeprefix("base_model.model."), module)
         for name, module in model.named_modules()
@@ -110,12 +144,12 @@ def adapted_names(model: nn.Module) -> list[str]:
 
 
 def with_ranks(options: AdaptOptions, ranks: dict[str, int]) -> AdaptOptions:
-    """The options with a rank for each layer that has another than the rest."""
+    """Return the options with the ranks that differ from ``options.rank``."""
     return dataclasses.replace(options, ranks={name: rank for name, rank in ranks.items() if rank != options.rank})
 
 
 def task_type(model: nn.Module) -> TaskType | None:
-    """The task type peft has for a transformers model, from its class name; None when it has no task head we know."""
+    """Return peft's task type for a transformers model, from its class name; None for an unknown task head."""
     name = type(model).__name__
     if name.endswith("ForSequenceClassification"):
         return TaskType.SEQ_CLS
@@ -127,7 +161,7 @@ def task_type(model: nn.Module) -> TaskType | None:
 
 
 def head_names(model: nn.Module) -> list[str]:
-    """The modules that make up a classification head, which every method trains whole; none where there is no such head."""
+    """Return the modules of the classification head, which every method trains; empty if there is no such head."""
     if task_type(model) is not TaskType.SEQ_CLS:
         return []
     return [name for name in HEAD_NAMES if hasattr(model, name)]
@@ -136,9 +170,12 @@ def head_names(model: nn.Module) -> list[str]:
 def _refuse_rank(peft_model: PeftModel, rank: int) -> None:
     too_wide = [(name, shape) for name, layer in lora_layers(peft_model) if rank > min(shape := weight_shape(layer))]
     if too_wide:
-        peft_model.unload()  # give the caller's model back as it was
+        peft_model.unload()  # restores the caller's model
         name, (rows, columns) = too_wide[0]
         raise BALoraError(
-            f"Rank {rank} is above what {len(too_wide)} of the target layers can hold: {name} is {rows} × {columns}, "
-            f"so its rank is at most {min(rows, columns)}. Lower method.rank, or leave that layer out of target_modules."
+            f"Rank {rank} is too high for {len(too_wide)} of the target layers: {name} is {rows} × {columns}, so its rank is "
+            f"at most {min(rows, columns)}. Lower method.rank, or leave that layer out of target_modules."
         )
+
+
+__getattr__ = deprecated_names(__name__, {"wrap": f"{__name__}.wrap_lora"})

@@ -1,4 +1,4 @@
-"""The weight matrices under a LoRA adapter, one by one, whatever holds them: a layer, a transposed layer, a stack of experts.
+"""Views of the weight matrices under a LoRA adapter, with one interface for layers, transposed layers and stacks of experts.
 
 Shapes: E experts, O output features, I input features, R rank.
 """
@@ -17,104 +17,109 @@ from balora.models.adapted_model import ADAPTER
 
 
 @dataclasses.dataclass(frozen=True)
-class Matrix:
-    """One weight matrix and its two factors, all of them views that can be written to."""
+class WeightMatrix:
+    """One weight matrix and its two LoRA factors, as views that can be written to."""
 
     name: str
-    """Of the layer, inside the pre-trained model."""
+    """Name of the layer in the pre-trained model."""
     layer: LoraLayer
     expert: int | None = None
-    """Its number in a stack; None for a layer of its own."""
+    """Index in a stack of experts; None for an ordinary layer."""
 
     @property
     def scaling(self) -> float:
-        """Of s·B·A."""
+        """Scaling s of s·B·A."""
         return float(self.layer.scaling[ADAPTER])
 
     @property
     def rank(self) -> int:
-        """R."""
+        """Rank R of the adapter."""
         return int(self.layer.r[ADAPTER])
 
     @property
     def weight_OI(self) -> Tensor:
-        """The frozen weight, in its own dtype."""
-        weight = frozen_weight(self.layer)
-        if self.expert is not None:
-            # peft counts a stack's in and out features so that (out, in) is how the model multiplies.
-            weight = weight[self.expert]
-            return weight if self.layer._did_swap_in_out_features else weight.T  # type: ignore[union-attr]
-        return weight.T if self.layer.fan_in_fan_out else weight  # type: ignore[union-attr]
+        """Frozen weight in its own dtype."""
+        return self.oriented(frozen_weight(self.layer))
 
     @property
     def factor_a_RI(self) -> Tensor:
-        """A."""
+        """Factor A."""
         weight = factor(self.layer.lora_A[ADAPTER])
         return weight if self.expert is None else split_a(weight, experts_of(self.layer))[self.expert]
 
     @property
     def factor_b_OR(self) -> Tensor:
-        """B."""
+        """Factor B."""
         weight = factor(self.layer.lora_B[ADAPTER])
         return weight if self.expert is None else split_b(weight, experts_of(self.layer))[self.expert]
 
+    def oriented(self, stored: Tensor) -> Tensor:
+        """Return this matrix as O × I from a tensor in the layout of the stored weight (such as its gradient)."""
+        if self.expert is not None:
+            # For a stack, peft defines in and out features so that (out, in) is the order in which the model multiplies.
+            return stored[self.expert] if self.layer._did_swap_in_out_features else stored[self.expert].T  # type: ignore[union-attr]
+        return stored.T if self.layer.fan_in_fan_out else stored  # type: ignore[union-attr]
+
     @torch.no_grad()
     def set_factors(self, factor_a_RI: Tensor, factor_b_OR: Tensor) -> None:
-        """Write A and B, in the layer's own dtype and on its device."""
+        """Write A and B in the layer's dtype and on its device."""
         self.factor_a_RI.copy_(factor_a_RI)
         self.factor_b_OR.copy_(factor_b_OR)
 
     @torch.no_grad()
-    def shift(self, weight_OI: Tensor | None = None) -> None:
-        """Freeze W − s·B₀A₀ in place of W, from the factors *as stored*, so that rounding them does not move the function."""
+    def store_residual(self, weight_OI: Tensor | None = None) -> None:
+        """Replace W by the residual W - s·B₀A₀.
+
+        The residual uses the factors as they are stored, so that rounding them does not change the model's function.
+        """
         weight_OI = self.weight_OI.float() if weight_OI is None else weight_OI
         self.weight_OI.copy_(weight_OI - self.scaling * (self.factor_b_OR.float() @ self.factor_a_RI.float()))
 
 
-def matrices(model: nn.Module) -> Iterator[Matrix]:
-    """Every adapted weight matrix, an expert's each by itself, in the model's order."""
+def weight_matrices(model: nn.Module) -> Iterator[WeightMatrix]:
+    """Yield every adapted weight matrix in the model's order, one per expert in a stack."""
     for name, layer in lora_layers(model):
         for expert in range(experts_of(layer)) if is_stack(layer) else [None]:
-            yield Matrix(name, layer, expert)
+            yield WeightMatrix(name, layer, expert)
 
 
 def split_a(stored: Tensor, experts: int) -> Tensor:
-    """A of a stack as peft stores it, (E·R) × I, as E × R × I; a view."""
+    """Return A of a stack, which peft stores as (E·R) × I, as E × R × I; a view."""
     return stored.view(experts, -1, stored.shape[-1])
 
 
 def split_b(stored: Tensor, experts: int) -> Tensor:
-    """B of a stack as peft stores it, O × (R·E), the experts' columns side by side rank by rank, as E × O × R; a view."""
+    """Return B of a stack, which peft stores as O × (R·E) with the experts as the faster index, as E × O × R; a view."""
     return stored.view(len(stored), -1, experts).permute(2, 0, 1)
 
 
 def join_a(split_ERI: Tensor) -> Tensor:
-    """`split_a` undone."""
+    """Undo `split_a`."""
     return split_ERI.reshape(-1, split_ERI.shape[-1])
 
 
 def join_b(split_EOR: Tensor) -> Tensor:
-    """`split_b` undone."""
+    """Undo `split_b`."""
     return split_EOR.permute(1, 2, 0).reshape(split_EOR.shape[1], -1)
 
 
 def is_stack(layer: LoraLayer) -> bool:
-    """Whether a LoRA layer adapts the stacked weights of several experts."""
+    """Return whether a LoRA layer adapts the stacked weights of several experts."""
     return isinstance(layer, ParamWrapper) and frozen_weight(layer).dim() == 3
 
 
 def experts_of(layer: LoraLayer) -> int:
-    """E of a stack, 1 for a layer of its own."""
+    """Return the number of experts E of a stack; 1 for an ordinary layer."""
     return int(getattr(layer, "num_experts", 1))
 
 
 def frozen_weight(layer: LoraLayer) -> Tensor:
-    """The tensor under a LoRA layer, detached, as it is stored."""
+    """Return the detached weight under a LoRA layer, in its stored layout."""
     weight = layer.get_param() if isinstance(layer, ParamWrapper) else layer.get_base_layer().weight
     return weight.data  # type: ignore[no-any-return, union-attr]
 
 
-def factor(holder: nn.Module | Tensor) -> Tensor:
-    """The tensor of a LoRA factor, which peft keeps in a layer or bare."""
-    tensor = holder.weight if isinstance(holder, nn.Module) else holder
+def factor(module_or_tensor: nn.Module | Tensor) -> Tensor:
+    """Return the tensor of a LoRA factor, which peft stores in a linear layer or directly."""
+    tensor = module_or_tensor.weight if isinstance(module_or_tensor, nn.Module) else module_or_tensor
     return tensor.data  # type: ignore[no-any-return, union-attr, return-value]

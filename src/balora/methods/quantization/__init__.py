@@ -1,1 +1,1 @@
-"""Frozen weights in 4 or 8 bits."""
+"""Quantization of frozen weights to 4 or 8 bits."""

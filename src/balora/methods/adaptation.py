@@ -1,4 +1,4 @@
-"""`balora.adapt`: a pre-trained model in, the same function with something to train out."""
+"""`balora.adapt`: prepare a pre-trained model for fine-tuning without changing its function."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from balora.errors import BALoraError, raise_all
-from balora.methods.init.residual_init import shift_all
-from balora.methods.initial_state import check_identity, own_tensors, probe_logits, store_initial_state
+from balora.methods.init.residual_init import store_all_residuals
+from balora.methods.initial_state import check_same_function, probe_logits, record_initial_state, stored_parameters
 from balora.methods.layers.peft_lora import adapted_names, head_names, with_ranks
-from balora.methods.quantization.quantize import quantize, take_over
-from balora.methods.registry import AdaptOptions, Batches, Method, find_method, option_problems, unwrapped_on_error
+from balora.methods.method import AdaptOptions, Batches, Method, unwrapped_on_error
+from balora.methods.quantization.quantize import quantize, replace_bitsandbytes_layers
+from balora.methods.registry import find_method, option_problems
 from balora.models.adapted_model import ADAPTER
-from balora.models.fsdp import is_shard, part_of, reshard, shard
+from balora.models.fsdp import is_dtensor, local_shard, local_slice, reshard
 
 
 def adapt(
@@ -34,28 +35,30 @@ def adapt(
     calibration: Callable[[int], Batches] | None = None,
     **options: Any,
 ) -> nn.Module:
-    """Prepare a pre-trained model for fine-tuning by a named method, its function unchanged (but for ``bits``, which round it).
+    """Prepare a pre-trained model for fine-tuning by a named method.
+
+    The function of the model stays the same, except that ``bits`` quantizes its weights.
 
     Args:
-        model: A transformers model, freshly loaded. It is changed in place, as peft does.
+        model: A freshly loaded transformers model. It is changed in place, as peft does.
         method: A name from `balora methods`.
         rank: r, at most the smaller side of every target layer.
-        alpha: The adapter's scaling is alpha / rank; default ``rank``, the paper's choice.
-        dropout: On the adapter's input; the paper uses 0.
+        alpha: The adapter's scaling is alpha / rank. Default: ``rank``, as in the paper.
+        dropout: Dropout probability on the adapter's input; the paper uses 0.
         target_modules: ``all-linear`` (all but the output head), a regular expression over whole names, or a list of names.
-        seed: Of the start.
-        initial: The trainable tensors' initial values of an earlier run, to start from those instead of computing them
-            (what a checkpoint holds).
-        total_steps: Optimizer steps to come; ``adalora`` must know.
-        calibration: Gives the number of batches it is asked for, one row of the training data each, ``labels`` included;
-            ``loraga``, ``corda`` and ``cordapp`` start from them.
-        **options: The method's own, as `balora methods NAME` lists them.
+        seed: Seed of the random initial values.
+        initial: Initial values of the trainable tensors by name, from a checkpoint of an earlier run. They replace the
+            computation of initial values.
+        total_steps: Number of optimizer steps of the run; ``adalora`` needs it.
+        calibration: Function that returns the given number of batches, each with one row of the training data and its
+            ``labels``; ``loraga``, ``corda`` and ``cordapp`` need it.
+        **options: Options of the method, as `balora methods NAME` lists them.
 
     Returns:
         A `peft.PeftModel`; for ``full``, ``bitfit`` and the bottleneck adapters the model itself.
 
     Raises:
-        BALoraError: Something asked for cannot be done; the sentence names it and the way out.
+        BALoraError: An argument is invalid or the method does not work with this model. The message names a way out.
 
     Example:
         >>> import balora, transformers
@@ -69,25 +72,25 @@ def adapt(
     checked = check_options(spec, rank, alpha, dropout, target_modules, seed, options)
     checked = dataclasses.replace(checked, total_steps=total_steps, calibration=calibration)
     if getattr(model, "peft_config", None):
-        raise BALoraError("The model already carries an adapter. Merge it (merge_and_unload) or load the model afresh.")
-    if any(is_shard(parameter) for parameter in model.parameters()):
-        raise BALoraError("The model is sharded over devices already. Adapt it first, and shard it afterwards.")
+        raise BALoraError("The model already has an adapter. Merge it (merge_and_unload) or load the model again.")
+    if any(is_dtensor(parameter) for parameter in model.parameters()):
+        raise BALoraError("The model is already sharded over devices. Adapt it first, and shard it afterwards.")
     if initial is not None:
-        _seat_heads(model, initial)
-    take_over(model)
+        _load_heads(model, initial)
+    replace_bitsandbytes_layers(model)
     before = probe_logits(model)
-    learnt = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        adapted = spec.build(model, checked) if initial is None else _restart(spec, model, checked, initial)
+        adapted = spec.build(model, checked) if initial is None else _rebuild(spec, model, checked, initial)
     except BALoraError:
-        # peft freezes as it wraps: what is refused goes back as it came.
-        for parameter, flag in learnt:
+        # peft freezes parameters while it wraps the model. Restore the caller's flags.
+        for parameter, flag in flags:
             parameter.requires_grad_(flag)
         raise
-    check_identity(before, adapted, method)
+    check_same_function(before, adapted, method)
     if checked.extra.get("bits") and not any(p.is_meta for p in adapted.parameters()):
-        adapted = _quantized(spec, adapted, checked)
-    store_initial_state(adapted, method, checked, shifts_base=spec.shifts_base)
+        adapted = _quantize_frozen_weights(spec, adapted, checked)
+    record_initial_state(adapted, method, checked, residual_base=spec.residual_base)
     return adapted
 
 
@@ -100,10 +103,10 @@ def check_options(
     seed: int,
     extra: Mapping[str, Any],
 ) -> AdaptOptions:
-    """Check what was asked of a method, all at once.
+    """Check the arguments of `adapt`, and fill in the defaults of the method's options.
 
     Raises:
-        BALoraError: One or more values cannot be used.
+        BALoraError: At least one value is invalid; the message lists all of them.
     """
     problems = []
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
@@ -124,72 +127,73 @@ def check_options(
     )
 
 
-def _restart(spec: Method, model: PreTrainedModel, options: AdaptOptions, initial: Mapping[str, Tensor]) -> nn.Module:
-    """Build from stored initial values: no decomposition, so no chance that another machine decides another one."""
+def _rebuild(spec: Method, model: PreTrainedModel, options: AdaptOptions, initial: Mapping[str, Tensor]) -> nn.Module:
+    """Build the adapter from stored initial values.
+
+    Computing them again could give another decomposition on another machine.
+    """
     if spec.form == "lora":
         options = with_ranks(options, _stored_ranks(initial) if spec.uneven else {})
     adapted = spec.wrap(model, options)
     with unwrapped_on_error(adapted):
         if spec.check is not None:
             spec.check(adapted, options)
-        # What came with the pre-trained weights (full fine-tuning) is not stored again.
+        # Full fine-tuning stores only values that the pre-trained weights do not have, so names may be missing.
         load_trainable(adapted, initial, strict=spec.form != "model")
-        if spec.shifts_base:
-            shift_all(adapted)
+        if spec.residual_base:
+            store_all_residuals(adapted)
     return adapted
 
 
-def _quantized(spec: Method, adapted: nn.Module, options: AdaptOptions) -> nn.Module:
-    """The model with its frozen weights rounded: the adapter is taken off and put on again with the values it had."""
-    own = {name: parameter.detach() for name, parameter in own_tensors(adapted)}
+def _quantize_frozen_weights(spec: Method, adapted: nn.Module, options: AdaptOptions) -> nn.Module:
+    """Remove the adapter, quantize the model, and add the adapter again with the same values."""
+    values = {name: parameter.detach() for name, parameter in stored_parameters(adapted)}
     targets = adapted_names(adapted)
     model: Any = adapted.unload()  # type: ignore[operator]
     quantize(model, head_names(model), options.extra["bits"], double=options.extra["double_quantization"])
-    extra = {**options.extra, "bits": None}
-    again = with_ranks(
-        dataclasses.replace(options, target_modules=targets, extra=extra), _stored_ranks(own) if spec.uneven else {}
-    )
-    adapted = spec.wrap(model, again)
-    load_trainable(adapted, own)
+    options = dataclasses.replace(options, target_modules=targets, extra={**options.extra, "bits": None})
+    adapted = spec.wrap(model, with_ranks(options, _stored_ranks(values) if spec.uneven else {}))
+    load_trainable(adapted, values)
     return adapted
 
 
-def _stored_ranks(initial: Mapping[str, Tensor]) -> dict[str, int]:
-    """Rank by layer, from the stored A's."""
+def _stored_ranks(values: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the rank of each layer, which is the number of rows of its A."""
     ending = f".lora_A.{ADAPTER}.weight"
     return {
         name.removeprefix("base_model.model.").removesuffix(ending): len(value)
-        for name, value in initial.items()
+        for name, value in values.items()
         if name.endswith(ending)
     }
 
 
 @torch.no_grad()
-def _seat_heads(model: PreTrainedModel, initial: Mapping[str, Tensor]) -> None:
-    """Write a stored head into the model before it is probed: the one it was loaded with was drawn at random, or was not
-    yet the probe's, and is no part of the function that must stay.
+def _load_heads(model: PreTrainedModel, initial: Mapping[str, Tensor]) -> None:
+    """Load a stored classification head before the model's function is recorded.
+
+    The loaded model has a random head, or one that was not fitted yet. Replacing it is not a change of the pre-trained function.
     """
     parameters = dict(model.named_parameters())
     for name, value in initial.items():
-        own = name.removeprefix("base_model.model.").replace(f".modules_to_save.{ADAPTER}.", ".")
-        if own in parameters and parameters[own].shape == value.shape:
-            parameters[own].copy_(value)
+        model_name = name.removeprefix("base_model.model.").replace(f".modules_to_save.{ADAPTER}.", ".")
+        if model_name in parameters and parameters[model_name].shape == value.shape:
+            parameters[model_name].copy_(value)
 
 
 @torch.no_grad()
 def load_trainable(model: nn.Module, values: Mapping[str, Tensor], *, strict: bool = True) -> None:
-    """Write stored values into a model's trainable tensors (and an adapter's frozen ones, such as LoRA-FA's A).
+    """Load stored values into a model's trainable tensors (and an adapter's frozen ones, such as LoRA-FA's A).
 
     Args:
         model: An adapted model.
-        values: By parameter name.
-        strict: Whether every trainable tensor must be there.
+        values: Values by parameter name.
+        strict: Whether a trainable tensor without a value is an error.
 
     Raises:
         BALoraError: A tensor is missing, unknown, or of another shape.
     """
     reshard(model)
-    parameters = dict(own_tensors(model))
+    parameters = dict(stored_parameters(model))
     for name in values.keys() - parameters.keys():
         raise BALoraError(
             f"The stored values have {name}, which this model does not train. Is it another model or method?"
@@ -206,5 +210,5 @@ def load_trainable(model: nn.Module, values: Mapping[str, Tensor], *, strict: bo
                 f"{name} is stored as {tuple(values[name].shape)} and is {tuple(parameter.shape)} in this model. Use the "
                 "rank and the model it was trained with."
             )
-        held = shard(parameter)  # all of it, but under FSDP2
-        held.copy_(part_of(values[name].to(held.device), parameter))
+        shard = local_shard(parameter)
+        shard.copy_(local_slice(values[name].to(shard.device), parameter))

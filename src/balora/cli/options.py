@@ -1,0 +1,71 @@
+"""Options that several verbs share, and the parsing of lists."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from balora.errors import BALoraError, suggest_path
+
+if TYPE_CHECKING:
+    from balora.config.run_config import RunConfig
+
+Config = Annotated[Path, typer.Argument(help="Path of a YAML config.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Changes to the config, such as training.learning_rate=2e-5.", show_default=False
+    ),
+]
+Seeds = Annotated[str, typer.Option(help="Random seeds: whole numbers, separated by commas.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Runs at the same time. Default: 1; with Ray, as many as the cluster can take.", show_default=False
+    ),
+]
+
+
+class Engine(enum.Enum):
+    """Engine that executes the runs of a comparison."""
+
+    local = "local"
+    ray = "ray"
+
+
+EngineOption = Annotated[Engine, typer.Option(help="local: processes on this machine; ray: a Ray cluster.")]
+
+
+def read_run_config(config: Path, overrides: list[str] | None) -> RunConfig:
+    """Read and check the config of a run. Nothing heavier than pydantic is imported for it."""
+    from balora.config.run_config import load_run_config
+
+    return load_run_config(config, overrides or [])
+
+
+def require_folder(path: Path) -> None:
+    """Refuse a folder that does not exist, before anything is imported to read it.
+
+    Raises:
+        BALoraError: There is no file or folder of that name.
+    """
+    if not path.exists():
+        raise BALoraError(f"There is no folder {path}.{suggest_path(path)}")
+
+
+def listed(text: str) -> list[str]:
+    """Split a text at its commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def check_judge(url: str | None, model: str | None) -> None:
+    """Refuse a judge with only a URL or only a name.
+
+    Raises:
+        BALoraError: Only one of URL and model is given.
+    """
+    if (url is None) != (model is None):
+        raise BALoraError("The judge needs a URL and a model: give --judge-url and --judge-model together.")

@@ -1,0 +1,97 @@
+"""Fields of transformers' TrainingArguments without importing transformers, and the number of steps they lead to.
+
+Importing transformers takes seconds, and a mistake in a config should be reported at once. So the fields are read from the
+source of the installed version.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import dataclasses
+import enum
+import functools
+import importlib.util
+import math
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_FILES = ("debug_utils", "trainer_utils", "training_args")  # TrainingArguments and the enumerations of its fields
+
+
+@functools.cache
+def training_fields() -> dict[str, Any]:
+    """Return the declared type of every field of the installed TrainingArguments, by name.
+
+    A type that is neither built in nor an enumeration becomes an empty class of the same name.
+    """
+    try:
+        return _fields_in_source()
+    except (OSError, SyntaxError, LookupError, NameError, TypeError):  # an unexpected layout of the package
+        from transformers import TrainingArguments
+
+        kinds = typing.get_type_hints(TrainingArguments)
+        return {field.name: kinds[field.name] for field in dataclasses.fields(TrainingArguments) if field.init}
+
+
+def _fields_in_source() -> dict[str, Any]:
+    spec = importlib.util.find_spec("transformers")  # finds the package without importing it
+    if spec is None or not spec.submodule_search_locations:
+        raise LookupError("transformers is not installed")
+    folder = Path(spec.submodule_search_locations[0])
+    trees = [ast.parse((folder / f"{name}.py").read_text(encoding="utf-8")) for name in _FILES]
+    classes = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
+    annotations, used = {}, set()
+    for node in classes["TrainingArguments"].body:
+        if (
+            isinstance(node, ast.AnnAssign)
+            and isinstance(node.target, ast.Name)
+            and "init=False" not in _code(node.value)
+        ):
+            text = _code(node.annotation)
+            annotations[node.target.id] = text
+            used |= {name.id for name in ast.walk(ast.parse(text)) if isinstance(name, ast.Name)}
+    declared = type("TrainingArguments", (), {"__annotations__": annotations})
+    return typing.get_type_hints(declared, localns={name: _type_named(name, classes.get(name)) for name in used})
+
+
+def _code(node: ast.expr | None) -> str:
+    """Return the source of an expression, without the quotes of an annotation written as text."""
+    if node is None:
+        return ""
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ast.unparse(node)
+
+
+def _type_named(name: str, definition: ast.ClassDef | None) -> Any:
+    """Return the type of a name: a built-in type, an enumeration with the members in its definition, or a placeholder."""
+    known = getattr(builtins, name, getattr(typing, name, None))
+    if known is not None:
+        return known
+    members = {
+        node.targets[0].id: node.value.value
+        for node in (definition.body if definition else ())
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Constant)
+    }
+    return enum.StrEnum(name, members) if members else type(name, (), {})
+
+
+def optimizer_steps(rows: int, training: Mapping[str, Any], processes: int = 1) -> int:
+    """Count the optimizer steps of a run, as the Trainer does.
+
+    The last batch and the last accumulation of an epoch may be incomplete.
+
+    Args:
+        rows: Number of training rows.
+        training: The ``training`` section of a config.
+        processes: Number of devices.
+    """
+    if training.get("max_steps", -1) > 0:
+        return int(training["max_steps"])
+    batches = rows / (training.get("per_device_train_batch_size", 8) * processes)
+    batches = math.floor(batches) if training.get("dataloader_drop_last", False) else math.ceil(batches)
+    per_epoch = max(1, math.ceil(batches / training.get("gradient_accumulation_steps", 1)))
+    return math.ceil(per_epoch * training.get("num_train_epochs", 3.0))

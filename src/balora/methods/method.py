@@ -1,0 +1,178 @@
+"""Description of a fine-tuning method, and the options that every method receives.
+
+This module and `balora.methods.registry` import neither torch nor peft nor transformers: the functions of a method are
+imported when they are first called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from balora.errors import BALoraError
+from balora.methods.options import Option
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+    from transformers import PreTrainedModel
+
+Batches: TypeAlias = "list[dict[str, Tensor]]"
+"""Calibration batches of one row each: the arguments of the model's forward, ``labels`` included."""
+
+Form = Literal["lora", "tensors", "model"]
+"""Content of a trained model: ``lora``, a peft adapter; ``tensors``, some named tensors; ``model``, all weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyFunction:
+    """A function that is imported when it is first called.
+
+    Example:
+        >>> LazyFunction("math:sqrt")(4.0)
+        2.0
+    """
+
+    path: str
+    """Module and function, separated by a colon."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Import the function and call it."""
+        module, _, name = self.path.partition(":")
+        return getattr(importlib.import_module(module), name)(*args, **kwargs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdaptOptions:
+    """Arguments of `balora.adapt`, after they have been checked. A method reads those that concern it."""
+
+    rank: int
+    """r ≥ 1."""
+    alpha: float
+    """α > 0; the adapter's scaling is s = α / r."""
+    dropout: float
+    """Probability in [0, 1) on the adapter's input."""
+    target_modules: str | list[str]
+    """`all-linear`, one regular expression, or names of layers (or of stacked expert weights)."""
+    seed: int
+    """Seed of the random initial values (LoRA's A, the sketch of a randomised SVD)."""
+    extra: Mapping[str, Any]
+    """Value of every option in `Method.options`, by name."""
+    total_steps: int | None = None
+    """Number of optimizer steps of the run, for a method with a schedule."""
+    calibration: Callable[[int], Batches] | None = None
+    """Function that returns the given number of training rows, for a method whose initial values depend on data."""
+    ranks: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Ranks that differ from ``rank``, by layer (a stored adapter with uneven ranks)."""
+
+
+_RENAMED = {"start": "initialize", "shifts_base": "residual_base"}
+
+
+def _accept_old_names(cls: type[Method]) -> type[Method]:
+    """Let the constructor accept the old field names, with a warning."""
+    init = cls.__init__
+
+    @functools.wraps(init)
+    def __init__(self: Method, **fields: Any) -> None:
+        for name in _RENAMED.keys() & fields.keys():
+            fields[_new_name(name)] = fields.pop(name)
+        init(self, **fields)
+
+    cls.__init__ = __init__  # type: ignore[method-assign]
+    return cls
+
+
+def _new_name(name: str) -> str:
+    if name not in _RENAMED:
+        return name
+    warnings.warn(f"Method.{name} is now Method.{_RENAMED[name]}.", DeprecationWarning, stacklevel=3)
+    return _RENAMED[name]
+
+
+@_accept_old_names
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """One fine-tuning method: one entry of the registry, one row of `balora methods`."""
+
+    name: str
+    summary: str
+    """Description in one sentence."""
+    paper: str
+    trains: str
+    """Trained tensors, as a phrase for the user."""
+    wrap: Callable[[PreTrainedModel, AdaptOptions], nn.Module]
+    """Function that adds the trainable tensors to the pre-trained model; may raise `BALoraError`."""
+    check: Callable[[nn.Module, AdaptOptions], None] | None = None
+    """Function that refuses a wrapped model whose shapes or layers do not allow the method's initial values."""
+    initialize: Callable[[nn.Module, AdaptOptions], nn.Module | None] | None = None
+    """Function that computes initial values from the weights or from data. It may return another model."""
+    form: Form = "lora"
+    low_rank: bool = True
+    """Whether the change is a sum of low-rank products, so that it can be exported as a LoRA."""
+    mergeable: bool = True
+    """Whether the change can be merged into the pre-trained weights."""
+    residual_base: bool = False
+    """Whether the frozen weights are a residual, W - s·B₀A₀. Without the adapter, such a model is not the pre-trained one."""
+    uneven: bool = False
+    """Whether ``initialize`` chooses a rank for each layer."""
+    regularized: bool = False
+    """Whether the regularizers are on by default."""
+    options: Mapping[str, Option] = dataclasses.field(default_factory=dict)
+    """Options of this method alone, by name."""
+    needs_data: bool = False
+    """Whether the initial values are computed from training data."""
+    needs_steps: bool = False
+    """Whether the method must know the number of optimizer steps."""
+    optimizer: Callable[..., Optimizer] | None = None
+    """Function that makes the optimizer, if the method needs a special one. Its arguments: the model, the Trainer's optimizer
+    class and its keyword arguments, and the method's options."""
+    after_step: Callable[[nn.Module, int], None] | None = None
+    """Function that runs after every optimizer step, while the gradients still exist. Its arguments: the model and the step
+    (from 1)."""
+    penalty: Callable[[nn.Module], Tensor] | None = None
+    """Function that returns a term to add to the loss."""
+    state: Callable[[nn.Module], dict[str, Tensor]] | None = None
+    """Function that returns further tensors to store in a checkpoint, by name."""
+    restore: Callable[[nn.Module, Mapping[str, Tensor]], None] | None = None
+    """Function that loads the tensors of ``state`` into a resumed model."""
+
+    def __getattr__(self, name: str) -> Any:
+        new = _new_name(name)
+        if new == name:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self, new)
+
+    def build(self, model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
+        """Add the trainable tensors to a pre-trained model and set their initial values.
+
+        A model on the meta device gets no initial values.
+
+        Raises:
+            BALoraError: The method does not work with this model.
+        """
+        adapted = self.wrap(model, options)
+        with unwrapped_on_error(adapted):
+            if self.check is not None:
+                self.check(adapted, options)
+            if self.initialize is None or any(p.is_meta for p in adapted.parameters()):
+                return adapted
+            return self.initialize(adapted, options) or adapted
+
+
+@contextlib.contextmanager
+def unwrapped_on_error(adapted: nn.Module) -> Iterator[None]:
+    """Remove the adapter if the block raises `BALoraError`, so that the caller's model is unchanged."""
+    from peft import PeftModel
+
+    try:
+        yield
+    except BALoraError:
+        if isinstance(adapted, PeftModel):
+            adapted.unload()
+        raise

@@ -1,0 +1,59 @@
+"""The fields of TrainingArguments that are read from its source equal those of the imported class."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import typing
+
+import pytest
+from transformers import TrainingArguments
+
+from balora.config import training_arguments
+from balora.config.training_arguments import optimizer_steps, training_fields
+
+
+def plain(kind: object) -> object:
+    """A type with every enumeration replaced by its values and every other class by its name."""
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return tuple(member.value for member in kind)
+    members = typing.get_args(kind)
+    if members:
+        return (getattr(typing.get_origin(kind), "__name__", ""), *map(plain, members))
+    return getattr(kind, "__name__", kind)
+
+
+def declared() -> dict[str, object]:
+    kinds = typing.get_type_hints(TrainingArguments)
+    return {field.name: plain(kinds[field.name]) for field in dataclasses.fields(TrainingArguments) if field.init}
+
+
+def test_the_fields_in_the_source_are_those_of_the_class() -> None:
+    found = {name: plain(kind) for name, kind in training_arguments._fields_in_source().items()}
+    assert found == declared()
+    assert "linear" in str(found["lr_scheduler_type"]) and "adamw_torch" in str(found["optim"])
+
+
+def test_an_unexpected_layout_of_the_package_falls_back_to_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent() -> dict[str, object]:
+        raise KeyError("TrainingArguments")
+
+    monkeypatch.setattr(training_arguments, "_fields_in_source", absent)
+    found = training_fields.__wrapped__()
+    assert {name: plain(kind) for name, kind in found.items()} == declared()
+
+
+@pytest.mark.parametrize(
+    ("rows", "training", "processes", "steps"),
+    [
+        (20, {"per_device_train_batch_size": 4, "num_train_epochs": 1}, 1, 5),
+        (21, {"per_device_train_batch_size": 4, "num_train_epochs": 1}, 1, 6),
+        (21, {"per_device_train_batch_size": 4, "num_train_epochs": 1, "dataloader_drop_last": True}, 1, 5),
+        (21, {"per_device_train_batch_size": 4, "num_train_epochs": 2, "gradient_accumulation_steps": 4}, 1, 4),
+        (64, {"per_device_train_batch_size": 4, "num_train_epochs": 1}, 2, 8),
+        (64, {"max_steps": 3}, 1, 3),
+        (64, {}, 1, 24),
+    ],
+)
+def test_optimizer_steps(rows: int, training: dict, processes: int, steps: int) -> None:
+    assert optimizer_steps(rows, training, processes) == steps
