@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from balora.errors import BALoraError
 from balora.methods.layers.peft_lora import head_names
 from balora.methods.method import AdaptOptions
-from balora.methods.target_modules import stacked_weights
+from balora.methods.target_modules import linear_layers, stacked_weights
 
 AFTER_ATTENTION = (
     r"(.*\.)?(o_proj|out_proj|attention\.output\.dense|attn\.c_proj|SelfAttention\.o|EncDecAttention\.o|self_attn\.dense"
@@ -102,11 +102,7 @@ def _attach(model: PreTrainedModel, patterns: list[str], options: AdaptOptions) 
             "a low-rank method."
         )
     heads = tuple(f"{name}." for name in head_names(model))
-    linear = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and not name.startswith(heads)
-    }
+    linear = {name: module for name, module in linear_layers(model) if not name.startswith(heads)}
     targets = [name for name in linear if any(re.fullmatch(pattern, name) for pattern in patterns)]
     _check_blocks(model, list(linear), patterns)
     model.requires_grad_(False)
@@ -115,7 +111,7 @@ def _attach(model: PreTrainedModel, patterns: list[str], options: AdaptOptions) 
     generator = torch.Generator().manual_seed(options.seed)
     for name in targets:
         module = linear[name]
-        weight: Tensor = module.weight  # type: ignore[assignment]
+        weight = module.weight
         width = weight.shape[1] if isinstance(module, Conv1D) else weight.shape[0]
         with torch.device(weight.device):
             module.bottleneck = Bottleneck(width, options.rank, options.extra["activation"])

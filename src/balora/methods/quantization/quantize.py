@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from balora.errors import BALoraError
 from balora.methods.quantization.quantized_linear import QuantizedLinear
-from balora.methods.target_modules import stacked_weights
+from balora.methods.target_modules import linear_layers, stacked_weights
 from balora.models.adapted_model import base_model_of
 
 MAX_RELATIVE_ERROR = {4: 0.35, 8: 0.25}
@@ -80,9 +80,8 @@ def quantizable_layers(model: nn.Module, heads: list[str]) -> list[str]:
         uses[id(parameter)] = uses.get(id(parameter), 0) + 1
     return [
         name
-        for name, module in base.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-        and not isinstance(module, QuantizedLinear)
+        for name, module in linear_layers(base)
+        if not isinstance(module, QuantizedLinear)
         and module is not output
         and ".lora_" not in name
         and excluded.isdisjoint(name.split("."))
