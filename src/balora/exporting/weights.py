@@ -121,7 +121,7 @@ def _factors(name: str, layer: LoraLayer, initial: Mapping[str, Tensor] | None) 
     base = layer.get_base_layer()
     turned = (
         isinstance(base, Conv1D | nn.Embedding)
-        or getattr(base, "turned", False)
+        or getattr(base, "transposed", False)
         or (stack and not layer._did_swap_in_out_features)
     )  # type: ignore[union-attr]
     target = target_name(name, layer)

@@ -6,7 +6,8 @@ Importing this module imports neither torch nor peft nor transformers.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from balora.errors import BALoraError, suggest
@@ -41,8 +42,9 @@ def option_problems(spec: Method, given: Mapping[str, Any]) -> list[str]:
     return check_values(spec.name, spec.options, given, lambda key: [n for n, m in METHODS.items() if key in m.options])
 
 
-def _lazy(path: str) -> LazyFunction:
-    return LazyFunction(f"balora.methods.{path}")
+def _lazy(path: str, **settings: Any) -> Callable[..., Any]:
+    function = LazyFunction(f"balora.methods.{path}")
+    return functools.partial(function, **settings) if settings else function
 
 
 def _variant(base: Method, **changes: Any) -> Method:
@@ -120,7 +122,7 @@ _variant(
     name="rslora",
     summary="LoRA scaled by alpha / √rank.",
     paper="Kalajdzievski, rsLoRA, 2023",
-    wrap=_lazy("layers.peft_lora:wrap_rslora"),
+    wrap=_lazy("layers.peft_lora:wrap_lora", use_rslora=True),
 )
 _variant(
     _lora,
@@ -154,7 +156,7 @@ _variant(
     summary="LoRA that trains the magnitude (column norms of W) and the direction separately.",
     paper="Liu et al., DoRA, 2024",
     trains="m, A, B (and a classification head)",
-    wrap=_lazy("layers.peft_lora:wrap_dora"),
+    wrap=_lazy("layers.peft_lora:wrap_lora", use_dora=True),
     check=_lazy("layers.peft_lora:check_dora"),
 )
 _variant(

@@ -25,7 +25,7 @@ AFTER_ATTENTION = (
     r"|attention\.attn\.o|attention\.out_lin)"
 )
 AFTER_FEED_FORWARD = r"(.*\.)?(down_proj|fc2|mlp\.c_proj|wo|mlp\.fc_out|ffn\.lin2|(?<!attention\.)output\.dense)"
-"""Patterns for the name of the last linear layer of a sub-layer, in all supported model families."""
+"""Patterns of the name of the last linear layer of a sub-layer, in all supported model families."""
 _STD = 1e-2  # Houlsby et al., section 3.6
 
 
@@ -120,12 +120,12 @@ def _attach(model: PreTrainedModel, patterns: list[str], options: AdaptOptions) 
 
 
 def _check_blocks(model: nn.Module, linear: list[str], patterns: list[str]) -> None:
-    """Refuse a model in which a block lacks a matching layer, because some of its sub-layers would silently get no adapter."""
+    """Refuse a model in which a block has no layer for one of the patterns: its sub-layer would silently get no adapter."""
     blocks: dict[str, list[str]] = {}
     for name in linear:
-        found = re.match(r"(.*?\.\d+)\.(.*)", name)  # the outermost module list holds the blocks
-        if found:
-            blocks.setdefault(found[1], []).append(name)
+        match = re.match(r"(.*?\.\d+)\.(.*)", name)  # the outermost module list holds the blocks
+        if match:
+            blocks.setdefault(match[1], []).append(name)
     for block, names in blocks.items():
         for pattern in patterns:
             if not any(re.fullmatch(pattern, name) for name in names):

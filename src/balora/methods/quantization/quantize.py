@@ -96,7 +96,7 @@ def quantized_bytes(shape: tuple[int, ...], bits: int, double: bool = True) -> i
     Args:
         shape: (O, I).
         bits: 4 or 8.
-        double: With 4 bits, whether the scales are quantized too.
+        double: With 4 bits, true if the scales are quantized too.
 
     Example:
         >>> quantized_bytes((4096, 4096), 4) / 4096**2  # bytes for each entry
@@ -117,7 +117,7 @@ def quantize(model: PreTrainedModel, heads: list[str], bits: int, *, double: boo
         model: Model without an adapter. A model that is already quantized stays as it is.
         heads: Modules of the classification head.
         bits: 4 or 8.
-        double: With 4 bits, whether the scales are quantized too.
+        double: With 4 bits, true if the scales are quantized too.
 
     Raises:
         BALoraError: A weight is not finite, or too large for float16.

@@ -101,7 +101,7 @@ def test_bitfit_trains_only_biases_and_heads(family):
 
 
 ATTENTION, FEED_FORWARD = "attention", "feed-forward"
-DECODERS_AND_ENCODERS = {
+BLOCK_MODELS = {
     "bert": (tiny_bert, "bert.encoder.layer.{}", {ATTENTION: ["attention.output.dense"], FEED_FORWARD: ["output.dense"]}),
     "roberta": (tiny_roberta, "roberta.encoder.layer.{}", {ATTENTION: ["attention.output.dense"], FEED_FORWARD: ["output.dense"]}),
     "deberta": (tiny_deberta, "deberta.encoder.layer.{}", {ATTENTION: ["attention.output.dense"], FEED_FORWARD: ["output.dense"]}),
@@ -109,7 +109,7 @@ DECODERS_AND_ENCODERS = {
     "gpt2": (tiny_gpt2, "transformer.h.{}", {ATTENTION: ["attn.c_proj"], FEED_FORWARD: ["mlp.c_proj"]}),
 }  # fmt: skip
 # One block each; the decoder block also has cross-attention.
-ENCODER_DECODERS = {
+SUB_LAYERS = {
     "t5": (tiny_t5, {
         ATTENTION: ["encoder.block.0.layer.0.SelfAttention.o", "decoder.block.0.layer.0.SelfAttention.o",
                     "decoder.block.0.layer.1.EncDecAttention.o"],
@@ -121,17 +121,17 @@ ENCODER_DECODERS = {
         FEED_FORWARD: ["model.encoder.layers.0.fc2", "model.decoder.layers.0.fc2"],
     }),
 }  # fmt: skip
-for _name, (_make, _block, _parts) in DECODERS_AND_ENCODERS.items():
+for _name, (_make, _block, _parts) in BLOCK_MODELS.items():
     _targets = {
         part: [f"{_block.format(i)}.{name}" for i in range(L) for name in names] for part, names in _parts.items()
     }
-    ENCODER_DECODERS[_name] = (_make, _targets)
+    SUB_LAYERS[_name] = (_make, _targets)
 
 
 @pytest.mark.parametrize("method", ["houlsby", "pfeiffer"])
-@pytest.mark.parametrize("family", ENCODER_DECODERS)
+@pytest.mark.parametrize("family", SUB_LAYERS)
 def test_bottleneck_adapters_follow_each_sub_layer(family, method):
-    make, targets = ENCODER_DECODERS[family]
+    make, targets = SUB_LAYERS[family]
     model = adapted(make, method, rank=R)
     found = {name.removesuffix(".bottleneck") for name, _ in model.named_modules() if name.endswith(".bottleneck")}
     expected = targets[FEED_FORWARD] + (targets[ATTENTION] if method == "houlsby" else [])
