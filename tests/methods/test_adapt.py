@@ -39,9 +39,9 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", sorted(UNROUNDED))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_function_is_unchanged_at_the_start(family, method):
+def test_adapting_does_not_change_the_function(family, method):
     if method == "bitfit" and family in WITHOUT_BIASES:
-        pytest.skip("there are no biases, which is refused")
+        pytest.skip("the model has no biases, so bitfit refuses it")
     expected = logits(FAMILIES[family]())
     found = logits(adapted(FAMILIES[family], method, rank=5, alpha=10))
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
@@ -49,32 +49,32 @@ def test_the_function_is_unchanged_at_the_start(family, method):
 
 @pytest.mark.parametrize("method", sorted(UNROUNDED))
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "gemma2"])
-def test_the_function_is_unchanged_at_the_start_in_bfloat16(family, method):
-    """To the bit where the weights stay; else within 3 % of the logits' size (bfloat16 arithmetic itself is off by 1 %)."""
+def test_adapting_does_not_change_the_function_in_bfloat16(family, method):
+    """Equal to the bit if the frozen weights stay; else within 3 % of the logits (bfloat16 arithmetic alone changes 1 %)."""
     if method == "bitfit" and family in WITHOUT_BIASES:
-        pytest.skip("there are no biases, which is refused")
+        pytest.skip("the model has no biases, so bitfit refuses it")
     rounded = FAMILIES[family]().bfloat16()
     plain, exact = logits(rounded), logits(rounded.float())
     model = adapted(lambda: FAMILIES[family]().bfloat16(), method, rank=5, alpha=10)
     off = (logits(model) - plain).square().mean().sqrt()
-    if method in EXACT or method == "dora":  # DoRA divides by a norm and multiplies with it again
+    if method in EXACT or method == "dora":  # DoRA divides and multiplies by a norm
         assert 0 < off <= 0.03 * exact.square().mean().sqrt()
     else:
         assert off == 0
-    # The weights that are stored, seen without that arithmetic.
+    # Compare the stored weights without bfloat16 arithmetic.
     assert (logits(model.float()) - exact).square().mean().sqrt() <= 0.02 * exact.square().mean().sqrt()
 
 
 @pytest.mark.parametrize("method", LOW_RANK)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_adapted_tensor_learns_and_no_other(family, method):
+def test_only_adapters_and_heads_are_trainable(family, method):
     model = adapted(FAMILIES[family], method)
     layers = list(lora_layers(model))
     assert layers
     frozen = ".lora_A." if method == "lorafa" else "ranknum"
     for name, parameter in model.named_parameters():
-        whole = "modules_to_save" in name
-        assert parameter.requires_grad == (("lora_" in name or whole) and frozen not in name), name
+        in_head = "modules_to_save" in name
+        assert parameter.requires_grad == (("lora_" in name or in_head) and frozen not in name), name
     for name, _ in layers:
         assert not name.startswith(("lm_head", "classifier", "score")), name
 
@@ -85,8 +85,10 @@ def test_full_trains_everything():
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_robertas_two_layer_head_is_trained_whole_and_not_adapted():
-    model = balora.adapt(tiny_roberta(), rank=8)  # above the 3 outputs of out_proj: adapting it would be refused
+def test_robertas_two_layer_head_is_trained_without_an_adapter():
+    model = balora.adapt(
+        tiny_roberta(), rank=8
+    )  # more than the 3 outputs of out_proj, so adapting out_proj would be an error
     trained = {name for name, p in model.named_parameters() if p.requires_grad and "classifier" in name}
     prefix = "base_model.model.classifier.modules_to_save.default"
     assert trained == {f"{prefix}.{layer}.{kind}" for layer in ("dense", "out_proj") for kind in ("weight", "bias")}
@@ -94,16 +96,17 @@ def test_robertas_two_layer_head_is_trained_whole_and_not_adapted():
 
 
 @pytest.mark.parametrize("method", LOW_RANK)
-def test_the_seed_decides_and_nothing_else(method):
-    def start(seed: int, noise: int) -> torch.Tensor:
+def test_initial_values_depend_only_on_the_seed(method):
+    def initial_values(seed: int, noise: int) -> torch.Tensor:
         torch.manual_seed(noise)
         return torch.cat([p.detach().flatten() for _, p in stored_parameters(adapted(tiny_llama, method, seed=seed))])
 
-    assert torch.equal(start(0, 1), start(0, 2))
-    assert torch.equal(start(0, 1), start(1, 1)) == (method in EXACT)  # an exact decomposition draws nothing
+    assert torch.equal(initial_values(0, 1), initial_values(0, 2))
+    # An exact decomposition uses no random numbers.
+    assert torch.equal(initial_values(0, 1), initial_values(1, 1)) == (method in EXACT)
 
 
-def test_it_leaves_the_global_generator_alone():
+def test_the_global_generator_is_unchanged():
     state = torch.random.get_rng_state()
     balora.adapt(tiny_llama(), method="lora", rank=4)
     assert torch.equal(state, torch.random.get_rng_state())
@@ -114,13 +117,13 @@ def test_alpha_defaults_to_the_rank():
     assert layer.scaling["default"] == 1.0
 
 
-def test_dropout_reaches_the_adapter():
+def test_dropout_is_applied_in_the_adapter():
     _, layer = next(lora_layers(balora.adapt(tiny_llama(), rank=6, dropout=0.25)))
     assert layer.lora_dropout["default"].p == 0.25
 
 
 @pytest.mark.parametrize("target", [["q_proj"], r".*\.q_proj", "q_proj"])
-def test_targets_by_name_or_expression(target):
+def test_targets_by_name_or_regular_expression(target):
     try:
         model = balora.adapt(tiny_llama(), rank=4, target_modules=target)
     except BALoraError:
@@ -146,7 +149,7 @@ def test_targets_by_name_or_expression(target):
         ({"rank": 0, "alpha": -1, "dropout": 2}, ["3 problems", "method.rank", "method.alpha", "method.dropout"]),
     ],
 )
-def test_what_is_asked_is_checked_before_anything_is_touched(settings, sentences):
+def test_arguments_are_checked_before_the_model_is_changed(settings, sentences):
     model = tiny_llama()
     with pytest.raises(BALoraError) as caught:
         balora.adapt(model, **settings)
@@ -155,25 +158,25 @@ def test_what_is_asked_is_checked_before_anything_is_touched(settings, sentences
     assert not hasattr(model, "peft_config")
 
 
-def test_rank_zero_is_one_problem_not_two():
+def test_an_invalid_rank_is_not_also_an_invalid_alpha():
     with pytest.raises(BALoraError) as caught:
         balora.adapt(tiny_llama(), rank=0)
     assert "alpha" not in str(caught.value)
 
 
 @pytest.mark.parametrize("method", LOW_RANK)
-def test_a_rank_above_a_target_is_refused_with_both_numbers_and_the_model_comes_back(method):
+def test_a_rank_above_a_target_is_refused_and_the_model_is_unchanged(method):
     model = tiny_llama()
     names, expected = [name for name, _ in model.named_modules()], logits(model)
     with pytest.raises(BALoraError, match=r"Rank 33 is too high for .*q_proj is 32 × 32, so its rank is at most 32"):
         adapt_with_all(model, method, **({"rank": 22, "initial_rank": 33} if method == "adalora" else {"rank": 33}))
     assert [name for name, _ in model.named_modules()] == names
     assert torch.equal(logits(model), expected)
-    assert all(p.requires_grad for p in model.parameters()), "peft freezes as it wraps"
-    adapt_with_all(model, method, rank=4)  # and a second try with less works
+    assert all(p.requires_grad for p in model.parameters()), "the flags are restored after peft froze the parameters"
+    adapt_with_all(model, method, rank=4)  # a second attempt with a lower rank works
 
 
-def test_the_smaller_side_counts():
+def test_the_smaller_side_limits_the_rank():
     # k_proj is 16 × 32 here: two key heads of eight.
     with pytest.raises(BALoraError, match=r"Rank 17 .*k_proj is 16 × 32, so its rank is at most 16"):
         balora.adapt(tiny_llama(), rank=17, target_modules=["q_proj", "k_proj"])
@@ -181,7 +184,7 @@ def test_the_smaller_side_counts():
 
 
 @pytest.mark.parametrize("target", [["q_prj"], ["model.q_prj"], "q_prj"])
-def test_targets_that_match_nothing_are_refused_with_the_names_there_are(target):
+def test_targets_without_a_match_are_refused_with_the_available_names(target):
     model = tiny_llama()
     with pytest.raises(BALoraError) as caught:
         balora.adapt(model, rank=4, target_modules=target)
@@ -193,19 +196,19 @@ def test_targets_that_match_nothing_are_refused_with_the_names_there_are(target)
     balora.adapt(model, rank=4)
 
 
-def test_a_name_that_is_meant_as_a_list_is_told_how_to_write_one():
+def test_a_single_layer_name_as_string_gets_a_hint_to_write_a_list():
     with pytest.raises(BALoraError, match=r"A string is a regular expression over whole names; .* write \[q_proj\]\."):
         balora.adapt(tiny_llama(), rank=4, target_modules="q_proj")
 
 
-def test_a_model_that_is_adapted_already_is_refused():
+def test_an_adapted_model_is_refused():
     model = balora.adapt(tiny_llama(), rank=4)
     for again in (model, model.get_base_model()):
         with pytest.raises(BALoraError, match="already has an adapter"):
             balora.adapt(again, rank=4)
 
 
-def test_the_full_method_restarts_from_a_stored_head():
+def test_full_fine_tuning_loads_a_stored_head():
     first = balora.adapt(tiny_bert(seed=1), method="full")
     head = {name: p.detach().clone() for name, p in first.named_parameters() if name.startswith("classifier")}
     again = balora.adapt(tiny_bert(seed=2), method="full", initial=head)
@@ -214,11 +217,11 @@ def test_the_full_method_restarts_from_a_stored_head():
 
 
 @pytest.mark.parametrize("method", LOW_RANK)
-def test_a_restart_takes_the_stored_head_whatever_head_the_model_was_loaded_with(method):
+def test_a_stored_head_replaces_the_head_of_the_loaded_model(method):
     first = adapted(tiny_bert, method)
     initial = {name: p.detach().clone() for name, p in stored_parameters(first)}
     head = "base_model.model.classifier.modules_to_save.default.weight"
-    initial[head] = initial[head] + 1.0  # a probe's, say
+    initial[head] = initial[head] + 1.0  # as a fitted head would differ
     fresh = tiny_bert()
     fresh.classifier.reset_parameters()
     again = adapt_with_all(fresh, method, initial=initial)

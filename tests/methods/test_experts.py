@@ -1,4 +1,4 @@
-"""Adapters in stacked experts (METHOD 6.13): each expert's matrix has a decomposition of its own."""
+"""Adapters on stacks of experts: the matrix of each expert has its own decomposition."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_expert_starts_from_its_own_principal_components(family):
+def test_every_expert_gets_its_own_principal_components(family):
     plain, model = FAMILIES[family](), adapted(FAMILIES[family], "pissa", rank=3, alpha=6)
     stacked = [m for m in weight_matrices(model) if m.expert is not None]
     assert {m.expert for m in stacked} == {0, 1, 2, 3}
     weights = dict(plain.named_parameters())
     for matrix in stacked:
         name = matrix.name.replace(".base_layer", "") + "." + matrix.layer.parameter_name
-        whole = weights[name][matrix.expert]
-        u, s, vt = torch.linalg.svd(whole.double())
+        weight = weights[name][matrix.expert]
+        u, s, vt = torch.linalg.svd(weight.double())
         best = u[:, :3] * s[:3] @ vt[:3]
         found = matrix.scaling * (matrix.factor_b_OR @ matrix.factor_a_RI)
         assert (found - best).abs().max() <= 1e-4 * s[0], name
-        assert (matrix.weight_OI + found - whole).abs().max() <= 1e-5 * s[0]
+        assert (matrix.weight_OI + found - weight).abs().max() <= 1e-5 * s[0]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_step_moves_experts_and_the_function_starts_unchanged(family):
+def test_experts_keep_their_function_and_get_gradients(family):
     plain, model = FAMILIES[family](), adapted(FAMILIES[family], "pissa", rank=3)
     batch = pad_rows(rows_for(plain)[:4])
     inputs = {name: value for name, value in batch.items() if name != "labels"}
@@ -54,7 +54,7 @@ def test_a_step_moves_experts_and_the_function_starts_unchanged(family):
     assert moved
 
 
-def test_layers_that_peft_takes_for_experts_are_left_out_aloud(caplog):
+def test_layers_with_names_reserved_for_experts_are_skipped_with_a_warning(caplog):
     model = adapted(FAMILIES["deepseek-v2"], "lora")
     assert "get no adapter, because peft reserves their name for experts' weights" in caplog.text
     assert not [m.name for m in weight_matrices(model) if "shared_expert" in m.name]
@@ -62,7 +62,7 @@ def test_layers_that_peft_takes_for_experts_are_left_out_aloud(caplog):
         balora.adapt(FAMILIES["deepseek-v2"](), "lora", rank=4, target_modules=["q_proj", "shared_experts.up_proj"])
 
 
-def test_experts_can_be_left_alone():
+def test_experts_can_be_excluded():
     model = balora.adapt(FAMILIES["mixtral"](), rank=4, target_modules=["q_proj", "v_proj"])
     assert {m.name.rsplit(".", 1)[-1] for m in weight_matrices(model)} == {"q_proj", "v_proj"}
 
@@ -74,11 +74,11 @@ def test_experts_can_be_named(targets):
 
 
 @pytest.mark.parametrize("method", ["dora", "adalora", "corda", "cordapp", "houlsby", "pfeiffer"])
-def test_methods_that_cannot_reach_experts_say_so(method):
+def test_methods_without_support_for_experts_refuse_them(method):
     with pytest.raises(BALoraError, match="stacks the weights of several experts"):
         adapted(FAMILIES["mixtral"], method)
 
 
-def test_dropout_does_not_work_in_experts():
+def test_dropout_on_experts_is_refused():
     with pytest.raises(BALoraError, match=r"dropout on the adapter's input does not work there.*set dropout: 0"):
         balora.adapt(FAMILIES["mixtral"](), rank=4, dropout=0.1)

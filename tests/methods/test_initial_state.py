@@ -15,7 +15,7 @@ from tiny import tiny_bart, tiny_bert, tiny_llama, tiny_t5
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_bart, tiny_t5, tiny_bert])
-def test_the_probe_is_seeded_and_leaves_no_trace(make):
+def test_probe_logits_are_seeded_and_change_no_state(make):
     model = make().train()
     state = torch.random.get_rng_state()
     first, second = probe_logits(model), probe_logits(model)
@@ -26,13 +26,13 @@ def test_the_probe_is_seeded_and_leaves_no_trace(make):
     assert not first.requires_grad
 
 
-def test_there_is_nothing_to_probe_without_weights_or_tokens():
+def test_models_without_weights_or_text_input_have_no_probe_logits():
     with torch.device("meta"):
         assert probe_logits(tiny_llama()) is None
     assert probe_logits(nn.Linear(2, 2)) is None
 
 
-def test_a_changed_function_is_refused_by_how_much():
+def test_a_changed_function_is_refused_with_the_size_of_the_change():
     model = tiny_llama()
     before = probe_logits(model)
     check_same_function(before, model, "balora")
@@ -50,14 +50,14 @@ def test_nan_weights_are_refused():
         balora.adapt(model, method="lora", rank=4)
 
 
-def test_the_record_says_how_the_adapter_started():
-    start = initial_state_of(balora.adapt(tiny_llama(), method="pissa", rank=4, seed=7))
-    assert (start.method, start.residual_base, start.options.seed) == ("pissa", True, 7)
+def test_the_record_has_method_and_options():
+    state = initial_state_of(balora.adapt(tiny_llama(), method="pissa", rank=4, seed=7))
+    assert (state.method, state.residual_base, state.options.seed) == ("pissa", True, 7)
     assert not initial_state_of(balora.adapt(tiny_llama(), method="lora", rank=4)).residual_base
     assert initial_state_of(tiny_llama()) is None
 
 
-def test_evaluating_gives_every_module_its_own_mode_back_also_after_an_error():
+def test_evaluating_restores_each_modules_mode_after_an_error():
     model = tiny_bert().train()
     model.bert.encoder.layer[0].eval()
     modes = [module.training for module in model.modules()]
@@ -70,7 +70,7 @@ def test_evaluating_gives_every_module_its_own_mode_back_also_after_an_error():
 
 
 @pytest.mark.parametrize("method", ["balora", "pissa", "milora", "olora"])
-def test_peft_refuses_raw_factors_of_a_shifted_base_whoever_wrote_them(method, tmp_path):
+def test_peft_refuses_an_adapter_that_was_trained_on_residual_weights(method, tmp_path):
     balora.adapt(tiny_llama(), method=method, rank=4).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"balora export RUN --to lora.*balora\.export\(model"):
         PeftModel.from_pretrained(tiny_llama(), tmp_path)
@@ -78,7 +78,7 @@ def test_peft_refuses_raw_factors_of_a_shifted_base_whoever_wrote_them(method, t
         tiny_llama().load_adapter(str(tmp_path))
 
 
-def test_a_lora_on_the_weights_as_they_were_needs_no_guard(tmp_path):
+def test_peft_loads_a_lora_that_was_trained_on_the_pretrained_weights(tmp_path):
     model = balora.adapt(tiny_llama(), method="lora", rank=4)
     model.save_pretrained(tmp_path)
     tokens = torch.arange(4, 12)[None]
@@ -86,7 +86,7 @@ def test_a_lora_on_the_weights_as_they_were_needs_no_guard(tmp_path):
     torch.testing.assert_close(found, model.eval()(tokens).logits)
 
 
-def test_a_guarded_model_can_be_copied_and_take_a_second_adapter():
+def test_a_model_with_residual_weights_can_be_copied_and_get_a_second_adapter():
     model = balora.adapt(tiny_llama(), rank=4).eval()
     tokens = torch.arange(4, 12)[None]
     expected = model(tokens).logits

@@ -1,4 +1,4 @@
-"""Our LoRA layer is peft's, in fewer tensors."""
+"""LoraLinear computes the same function as peft's LoRA layer, with fewer tensors."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def inputs(dtype=torch.float32) -> torch.Tensor:
 
 
 def outcome(layer, x, forward, weight) -> list[torch.Tensor]:
-    """The output and the gradients of a weighted sum of it: of the input, A and B."""
+    """Output, and the gradients of its weighted sum with respect to the input, A and B."""
     factors = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
     result = forward(layer, x)
     return [result, *torch.autograd.grad((result.double() * weight).sum(), [x, *factors])]
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_gradients_are_those_of_the_function(bias):
+def test_gradients_are_correct(bias):
     layer, x = layer_of(torch.float64, bias=bias), inputs(torch.float64)
     a, b = layer.lora_A["default"], layer.lora_B["default"]
 
@@ -64,12 +64,12 @@ def test_the_gradients_are_those_of_the_function(bias):
     [
         (torch.float32, None, None),
         (torch.bfloat16, None, None),
-        (torch.bfloat16, torch.float32, None),  # what peft makes of a model loaded in bfloat16
+        (torch.bfloat16, torch.float32, None),  # the dtypes that peft chooses for a model loaded in bfloat16
         (torch.bfloat16, torch.float32, torch.bfloat16),
         (torch.float32, None, torch.bfloat16),
     ],
 )
-def test_it_is_no_further_from_the_truth_than_peft(dtype, wide, cast):
+def test_errors_are_not_larger_than_pefts(dtype, wide, cast):
     layer, x = layer_of(dtype, wide=wide), inputs(dtype)
     weight = torch.randn(*ROWS, OUTPUTS, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     exact = copy.deepcopy(layer).double()
@@ -82,34 +82,34 @@ def test_it_is_no_further_from_the_truth_than_peft(dtype, wide, cast):
         assert fast_off <= 1.2 * plain_off + 1e-6
 
 
-class Made(TorchDispatchMode):
-    """Counts the tensors of one size that operations make."""
+class CountTensors(TorchDispatchMode):
+    """Count the tensors of one size that operations create."""
 
     def __init__(self, entries: int) -> None:
         super().__init__()
         self.entries, self.places = entries, set()
-        self.held = []  # so that no place is used twice
+        self.kept_alive = []  # so that no memory is used twice
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         if isinstance(result, torch.Tensor) and result.numel() == self.entries:
-            self.held.append(result)
+            self.kept_alive.append(result)
             self.places.add(result.untyped_storage().data_ptr())
         return result
 
 
 @pytest.mark.parametrize(("kind", "count"), [(LoraLinear, 1), (Linear, 4)])
-def test_one_tensor_of_the_outputs_size_is_made_where_peft_makes_four(kind, count):
+def test_one_tensor_of_the_outputs_size_is_created_instead_of_four(kind, count):
     layer, x = layer_of(), inputs()
-    with Made(x[..., 0].numel() * OUTPUTS) as made:
+    with CountTensors(x[..., 0].numel() * OUTPUTS) as made:
         kind.forward(layer, x)
     assert len(made.places) == count
 
 
 @pytest.mark.parametrize("learns", [True, False])
-def test_the_input_is_kept_as_it_came_and_only_where_it_is_needed(learns):
+def test_the_input_is_saved_for_backward_only_if_needed(learns):
     layer, x = layer_of(torch.bfloat16, wide=torch.float32), inputs(torch.bfloat16)
-    layer.lora_A["default"].weight.requires_grad_(learns)  # LoRA-FA's does not learn
+    layer.lora_A["default"].weight.requires_grad_(learns)  # LoRA-FA freezes A
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         layer(x)
@@ -117,7 +117,7 @@ def test_the_input_is_kept_as_it_came_and_only_where_it_is_needed(learns):
     assert [t.data_ptr() == x.data_ptr() for t in large] == [True] * learns
 
 
-def test_nothing_is_kept_without_gradients_and_no_rows_are_no_trouble():
+def test_nothing_is_saved_without_gradients_and_an_empty_batch_works():
     layer, kept = layer_of(), []
     with torch.no_grad(), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         assert layer(inputs()).shape == (*ROWS, OUTPUTS)
@@ -133,12 +133,12 @@ def hooked(layer):
 
 
 def moved(layer):
-    answer = layer.lora_B["default"].forward  # as accelerate does it
+    answer = layer.lora_B["default"].forward  # as accelerate does
     layer.lora_B["default"].forward = lambda x: layer.calls.append("B") or answer(x)
 
 
 @pytest.mark.parametrize("watch", [hooked, moved])
-def test_whoever_watches_a_part_is_called(watch):
+def test_hooks_on_submodules_are_called(watch):
     layer, x = layer_of(), inputs()
     layer.calls = []
     expected = layer(x)
@@ -148,7 +148,7 @@ def test_whoever_watches_a_part_is_called(watch):
 
 
 @pytest.mark.parametrize("state", ["disabled", "merged", "dropout", "trained", "two", "dora"])
-def test_what_else_peft_does_it_does_still(state, monkeypatch):
+def test_other_features_of_peft_use_pefts_forward(state, monkeypatch):
     layer, x = layer_of(dropout=0.5 if state == "dropout" else 0.0, use_dora=state == "dora"), inputs()
     if state == "disabled":
         layer.enable_adapters(False)
@@ -164,7 +164,7 @@ def test_what_else_peft_does_it_does_still(state, monkeypatch):
     torch.manual_seed(3)
     assert torch.equal(found, Linear.forward(layer, x))
     monkeypatch.setattr("balora.methods.layers.lora_linear._LowRankSum.apply", None)
-    layer(x)  # never through ours
+    layer(x)  # fails if our function is called
     if state == "dropout":
         with pytest.raises(TypeError):
             layer.eval()(x)
@@ -179,7 +179,7 @@ def test_a_second_derivative_is_refused():
         torch.autograd.grad(layer(x).sum(), x, create_graph=True)
 
 
-def test_adapted_models_are_made_of_it_and_are_peft_s_all_the_same():
+def test_adapted_models_use_the_layer_and_behave_as_pefts():
     model = balora.adapt(tiny_llama(), "lora", rank=4)
     layers = dict(lora_layers(model))
     assert layers and all(type(layer) is LoraLinear for layer in layers.values())
@@ -189,11 +189,11 @@ def test_adapted_models_are_made_of_it_and_are_peft_s_all_the_same():
     tokens = torch.arange(3, 15).view(2, 6)
     torch.testing.assert_close(model(tokens).logits, theirs(tokens).logits)
     assert "_custom_modules" not in model.peft_config["default"].to_dict()
-    other = balora.adapt(tiny_gpt2(), "lora", rank=4)  # its layers are transposed
+    other = balora.adapt(tiny_gpt2(), "lora", rank=4)  # its layers store transposed weights
     assert not any(isinstance(layer, LoraLinear) for _, layer in lora_layers(other))
 
 
-def test_it_goes_through_the_compiler():
+def test_the_layer_can_be_compiled():
     layer, x = layer_of(), inputs()
     weight = torch.ones(*ROWS, OUTPUTS, dtype=torch.float64)
     expected = outcome(layer, x, LoraLinear.forward, weight)

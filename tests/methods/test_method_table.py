@@ -1,4 +1,4 @@
-"""The page that says which method works on which family is what trying every pair says."""
+"""docs/methods_by_family.md agrees with a trial of every method on every model family."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "method_table.py"
 
 
-# By default what `balora validate` knows; on request every start and a step of each.
+# By default check only the layers, as `balora validate` does; the slow test initializes every pair and makes one step.
 @pytest.mark.parametrize("sizes_only", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_the_committed_table_is_what_the_code_does(sizes_only: bool):
+def test_the_committed_table_is_up_to_date(sizes_only: bool):
     spec = importlib.util.spec_from_file_location("method_table", SCRIPT)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)

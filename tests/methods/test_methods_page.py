@@ -1,4 +1,4 @@
-"""docs/reference/methods.md against the registry, and its example of a method of one's own, run."""
+"""docs/reference/methods.md agrees with the registry, and its example of a user's own method works."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def hook():
 
 
 @pytest.mark.parametrize("name", registry.METHODS)
-def test_every_method_is_on_the_page_with_what_the_registry_has(name, hook):
+def test_every_method_is_on_the_page_with_its_registry_entry(name, hook):
     assert re.search(rf"^### {name}\n\n\[method: {name}\]$", PAGE, re.MULTILINE)
     spec, found = registry.METHODS[name], hook.describe(name, "methods.md")
     for text in (spec.summary, spec.trains, *([spec.paper] if spec.paper != "-" else [])):
@@ -44,18 +44,18 @@ def test_every_method_is_on_the_page_with_what_the_registry_has(name, hook):
         assert allowed in rows[key].replace("one of ", "").replace("`", "")
 
 
-def test_nothing_is_on_the_page_that_is_not_registered():
+def test_the_page_has_no_other_methods():
     assert set(re.findall(r"^\[method: (\w+)\]$", PAGE, re.MULTILINE)) == registry.METHODS.keys()
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2], ids=["llama", "gpt2"])
-def test_the_example_of_a_method_of_ones_own_works(make, monkeypatch):
+def test_the_example_of_a_users_own_method_works(make, monkeypatch):
     monkeypatch.setattr(registry.registry, "METHODS", dict(registry.METHODS))
-    module, entry = re.findall(r"```python title=[^\n]*\n(.*?)```", PAGE, re.DOTALL)
+    module, entry = re.findall(r"```python title=[^\n]*\n(.*?)```", GUIDE, re.DOTALL)
     names = {}
     exec(module, names)
     exec(entry, names)
-    assert "subspace" not in registry.METHODS, "nor is it in the tests that follow"
+    assert "subspace" not in registry.METHODS, "the registry of the other tests is unchanged"
     model, plain = adapted(make, "subspace", rank=4, alpha=10), make()
     batch = pad_rows(rows_for(plain)[:4])
     inputs = {name: value for name, value in batch.items() if name != "labels"}

@@ -1,4 +1,4 @@
-"""The PiSSA start against float64 truth (eq. 1-3)."""
+"""PiSSA's initial values against float64 references (eq. 1-3)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def targets(model: nn.Module) -> dict[str, LoraLayer]:
 
 
 def stored(layer: LoraLayer) -> torch.Tensor:
-    """The frozen weight, (out, in), float64."""
+    """Frozen weight, (out, in), float64."""
     weight = layer.get_base_layer().weight.detach().double()
     return weight.T if layer.fan_in_fan_out else weight
 
@@ -37,7 +37,7 @@ def truth(model: nn.Module, name: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2])
 @pytest.mark.parametrize(("rank", "alpha"), [(4, 4), (4, 16), (5, 2.5)])
-def test_the_factors_are_the_best_approximation_and_the_rest_is_frozen(make, rank, alpha):
+def test_the_factors_are_the_best_approximation_and_the_residual_is_frozen(make, rank, alpha):
     original = make()
     model = balora.adapt(make(), method="pissa", rank=rank, alpha=alpha)
     found = targets(model)
@@ -47,13 +47,13 @@ def test_the_factors_are_the_best_approximation_and_the_rest_is_frozen(make, ran
         values = torch.linalg.svdvals(weight)
         assert layer.scaling["default"] == pytest.approx(alpha / rank)
         assert torch.linalg.matrix_rank(product(layer)) == rank
-        # Eckart-Young: no other matrix of this rank is nearer. (Entries are no test where two singular values are near.)
+        # Eckart-Young: no matrix of this rank is nearer. (Close singular values make a comparison of entries unreliable.)
         assert (weight - product(layer)).norm() <= values[rank:].norm() * (1 + 1e-6)
         torch.testing.assert_close(stored(layer), weight - product(layer), atol=1e-6 * float(values[0]), rtol=0)
         assert not layer.get_base_layer().weight.requires_grad
 
 
-def test_the_factors_share_the_singular_values_evenly_and_in_order():
+def test_both_factors_have_the_square_roots_of_the_singular_values():
     original, model = tiny_llama(), balora.adapt(tiny_llama(), method="pissa", rank=6, alpha=3)
     for name, layer in targets(model).items():
         u, s, vt = torch.linalg.svd(truth(original, name), full_matrices=False)
@@ -61,14 +61,14 @@ def test_the_factors_share_the_singular_values_evenly_and_in_order():
         # B₀ = U S^½ / √s and A₀ = S^½ Vᵀ / √s with s = alpha / r = 0.5: the squared norms are the singular values over s.
         torch.testing.assert_close(b.square().sum(0), s[:6] / 0.5, atol=0, rtol=1e-4)
         torch.testing.assert_close(a.square().sum(1), s[:6] / 0.5, atol=0, rtol=1e-4)
-        # The signs of the vectors are free, their spaces are not: compare projectors.
+        # Singular vectors are unique only up to sign, so compare projectors.
         span = torch.linalg.qr(b).Q
         torch.testing.assert_close(span @ span.T, u[:, :6] @ u[:, :6].T, atol=1e-4, rtol=0)
         span = torch.linalg.qr(a.T).Q
         torch.testing.assert_close(span @ span.T, vt[:6].T @ vt[:6], atol=1e-4, rtol=0)
 
 
-def test_randomized_stays_within_a_percent_and_leaves_the_function_alone():
+def test_the_randomized_svd_is_within_a_percent_and_keeps_the_function():
     original = tiny_llama(hidden=96)
     tokens = torch.arange(4, 20)[None]
     model = balora.adapt(tiny_llama(hidden=96), method="pissa", rank=4, svd="randomized")
@@ -80,7 +80,7 @@ def test_randomized_stays_within_a_percent_and_leaves_the_function_alone():
     assert moved <= 1e-5 * original(tokens).logits.abs().max()
 
 
-def test_few_power_iterations_give_another_start_and_the_same_function():
+def test_few_power_iterations_change_the_factors_but_not_the_function():
     tokens = torch.arange(4, 20)[None]
     rough = balora.adapt(tiny_llama(hidden=96), method="pissa", rank=4, svd="randomized", svd_iterations=0)
     exact = balora.adapt(tiny_llama(hidden=96), method="pissa", rank=4, svd="exact")
@@ -91,7 +91,7 @@ def test_few_power_iterations_give_another_start_and_the_same_function():
 
 
 @pytest.mark.parametrize("svd", ["exact", "randomized"])
-def test_one_seed_one_start(svd):
+def test_equal_seeds_give_equal_factors(svd):
     def factors(seed: int, noise: int) -> list[torch.Tensor]:
         torch.manual_seed(noise)
         model = balora.adapt(tiny_llama(hidden=96), method="pissa", rank=4, seed=seed, svd=svd, svd_iterations=0)
@@ -103,10 +103,10 @@ def test_one_seed_one_start(svd):
     assert same == (svd == "exact")
 
 
-def test_a_start_from_stored_values_is_the_start_they_came_from():
+def test_stored_initial_values_give_the_same_model():
     first = balora.adapt(tiny_llama(hidden=96), rank=4, svd="randomized", svd_iterations=0, seed=5)
     initial = {name: p.detach().clone() for name, p in first.named_parameters() if p.requires_grad}
-    # Another seed and the exact decomposition would give other factors: the stored ones are taken.
+    # Another seed and the exact decomposition would give other factors, but the stored ones are used.
     again = balora.adapt(tiny_llama(hidden=96), rank=4, svd="exact", seed=6, initial=initial)
     for (name, a), (_, b) in zip(first.named_parameters(), again.named_parameters(), strict=True):
         assert torch.equal(a, b), name
@@ -118,7 +118,7 @@ def test_stored_values_of_another_rank_or_model_are_refused():
     model = tiny_llama()
     with pytest.raises(BALoraError, match=r"is stored as \(4, 32\) and is \(3, 32\) in this model"):
         balora.adapt(model, rank=3, initial=initial)
-    balora.adapt(model, rank=4, initial=initial)  # it came back as it was
+    balora.adapt(model, rank=4, initial=initial)  # the model is unchanged after the error
     with pytest.raises(BALoraError, match=r"layers\.1\..*which this model does not train"):
         balora.adapt(tiny_llama(layers=1), rank=4, initial=initial)
     del initial["base_model.model.model.layers.1.mlp.up_proj.lora_A.default.weight"]
@@ -126,7 +126,7 @@ def test_stored_values_of_another_rank_or_model_are_refused():
         balora.adapt(tiny_llama(), rank=4, initial=initial)
 
 
-def test_bfloat16_weights_round_the_residual_but_hardly_the_function():
+def test_bfloat16_residuals_hardly_change_the_function():
     tokens = torch.arange(4, 30)[None]
     original = tiny_llama().bfloat16()
     expected = original(tokens).logits.float()
@@ -134,7 +134,7 @@ def test_bfloat16_weights_round_the_residual_but_hardly_the_function():
     model = balora.adapt(tiny_llama().bfloat16(), method="pissa", rank=8)
     layer = targets(model)["model.layers.0.self_attn.q_proj"]
     assert layer.get_base_layer().weight.dtype == torch.bfloat16
-    # No worse than bfloat16 itself makes of the model.
+    # About the error of bfloat16 itself.
     assert (model(tokens).logits.float() - expected).abs().max() <= 1.5 * (expected - exact).abs().max()
 
 
@@ -147,13 +147,13 @@ def test_bfloat16_weights_round_the_residual_but_hardly_the_function():
         ({"svd_iteration": 3}, r"no option 'svd_iteration'\. Did you mean 'svd_iterations'\?"),
     ],
 )
-def test_its_options_are_checked(options, sentence):
+def test_options_are_checked(options, sentence):
     with pytest.raises(BALoraError, match=sentence):
         balora.adapt(tiny_llama(), method="pissa", rank=4, **options)
 
 
 class Int8Linear(nn.Linear):
-    """What a quantization library leaves in a model: whole numbers in memory, a float product in the forward."""
+    """A layer as quantization libraries build it: integers in memory, a float product in the forward."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False)
@@ -165,7 +165,7 @@ class Int8Linear(nn.Linear):
 
 
 @pytest.mark.parametrize("method", ["pissa", "balora", "full"])
-def test_a_quantized_model_is_refused_with_the_way_out_and_comes_back(method):
+def test_a_quantized_model_is_refused_and_unchanged(method):
     model = tiny_llama()
     tokens = torch.arange(4, 12)[None]
     model.model.layers[1].mlp.up_proj = Int8Linear(model.model.layers[1].mlp.up_proj)
@@ -173,15 +173,15 @@ def test_a_quantized_model_is_refused_with_the_way_out_and_comes_back(method):
     with pytest.raises(BALoraError, match=r"layers\.1\.mlp\.up_proj.* is quantized.*(method 'lora'|a low-rank method)"):
         balora.adapt(model, method=method, **({} if method == "full" else {"rank": 4}))
     assert torch.equal(model(tokens).logits, logits)
-    balora.adapt(model, method="lora", rank=4)  # the way out that the sentence names
+    balora.adapt(model, method="lora", rank=4)  # the alternative that the message names
 
 
-def test_a_tied_head_is_refused_and_named():
+def test_a_tied_head_is_refused():
     with pytest.raises(BALoraError, match=r"lm_head shares its weight with .*embed_tokens\.weight \(tied embeddings\)"):
         balora.adapt(tiny_llama(tie_word_embeddings=True), rank=4, target_modules=["lm_head", "q_proj"])
 
 
-def test_an_untied_head_may_be_adapted():
+def test_an_untied_head_can_be_adapted():
     tokens = torch.arange(4, 12)[None]
     expected = tiny_llama(tie_word_embeddings=False)(tokens).logits
     model = balora.adapt(tiny_llama(tie_word_embeddings=False), rank=4, target_modules=["lm_head", "q_proj"])
@@ -189,14 +189,14 @@ def test_an_untied_head_may_be_adapted():
     torch.testing.assert_close(model(tokens).logits, expected, atol=1e-5, rtol=0)
 
 
-def test_two_layers_that_share_one_parameter_are_refused():
+def test_layers_that_share_one_parameter_are_refused():
     model = tiny_llama()
     model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
     with pytest.raises(BALoraError, match="shares its weight"):
         balora.adapt(model, rank=4)
 
 
-def test_two_layers_that_share_storage_unseen_are_caught_by_the_probe():
+def test_layers_that_share_memory_are_detected_by_the_changed_function():
     model = tiny_llama()
     first, second = (model.model.layers[i].mlp.up_proj for i in (0, 1))
     second.weight = nn.Parameter(first.weight.data)  # another Parameter over the same memory

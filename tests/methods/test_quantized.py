@@ -1,4 +1,4 @@
-"""Frozen weights in 4 and 8 bits: decomposed in full precision, then rounded (QLoRA, QPiSSA, QBA-LoRA)."""
+"""Frozen weights in 4 and 8 bits: decomposed in full precision, then quantized (QLoRA, QPiSSA, QBA-LoRA)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytest.importorskip("bitsandbytes", reason="bitsandbytes is absent: pip install 
 WITH_BITS = [name for name, method in METHODS.items() if "bits" in method.options and not name.startswith("q")]
 NF4 = [-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0]
 NF4 += [0.0795803, 0.1609302, 0.24611230, 0.33791524, 0.44070983, 0.56261700, 0.72295684, 1.0]
-"""The sixteen levels (Dettmers et al., QLoRA, appendix E)."""
+"""Levels of NF4 (Dettmers et al., QLoRA, appendix E)."""
 
 
 def quantized(model: nn.Module) -> dict[str, QuantizedLinear]:
@@ -40,7 +40,7 @@ def tokens(model: nn.Module) -> dict[str, torch.Tensor]:
 # -- the layers -------------------------------------------------------------------------------------------------------
 
 
-def test_four_bits_are_the_nearest_of_sixteen_levels_block_by_block():
+def test_nf4_rounds_to_the_nearest_level_of_each_block():
     layer = rounded(nn.Linear(64, 48), 4, double=False)
     blocks = layer.before.reshape(-1, 64).double()
     largest = blocks.abs().amax(1, keepdim=True)
@@ -49,7 +49,7 @@ def test_four_bits_are_the_nearest_of_sixteen_levels_block_by_block():
     torch.testing.assert_close(layer.dequantized().reshape(-1, 64).double(), nearest, atol=1e-6, rtol=0)
 
 
-def test_rounded_scales_cost_little_more():
+def test_quantized_scales_add_little_error():
     once, twice = (rounded(nn.Linear(256, 96), 4, double=double) for double in (False, True))
     error = [float(torch.dist(layer.dequantized(), layer.before) / layer.before.norm()) for layer in (once, twice)]
     assert 0.05 < error[0] < error[1] < 1.03 * error[0]
@@ -60,7 +60,7 @@ def test_rounded_scales_cost_little_more():
     )
 
 
-def test_eight_bits_are_255_levels_row_by_row():
+def test_8_bits_round_to_255_levels_per_row():
     layer = rounded(nn.Linear(50, 7), 8)
     step = layer.before.abs().amax(1, keepdim=True) / 127
     assert ((layer.dequantized() - layer.before).abs() <= 0.51 * step + 1e-3 * layer.before.abs()).all()
@@ -71,14 +71,14 @@ def test_eight_bits_are_255_levels_row_by_row():
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize(
     "columns", [64, 48, 33]
-)  # rows of 48 lie across blocks, where bitsandbytes' own product is wrong
+)  # rows of 48 cross block boundaries, for which bitsandbytes' own product is wrong
 @pytest.mark.parametrize("training", [True, False])
-def test_forward_and_gradient_are_those_of_the_rounded_weight(bits, columns, training):
+def test_forward_and_gradient_use_the_dequantized_weight(bits, columns, training):
     layer = rounded(nn.Linear(columns, 96), bits).train(training)
     assert torch.dist(layer.dequantized(), layer.before) < 0.11 * layer.before.norm()
     x = torch.randn(3, 5, columns, requires_grad=True)
     with torch.no_grad():
-        layer.eval()(x)  # an evaluation in between changes nothing
+        layer.eval()(x)  # an evaluation in between has no effect
     layer.train(training)
     found = layer(x)
     found.square().sum().backward()
@@ -88,7 +88,7 @@ def test_forward_and_gradient_are_those_of_the_rounded_weight(bits, columns, tra
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_autocast_computes_in_its_dtype_and_leaves_the_bias_alone(bits):
+def test_autocast_sets_the_dtype_and_keeps_the_bias(bits):
     layer = rounded(nn.Linear(64, 32), bits)
     bias = layer.bias.detach().clone()
     with torch.autocast("cpu", torch.bfloat16):
@@ -98,7 +98,7 @@ def test_autocast_computes_in_its_dtype_and_leaves_the_bias_alone(bits):
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_casting_or_copying_a_model_leaves_what_is_rounded_alone(bits):
+def test_copies_and_casts_keep_the_quantized_weight(bits):
     layer = rounded(nn.Linear(64, 32), bits)
     expected = layer.dequantized()
     layer(torch.randn(2, 64))
@@ -122,7 +122,7 @@ def rounded(linear: nn.Linear, bits: int, *, double: bool = True):
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_gpt2, tiny_bert, tiny_bart])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_what_is_rounded_is_the_residual(make, bits):
+def test_the_residual_is_quantized(make, bits):
     exact = dict(lora_layers(adapted(make, "pissa")))
     model = adapted(make, "pissa", bits=bits)
     found = dict(lora_layers(model))
@@ -135,7 +135,7 @@ def test_what_is_rounded_is_the_residual(make, bits):
         assert 1e-4 < error < {4: 0.12, 8: 0.015}[bits], name
         for kind in ("lora_A", "lora_B"):
             assert torch.equal(getattr(layer, kind)["default"].weight, getattr(exact[name], kind)["default"].weight)
-    # Its ordinary form, put together from the same numbers, is the same function.
+    # An ordinary model with the dequantized weights and the same factors computes the same function.
     plain = copy.deepcopy(model).unload()
     dequantize(plain, torch.float32)
     assert not quantized(plain)
@@ -148,7 +148,7 @@ def test_what_is_rounded_is_the_residual(make, bits):
 
 
 @pytest.mark.parametrize("method", WITH_BITS)
-def test_every_method_that_has_the_option_carries_it(method):
+def test_every_method_with_the_option_trains_on_quantized_weights(method):
     model = adapted(tiny_llama, method, bits=8 if method == "dora" else 4)
     full = adapted(tiny_llama, method)
     assert {n for n, p in model.named_parameters() if p.requires_grad} == {
@@ -159,19 +159,19 @@ def test_every_method_that_has_the_option_carries_it(method):
     model.train()(**batch).loss.backward()
     moved = [p for p in model.parameters() if p.grad is not None and p.grad.abs().max() > 0]
     assert len(moved) >= 14
-    # Built again from its initial values it is the same, to the bit.
-    start = initial_state_of(model)
+    # The model built from stored initial values is equal to the bit.
+    state = initial_state_of(model)
     again = balora.adapt(
         tiny_llama(),
         method,
         rank=4,
         initial={name: p.detach() for name, p in stored_parameters(model)},
-        **start.options.extra,
+        **state.options.extra,
     )
     assert torch.equal(logits(again, tokens(model)), logits(model, tokens(model)))
 
 
-def test_heads_embeddings_and_what_stays_in_float32_are_left_alone():
+def test_heads_embeddings_and_float32_layers_are_not_quantized():
     names = quantized(adapted(tiny_bert, "qlora"))
     assert any("attention" in name for name in names) and not any("classifier" in name for name in names)
     assert not any("lm_head" in name or "embed" in name for name in quantized(adapted(tiny_llama, "qlora")))
@@ -180,7 +180,7 @@ def test_heads_embeddings_and_what_stays_in_float32_are_left_alone():
     )  # its forward casts to the weight's dtype
 
 
-def test_the_teacher_is_the_rounded_model_after_any_step():
+def test_the_teacher_is_the_quantized_model_after_steps():
     model = adapted(tiny_llama, "qbalora")
     inputs, expected = tokens(model), logits(model, tokens(model))
     teacher = balora.PretrainedTeacher(model)
@@ -192,7 +192,7 @@ def test_the_teacher_is_the_rounded_model_after_any_step():
         assert torch.equal(model(**inputs).logits, expected)
 
 
-def test_dora_in_four_bits_needs_whole_blocks():
+def test_dora_in_4_bits_needs_rows_of_full_blocks():
     make, targets = partial(tiny_llama, hidden=64), {"target_modules": ["q_proj", "v_proj"]}
     assert_alike = partial(torch.testing.assert_close, atol=1e-4, rtol=1e-4)
     model, lora = (adapted(make, method, bits=4, **targets) for method in ("dora", "lora"))
@@ -219,11 +219,11 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     torch.testing.assert_close(*gradients)
 
 
-# -- how far from the pre-trained model -------------------------------------------------------------------------------
+# -- distance from the pre-trained model -------------------------------------------------------------------------------
 
 
-def test_rounding_the_residual_loses_less_on_real_weights(stories):
-    """The point of QPiSSA: what is rounded is smaller, and so is the rounding."""
+def test_quantizing_the_residual_has_a_smaller_error_on_real_weights(stories):
+    """The residual of QPiSSA is smaller than the weight, and so is its quantization error."""
     full = AutoModelForCausalLM.from_pretrained(stories)
     text = torch.randint(3, 500, (1, 60), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -233,12 +233,12 @@ def test_rounding_the_residual_loses_less_on_real_weights(stories):
         model = balora.adapt(AutoModelForCausalLM.from_pretrained(stories), method, rank=rank, bits=bits).eval()
         with torch.no_grad():
             divergence = float(consistency(model(text).logits[0], expected, 1.0))
-        lost = kept = 0.0
+        error = norm = 0.0
         for name, layer in lora_layers(model):
             weight = full.get_submodule(name).weight.detach()
             now = layer.get_base_layer().dequantized() + layer.get_delta_weight("default").detach()
-            lost, kept = lost + float((now - weight).square().sum()), kept + float(weight.square().sum())
-        return (lost / kept) ** 0.5, divergence
+            error, norm = error + float((now - weight).square().sum()), norm + float(weight.square().sum())
+        return (error / norm) ** 0.5, divergence
 
     qlora, small, large = distances("qlora", 8, 4), distances("qpissa", 8, 4), distances("qpissa", 32, 4)
     assert 0.085 < qlora[0] < 0.1
@@ -248,7 +248,7 @@ def test_rounding_the_residual_loses_less_on_real_weights(stories):
     assert eight[0] < 0.007 and eight[1] < 0.003
 
 
-# -- models that come quantized ---------------------------------------------------------------------------------------
+# -- models that are loaded quantized ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=[4, 8])
@@ -258,7 +258,7 @@ def bits_and_model(request, tmp_path):
     return request.param, AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=BitsAndBytesConfig(**kind))
 
 
-def test_a_model_loaded_in_few_bits_takes_a_lora(bits_and_model):
+def test_a_lora_on_a_model_loaded_in_few_bits(bits_and_model):
     bits, loaded = bits_and_model
     model = balora.adapt(loaded, "lora", rank=4)
     assert {layer.bits for layer in quantized(model).values()} == {bits} and len(quantized(model)) == 14
@@ -268,7 +268,7 @@ def test_a_model_loaded_in_few_bits_takes_a_lora(bits_and_model):
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-def test_a_model_loaded_in_few_bits_cannot_be_decomposed(bits_and_model):
+def test_a_model_loaded_in_few_bits_is_not_decomposed(bits_and_model):
     bits, loaded = bits_and_model
     with pytest.raises(
         BALoraError,
@@ -279,10 +279,10 @@ def test_a_model_loaded_in_few_bits_cannot_be_decomposed(bits_and_model):
         balora.adapt(loaded, "lora", rank=4, bits=12 - bits)
 
 
-# -- what cannot be ---------------------------------------------------------------------------------------------------
+# -- refused ---------------------------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_quantized_says_so(monkeypatch):
+def test_models_that_cannot_be_quantized_are_refused(monkeypatch):
     with pytest.raises(
         BALoraError,
         match=r"stacks the weights of several experts\. The layers of bitsandbytes do not support.*Leave out method\.bits",

@@ -25,18 +25,18 @@ CLASSIFIERS = {"bert": tiny_bert, "roberta": tiny_roberta, "llama": llama_classi
 
 @pytest.mark.parametrize("adapted", [False, True])
 @pytest.mark.parametrize("name", CLASSIFIERS)
-def test_the_final_layer_of_the_features_is_the_logits(name, adapted):
+def test_the_final_layer_maps_the_pooled_features_to_the_logits(name, adapted):
     model = CLASSIFIERS[name]()
     if adapted:
         model = balora.adapt(model, rank=4)
-        for parameter in model.parameters():  # tell peft's trained copy of the head from the one below it
+        for parameter in model.parameters():  # so that peft's trained copy of the head differs from the original
             if parameter.requires_grad:
                 parameter.data.add_(0.1)
     tokens = torch.tensor([[5, 6, 7, 8, 9], [10, 11, 12, 0, 0]])
     inputs = {"input_ids": tokens, "attention_mask": tokens.ne(0).long()}
-    with pooled_features(model, inputs) as caught:
+    with pooled_features(model, inputs) as recorded:
         logits = model(**inputs).logits
-    features = caught[-1]
+    features = recorded[-1]
     assert features.shape == (2, 32)
     assert features.requires_grad
     head = final_linear(model)
@@ -44,31 +44,31 @@ def test_the_final_layer_of_the_features_is_the_logits(name, adapted):
     torch.testing.assert_close(head(features), logits, atol=1e-6, rtol=1e-5)
 
 
-def test_a_decoder_pools_at_the_last_token_that_is_not_padding_on_either_side():
+def test_a_decoder_pools_the_last_token_with_padding_on_either_side():
     model = llama_classifier()
     for row in ([10, 11, 12, 0, 0], [0, 0, 10, 11, 12]):
         tokens = torch.tensor([row, [5, 6, 7, 8, 9]])
         inputs = {"input_ids": tokens, "attention_mask": tokens.ne(0).long()}
-        with pooled_features(model, inputs) as caught:
+        with pooled_features(model, inputs) as recorded:
             logits = model(**inputs).logits
-        torch.testing.assert_close(model.score(caught[-1]), logits, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(model.score(recorded[-1]), logits, atol=1e-6, rtol=1e-5)
 
 
-def test_a_decoder_without_padding_pools_at_the_end():
+def test_a_decoder_without_a_padding_token_pools_the_last_position():
     model = llama_classifier(pad_token_id=None)
     tokens = torch.tensor([[5, 6, 7, 8, 9]])
-    with pooled_features(model, {"input_ids": tokens}) as caught:
+    with pooled_features(model, {"input_ids": tokens}) as recorded:
         logits = model(input_ids=tokens).logits
-    torch.testing.assert_close(model.score(caught[-1]), logits, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(model.score(recorded[-1]), logits, atol=1e-6, rtol=1e-5)
 
 
-def test_the_hook_is_gone_afterwards_also_after_an_error():
+def test_the_hook_is_removed_after_an_error():
     model = tiny_bert()
     tokens = torch.tensor([[5, 6, 7]])
-    with pytest.raises(RuntimeError, match="inside"), pooled_features(model, {}) as caught:
+    with pytest.raises(RuntimeError, match="inside"), pooled_features(model, {}) as recorded:
         raise RuntimeError("inside")
     model(tokens)
-    assert caught == []
+    assert recorded == []
 
 
 def test_a_model_without_a_head_is_refused():

@@ -1,4 +1,4 @@
-"""The head skipped and written down, against the model's own logits: every kind of head that families have."""
+"""Hidden states and LinearHead against the model's own logits, for every kind of head in the model families."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def pissa(make) -> nn.Module:
 
 
 def adapted_head() -> nn.Module:
-    """A LoRA on an untied output layer."""
+    """Model with a LoRA on an untied output layer."""
     return balora.adapt(tiny_llama(tie_word_embeddings=False), rank=4, target_modules=["q_proj", "lm_head"])
 
 
 def copied_head() -> nn.Module:
-    """An output layer that peft trains whole, in a copy."""
+    """Model in which peft trains a copy of the output layer."""
     torch.manual_seed(1)
     settings = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
     return get_peft_model(tiny_llama(tie_word_embeddings=False), settings)
@@ -58,7 +58,7 @@ MODELS = {
     "bart, offset": lambda: pissa(bart_with_offset),
     "t5, tied and scaled": lambda: pissa(tiny_t5),
     "adapted head": adapted_head,
-    "head trained whole": copied_head,
+    "copied head": copied_head,
     "full": lambda: balora.adapt(tiny_llama(), method="full"),
 }
 
@@ -76,7 +76,7 @@ def batch(model: nn.Module) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
 
 
 def push(model: nn.Module) -> None:
-    """Move the trainable tensors away from their start, as steps would."""
+    """Change all trainable tensors, as training steps would."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -85,22 +85,22 @@ def push(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_hidden_states_and_the_written_down_head_make_the_models_logits(name):
+def test_hidden_states_and_head_give_the_models_logits(name):
     model = MODELS[name]()
     push(model)
     inputs, _ = batch(model)
     expected = model(**inputs).logits
-    headless = HiddenStateExtractor(model)
-    hidden, outputs = headless.hidden_states(model, inputs)
-    assert outputs.logits.numel() == 0, "no logits are made"
-    found = headless.head().logits(hidden)
+    extractor = HiddenStateExtractor(model)
+    hidden, outputs = extractor.hidden_states(model, inputs)
+    assert outputs.logits.numel() == 0, "no logits are computed"
+    found = extractor.head().logits(hidden)
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
-    assert headless.head_matches(model, inputs)
-    assert torch.equal(model(**inputs).logits, expected), "the model is as it was"
+    assert extractor.head_matches(model, inputs)
+    assert torch.equal(model(**inputs).logits, expected), "the model is unchanged"
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_fused_path_gives_the_plain_paths_loss_and_gradients(name):
+def test_the_fused_path_equals_the_plain_path(name):
     model = MODELS[name]()
     teacher = PretrainedTeacher(model)
     push(model)
@@ -115,7 +115,7 @@ def test_the_fused_path_gives_the_plain_paths_loss_and_gradients(name):
         parts.loss.backward()
         gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
         results[path] = parts, gradients
-        assert step._fused == (path == "fused"), "the fused path was really taken"
+        assert step._fused == (path == "fused"), "the requested path was used"
     (plain, expected), (fused, found) = results["plain"], results["fused"]
     for part in ("loss", "task", "consistency", "diversity", "spectral"):
         found_value, expected_value = (float(getattr(parts, part).detach()) for parts in (fused, plain))
@@ -126,7 +126,7 @@ def test_the_fused_path_gives_the_plain_paths_loss_and_gradients(name):
         assert (found[tensor] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-6 * size, tensor
 
 
-def test_mixture_of_experts_keep_their_balancing_loss():
+def test_mixtures_of_experts_keep_their_balancing_loss():
     model = balora.adapt(tiny_causal("Mixtral", output_router_logits=True), rank=4, target_modules=["q_proj"])
     teacher = PretrainedTeacher(model)
     inputs, labels = batch(model)
@@ -141,7 +141,7 @@ def test_mixture_of_experts_keep_their_balancing_loss():
 
 @pytest.mark.parametrize("name", ["llama", "gemma2, cap", "adapted head", "bart, offset", "full"])
 def test_the_fused_path_in_bfloat16(name):
-    """The adapter stays float32 over a bfloat16 model; an adapted head has both."""
+    """The adapter is float32 on a bfloat16 model; an adapted head has both dtypes."""
     make = {
         "gemma2, cap": lambda: tiny_causal("Gemma2", final_logit_softcapping=1.5),
         "bart, offset": bart_with_offset,
@@ -167,7 +167,7 @@ def test_the_fused_path_in_bfloat16(name):
 
 
 class SquaredLogits(nn.Module):
-    """Stands for a family whose head does what nobody has heard of."""
+    """A model that changes its logits in an unknown way."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -183,25 +183,25 @@ class SquaredLogits(nn.Module):
         return outputs
 
 
-def test_an_unknown_head_falls_back_to_the_plain_path_and_says_so(caplog):
+def test_an_unknown_head_uses_the_plain_path_with_a_warning(caplog):
     model = SquaredLogits(balora.adapt(tiny_llama(), rank=4))
     inputs, labels = batch(model)
-    headless = HiddenStateExtractor(model)
-    assert headless.head() is not None
-    assert not headless.head_matches(model, inputs)
+    extractor = HiddenStateExtractor(model)
+    assert extractor.head() is not None
+    assert not extractor.head_matches(model, inputs)
     objective = Objective(STRONG, "generation")
     step = GenerationStep(model, objective, PretrainedTeacher(model))
     with caplog.at_level(logging.WARNING, logger="balora"):
         parts, _, _ = step.train(model, inputs, labels, objective.weights(0.0), num_items=None, share=1.0)
         step.train(model, inputs, labels, objective.weights(0.0), num_items=None, share=1.0)
     assert [r.message for r in caplog.records if "not a plain linear map" in r.message], caplog.text
-    assert len(caplog.records) == 1, "said once"
+    assert len(caplog.records) == 1, "one warning"
     mask, targets = valid_targets(labels, shift=True)
     expected = nn.functional.cross_entropy(model(**inputs).logits[mask], targets)
     assert float(parts.task) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
-def test_dropout_on_an_adapted_head_takes_the_plain_path():
+def test_dropout_on_an_adapted_head_uses_the_plain_path():
     model = balora.adapt(
         tiny_llama(tie_word_embeddings=False), rank=4, target_modules=["lm_head", "q_proj"], dropout=0.1
     )
@@ -209,56 +209,56 @@ def test_dropout_on_an_adapted_head_takes_the_plain_path():
     assert not HiddenStateExtractor(model).head_matches(model, batch(model)[0])
 
 
-def test_a_switched_off_adapter_on_the_head_is_not_written_down():
+def test_a_head_with_a_disabled_adapter_is_not_a_linear_head():
     model = adapted_head()
     with model.disable_adapter():
         assert HiddenStateExtractor(model).head() is None
 
 
-def test_bfloat16_and_autocast_still_take_the_fused_path():
+def test_bfloat16_and_autocast_use_the_fused_path():
     model = balora.adapt(tiny_llama().bfloat16(), rank=4)
     inputs, _ = batch(model)
     assert HiddenStateExtractor(model).head_matches(model, inputs)
     model = balora.adapt(tiny_llama(), rank=4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        # What accelerate does to the model for `bf16=True`: its forward alone is under autocast.
+        # With `bf16=True` accelerate puts only the forward under autocast.
         narrow = HiddenStateExtractor(model).head_matches(model, inputs)
     assert narrow
 
-    def under_autocast(**given):
+    def under_autocast(**kwargs):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return model(**given)
+            return model(**kwargs)
 
     assert HiddenStateExtractor(model).head_matches(under_autocast, inputs)
 
 
-def test_a_wrong_scale_is_seen_in_bfloat16_too():
+def test_a_wrong_scale_is_detected_in_bfloat16():
     model = tiny_llama().bfloat16()
-    model.config.logit_scale = 1.1  # a Llama pays no heed to it
+    model.config.logit_scale = 1.1  # Llama ignores this setting
     assert not HiddenStateExtractor(model).head_matches(model, batch(model)[0])
 
 
-def test_the_outputs_keep_their_graph_for_ddp_to_follow():
+def test_the_outputs_have_a_graph_for_ddp():
     model = balora.adapt(tiny_llama(), rank=4)
     _, outputs = HiddenStateExtractor(model).hidden_states(model, batch(model)[0])
     assert outputs.logits.grad_fn is not None
 
 
-def test_the_head_is_itself_again_after_an_error_and_beside_a_hook():
+def test_the_output_layers_forward_is_restored_after_an_error_and_with_a_hook():
     model = tiny_llama()
     inputs, _ = batch(model)
-    headless = HiddenStateExtractor(model)
+    extractor = HiddenStateExtractor(model)
     with pytest.raises(ValueError, match="exactly one of"):
-        headless.hidden_states(model, {"nonsense": inputs["input_ids"][0]})
+        extractor.hidden_states(model, {"nonsense": inputs["input_ids"][0]})
     assert "forward" not in model.lm_head.__dict__
-    # accelerate leaves its device hooks as an attribute of the module; they must survive.
+    # accelerate stores its device hooks as an attribute of the module; they must stay.
     calls = []
-    own = model.lm_head.forward
-    model.lm_head.forward = lambda *args: calls.append(1) or own(*args)
-    hidden, _ = headless.hidden_states(model, inputs)
+    original = model.lm_head.forward
+    model.lm_head.forward = lambda *args: calls.append(1) or original(*args)
+    hidden, _ = extractor.hidden_states(model, inputs)
     expected = model(**inputs).logits
     assert len(calls) == 2
-    torch.testing.assert_close(headless.head().logits(hidden), expected)
+    torch.testing.assert_close(extractor.head().logits(hidden), expected)
 
 
 def test_a_model_without_a_head_is_refused():
@@ -266,14 +266,14 @@ def test_a_model_without_a_head_is_refused():
         HiddenStateExtractor(tiny_bert().bert)
 
 
-def test_targets_of_a_causal_model_are_one_to_the_right():
+def test_targets_of_a_causal_model_are_the_next_tokens():
     labels = torch.tensor([[-100, 5, 6, 7], [8, -100, -100, 9]])
     mask, targets = valid_targets(labels, shift=True)
     assert mask.tolist() == [[True, True, True, False], [False, False, True, False]]
     assert targets.tolist() == [5, 6, 7, 9]
 
 
-def test_targets_of_an_encoder_decoder_stand_where_they_are():
+def test_targets_of_an_encoder_decoder_are_not_shifted():
     labels = torch.tensor([[-100, 5], [8, -100]])
     mask, targets = valid_targets(labels, shift=False)
     assert mask.tolist() == [[False, True], [True, False]]
@@ -281,13 +281,13 @@ def test_targets_of_an_encoder_decoder_stand_where_they_are():
 
 
 @pytest.mark.parametrize("labels", [[[7]], [[-100, -100]], [[7, -100]]])
-def test_nothing_to_predict_leaves_nothing(labels):
+def test_labels_without_a_target(labels):
     mask, targets = valid_targets(torch.tensor(labels), shift=True)
     assert not mask.any()
     assert targets.numel() == 0
 
 
-def test_the_first_label_is_never_a_target_and_the_last_position_never_predicts():
+def test_the_first_label_and_the_last_position_are_not_used():
     labels = torch.arange(1, 13).reshape(3, 4)
     mask, targets = valid_targets(labels, shift=True)
     assert mask[:, -1].sum() == 0
@@ -295,7 +295,7 @@ def test_the_first_label_is_never_a_target_and_the_last_position_never_predicts(
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2, cap", "bart, offset", "granite, scale"])
-def test_the_models_own_logits_at_some_positions(name):
+def test_the_models_logits_at_some_positions(name):
     model = MODELS[name]()
     inputs, labels = batch(model)
     mask, _ = valid_targets(labels, shift=True)
@@ -305,12 +305,12 @@ def test_the_models_own_logits_at_some_positions(name):
     assert HiddenStateExtractor(model).logits_at(model, inputs, torch.zeros_like(mask)).shape == (0, 97)
 
 
-def test_neither_the_trial_of_the_head_nor_the_first_check_makes_a_whole_batch_of_logits(monkeypatch):
+def test_the_checks_of_head_and_start_compute_few_logits(monkeypatch):
     monkeypatch.setattr("balora.models.hidden_states.SAMPLE_POSITIONS", 5)
     model = balora.adapt(tiny_llama(), rank=4)
     inputs, labels = batch(model)
     rows = []
-    model.get_output_embeddings().register_forward_hook(lambda _, given, made: rows.append(made[..., 0].numel()))
+    model.get_output_embeddings().register_forward_hook(lambda _, args, output: rows.append(output[..., 0].numel()))
     objective = Objective(STRONG, "generation")
     step = GenerationStep(model, objective, PretrainedTeacher(model))
     assert step.start_divergence(model, inputs, labels)[0] < 1e-9

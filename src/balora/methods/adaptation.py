@@ -187,7 +187,7 @@ def load_trainable(model: nn.Module, values: Mapping[str, Tensor], *, strict: bo
     Args:
         model: An adapted model.
         values: Values by parameter name.
-        strict: Whether a trainable tensor without a value is an error.
+        strict: True if a trainable tensor without a value is an error.
 
     Raises:
         BALoraError: A tensor is missing, unknown, or of another shape.

@@ -114,21 +114,21 @@ class Method:
     """Function that computes initial values from the weights or from data. It may return another model."""
     form: Form = "lora"
     low_rank: bool = True
-    """Whether the change is a sum of low-rank products, so that it can be exported as a LoRA."""
+    """True if the change is a sum of low-rank products, so that it can be exported as a LoRA."""
     mergeable: bool = True
-    """Whether the change can be merged into the pre-trained weights."""
+    """True if the change can be merged into the pre-trained weights."""
     residual_base: bool = False
-    """Whether the frozen weights are a residual, W - s·B₀A₀. Without the adapter, such a model is not the pre-trained one."""
+    """True if the frozen weights are a residual, W - s·B₀A₀. Without the adapter, such a model is not the pre-trained one."""
     uneven: bool = False
-    """Whether ``initialize`` chooses a rank for each layer."""
+    """True if ``initialize`` chooses a rank for each layer."""
     regularized: bool = False
-    """Whether the regularizers are on by default."""
+    """True if the regularizers are on by default."""
     options: Mapping[str, Option] = dataclasses.field(default_factory=dict)
     """Options of this method alone, by name."""
     needs_data: bool = False
-    """Whether the initial values are computed from training data."""
+    """True if the initial values are computed from training data."""
     needs_steps: bool = False
-    """Whether the method must know the number of optimizer steps."""
+    """True if the method must know the number of optimizer steps."""
     optimizer: Callable[..., Optimizer] | None = None
     """Function that makes the optimizer, if the method needs a special one. Its arguments: the model, the Trainer's optimizer
     class and its keyword arguments, and the method's options."""
@@ -142,11 +142,13 @@ class Method:
     restore: Callable[[nn.Module, Mapping[str, Tensor]], None] | None = None
     """Function that loads the tensors of ``state`` into a resumed model."""
 
-    def __getattr__(self, name: str) -> Any:
-        new = _new_name(name)
-        if new == name:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return getattr(self, new)
+    if not TYPE_CHECKING:  # a __getattr__ would hide misspelt attributes from mypy
+
+        def __getattr__(self, name: str) -> Any:
+            new = _new_name(name)
+            if new == name:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            return getattr(self, new)
 
     def build(self, model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
         """Add the trainable tensors to a pre-trained model and set their initial values.

@@ -6,7 +6,8 @@ Importing this module imports neither torch nor peft nor transformers.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from balora.errors import BALoraError, suggest
@@ -41,8 +42,14 @@ def option_problems(spec: Method, given: Mapping[str, Any]) -> list[str]:
     return check_values(spec.name, spec.options, given, lambda key: [n for n, m in METHODS.items() if key in m.options])
 
 
-def _lazy(path: str) -> LazyFunction:
-    return LazyFunction(f"balora.methods.{path}")
+def _lazy(path: str, **settings: Any) -> Callable[..., Any]:
+    function = LazyFunction(f"balora.methods.{path}")
+    return functools.partial(function, **settings) if settings else function
+
+
+def _variant(base: Method, **changes: Any) -> Method:
+    """Register a copy of a method with other values in some fields."""
+    return register(dataclasses.replace(base, **changes))
 
 
 _BITS = "bits of the frozen weights, quantized after the adapter is initialized: 4 (NF4) or 8"
@@ -58,36 +65,40 @@ _SVD = {
 _ACTIVATIONS = ("gelu", "relu", "silu")
 _BETWEEN = "activation between the two layers of each adapter"
 
-_full = Method(
-    name="full",
-    summary="Full fine-tuning: every weight learns.",
-    paper="-",
-    trains="all weights",
-    wrap=_lazy("unfreeze:unfreeze_all"),
-    form="model",
-    low_rank=False,
+_full = register(
+    Method(
+        name="full",
+        summary="Full fine-tuning: every weight learns.",
+        paper="-",
+        trains="all weights",
+        wrap=_lazy("unfreeze:unfreeze_all"),
+        form="model",
+        low_rank=False,
+    )
 )
-_bitfit = Method(
+_variant(
+    _full,
     name="bitfit",
     summary="Only the bias terms learn.",
     paper="Ben Zaken et al., BitFit, 2021",
     trains="biases (and a classification head)",
     wrap=_lazy("unfreeze:unfreeze_biases"),
     form="tensors",
-    low_rank=False,
 )
-_houlsby = Method(
-    name="houlsby",
-    summary="A small network after attention and after the feed-forward layer of each block; rank is its width.",
-    paper="Houlsby et al., 2019",
-    trains="adapters, layer norms (and a classification head)",
-    wrap=_lazy("layers.bottleneck_adapters:wrap_houlsby"),
-    form="tensors",
-    low_rank=False,
-    mergeable=False,
-    options={"activation": choice("gelu", _BETWEEN, _ACTIVATIONS)},
+_houlsby = register(
+    Method(
+        name="houlsby",
+        summary="A small network after attention and after the feed-forward layer of each block; rank is its width.",
+        paper="Houlsby et al., 2019",
+        trains="adapters, layer norms (and a classification head)",
+        wrap=_lazy("layers.bottleneck_adapters:wrap_houlsby"),
+        form="tensors",
+        low_rank=False,
+        mergeable=False,
+        options={"activation": choice("gelu", _BETWEEN, _ACTIVATIONS)},
+    )
 )
-_pfeiffer = dataclasses.replace(
+_variant(
     _houlsby,
     name="pfeiffer",
     summary="A small network after the feed-forward layer of each block; rank is its width.",
@@ -96,22 +107,25 @@ _pfeiffer = dataclasses.replace(
     wrap=_lazy("layers.bottleneck_adapters:wrap_pfeiffer"),
     options={"activation": choice("relu", _BETWEEN, _ACTIVATIONS)},
 )
-_lora = Method(
-    name="lora",
-    summary="A random, B zero; the pre-trained weights are frozen.",
-    paper="Hu et al., LoRA, 2021",
-    trains="A, B (and a classification head)",
-    wrap=_lazy("layers.peft_lora:wrap_lora"),
-    options=_QUANTIZATION,
+_lora = register(
+    Method(
+        name="lora",
+        summary="A random, B zero; the pre-trained weights are frozen.",
+        paper="Hu et al., LoRA, 2021",
+        trains="A, B (and a classification head)",
+        wrap=_lazy("layers.peft_lora:wrap_lora"),
+        options=_QUANTIZATION,
+    )
 )
-_rslora = dataclasses.replace(
+_variant(
     _lora,
     name="rslora",
     summary="LoRA scaled by alpha / √rank.",
     paper="Kalajdzievski, rsLoRA, 2023",
-    wrap=_lazy("layers.peft_lora:wrap_rslora"),
+    wrap=_lazy("layers.peft_lora:wrap_lora", use_rslora=True),
 )
-_adalora = Method(
+_variant(
+    _lora,
     name="adalora",
     summary="P Λ Q with an orthogonality penalty; ranks are pruned by importance on a schedule.",
     paper="Zhang et al., AdaLoRA, 2023",
@@ -136,16 +150,16 @@ _adalora = Method(
     state=_lazy("layers.adalora:allocator_state"),
     restore=_lazy("layers.adalora:restore_allocator"),
 )
-_dora = dataclasses.replace(
+_variant(
     _lora,
     name="dora",
     summary="LoRA that trains the magnitude (column norms of W) and the direction separately.",
     paper="Liu et al., DoRA, 2024",
     trains="m, A, B (and a classification head)",
-    wrap=_lazy("layers.peft_lora:wrap_dora"),
+    wrap=_lazy("layers.peft_lora:wrap_lora", use_dora=True),
     check=_lazy("layers.peft_lora:check_dora"),
 )
-_loraplus = dataclasses.replace(
+_variant(
     _lora,
     name="loraplus",
     summary="LoRA with a higher learning rate for B than for A.",
@@ -153,7 +167,7 @@ _loraplus = dataclasses.replace(
     options={"lr_ratio": number(16.0, "learning rate of B over that of A"), **_QUANTIZATION},
     optimizer=_lazy("optimizers:make_loraplus"),
 )
-_lorafa = dataclasses.replace(
+_variant(
     _lora,
     name="lorafa",
     summary="LoRA with A frozen at its random initial values, and a corrected gradient of B.",
@@ -162,7 +176,7 @@ _lorafa = dataclasses.replace(
     wrap=_lazy("optimizers:wrap_lorafa"),
     optimizer=_lazy("optimizers:make_lorafa"),
 )
-_loraga = dataclasses.replace(
+_loraga = _variant(
     _lora,
     name="loraga",
     summary="A and B from the gradient's singular directions; their product is subtracted from the weights.",
@@ -177,7 +191,7 @@ _loraga = dataclasses.replace(
         **_QUANTIZATION,
     },
 )
-_milora = dataclasses.replace(
+_milora = _variant(
     _lora,
     name="milora",
     summary="A and B start as the minor singular components; the principal part is frozen.",
@@ -186,14 +200,14 @@ _milora = dataclasses.replace(
     initialize=_lazy("init.residual_init:initialize_milora"),
     residual_base=True,
 )
-_olora = dataclasses.replace(
+_variant(
     _milora,
     name="olora",
     summary="A and B start from a QR decomposition, B orthonormal; the rest is frozen.",
     paper="Büyükakyüz, OLoRA, 2024",
     initialize=_lazy("init.residual_init:initialize_olora"),
 )
-_corda = dataclasses.replace(
+_corda = _variant(
     _loraga,
     name="corda",
     summary="Decomposes each weight by the covariance of its inputs; the smallest (kpm) or largest (ipm) components learn.",
@@ -210,7 +224,7 @@ _corda = dataclasses.replace(
         **_QUANTIZATION,
     },
 )
-_cordapp = dataclasses.replace(
+_variant(
     _corda,
     name="cordapp",
     summary="CorDA++: CorDA (kpm) with a covariance and a rank chosen for each layer from the data.",
@@ -226,7 +240,7 @@ _cordapp = dataclasses.replace(
         **_QUANTIZATION,
     },
 )
-_pissa = dataclasses.replace(
+_pissa = _variant(
     _milora,
     name="pissa",
     summary="A and B start as the principal singular components; the residual is frozen.",
@@ -234,38 +248,31 @@ _pissa = dataclasses.replace(
     initialize=_lazy("init.residual_init:initialize_pissa"),
     options=_SVD | _QUANTIZATION,
 )
-_balora = dataclasses.replace(
+_balora = _variant(
     _pissa,
     name="balora",
     summary="PiSSA with three regularizers on the outputs: consistency, diversity, spectral.",
     paper="Chang et al., BA-LoRA, ICLR 2026",
     regularized=True,
 )
-_qlora = dataclasses.replace(
+_variant(
     _lora,
     name="qlora",
     summary="LoRA on weights in 4 bits (NF4).",
     paper="Dettmers et al., QLoRA, 2023",
     options=_FOUR_BITS,
 )
-_qpissa = dataclasses.replace(
+_variant(
     _pissa,
     name="qpissa",
     summary="PiSSA on weights in 4 bits (NF4): the residual is quantized, with a smaller error than the whole weight.",
     options=_SVD | _FOUR_BITS,
 )
-_qbalora = dataclasses.replace(
+_variant(
     _balora,
     name="qbalora",
     summary="BA-LoRA on a residual in 4 bits (NF4).",
     options=_SVD | _FOUR_BITS,
 )
-for _method in (
-    *(_full, _bitfit, _houlsby, _pfeiffer),
-    *(_lora, _rslora, _adalora, _dora, _loraplus, _lorafa, _loraga),
-    *(_milora, _olora, _corda, _cordapp, _pissa, _balora),
-    *(_qlora, _qpissa, _qbalora),
-):
-    register(_method)
 
 __all__ = ["METHODS", "AdaptOptions", "Method", "find_method", "option_problems", "register"]

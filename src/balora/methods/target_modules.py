@@ -34,19 +34,19 @@ def find_targets(model: nn.Module, targets: str | list[str], heads: list[str]) -
     if not stacks:
         return targets, []
     reserved = _names_reserved_for_experts(model)
-    linear = [name for name, _ in _linear_layers(model) if name.split(".")[0] not in heads]
+    linear = {name: layer for name, layer in linear_layers(model) if name.split(".")[0] not in heads}
     if targets == ALL_LINEAR:
         output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
         # A gate with a single output has no low-rank change.
-        linear = [n for n in linear if (layer := model.get_submodule(n)) is not output and min(layer.weight.shape) > 1]  # type: ignore[union-attr, arg-type]
-        skipped = [name for name in linear if name.rpartition(".")[2] in reserved]
+        names = [name for name, layer in linear.items() if layer is not output and min(layer.weight.shape) > 1]
+        skipped = [name for name in names if name.rpartition(".")[2] in reserved]
         if skipped:
             logger.warning(
                 "%d layers such as %s get no adapter, because peft reserves their name for experts' weights.",
                 len(skipped),
                 skipped[0],
             )
-        return [name for name in linear if name not in skipped], stacks
+        return [name for name in names if name not in skipped], stacks
     selected = [name for name in linear if _matches(name, targets)]
     confused = next((name for name in selected if name.rpartition(".")[2] in reserved), None)
     if confused is not None:
@@ -70,7 +70,7 @@ def stacked_weights(model: nn.Module) -> list[str]:
 
 def no_match_message(model: nn.Module, targets: str | list[str], heads: list[str]) -> str:
     """Return the error message for targets that match no layer, or only a classification head."""
-    linear = [name for name, _ in _linear_layers(model)]
+    linear = [name for name, _ in linear_layers(model)]
     in_head = next((name for name in linear if name.split(".")[0] in heads and _matches(name, targets)), None)
     names = sorted({name.rpartition(".")[2] for name in linear if name.split(".")[0] not in heads})
     names += sorted({name.rpartition(".")[2] for name in stacked_weights(model)})
@@ -89,7 +89,8 @@ def no_match_message(model: nn.Module, targets: str | list[str], heads: list[str
     return f"target_modules {asked!r} matches no layer of the model.{hint} The layers are {', '.join(names)}."
 
 
-def _linear_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def linear_layers(model: nn.Module) -> list[tuple[str, nn.Linear | Conv1D]]:
+    """Return the linear layers of a model with their names; GPT-2's Conv1D is a transposed linear layer."""
     return [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
 
 

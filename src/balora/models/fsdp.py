@@ -80,7 +80,7 @@ def gather_tensors(named: Iterable[tuple[str, Tensor]], keep: bool = True) -> di
 
     Args:
         named: Tensors by name, sharded or not.
-        keep: Whether this process needs the result; otherwise it is empty.
+        keep: True if this process needs the result; otherwise it is empty.
 
     Returns:
         Full tensors by name, in CPU memory.

@@ -1,8 +1,8 @@
 """Hidden states of a language model at the input of its output layer, and the output layer as a `LinearHead`.
 
-The losses apply the head themselves, in chunks, so that no tensor of shape tokens × vocabulary exists. To get the hidden
-states, the model runs as usual, with all its wrappers (DDP, peft), while its output layer only records its input. This works
-for every model family without special code.
+The losses apply the head themselves, in chunks, so that no tensor of shape tokens × vocabulary exists. To get the
+hidden states, the model runs as usual, with all its wrappers (DDP, peft), while its output layer only records its input. No
+model family needs special code.
 Shapes: B sequences, T positions, d hidden size, V vocabulary, M valid tokens.
 """
 
@@ -23,7 +23,7 @@ from balora.models.fsdp import unshard_module
 from balora.models.lm_head import LinearHead
 
 SAMPLE_POSITIONS = 64
-"""Number of positions for comparisons of logits. The logits of a full batch would be the largest tensor of the run."""
+"""Number of positions at which logits are compared. The logits of a full batch would be the largest tensor of the run."""
 
 
 def _no_position(hidden_BTd: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class HiddenStateExtractor:
     def head_matches(self, model: nn.Module, inputs: Mapping[str, Any], tolerance: float = 1e-3) -> bool:
         """Return whether `head` gives the model's own logits, tested on a batch.
 
-        A model family may process its logits in an unknown way. The reference loss on the model's logits is then required.
+        A model family may process its logits in an unknown way. Training then needs the model's own logits.
         """
         head = self.head()
         if head is None:

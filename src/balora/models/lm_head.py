@@ -62,7 +62,7 @@ class LinearHead:
 
     @property
     def trainable(self) -> bool:
-        """Whether the weight or the bias requires a gradient."""
+        """True if the weight or the bias requires a gradient."""
         return self.weight_VD.requires_grad or (self.bias_V is not None and self.bias_V.requires_grad)
 
     def to(self, dtype: torch.dtype) -> LinearHead:

@@ -18,14 +18,14 @@ from transformers.pytorch_utils import Conv1D
 from balora.errors import BALoraError
 from balora.methods.layers.peft_lora import head_names
 from balora.methods.method import AdaptOptions
-from balora.methods.target_modules import stacked_weights
+from balora.methods.target_modules import linear_layers, stacked_weights
 
 AFTER_ATTENTION = (
     r"(.*\.)?(o_proj|out_proj|attention\.output\.dense|attn\.c_proj|SelfAttention\.o|EncDecAttention\.o|self_attn\.dense"
     r"|attention\.attn\.o|attention\.out_lin)"
 )
 AFTER_FEED_FORWARD = r"(.*\.)?(down_proj|fc2|mlp\.c_proj|wo|mlp\.fc_out|ffn\.lin2|(?<!attention\.)output\.dense)"
-"""Patterns for the name of the last linear layer of a sub-layer, in all supported model families."""
+"""Patterns of the name of the last linear layer of a sub-layer, in all supported model families."""
 _STD = 1e-2  # Houlsby et al., section 3.6
 
 
@@ -102,11 +102,7 @@ def _attach(model: PreTrainedModel, patterns: list[str], options: AdaptOptions) 
             "a low-rank method."
         )
     heads = tuple(f"{name}." for name in head_names(model))
-    linear = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and not name.startswith(heads)
-    }
+    linear = {name: module for name, module in linear_layers(model) if not name.startswith(heads)}
     targets = [name for name in linear if any(re.fullmatch(pattern, name) for pattern in patterns)]
     _check_blocks(model, list(linear), patterns)
     model.requires_grad_(False)
@@ -115,7 +111,7 @@ def _attach(model: PreTrainedModel, patterns: list[str], options: AdaptOptions) 
     generator = torch.Generator().manual_seed(options.seed)
     for name in targets:
         module = linear[name]
-        weight: Tensor = module.weight  # type: ignore[assignment]
+        weight = module.weight
         width = weight.shape[1] if isinstance(module, Conv1D) else weight.shape[0]
         with torch.device(weight.device):
             module.bottleneck = Bottleneck(width, options.rank, options.extra["activation"])
@@ -124,12 +120,12 @@ def _attach(model: PreTrainedModel, patterns: list[str], options: AdaptOptions) 
 
 
 def _check_blocks(model: nn.Module, linear: list[str], patterns: list[str]) -> None:
-    """Refuse a model in which a block lacks a matching layer, because some of its sub-layers would silently get no adapter."""
+    """Refuse a model in which a block has no layer for one of the patterns: its sub-layer would silently get no adapter."""
     blocks: dict[str, list[str]] = {}
     for name in linear:
-        found = re.match(r"(.*?\.\d+)\.(.*)", name)  # the outermost module list holds the blocks
-        if found:
-            blocks.setdefault(found[1], []).append(name)
+        match = re.match(r"(.*?\.\d+)\.(.*)", name)  # the outermost module list holds the blocks
+        if match:
+            blocks.setdefault(match[1], []).append(name)
     for block, names in blocks.items():
         for pattern in patterns:
             if not any(re.fullmatch(pattern, name) for name in names):

@@ -51,40 +51,35 @@ class LoraLinear(Linear):
         if dropout.training and not isinstance(dropout, nn.Identity):
             return False
         base, factor_a, factor_b = parts = (self.base_layer, self.lora_A[adapter], self.lora_B[adapter])
-        if not all(type(part) is nn.Linear and not _has_hooks(part) for part in parts):
+        if not all(type(part) is nn.Linear and not _is_intercepted(part) for part in parts):
             return False
         frozen = not any(p.requires_grad for p in base.parameters(recurse=False))
         dtypes = {t.dtype for t in (x, base.weight, factor_a.weight, factor_b.weight)}
         if autocast_dtype(x.device.type) is not None:
-            known = torch.float64 not in dtypes  # autocast does not convert float64
+            supported = torch.float64 not in dtypes  # autocast does not convert float64
         else:
-            known = x.dtype == base.weight.dtype and factor_a.weight.dtype == factor_b.weight.dtype
-            known &= x.dtype == factor_a.weight.dtype or getattr(self, "cast_input_dtype_enabled", True)
-        return frozen and known and factor_a.bias is None and factor_b.bias is None
+            supported = x.dtype == base.weight.dtype and factor_a.weight.dtype == factor_b.weight.dtype
+            supported &= x.dtype == factor_a.weight.dtype or getattr(self, "cast_input_dtype_enabled", True)
+        return frozen and supported and factor_a.bias is None and factor_b.bias is None
 
 
 def lora_linear(target: Any, adapter_name: str, **settings: Any) -> LoraLinear | None:
-    """Return the layer that replaces a target; None for a target over which peft chooses the layer."""
+    """Return the layer that replaces a target; None if peft must choose the layer."""
     base = target.get_base_layer() if hasattr(target, "get_base_layer") else target
     if type(base) is not nn.Linear:
         return None
     return LoraLinear(target, adapter_name, **settings)
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    """Return whether a library relies on the call of the module: DeepSpeed and FSDP lend parameters, accelerate moves them."""
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    plain = all(type(parameter) in (nn.Parameter, Tensor) for parameter in module.parameters(recurse=False))
-    return any(hooks) or "forward" in module.__dict__ or not plain
+def _is_intercepted(module: nn.Module) -> bool:
+    """Return whether another library intervenes in the module: DeepSpeed and FSDP lend parameters, accelerate moves them."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    ordinary = all(type(parameter) in (nn.Parameter, Tensor) for parameter in module.parameters(recurse=False))
+    return any(hooks) or "forward" in module.__dict__ or not ordinary
 
 
 class _LowRankSum(torch.autograd.Function):
-    """x Wᵀ + b + s·(x Aᵀ) Bᵀ, with constant W and b; the dtype of A and B may be wider than that of the rest."""
+    """Function x Wᵀ + b + s·(x Aᵀ) Bᵀ with constant W and b; the dtype of A and B may be wider than that of the rest."""
 
     @staticmethod
     def forward(
@@ -93,8 +88,8 @@ class _LowRankSum(torch.autograd.Function):
         sum_MO = nn.functional.linear(x_MI, weight_OI, bias_O)
         low_MR = x_MI.to(a_RI.dtype) @ a_RI.T
         _add_product_(sum_MO, low_MR, b_OR.T, scaling)
-        learns_a, learns_b = ctx.needs_input_grad[3:5]
-        ctx.save_for_backward(x_MI if learns_a else None, weight_OI, a_RI, b_OR, low_MR if learns_b else None)
+        needs_a, needs_b = ctx.needs_input_grad[3:5]
+        ctx.save_for_backward(x_MI if needs_a else None, weight_OI, a_RI, b_OR, low_MR if needs_b else None)
         ctx.scaling = scaling
         return sum_MO
 
@@ -104,15 +99,15 @@ class _LowRankSum(torch.autograd.Function):
         x_MI, weight_OI, a_RI, b_OR, low_MR = ctx.saved_tensors
         wide_MO = grad_MO.to(b_OR.dtype)
         grad_MR = wide_MO @ b_OR
-        for_x = for_a = for_b = None
+        grad_x = grad_a = grad_b = None
         if ctx.needs_input_grad[0]:
-            for_x = grad_MO @ weight_OI
-            _add_product_(for_x, grad_MR, a_RI, ctx.scaling)
+            grad_x = grad_MO @ weight_OI
+            _add_product_(grad_x, grad_MR, a_RI, ctx.scaling)
         if x_MI is not None:
-            for_a = _product(grad_MR.T, x_MI.to(a_RI.dtype), ctx.scaling)
+            grad_a = _product(grad_MR.T, x_MI.to(a_RI.dtype), ctx.scaling)
         if low_MR is not None:
-            for_b = _product(wide_MO.T, low_MR, ctx.scaling)
-        return for_x, None, None, for_a, for_b, None
+            grad_b = _product(wide_MO.T, low_MR, ctx.scaling)
+        return grad_x, None, None, grad_a, grad_b, None
 
 
 def _add_product_(sum_MO: Tensor, left_MR: Tensor, right_RO: Tensor, factor: float) -> None:

@@ -23,7 +23,7 @@ from balora.methods.target_modules import find_targets, no_match_message
 from balora.models.adapted_model import ADAPTER
 from balora.models.classifier_head import HEAD_NAMES
 
-_BLOCK_SIZE = 64  # of NF4
+_NF4_BLOCK_SIZE = 64
 
 
 def wrap_lora(
@@ -53,7 +53,7 @@ def wrap_lora(
         )
     fields = {
         "r": options.rank,
-        "lora_alpha": options.alpha,  # peft annotates an integer; a fraction works as well
+        "lora_alpha": options.alpha,  # an integer by peft's annotation, but a fraction works
         "lora_dropout": options.dropout,
         "target_modules": layers,
         "target_parameters": stacks or None,
@@ -76,25 +76,9 @@ def wrap_lora(
             raise
         raise BALoraError(no_match_message(model, options.target_modules, heads)) from error
     if not options.ranks:
-        _refuse_rank(peft_model, settings.get("init_r", options.rank))
+        _check_rank(peft_model, settings.get("init_r", options.rank))
     assert isinstance(peft_model, PeftModel)
     return peft_model
-
-
-def wrap_rslora(model: PreTrainedModel, options: AdaptOptions) -> PeftModel:
-    """Add LoRA with the scaling alpha / √rank.
-
-    Reference: Kalajdzievski, rsLoRA, 2023.
-    """
-    return wrap_lora(model, options, use_rslora=True)
-
-
-def wrap_dora(model: PreTrainedModel, options: AdaptOptions) -> PeftModel:
-    """Add DoRA: the magnitude of each row of W is trained separately from its direction.
-
-    Reference: Liu et al., DoRA, 2024.
-    """
-    return wrap_lora(model, options, use_dora=True)
 
 
 def check_dora(model: nn.Module, options: AdaptOptions) -> None:
@@ -105,9 +89,9 @@ def check_dora(model: nn.Module, options: AdaptOptions) -> None:
     """
     for name, layer in lora_layers(model) if options.extra["bits"] == 4 else ():
         columns = weight_shape(layer)[1]
-        if columns % _BLOCK_SIZE:
+        if columns % _NF4_BLOCK_SIZE:
             raise BALoraError(
-                f"Method dora in 4 bits needs layers with a multiple of {_BLOCK_SIZE} inputs, and {name} has {columns}: "
+                f"Method dora in 4 bits needs layers with a multiple of {_NF4_BLOCK_SIZE} inputs, and {name} has {columns}: "
                 "bitsandbytes dequantizes such a weight wrongly on the CPU. Use bits: 8, or leave that layer out of target_modules."
             )
 
@@ -127,7 +111,7 @@ def weight_shape(layer: LoraLayer) -> tuple[int, int]:
 def target_name(name: str, layer: LoraLayer) -> str:
     """Return the name, in the pre-trained model, of the layer or stack of expert weights that a LoRA layer adapts.
 
-    peft wraps the second stack of a module around the first, so the name of the inner one has an additional ``base_layer``.
+    peft wraps the second stack of a module around the first, which adds ``base_layer`` to the name of the inner one.
     """
     if not isinstance(layer, ParamWrapper):
         return name
@@ -167,13 +151,13 @@ def head_names(model: nn.Module) -> list[str]:
     return [name for name in HEAD_NAMES if hasattr(model, name)]
 
 
-def _refuse_rank(peft_model: PeftModel, rank: int) -> None:
-    too_wide = [(name, shape) for name, layer in lora_layers(peft_model) if rank > min(shape := weight_shape(layer))]
-    if too_wide:
+def _check_rank(peft_model: PeftModel, rank: int) -> None:
+    too_small = [(name, shape) for name, layer in lora_layers(peft_model) if rank > min(shape := weight_shape(layer))]
+    if too_small:
         peft_model.unload()  # restores the caller's model
-        name, (rows, columns) = too_wide[0]
+        name, (rows, columns) = too_small[0]
         raise BALoraError(
-            f"Rank {rank} is too high for {len(too_wide)} of the target layers: {name} is {rows} × {columns}, so its rank is "
+            f"Rank {rank} is too high for {len(too_small)} of the target layers: {name} is {rows} × {columns}, so its rank is "
             f"at most {min(rows, columns)}. Lower method.rank, or leave that layer out of target_modules."
         )
 

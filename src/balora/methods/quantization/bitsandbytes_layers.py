@@ -38,7 +38,7 @@ class Linear4bit(QuantizedLinear, bnb.nn.Linear4bit):
         Args:
             weight_OI: Weight to quantize.
             bias: Bias, not quantized.
-            double: Whether the scales of the blocks are quantized too, to 8 bits.
+            double: True if the scales of the blocks are quantized too, to 8 bits.
         """
         weight = bnb.nn.Params4bit(
             weight_OI.detach().contiguous(), requires_grad=False, quant_type="nf4", compress_statistics=double

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from balora.errors import BALoraError
 from balora.methods.quantization.quantized_linear import QuantizedLinear
-from balora.methods.target_modules import stacked_weights
+from balora.methods.target_modules import linear_layers, stacked_weights
 from balora.models.adapted_model import base_model_of
 
 MAX_RELATIVE_ERROR = {4: 0.35, 8: 0.25}
@@ -80,9 +80,8 @@ def quantizable_layers(model: nn.Module, heads: list[str]) -> list[str]:
         uses[id(parameter)] = uses.get(id(parameter), 0) + 1
     return [
         name
-        for name, module in base.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-        and not isinstance(module, QuantizedLinear)
+        for name, module in linear_layers(base)
+        if not isinstance(module, QuantizedLinear)
         and module is not output
         and ".lora_" not in name
         and excluded.isdisjoint(name.split("."))
@@ -97,7 +96,7 @@ def quantized_bytes(shape: tuple[int, ...], bits: int, double: bool = True) -> i
     Args:
         shape: (O, I).
         bits: 4 or 8.
-        double: With 4 bits, whether the scales are quantized too.
+        double: With 4 bits, true if the scales are quantized too.
 
     Example:
         >>> quantized_bytes((4096, 4096), 4) / 4096**2  # bytes for each entry
@@ -118,7 +117,7 @@ def quantize(model: PreTrainedModel, heads: list[str], bits: int, *, double: boo
         model: Model without an adapter. A model that is already quantized stays as it is.
         heads: Modules of the classification head.
         bits: 4 or 8.
-        double: With 4 bits, whether the scales are quantized too.
+        double: With 4 bits, true if the scales are quantized too.
 
     Raises:
         BALoraError: A weight is not finite, or too large for float16.

@@ -22,7 +22,7 @@ class QuantizedLinear:
 
     bits: int
     transposed = False
-    """Whether the layer replaces one that stores its weight as I × O (GPT-2's Conv1D)."""
+    """True if the layer replaces one that stores its weight as I × O (GPT-2's Conv1D)."""
 
     def dequantized(self) -> Tensor:
         """Return the weight, O × I, by which the forward multiplies."""
@@ -54,7 +54,7 @@ class QuantizedLinear:
 
 
 class _DequantizedProduct(torch.autograd.Function):
-    """x times a quantized weight, which is dequantized again in the backward to save memory."""
+    """Product of x and a quantized weight. The backward dequantizes the weight again, to save memory."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: QuantizedLinear) -> Tensor:

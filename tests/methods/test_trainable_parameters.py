@@ -1,4 +1,4 @@
-"""How many numbers each method trains, by its own formula, and which."""
+"""Number and names of the trainable parameters of each method, compared with formulas."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from bench import adapted
 from families import FAMILIES, tiny_deberta
 from tiny import tiny_bart, tiny_bert, tiny_gpt2, tiny_llama, tiny_roberta, tiny_t5
 
-R, R0 = 4, 6  # rank, and AdaLoRA's before pruning
+R, R0 = 4, 6  # rank, and AdaLoRA's rank before pruning
 D, F, L, V, CLASSES = 32, 48, 2, 97, 3
 HEAD = CLASSES * D + CLASSES
 
-# (out, in) of every weight matrix that all-linear means: four of attention, two of the feed-forward layer; BERT's pooler.
+# (out, in) of every matrix in all-linear: four of attention, two of the feed-forward layer, and BERT's pooler.
 BERT = L * [*[(D, D)] * 4, (F, D), (D, F)] + [(D, D)]
-# Two key heads of eight; the feed-forward layer has a gate.
+# Two key heads of size eight; the feed-forward layer has a gate.
 LLAMA = L * [(D, D), (16, D), (16, D), (D, D), (F, D), (F, D), (D, F)]
 
 PER_MATRIX = {
@@ -28,8 +28,8 @@ PER_MATRIX = {
             *("qlora", "qpissa", "qbalora"),
         )
     },
-    "lorafa": lambda o, i: R * o,  # B alone
-    "dora": lambda o, i: R * (o + i) + o,  # and one magnitude for every output
+    "lorafa": lambda o, i: R * o,  # only B
+    "dora": lambda o, i: R * (o + i) + o,  # plus one magnitude per output
     "adalora": lambda o, i: R0 * (o + i + 1),  # P, Q and Λ, before pruning
 }  # fmt: skip
 BOTTLENECK = (D * R + R) + (R * D + D)
@@ -45,7 +45,7 @@ BERT_FORMULAS = {
 LLAMA_FORMULAS = {
     **{method: sum(count(*shape) for shape in LLAMA) for method, count in PER_MATRIX.items()},
     "full": 2 * V * D + sum(o * i for o, i in LLAMA) + (1 + 2 * L) * D,
-    "houlsby": L * 2 * BOTTLENECK + (1 + 2 * L) * D,  # its norms have no bias
+    "houlsby": L * 2 * BOTTLENECK + (1 + 2 * L) * D,  # its layer norms have no bias
     "pfeiffer": L * BOTTLENECK,
 }
 
@@ -55,44 +55,44 @@ def count(model) -> int:
 
 
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - {"cordapp"}))
-def test_a_classifier_trains_as_many_numbers_as_the_formula_says(method):
+def test_number_of_trainable_parameters_of_a_classifier(method):
     assert count(adapted(tiny_bert, method, rank=R)) == BERT_FORMULAS[method]
 
 
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - {"cordapp", "bitfit"}))
-def test_a_language_model_trains_as_many_numbers_as_the_formula_says(method):
+def test_number_of_trainable_parameters_of_a_language_model(method):
     assert count(adapted(tiny_llama, method, rank=R)) == LLAMA_FORMULAS[method]
 
 
-def test_a_pattern_of_targets_counts_alone():
+def test_only_the_named_targets_are_trained():
     model = balora.adapt(tiny_llama(), rank=R, target_modules=["q_proj", "v_proj"])
     assert count(model) == L * (R * (D + D) + R * (16 + D))
 
 
-def test_uneven_ranks_stay_within_the_budget_and_use_it_up():
+def test_uneven_ranks_use_the_whole_budget_and_no_more():
     model = adapted(tiny_llama, "cordapp", rank=R)
     ranks = {name: layer.r["default"] for name, layer in lora_layers(model)}
     shapes = {name: weight_shape(layer) for name, layer in lora_layers(model)}
     budget = sum(R * (o + i) for o, i in LLAMA)
     assert count(model) == sum(rank * sum(shapes[name]) for name, rank in ranks.items())
     assert budget - min(o + i for o, i in LLAMA) < count(model) <= budget
-    assert len(set(ranks.values())) > 2, "and they are uneven"
+    assert len(set(ranks.values())) > 2, "the ranks are uneven"
 
 
 EXPERTS, MIXTRAL = 4, L * [(D, D), (16, D), (16, D), (D, D)]
 
 
-def test_each_expert_has_factors_of_its_own():
-    # Attention, and in every expert gate and up together (96 × 32) and down (32 × 48). The router is left as it is.
+def test_each_expert_has_its_own_factors():
+    # Attention, and in every expert the fused gate and up (96 × 32) and down (32 × 48). The router has no adapter.
     expected = sum(R * (o + i) for o, i in MIXTRAL) + L * EXPERTS * R * ((2 * F + D) + (D + F))
     assert count(adapted(FAMILIES["Mixtral"], "pissa", rank=R)) == expected
 
 
-# -- which ---------------------------------------------------------------------------------------------------------------
+# -- names ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["BERT", "RoBERTa", "DeBERTa-v3", "GPT-2", "BART", "Qwen1.5/2", "Qwen1.5/2-MoE"])
-def test_bitfit_trains_biases_and_nothing_else(family):
+def test_bitfit_trains_only_biases_and_heads(family):
     model = adapted(FAMILIES[family], "bitfit")
     head = {name for name, _ in model.named_parameters() if name.startswith(("classifier", "score"))}
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -101,15 +101,15 @@ def test_bitfit_trains_biases_and_nothing_else(family):
 
 
 ATTENTION, FEED_FORWARD = "attention", "feed-forward"
-PLACES = {
+BLOCK_MODELS = {
     "bert": (tiny_bert, "bert.encoder.layer.{}", {ATTENTION: ["attention.output.dense"], FEED_FORWARD: ["output.dense"]}),
     "roberta": (tiny_roberta, "roberta.encoder.layer.{}", {ATTENTION: ["attention.output.dense"], FEED_FORWARD: ["output.dense"]}),
     "deberta": (tiny_deberta, "deberta.encoder.layer.{}", {ATTENTION: ["attention.output.dense"], FEED_FORWARD: ["output.dense"]}),
     "llama": (tiny_llama, "model.layers.{}", {ATTENTION: ["self_attn.o_proj"], FEED_FORWARD: ["mlp.down_proj"]}),
     "gpt2": (tiny_gpt2, "transformer.h.{}", {ATTENTION: ["attn.c_proj"], FEED_FORWARD: ["mlp.c_proj"]}),
 }  # fmt: skip
-# One block of each here; the decoder's also attends to the source.
-ENCODER_DECODERS = {
+# One block each; the decoder block also has cross-attention.
+SUB_LAYERS = {
     "t5": (tiny_t5, {
         ATTENTION: ["encoder.block.0.layer.0.SelfAttention.o", "decoder.block.0.layer.0.SelfAttention.o",
                     "decoder.block.0.layer.1.EncDecAttention.o"],
@@ -121,20 +121,20 @@ ENCODER_DECODERS = {
         FEED_FORWARD: ["model.encoder.layers.0.fc2", "model.decoder.layers.0.fc2"],
     }),
 }  # fmt: skip
-for _name, (_make, _block, _parts) in PLACES.items():
-    _whole = {
+for _name, (_make, _block, _parts) in BLOCK_MODELS.items():
+    _targets = {
         part: [f"{_block.format(i)}.{name}" for i in range(L) for name in names] for part, names in _parts.items()
     }
-    ENCODER_DECODERS[_name] = (_make, _whole)
+    SUB_LAYERS[_name] = (_make, _targets)
 
 
 @pytest.mark.parametrize("method", ["houlsby", "pfeiffer"])
-@pytest.mark.parametrize("family", ENCODER_DECODERS)
-def test_bottlenecks_sit_at_the_end_of_each_sub_layer(family, method):
-    make, places = ENCODER_DECODERS[family]
+@pytest.mark.parametrize("family", SUB_LAYERS)
+def test_bottleneck_adapters_follow_each_sub_layer(family, method):
+    make, targets = SUB_LAYERS[family]
     model = adapted(make, method, rank=R)
     found = {name.removesuffix(".bottleneck") for name, _ in model.named_modules() if name.endswith(".bottleneck")}
-    expected = places[FEED_FORWARD] + (places[ATTENTION] if method == "houlsby" else [])
+    expected = targets[FEED_FORWARD] + (targets[ATTENTION] if method == "houlsby" else [])
     assert found == set(expected)
     norms = {n for n, m in model.named_modules() if "norm" in type(m).__name__.lower()}
     learning = {n for n in norms if all(p.requires_grad for p in model.get_submodule(n).parameters())}

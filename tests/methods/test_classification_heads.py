@@ -1,4 +1,4 @@
-"""A classification head is trained whole by every method, and adapted by none, however transformers calls its parts."""
+"""Every method trains the classification head without an adapter, for all of transformers' names of its modules."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ FAMILIES = {
 }
 
 
-def trained_whole(model: nn.Module, heads: tuple[str, ...]) -> set[str]:
-    """Names, as the pre-trained model has them, of what learns inside the head."""
+def trained_in_head(model: nn.Module, heads: tuple[str, ...]) -> set[str]:
+    """Names of the trainable parameters in the head, as in the pre-trained model."""
     names = {
         name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
         for name, parameter in model.named_parameters()
@@ -73,28 +73,28 @@ def trained_whole(model: nn.Module, heads: tuple[str, ...]) -> set[str]:
 @pytest.mark.parametrize("method", ["lora", "pissa", "dora", "bitfit", "full"])
 @pytest.mark.parametrize("named", [False, True], ids=["all-linear", "attention"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_head_is_trained_whole_and_not_adapted(name: str, named: bool, method: str) -> None:
+def test_a_head_is_trained_without_an_adapter(name: str, named: bool, method: str) -> None:
     if (name, method) == ("t5", "bitfit"):
-        pytest.skip("there are no biases below the head, which is refused")
+        pytest.skip("the model has no biases below the head, so bitfit refuses it")
     family = FAMILIES[name]
     model = family.make()
-    whole = {key for key, _ in model.named_parameters() if key.startswith(family.heads)}
+    head = {key for key, _ in model.named_parameters() if key.startswith(family.heads)}
     model = balora.adapt(model, method=method, rank=4, target_modules=family.attention if named else "all-linear")
-    assert trained_whole(model, family.heads) == whole
+    assert trained_in_head(model, family.heads) == head
     assert not [layer for layer, _ in lora_layers(model) if layer.startswith(family.heads)]
 
 
 @pytest.mark.parametrize("method", ["houlsby", "pfeiffer"])
 @pytest.mark.parametrize("name", ["bart", "t5"])
-def test_no_bottleneck_hangs_on_a_head(name: str, method: str) -> None:
+def test_heads_get_no_bottleneck_adapter(name: str, method: str) -> None:
     family = FAMILIES[name]
     model = family.make()
-    whole = {key for key, _ in model.named_parameters() if key.startswith(family.heads)}
-    assert trained_whole(balora.adapt(model, method=method, rank=4), family.heads) == whole
+    head = {key for key, _ in model.named_parameters() if key.startswith(family.heads)}
+    assert trained_in_head(balora.adapt(model, method=method, rank=4), family.heads) == head
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_last_layer_of_the_head_makes_the_logits(name: str) -> None:
+def test_final_linear_is_the_layer_that_returns_the_logits(name: str) -> None:
     model = balora.adapt(FAMILIES[name].make(), rank=4)
     assert final_linear(model).out_features == 3
     assert final_linear(model).weight.requires_grad
@@ -102,7 +102,7 @@ def test_the_last_layer_of_the_head_makes_the_logits(name: str) -> None:
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_restart_takes_the_stored_head(name: str, method: str) -> None:
+def test_a_stored_head_is_loaded(name: str, method: str) -> None:
     first = balora.adapt(FAMILIES[name].make(), method=method, rank=4)
     initial = {key: value.detach().clone() for key, value in stored_parameters(first)}
     fresh = FAMILIES[name].make()
@@ -112,7 +112,7 @@ def test_a_restart_takes_the_stored_head(name: str, method: str) -> None:
     torch.testing.assert_close(final_linear(again).weight, final_linear(first).weight)
 
 
-def test_targets_in_the_head_alone_are_refused() -> None:
+def test_targets_only_in_the_head_are_refused() -> None:
     with pytest.raises(
         BALoraError, match=r"only classifier, a part of the classification head.*Name layers below the head: dense"
     ):

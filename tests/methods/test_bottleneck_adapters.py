@@ -1,4 +1,4 @@
-"""Houlsby's adapters sit at both ends of every block, or the model is refused: half of them is another method."""
+"""Houlsby adds adapters after both sub-layers of every block; a model in which it finds only one of them is refused."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ BLOCKS = {
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_both_ends_of_a_block_are_found(name: str) -> None:
-    make, wanted = BLOCKS[name]
+def test_both_sub_layers_of_a_block_get_an_adapter(name: str) -> None:
+    make, expected = BLOCKS[name]
     model = balora.adapt(make(), method="houlsby", rank=2)
     found = [key.removesuffix(".bottleneck") for key, _ in model.named_modules() if key.endswith(".bottleneck")]
-    assert sorted(found) == wanted
+    assert sorted(found) == expected
 
 
 @pytest.mark.parametrize("kind", ["attention", "feed-forward"])
-def test_a_block_with_one_end_unknown_is_refused(kind: str) -> None:
+def test_a_block_with_an_unknown_sub_layer_is_refused(kind: str) -> None:
     ends = {"attention": "model.layers.0.self_attn.o_proj", "feed-forward": "model.layers.0.mlp.down_proj"}
     names = [name for ending, name in ends.items() if ending != kind]
     with pytest.raises(
@@ -59,7 +59,7 @@ def test_a_block_with_one_end_unknown_is_refused(kind: str) -> None:
         _check_blocks(nn.Module(), names, [AFTER_ATTENTION, AFTER_FEED_FORWARD])
 
 
-def test_a_model_with_bottlenecks_of_its_own_is_refused() -> None:
+def test_a_model_with_its_own_bottleneck_layers_is_refused() -> None:
     model = transformers.MobileBertForMaskedLM(transformers.MobileBertConfig(num_hidden_layers=1, vocab_size=64))
     with pytest.raises(BALoraError, match="already has bottleneck layers"):
         balora.adapt(model, method="houlsby", rank=2)
