@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from balora import BALoraError, RegularizationConfig
-from balora.losses import LossParts
+from balora.losses import HiddenStates, LinearHead, Logits, LossParts
 from balora.objective import BATCH_STATISTICS, Objective, all_finite
 
 CONSTANT = {"consistency_schedule": "constant", "focus_schedule": "constant"}
@@ -73,9 +73,9 @@ def test_the_generation_spectrum_is_not_switched_off():
 
 
 def test_what_does_not_exist_is_refused():
-    with pytest.raises(BALoraError, match="loss_path is fused or plain, not 'fast'"):
+    with pytest.raises(BALoraError, match="loss_path must be fused or plain, not 'fast'"):
         Objective(RegularizationConfig(), "generation", loss_path="fast")
-    with pytest.raises(BALoraError, match="task is one of generation"):
+    with pytest.raises(BALoraError, match="task must be one of generation"):
         Objective(RegularizationConfig(), "tagging")
     with pytest.raises(BALoraError, match=r"regularization\.variance is for classification"):
         Objective(RegularizationConfig(variance=0.1), "generation")
@@ -257,10 +257,10 @@ def test_only_the_spectrum_takes_the_share_of_a_micro_batch(path):
 
     def parts(share: float) -> LossParts:
         if path == "plain":
-            return objective.generation_from_logits(
-                hidden @ head.T, labels, teacher @ head.T, weights, num_items=10, share=share
-            )
-        return objective.generation(hidden, labels, teacher, weights, num_items=10, share=share, head_VD=head)
+            outputs = Logits(hidden @ head.T), labels, Logits(teacher @ head.T)
+        else:
+            outputs = HiddenStates(hidden, LinearHead(head)), labels, HiddenStates(teacher)
+        return objective.language_modeling(*outputs, weights, num_items=10, share=share)
 
     full, quarter = parts(1.0), parts(0.25)
     for name in ("task", "consistency", "diversity", "spectral"):
@@ -304,10 +304,8 @@ def test_in_one_process_global_statistics_are_the_local_ones_in_generation(path)
         objective = Objective(config, "generation", loss_path=path)
         hidden, head, labels = draw(7, 6), draw(11, 6, seed=2, grad=False), torch.arange(7)
         weights = objective.weights(0.0)
-        if path == "plain":
-            parts = objective.generation_from_logits(hidden @ head.T, labels, None, weights)
-        else:
-            parts = objective.generation(hidden, labels, None, weights, head_VD=head)
+        student = Logits(hidden @ head.T) if path == "plain" else HiddenStates(hidden, LinearHead(head))
+        parts = objective.language_modeling(student, labels, None, weights)
         parts.loss.backward()
         found.append([parts.loss, parts.spectral, hidden.grad])
     for local, other in zip(*found, strict=True):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def deprecated_names(module: str, renamed: dict[str, str]) -> Callable[[str], Any]:
@@ -31,3 +35,33 @@ def deprecated_names(module: str, renamed: dict[str, str]) -> Callable[[str], An
         return getattr(importlib.import_module(home), attribute)
 
     return __getattr__
+
+
+def deprecated_keywords(**renamed: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a decorator for a function whose keyword arguments have new names: the old ones still work, with a warning.
+
+    Args:
+        renamed: New name, by old name.
+
+    Example:
+        >>> @deprecated_keywords(top="top_k")
+        ... def count(top_k):
+        ...     return top_k
+        >>> count(top_k=3)
+        3
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            for old, new in renamed.items():
+                if old in kwargs:
+                    warnings.warn(
+                        f"{function.__qualname__}: the argument {old} is now {new}.", DeprecationWarning, stacklevel=2
+                    )
+                    kwargs[new] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate

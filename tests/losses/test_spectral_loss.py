@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from balora.errors import BALoraError
-from balora.losses import LinearHead, SpectralBasis
-from balora.losses import truncated_svd as singular
+from balora.losses import LinearHead, SpectralBasis, truncated_svd
 from balora.losses.spectral import logit_spectral_ratio
 from balora.losses.truncated_svd import leading_triplets
 from balora.regularizers import spectral_ratio
@@ -146,11 +145,11 @@ class TestLargeMatrices:
         hidden = self.spectrum(*shape, decay) + 0.5 * normal(shape[1], seed=3, dtype=torch.float32)
         basis = SpectralBasis.from_head(normal(900, shape[1], seed=1, dtype=torch.float32))
         settled = []
-        krylov = singular._krylov
-        monkeypatch.setattr(singular, "_krylov", lambda *a: settled.append(krylov(*a)) or settled[-1])
+        krylov = truncated_svd._krylov
+        monkeypatch.setattr(truncated_svd, "_krylov", lambda *a: settled.append(krylov(*a)) or settled[-1])
         found = value_and_gradient(lambda h: basis.ratio(h, 10), hidden)
         assert len(settled) == 1
-        monkeypatch.setattr(singular, "EXACT_SIZE", 10_000)
+        monkeypatch.setattr(truncated_svd, "EXACT_SIZE", 10_000)
         exact = value_and_gradient(lambda h: basis.ratio(h, 10), hidden)
         assert len(settled) == 1
         assert float(found[0]) == pytest.approx(float(exact[0]), rel=1e-4)
@@ -224,7 +223,7 @@ def test_large_and_real(minilm, shared_dir, monkeypatch):
     from transformers import BertModel
 
     hidden, weight = _hidden_states(minilm, shared_dir, BertModel, "embeddings.word_embeddings.weight")
-    assert min(hidden.shape) > singular.EXACT_SIZE
+    assert min(hidden.shape) > truncated_svd.EXACT_SIZE
     basis = SpectralBasis.from_head(weight)
     gold = value_and_gradient(lambda h: spectral_ratio(h @ weight[::16].double().T, 10, "frobenius"), hidden.double())
     part = SpectralBasis.from_head(weight[::16])
@@ -232,7 +231,7 @@ def test_large_and_real(minilm, shared_dir, monkeypatch):
     assert float(found[0]) == pytest.approx(float(gold[0]), rel=1e-4)
     assert cosine(found[1], gold[1]) >= 0.999
     krylov = value_and_gradient(lambda h: basis.ratio(h, 10), hidden)
-    monkeypatch.setattr(singular, "EXACT_SIZE", 10_000)
+    monkeypatch.setattr(truncated_svd, "EXACT_SIZE", 10_000)
     exact = value_and_gradient(lambda h: basis.ratio(h, 10), hidden)
     assert float(krylov[0]) == pytest.approx(float(exact[0]), rel=1e-4)
     assert cosine(krylov[1], exact[1]) >= 0.999

@@ -69,8 +69,8 @@ def test_a_ramp_of_nothing_is_a_jump():
     [
         (("two_fase", 1.0, 0.5), {}, "Did you mean 'two_phase'"),
         (("cosine", 1.0, math.nan), {}, "progress must be a number"),
-        (("two_phase", 1.0, 0.5), {"warmup": 1.2}, "warmup is a share of training, from 0 to 1, and it is 1.2"),
-        (("two_phase", 1.0, 0.5), {"ramp": -0.1}, "ramp is a share"),
+        (("two_phase", 1.0, 0.5), {"warmup": 1.2}, "warmup must be a fraction of training, from 0 to 1, and it is 1.2"),
+        (("two_phase", 1.0, 0.5), {"ramp": -0.1}, "ramp must be a fraction"),
     ],
 )
 def test_refuses(arguments, settings, words):

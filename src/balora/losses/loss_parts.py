@@ -1,4 +1,4 @@
-"""What a loss hands back: the number to differentiate, and every term beside it."""
+"""Result of a loss: the number to differentiate and the terms it is made of."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class LossParts:
     """A loss and the terms it is made of.
 
     Attributes:
-        loss: The weighted sum, a scalar on the graph.
-        task: Cross-entropy, detached. Nats per item.
-        consistency: The raw, unweighted term, detached; None where its weight is 0, as it was not computed then.
-        diversity: Likewise.
-        spectral: Likewise.
-        variance: Likewise; classification only.
+        loss: Weighted sum, a scalar on the graph.
+        task: Cross-entropy in nats per item (squared error for regression), detached.
+        consistency: Unweighted term, detached; None if its weight is 0, because it was not computed.
+        diversity: Unweighted term, detached, or None.
+        spectral: Unweighted term, detached, or None.
+        variance: Unweighted term, detached, or None; classification only.
     """
 
     loss: Tensor

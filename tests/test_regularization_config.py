@@ -117,7 +117,7 @@ def test_every_schedule_there_is_can_be_chosen(schedule):
 
 
 def test_a_misspelt_choice_names_the_choices_and_the_nearest():
-    with pytest.raises(BALoraError, match=r"is one of initial, probe, not 'prob'\. Did you mean 'probe'\?"):
+    with pytest.raises(BALoraError, match=r"must be one of initial, probe, not 'prob'\. Did you mean 'probe'\?"):
         RegularizationConfig(teacher_head="prob")
 
 

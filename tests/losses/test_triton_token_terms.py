@@ -6,6 +6,7 @@ does when it likes: the checks run in one further process.
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import re
 import subprocess
@@ -16,8 +17,8 @@ import pytest
 import torch
 
 from balora.errors import BALoraError
-from balora.losses import LinearHead, TopKTeacher, generation_loss, kernel
-from balora.losses.token_terms import TokenTerms, token_terms_
+from balora.losses import LinearHead, LossTerms, TopKTeacher, chunked, generation, generation_loss, triton_token_terms
+from balora.losses.token_terms import token_terms_
 from loss_cases import HEADS, WEIGHTS, Case, assert_same, errors
 
 needs_triton = pytest.mark.skipif("not __import__('importlib').util.find_spec('triton')", reason="Triton is not here")
@@ -35,18 +36,14 @@ def interpreted():
 
 
 def _with_block(block, check, *given):
-    from balora.losses import triton_token_terms as triton_terms
-
     with pytest.MonkeyPatch.context() as patch:
         if block:
-            patch.setattr(triton_terms, "BLOCK", block)
+            patch.setattr(triton_token_terms, "BLOCK", block)
         return check(*given)
 
 
 def _interpreting() -> bool:
-    from balora.losses import triton_token_terms as triton_terms
-
-    return triton_terms.INTERPRETED
+    return triton_token_terms.INTERPRETED
 
 
 def equal(changes: dict, options: dict, chunk_tokens: int | None = None) -> None:
@@ -154,11 +151,9 @@ def test_a_token_the_bias_rules_out_costs_nothing(interpreted, count):
 
 def ties(top_k: int) -> None:
     """Which of several equals is taken is nobody's matter; that it is K of them is."""
-    from balora.losses.triton_token_terms import token_terms_of_products_
-
     generator = torch.Generator().manual_seed(0)
     logits_mV = torch.randint(0, 3, (2, 61), generator=generator).float()
-    labels_m, terms = torch.zeros(2, dtype=torch.long), TokenTerms(diversity=1.0, top_k=top_k)
+    labels_m, terms = torch.zeros(2, dtype=torch.long), LossTerms(diversity=1.0, top_k=top_k)
     fast_mV, torch_mV, values_3m, expected_3m = (
         logits_mV.clone(),
         logits_mV.clone(),
@@ -166,8 +161,8 @@ def ties(top_k: int) -> None:
         torch.zeros(3, 2),
     )
     head = LinearHead(torch.zeros(61, 1))
-    token_terms_of_products_(fast_mV, None, head, None, labels_m, terms, values_3m, True)
-    token_terms_(torch_mV, None, labels_m, terms, expected_3m, True)
+    triton_token_terms.token_terms_of_products_(fast_mV, None, head, None, labels_m, terms, values_3m, True)
+    token_terms_(torch_mV, None, labels_m, terms, None, expected_3m, True)
     torch.testing.assert_close(values_3m, expected_3m)
     plain_mV = logits_mV.softmax(dim=-1).index_add(1, labels_m[:1], -torch.ones(2, 1))
     slope_mV = fast_mV - plain_mV
@@ -234,25 +229,23 @@ def test_compiles_for_hopper_without_spilling(dtype, changes, tmp_path, monkeypa
     import triton
     import triton.language as tl
 
-    from balora.losses import triton_token_terms as triton_terms
-
-    if triton_terms.INTERPRETED:
+    if triton_token_terms.INTERPRETED:
         pytest.skip("TRITON_INTERPRET=1 is set: there is nothing to compile")
     wide = "fp64" if dtype == "fp64" else "fp32"
     constants = {"TEACHER": True, "TOP_K": 20, "SOFTCAP": False, "SQUARE": True, "GRADIENT": True, "BLOCKS": 32}
-    constants |= {"BLOCK": triton_terms.BLOCK, "ACC": tl.float64 if wide == "fp64" else tl.float32, **changes}
+    constants |= {"BLOCK": triton_token_terms.BLOCK, "ACC": tl.float64 if wide == "fp64" else tl.float32, **changes}
     types = {**SIGNATURE, "student": f"*{dtype}", "teacher": f"*{dtype}", "values": f"*{wide}"}
     types |= {"bias": "constexpr", "teacher_bias": "constexpr", **changes}
     signature = {
         p.name: "constexpr" if p.is_constexpr else types.get(p.name, p.annotation_type)
-        for p in triton_terms._row.params
+        for p in triton_token_terms._row.params
     }
     constants = {name: constants.get(name) for name, kind in signature.items() if kind == "constexpr"}
     aligned = [name in ("student", "teacher", "bias", "teacher_bias", "width") for name in signature]
     facts = {(i,): [["tt.divisibility", 16]] for i, known in enumerate(aligned) if known}
-    source = triton.compiler.ASTSource(triton_terms._row, signature, constants, facts)
+    source = triton.compiler.ASTSource(triton_token_terms._row, signature, constants, facts)
     target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": triton_terms.WARPS})
+    compiled = triton.compile(source, target=target, options={"num_warps": triton_token_terms.WARPS})
     (tmp_path / "row.ptx").write_text(compiled.asm["ptx"])
     assert dtype != "bf16" or "cvt.rn.bf16" in compiled.asm["ptx"]
     assert "ld.global.v4" in compiled.asm["ptx"] or dtype == "fp64"  # 16 bytes at a time
@@ -284,47 +277,52 @@ def test_on_a_gpu_it_is_the_torch_form_and_the_same_every_time(vocabulary, consi
     same_every_time("cuda", vocabulary, consistency, 50)
 
 
-def _ask(**options) -> None:
+def _compute(**options) -> None:
     hidden = torch.ones(3, 4)
     generation_loss(hidden, torch.tensor([0, 1, 2]), torch.ones(6, 4), hidden, **WEIGHTS, top_k=3, **options)
 
 
 @needs_triton
 def test_refuses_a_device_it_cannot_run_on():
-    from balora.losses import triton_token_terms as triton_terms
-
-    if triton_terms.INTERPRETED:
+    if triton_token_terms.INTERPRETED:
         pytest.skip("TRITON_INTERPRET=1 is set: it can run")
     with pytest.raises(BALoraError, match=r"needs a CUDA device, or TRITON_INTERPRET=1.*on cpu; pass kernel='torch'"):
-        _ask(kernel="triton")
+        _compute(kernel="triton")
 
 
 @needs_triton
-def test_the_default_is_one_line_and_falls_back_where_triton_is_missing(monkeypatch):
+def test_the_default_kernel_is_one_line():
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    monkeypatch.setattr(kernel, "ON_CUDA", "torch")
-    assert (kernel.chosen(None, cuda), kernel.chosen("triton", cuda)) == ("torch", "triton")
-    monkeypatch.setattr(kernel, "ON_CUDA", "triton")
-    assert [kernel.chosen(None, cuda), kernel.chosen(None, cpu), kernel.chosen("torch", cuda)] == [
-        "triton",
-        "torch",
-        "torch",
-    ]
-    _forget_triton(monkeypatch)
-    assert kernel.chosen(None, cuda) == "torch"
+    choose = triton_token_terms.choose_kernel
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_token_terms, "ON_CUDA", "torch")
+        assert (choose(None, cuda), choose("triton", cuda)) == ("torch", "triton")
+        patch.setattr(triton_token_terms, "ON_CUDA", "triton")
+        assert [choose(None, cuda), choose(None, cpu), choose("torch", cuda)] == ["triton", "torch", "torch"]
 
 
-def _forget_triton(monkeypatch) -> None:
-    monkeypatch.delitem(sys.modules, "balora.losses.triton_token_terms", raising=False)
-    monkeypatch.delattr("balora.losses.triton_token_terms", raising=False)
+@pytest.fixture
+def without_triton(monkeypatch):
+    """Import the module again as on a machine without Triton."""
     monkeypatch.setitem(sys.modules, "triton", None)
+    spec = importlib.util.spec_from_file_location("without_triton", triton_token_terms.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name in ("choose_kernel", "kernel_problems"):
+        for user in (chunked, generation):
+            monkeypatch.setattr(user, name, getattr(module, name), raising=False)
+    return module
 
 
-def test_refuses_where_triton_is_missing_and_a_name_it_does_not_know(monkeypatch):
-    _forget_triton(monkeypatch)
+def test_without_triton_the_default_is_torch_and_a_request_is_refused(without_triton, monkeypatch):
+    monkeypatch.setattr(without_triton, "ON_CUDA", "triton")
+    assert without_triton.choose_kernel(None, torch.device("cuda")) == "torch"
     with pytest.raises(BALoraError, match=r"needs Triton, which cannot be imported .*; pass kernel='torch'"):
-        _ask(kernel="triton")
+        _compute(kernel="triton")
+    _compute()
+    _compute(kernel="torch")
+
+
+def test_refuses_an_unknown_kernel():
     with pytest.raises(BALoraError, match="kernel must be 'torch' or 'triton', or None for the default, and it is 'c'"):
-        _ask(kernel="c")
-    _ask()
-    _ask(kernel="torch")
+        _compute(kernel="c")
