@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -23,7 +23,7 @@ from balora.losses import HiddenStates, LossParts, LossTerms, generation_loss, r
 from balora.losses.collectives import world_size
 from balora.losses.distributed_statistics import global_covariance, global_spectral_ratio, global_variance_hinge
 from balora.losses.generation import fused_loss
-from balora.losses.inputs import Outputs, Teacher
+from balora.losses.loss_parts import Outputs, Teacher
 from balora.losses.reference import reference_loss
 from balora.regularization import WEIGHTS, RegularizationConfig
 from balora.regularizers import (
@@ -135,22 +135,43 @@ class Objective:
         parts = form(student, labels_M, terms, teacher, num_items, consistency_mask_M)
         return _estimate_over_all(parts, keep_prob)
 
-    def generation(self, *outputs: Any, share: float = 1.0, keep: float = 1.0, **options: Any) -> LossParts:
-        """Deprecated: use :meth:`language_modeling`. Takes hidden states, labels, teacher's hidden states and weights."""
-        return self._old_form(generation_loss, outputs, share, keep, options)
+    def generation(
+        self,
+        hidden_Md: Tensor,
+        labels_M: Tensor,
+        teacher_hidden_Md: Tensor | None,
+        weights: dict[str, float],
+        **options: Any,
+    ) -> LossParts:
+        """Deprecated: use :meth:`language_modeling`. ``options``: share, keep and keywords of `generation_loss`."""
+        options["teacher_hidden_MD"] = teacher_hidden_Md
+        return self._old_form(generation_loss, hidden_Md, labels_M, weights, options)
 
-    def generation_from_logits(self, *outputs: Any, share: float = 1.0, keep: float = 1.0, **options: Any) -> LossParts:
-        """Deprecated: use :meth:`language_modeling`. Takes logits, labels, teacher's logits and weights."""
-        return self._old_form(reference_generation_loss, outputs, share, keep, options)
+    def generation_from_logits(
+        self,
+        logits_MV: Tensor,
+        labels_M: Tensor,
+        teacher_logits_MV: Tensor | None,
+        weights: dict[str, float],
+        **options: Any,
+    ) -> LossParts:
+        """Deprecated: use :meth:`language_modeling`. ``options``: share, keep and keywords of `reference_generation_loss`."""
+        options["teacher_logits_MV"] = teacher_logits_MV
+        return self._old_form(reference_generation_loss, logits_MV, labels_M, weights, options)
 
     def _old_form(
-        self, loss: Callable[..., LossParts], outputs: Sequence[Any], share: float, keep: float, options: dict[str, Any]
+        self,
+        loss: Callable[..., LossParts],
+        outputs: Tensor,
+        labels_M: Tensor,
+        weights: dict[str, float],
+        options: dict[str, Any],
     ) -> LossParts:
-        warnings.warn("This method is now Objective.language_modeling.", DeprecationWarning, stacklevel=3)
-        student, labels_M, teacher, weights = outputs
-        teacher_name = "teacher_hidden_MD" if loss is generation_loss else "teacher_logits_MV"
-        options = {teacher_name: teacher, **dataclasses.asdict(self._loss_terms(weights, share, keep)), **options}
-        return _estimate_over_all(loss(student, labels_M, **options), keep)
+        message = "Objective.generation and Objective.generation_from_logits are now Objective.language_modeling."
+        warnings.warn(message, DeprecationWarning, stacklevel=3)
+        keep_prob = options.pop("keep", 1.0)
+        terms = self._loss_terms(weights, options.pop("share", 1.0), keep_prob)
+        return _estimate_over_all(loss(outputs, labels_M, **dataclasses.asdict(terms), **options), keep_prob)
 
     @deprecated_keywords(keep="keep_prob")
     def classification(

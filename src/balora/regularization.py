@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 from balora.errors import raise_all, suggest
@@ -83,31 +84,30 @@ class RegularizationConfig:
     paper does not say which it means; see method.md."""
 
     def __post_init__(self) -> None:
+        requirements: dict[str, tuple[str, Callable[[Any], bool]]] = {
+            **dict.fromkeys(WEIGHTS, ("a number of at least 0", lambda value: _is_number(value) and value >= 0)),
+            "temperature": ("above 0", lambda value: _is_number(value) and value > 0),
+            "top_k": ("a whole number of at least 2", lambda value: _is_integer(value) and value >= 2),
+            "spectral_rank": ("a whole number of at least 1", lambda value: _is_integer(value) and value >= 1),
+            "consistency_every": ("a whole number of at least 1", lambda value: _is_integer(value) and value >= 1),
+            "consistency_fraction": ("above 0 and at most 1", lambda value: _is_number(value) and 0 < value <= 1),
+            "focus_warmup": (
+                "a fraction of training, from 0 to 1",
+                lambda value: _is_number(value) and 0 <= value <= 1,
+            ),
+            "focus_ramp": ("a fraction of training, from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1),
+        }
+        values = dataclasses.asdict(self)
         problems = [
-            f"regularization.{name} must be a number of at least 0, not {getattr(self, name)!r}."
-            for name in WEIGHTS
-            if not _is_number(getattr(self, name)) or getattr(self, name) < 0
+            f"regularization.{name} must be {required}, not {values[name]!r}."
+            for name, (required, holds) in requirements.items()
+            if not holds(values[name])
         ]
-        if not _is_number(self.temperature) or self.temperature <= 0:
-            problems.append(f"regularization.temperature must be above 0, not {self.temperature!r}.")
-        for name, least in (("top_k", 2), ("spectral_rank", 1), ("consistency_every", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                problems.append(f"regularization.{name} must be a whole number of at least {least}, not {value!r}.")
-        if not _is_number(self.consistency_fraction) or not 0 < self.consistency_fraction <= 1:
-            problems.append(
-                f"regularization.consistency_fraction must be above 0 and at most 1, not {self.consistency_fraction!r}."
-            )
-        for name in ("focus_warmup", "focus_ramp"):
-            value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value <= 1:
-                problems.append(f"regularization.{name} must be a fraction of training, from 0 to 1, not {value!r}.")
-        for name, known in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in known:
-                problems.append(
-                    f"regularization.{name} must be one of {', '.join(known)}, not {value!r}.{suggest(str(value), known)}"
-                )
+        problems += [
+            f"regularization.{name} must be one of {', '.join(known)}, not {values[name]!r}.{suggest(str(values[name]), known)}"
+            for name, known in _CHOICES.items()
+            if values[name] not in known
+        ]
         raise_all(problems, "The regularization settings cannot be used")
 
     @classmethod
@@ -166,6 +166,10 @@ class RegularizationConfig:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 __all__ = ["RegularizationConfig", "WEIGHTS"]

@@ -29,11 +29,11 @@ def fused(case: Case, teacher: TopKTeacher, **options):
 
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 3.3])
-def test_equals_the_plain_form(head, temperature):
+def test_equals_the_reference_form(head, temperature):
     case = Case(**head)
     teacher = teacher_of(case, 6, temperature)
     options = {"temperature": temperature}
-    plain = case.plain(topk_teacher=teacher, **options)
+    plain = case.reference(topk_teacher=teacher, **options)
     assert_same(case, fused(case, teacher, chunk_tokens=5, **options), plain)
 
 
@@ -50,14 +50,14 @@ def test_gradient(head):
 
 
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
-def test_remembering_everything_is_the_teacher_itself(head):
+def test_k_of_the_whole_vocabulary_equals_the_teacher(head):
     case = Case(vocabulary=40, **head)
-    assert_same(case, fused(case, teacher_of(case, 40)), case.plain())
+    assert_same(case, fused(case, teacher_of(case, 40)), case.reference())
 
 
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("budget", [1, 10**9])
-def test_what_is_remembered_are_the_likeliest(head, budget):
+def test_stores_the_likeliest_tokens(head, budget):
     case = Case(**head)
     weight, bias = (case.teacher_head_VD, case.teacher_bias_V) if case.trained else (case.head_VD, case.bias_V)
     logits = LinearHead(weight, bias, case.logit_scale, case.softcap).logits(case.teacher_MD).detach()
@@ -70,7 +70,7 @@ def test_what_is_remembered_are_the_likeliest(head, budget):
     assert not teacher.log_probs_MK.requires_grad
 
 
-def test_more_remembered_is_nearer_and_never_above():
+def test_a_larger_k_is_closer_and_never_above():
     case = Case(vocabulary=900)
     full = float(case.fused().consistency)
     values = [float(fused(case, teacher_of(case, k)).consistency) for k in (1, 8, 64, 512, 900)]
@@ -78,14 +78,14 @@ def test_more_remembered_is_nearer_and_never_above():
     assert values[-1] == pytest.approx(full, rel=1e-9) and values[0] < full
 
 
-def test_half_precision_memory_and_small_integers():
+def test_half_precision_and_int32_values():
     case = Case(dtype=torch.float32)
     teacher = teacher_of(case, 8)
     small = TopKTeacher(teacher.tokens_MK.to(torch.int32), teacher.log_probs_MK.half(), teacher.log_tail_M.half(), 2.0)
     assert float(fused(case, small).consistency) == pytest.approx(float(fused(case, teacher).consistency), rel=2e-3)
 
 
-def test_a_student_sure_of_itself_is_finite():
+def test_a_very_confident_student_is_finite():
     case = Case(dtype=torch.float32)
     teacher = teacher_of(case, 2)
     case.hidden_MD = (300.0 * case.hidden_MD).detach().requires_grad_()
@@ -93,7 +93,7 @@ def test_a_student_sure_of_itself_is_finite():
     assert torch.isfinite(parts.loss) and torch.isfinite(case.gradients(parts)[0]).all()
 
 
-def test_nothing_valid_and_nothing_at_all():
+def test_no_valid_token_and_no_position():
     case = Case(ignored=slice(None))
     parts = fused(case, teacher_of(case, 4))
     assert float(parts.loss.detach()) == 0.0 and not case.gradients(parts)[0].any()

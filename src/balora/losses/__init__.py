@@ -2,8 +2,7 @@
 
 from balora.deprecation import deprecated_names
 from balora.losses.generation import generation_loss
-from balora.losses.inputs import HiddenStates, Logits, LossTerms
-from balora.losses.loss_parts import LossParts
+from balora.losses.loss_parts import HiddenStates, Logits, LossParts, LossTerms
 from balora.losses.reference import reference_generation_loss
 from balora.losses.spectral import SpectralBasis
 from balora.losses.topk_teacher import TopKTeacher

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from balora.losses.inputs import HiddenStates, LossTerms
+from balora.losses.loss_parts import HiddenStates, LossTerms
 from balora.losses.token_terms import score_scale, token_terms_
 from balora.losses.topk_teacher import TopKTeacher
 from balora.losses.triton_token_terms import Kernel, kernel_problems, token_terms_of_products_
@@ -105,8 +105,8 @@ def chunk_tokens_for(
     Args:
         budget: Bytes; None for the default, 32 MiB on a CPU and 256 MiB on an accelerator, or more if `LEAST_TOKENS`
             tokens need more.
-        hidden_MD: Hidden states of the valid tokens, for their number, dtype and device.
-        head: The head, for V and the soft cap, whose derivative needs a buffer.
+        hidden_MD: Hidden states of the valid tokens; their number, dtype and device are used.
+        head: The head; its V and its soft cap are used. The derivative of a soft cap needs a buffer.
         teacher: True if a chunk has the teacher's logits beside the student's.
         from_products: True if a chunk has only the products with the head, in the hidden states' dtype.
 
@@ -242,7 +242,7 @@ def _sum_terms(hidden_MD: Tensor, head: LinearHead, plan: TokenPass, gradients: 
 def _scores(
     hidden_mD: Tensor, head: LinearHead, teacher: HiddenStates | None, plan: TokenPass, buffer: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Fill the buffer with a chunk's scores, or bare products; return the student's rows of it and the teacher's."""
+    """Fill the buffer with a chunk's scores, or bare products; return the rows of student and teacher."""
     count = len(hidden_mD)
     student_mV, teacher_mV = buffer[:count], buffer[count : 2 * count]
 
@@ -252,13 +252,14 @@ def _scores(
         else:
             head.affine(hidden_mD, score_scale(plan.terms, head.softcap), out_mV)
 
-    if teacher is not None and teacher.head is None:  # one product for both, so the head is read once
-        fill(head, torch.cat([hidden_mD, teacher.hidden_MD]), buffer[: 2 * count])
-        return student_mV, teacher_mV
-    fill(head, hidden_mD, student_mV)
-    if teacher is None or teacher.head is None:
+    if teacher is None:
+        fill(head, hidden_mD, student_mV)
         return student_mV, None
-    fill(teacher.head, teacher.hidden_MD, teacher_mV)
+    if teacher.head is None:  # one product for both, so the head is read once
+        fill(head, torch.cat([hidden_mD, teacher.hidden_MD]), buffer[: 2 * count])
+    else:
+        fill(head, hidden_mD, student_mV)
+        fill(teacher.head, teacher.hidden_MD, teacher_mV)
     return student_mV, teacher_mV
 
 

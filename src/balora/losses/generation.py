@@ -15,8 +15,7 @@ from torch import Tensor
 from balora.deprecation import deprecated_keywords
 from balora.errors import BALoraError, raise_all
 from balora.losses.chunked import ComputeOptions, TokenPass, token_loss
-from balora.losses.inputs import IGNORED, HiddenStates, LossTerms, Outputs, Teacher, divisor
-from balora.losses.loss_parts import LossParts
+from balora.losses.loss_parts import IGNORED, HiddenStates, LossParts, LossTerms, Outputs, Teacher, divisor
 from balora.losses.spectral import SpectralBasis, logit_spectral_ratio
 from balora.losses.topk_teacher import TopKTeacher
 from balora.losses.triton_token_terms import Kernel, choose_kernel

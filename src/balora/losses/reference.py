@@ -12,8 +12,7 @@ from torch import Tensor
 from balora.deprecation import deprecated_keywords
 from balora.errors import BALoraError
 from balora.losses.collectives import gather_rows
-from balora.losses.inputs import IGNORED, HiddenStates, Logits, LossTerms, Outputs, Teacher, divisor
-from balora.losses.loss_parts import LossParts
+from balora.losses.loss_parts import IGNORED, HiddenStates, Logits, LossParts, LossTerms, Outputs, Teacher, divisor
 from balora.losses.topk_teacher import TopKTeacher
 from balora.models.lm_head import LinearHead
 from balora.regularizers import consistency as consistency_term

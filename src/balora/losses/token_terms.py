@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from balora.losses.blocked_topk import topk_of_rows
-from balora.losses.inputs import LossTerms
+from balora.losses.loss_parts import LossTerms
 from balora.losses.topk_teacher import TopKTeacher
 
 

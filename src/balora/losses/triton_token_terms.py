@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from balora.losses.inputs import LossTerms
+from balora.losses.loss_parts import LossTerms
 from balora.losses.token_terms import score_scale
 from balora.models.lm_head import LinearHead
 
@@ -72,7 +72,7 @@ def _missing(device: torch.device) -> str:
 
 
 def _jit(function=None, **options):
-    """Compile a kernel with Triton; without Triton leave the function as it is, because it is never called."""
+    """Compile a kernel with Triton; without Triton return the function unchanged; it is never called."""
     if triton is not None:
         return triton.jit(function, **options)
     return function or (lambda undecorated: undecorated)

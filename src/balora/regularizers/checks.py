@@ -14,32 +14,20 @@ def widened(values: Tensor) -> Tensor:
 
 
 def require_matrix(values: Tensor, name: str, axes: str) -> None:
-    """Refuse anything but a floating-point matrix.
-
-    Raises:
-        BALoraError: The tensor is not two-dimensional, or holds integers.
-    """
+    """Refuse anything but a floating-point matrix."""
     if values.dim() != 2:
         raise BALoraError(f"{name} must be a matrix of {axes}, and its shape is {tuple(values.shape)}.")
     require_floating(values, name)
 
 
 def require_floating(values: Tensor, name: str) -> None:
-    """Refuse integers and booleans, which carry no gradient.
-
-    Raises:
-        BALoraError: The tensor is not of a floating dtype.
-    """
+    """Refuse integers and booleans, which carry no gradient."""
     if not values.is_floating_point():
         raise BALoraError(f"{name} must be floating point, and it is {values.dtype}.")
 
 
 def require_same_shape(student: Tensor, teacher: Tensor, kind: str) -> None:
-    """Refuse a student and a teacher of different shapes, which broadcasting would silently combine.
-
-    Raises:
-        BALoraError: The shapes differ.
-    """
+    """Refuse a student and a teacher of different shapes, which broadcasting would silently combine."""
     if student.shape != teacher.shape:
         raise BALoraError(
             f"Student and teacher {kind} must have one shape, and they are "
@@ -57,9 +45,6 @@ def refuse_second_derivative(term: str) -> None:
     """Refuse to differentiate a gradient that the forward computed: the result would silently be 0.
 
     Call it in the backward. Torch's ``once_differentiable`` does the same, but importing it loads the whole compiler.
-
-    Raises:
-        BALoraError: The backward runs with ``create_graph=True``.
     """
     if torch.is_grad_enabled():
         raise BALoraError(f"{term} has a first derivative only; take the backward without create_graph=True.")
