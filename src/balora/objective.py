@@ -26,15 +26,11 @@ from balora.losses.generation import fused_loss
 from balora.losses.loss_parts import Outputs, Teacher
 from balora.losses.reference import reference_loss
 from balora.regularization import WEIGHTS, RegularizationConfig
-from balora.regularizers import (
-    consistency,
-    consistency_mse,
-    covariance,
-    schedule_weight,
-    spectral_ratio,
-    variance_hinge,
-)
+from balora.regularizers import consistency, consistency_mse, covariance, spectral_ratio, variance_hinge
+from balora.schedules import schedule_weight
 
+Weights = dict[str, float]
+"""Weight of each term by its name."""
 Task = Literal["generation", "seq2seq", "classification", "regression"]
 BATCH_STATISTICS = {
     "generation": ("spectral",),
@@ -111,7 +107,7 @@ class Objective:
         student: Outputs,
         labels_M: Tensor,
         teacher: Teacher | None,
-        weights: dict[str, float],
+        weights: Weights,
         *,
         num_items: Tensor | int | None = None,
         share: float = 1.0,
@@ -136,24 +132,14 @@ class Objective:
         return _estimate_over_all(parts, keep_prob)
 
     def generation(
-        self,
-        hidden_Md: Tensor,
-        labels_M: Tensor,
-        teacher_hidden_Md: Tensor | None,
-        weights: dict[str, float],
-        **options: Any,
+        self, hidden_Md: Tensor, labels_M: Tensor, teacher_hidden_Md: Tensor | None, weights: Weights, **options: Any
     ) -> LossParts:
         """Deprecated: use :meth:`language_modeling`. ``options``: share, keep and keywords of `generation_loss`."""
         options["teacher_hidden_MD"] = teacher_hidden_Md
         return self._old_form(generation_loss, hidden_Md, labels_M, weights, options)
 
     def generation_from_logits(
-        self,
-        logits_MV: Tensor,
-        labels_M: Tensor,
-        teacher_logits_MV: Tensor | None,
-        weights: dict[str, float],
-        **options: Any,
+        self, logits_MV: Tensor, labels_M: Tensor, teacher_logits_MV: Tensor | None, weights: Weights, **options: Any
     ) -> LossParts:
         """Deprecated: use :meth:`language_modeling`. ``options``: share, keep and keywords of `reference_generation_loss`."""
         options["teacher_logits_MV"] = teacher_logits_MV
@@ -164,7 +150,7 @@ class Objective:
         loss: Callable[..., LossParts],
         outputs: Tensor,
         labels_M: Tensor,
-        weights: dict[str, float],
+        weights: Weights,
         options: dict[str, Any],
     ) -> LossParts:
         message = "Objective.generation and Objective.generation_from_logits are now Objective.language_modeling."
@@ -180,7 +166,7 @@ class Objective:
         labels_N: Tensor,
         teacher_logits_ND: Tensor | None,
         features_Nd: Tensor | None,
-        weights: dict[str, float],
+        weights: Weights,
         *,
         num_items: Tensor | int | None = None,
         share: float = 1.0,
@@ -251,7 +237,7 @@ class Objective:
             return global_variance_hinge(rows_ND) if self.across_processes else variance_hinge(rows_ND)
         return global_covariance(rows_ND) if self.across_processes else covariance(rows_ND)
 
-    def _loss_terms(self, weights: dict[str, float], share: float, keep_prob: float) -> LossTerms:
+    def _loss_terms(self, weights: Weights, share: float, keep_prob: float) -> LossTerms:
         return LossTerms(
             consistency=weights["consistency"] / keep_prob,
             diversity=weights["diversity"],
@@ -263,11 +249,11 @@ class Objective:
         )
 
     def _effective(self, config: RegularizationConfig, num_labels: int | None) -> RegularizationConfig:
-        """Switch off terms that are constant for this task, which cost time in vain, and add a notice for each."""
-        off: dict[str, Any] = {}
+        """Switch off terms that are constant for this task, which would cost time in vain, and add a notice for each."""
         if self.generates:
             _refuse_classification_settings(config)
             return config
+        off: dict[str, Any] = {}
         width = num_labels or 1
         if config.spectral > 0 and config.spectral_target == "logits" and config.spectral_rank >= width:
             off["spectral"] = 0.0

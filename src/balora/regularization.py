@@ -25,6 +25,35 @@ _CHOICES = {
 WEIGHTS = ("consistency", "diversity", "spectral", "variance")
 
 
+Requirement = tuple[str, Callable[[Any], bool]]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _at_least(least: int) -> Requirement:
+    return (
+        f"a whole number of at least {least}",
+        lambda value: _is_number(value) and isinstance(value, int) and value >= least,
+    )
+
+
+_FRACTION: Requirement = ("a fraction of training, from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
+_REQUIREMENTS: dict[str, Requirement] = {
+    **dict.fromkeys(WEIGHTS, ("a number of at least 0", lambda value: _is_number(value) and value >= 0)),
+    "temperature": ("above 0", lambda value: _is_number(value) and value > 0),
+    "top_k": _at_least(2),
+    "spectral_rank": _at_least(1),
+    "consistency_every": _at_least(1),
+    "consistency_fraction": ("above 0 and at most 1", lambda value: _is_number(value) and 0 < value <= 1),
+    "focus_warmup": _FRACTION,
+    "focus_ramp": _FRACTION,
+    **{name: (f"one of {', '.join(known)}", known.__contains__) for name, known in _CHOICES.items()},
+}
+"""Requirement of each field, in words and as a test."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RegularizationConfig:
     """Weights, schedules and targets of the three regularizers and of the variance hinge.
@@ -84,30 +113,12 @@ class RegularizationConfig:
     paper does not say which it means; see method.md."""
 
     def __post_init__(self) -> None:
-        requirements: dict[str, tuple[str, Callable[[Any], bool]]] = {
-            **dict.fromkeys(WEIGHTS, ("a number of at least 0", lambda value: _is_number(value) and value >= 0)),
-            "temperature": ("above 0", lambda value: _is_number(value) and value > 0),
-            "top_k": ("a whole number of at least 2", lambda value: _is_integer(value) and value >= 2),
-            "spectral_rank": ("a whole number of at least 1", lambda value: _is_integer(value) and value >= 1),
-            "consistency_every": ("a whole number of at least 1", lambda value: _is_integer(value) and value >= 1),
-            "consistency_fraction": ("above 0 and at most 1", lambda value: _is_number(value) and 0 < value <= 1),
-            "focus_warmup": (
-                "a fraction of training, from 0 to 1",
-                lambda value: _is_number(value) and 0 <= value <= 1,
-            ),
-            "focus_ramp": ("a fraction of training, from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1),
-        }
-        values = dataclasses.asdict(self)
-        problems = [
-            f"regularization.{name} must be {required}, not {values[name]!r}."
-            for name, (required, holds) in requirements.items()
-            if not holds(values[name])
-        ]
-        problems += [
-            f"regularization.{name} must be one of {', '.join(known)}, not {values[name]!r}.{suggest(str(values[name]), known)}"
-            for name, known in _CHOICES.items()
-            if values[name] not in known
-        ]
+        problems = []
+        for name, (requirement, holds) in _REQUIREMENTS.items():
+            value = getattr(self, name)
+            if not holds(value):
+                hint = suggest(str(value), _CHOICES.get(name, ()))
+                problems.append(f"regularization.{name} must be {requirement}, not {value!r}.{hint}")
         raise_all(problems, "The regularization settings cannot be used")
 
     @classmethod
@@ -162,14 +173,6 @@ class RegularizationConfig:
     def active(self) -> bool:
         """True if any term has a weight above 0."""
         return any(getattr(self, name) > 0 for name in WEIGHTS)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 __all__ = ["RegularizationConfig", "WEIGHTS"]
