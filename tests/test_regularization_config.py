@@ -2,9 +2,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+import balora
 from balora import BALoraError, RegularizationConfig
 from balora.schedules import SCHEDULES
 
@@ -128,3 +133,9 @@ def test_all_problems_come_in_one_error():
     assert "4 problems" in message
     for name in ("consistency", "temperature", "top_k", "spectral_target"):
         assert f"regularization.{name} " in message
+
+
+def test_reading_the_settings_does_not_import_torch():
+    code = "import sys; from balora.regularization import RegularizationConfig as C; C(); assert 'torch' not in sys.modules"
+    environment = {**os.environ, "PYTHONPATH": str(Path(balora.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
