@@ -1,4 +1,4 @@
-"""Write the tables and plots of docs/cost.md from the rows of the benchmarks: `make bench-report`."""
+"""Write the tables and plots of docs/cost.md from the rows that there are: `make bench-report`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def main() -> None:
     }
     for name, table in tables.items():
         mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        assert mark.search(text), f"docs/cost.md has no mark <!-- {name} -->"
+        assert mark.search(text), f"docs/cost.md has no place for {name}"
         text = mark.sub(lambda found, table=table: f"{found[1]}\n{table}\n\n{found[2]}", text)
     PAGE.write_text(text)
     ASSETS.mkdir(exist_ok=True)
