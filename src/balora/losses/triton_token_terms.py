@@ -37,7 +37,7 @@ except ImportError as error:
 Kernel = Literal["torch", "triton"]
 
 ON_CUDA: Kernel = "torch"
-"""Default kernel on a CUDA device; docs/decisions.md says when it may become ``"triton"``."""
+"""Default kernel on a CUDA device; docs/explanation/decisions.md says when it may become ``"triton"``."""
 
 BLOCK = 1024
 WARPS = 4
@@ -148,7 +148,7 @@ def _row(
     factor: tl.float64,  # without these, Triton would round Python's floats to float32
     temperature: tl.float64,
     cap: tl.float64,
-    pull: tl.float64,
+    kl_factor: tl.float64,
     diversity: tl.float64,
     TEACHER: tl.constexpr,
     TOP_K: tl.constexpr,
@@ -160,7 +160,7 @@ def _row(
     BLOCKS: tl.constexpr,
 ):
     factor, temperature = tl.full((), factor, ACC), tl.full((), temperature, ACC)
-    cap, pull, diversity = tl.full((), cap, ACC), tl.full((), pull, ACC), tl.full((), diversity, ACC)
+    cap, kl_factor, diversity = tl.full((), cap, ACC), tl.full((), kl_factor, ACC), tl.full((), diversity, ACC)
     token = tl.program_id(0).to(tl.int64)
     student += token * width
     if TEACHER:
@@ -168,61 +168,63 @@ def _row(
     lanes = tl.arange(0, BLOCK)
 
     # 1. Each lane keeps its largest score, and sums of exponentials relative to the soft-capped value of that score.
-    high = tl.full((BLOCK,), _LOW, ACC)
-    soft = tl.zeros((BLOCK,), ACC)  # sum of exp(z / T)
-    sharp = tl.zeros((BLOCK,), ACC)  # sum of exp(z)
-    teacher_high, teacher_soft = high, soft
-    apart = soft  # sum of exp(teacher) · (teacher - student)
+    maximum = tl.full((BLOCK,), _LOW, ACC)
+    soft_sum = tl.zeros((BLOCK,), ACC)  # sum of exp(z / T)
+    sharp_sum = tl.zeros((BLOCK,), ACC)  # sum of exp(z)
+    teacher_maximum, teacher_soft_sum = maximum, soft_sum
+    difference = soft_sum  # sum of exp(teacher) · (teacher - student)
     for start in range(0, width, BLOCK):
         columns = start + lanes
         inside = columns < width
         score = _score(student, bias, columns, inside, factor, ACC)
-        higher = tl.maximum(high, score)
-        shift = _softcapped(higher, cap, SOFTCAP)
-        fall = _softcapped(high, cap, SOFTCAP) - shift
-        over = tl.where(inside, _softcapped(score, cap, SOFTCAP), _LOW) - shift
-        fade, power = tl.exp(fall), tl.exp(over)
-        soft = soft * fade + power
+        new_maximum = tl.maximum(maximum, score)
+        shift = _softcapped(new_maximum, cap, SOFTCAP)
+        max_offset = _softcapped(maximum, cap, SOFTCAP) - shift
+        offset = tl.where(inside, _softcapped(score, cap, SOFTCAP), _LOW) - shift
+        rescale, exponential = tl.exp(max_offset), tl.exp(offset)
+        soft_sum = soft_sum * rescale + exponential
         if SQUARE:
-            sharp = sharp * fade * fade + power * power
+            sharp_sum = sharp_sum * rescale * rescale + exponential * exponential
         else:
-            sharp = sharp * tl.exp(temperature * fall) + tl.exp(temperature * over)
-        high = higher
+            sharp_sum = sharp_sum * tl.exp(temperature * max_offset) + tl.exp(temperature * offset)
+        maximum = new_maximum
         if TEACHER:
             score = _score(teacher, teacher_bias, columns, inside, factor, ACC)
-            higher = tl.maximum(teacher_high, score)
-            shift = _softcapped(higher, cap, SOFTCAP)
-            teacher_fall = _softcapped(teacher_high, cap, SOFTCAP) - shift
-            teacher_over = tl.where(inside, _softcapped(score, cap, SOFTCAP), _LOW) - shift
-            fade, power = tl.exp(teacher_fall), tl.exp(teacher_over)
-            apart = fade * (apart + teacher_soft * (teacher_fall - fall)) + power * (teacher_over - over)
-            teacher_soft = teacher_soft * fade + power
-            teacher_high = higher
+            new_maximum = tl.maximum(teacher_maximum, score)
+            shift = _softcapped(new_maximum, cap, SOFTCAP)
+            teacher_max_offset = _softcapped(teacher_maximum, cap, SOFTCAP) - shift
+            teacher_offset = tl.where(inside, _softcapped(score, cap, SOFTCAP), _LOW) - shift
+            rescale, exponential = tl.exp(teacher_max_offset), tl.exp(teacher_offset)
+            difference = rescale * (difference + teacher_soft_sum * (teacher_max_offset - max_offset)) + exponential * (
+                teacher_offset - offset
+            )
+            teacher_soft_sum = teacher_soft_sum * rescale + exponential
+            teacher_maximum = new_maximum
 
-    top = tl.max(high, 0)
+    top = tl.max(maximum, 0)
     shift = _softcapped(top, cap, SOFTCAP)
-    fall = _softcapped(high, cap, SOFTCAP) - shift
-    soft = tl.sum(soft * tl.exp(fall), 0)
-    sharp = tl.sum(sharp * tl.exp(temperature * fall), 0)
+    max_offset = _softcapped(maximum, cap, SOFTCAP) - shift
+    soft_sum = tl.sum(soft_sum * tl.exp(max_offset), 0)
+    sharp_sum = tl.sum(sharp_sum * tl.exp(temperature * max_offset), 0)
     label = tl.load(labels + token)
     known = (label >= 0) & (label < width)
     target = _softcapped(_score(student, bias, label, known, factor, ACC), cap, SOFTCAP) - shift
     target = tl.where(known, target, float("nan"))  # a kernel cannot raise an error for a label out of range
-    tl.store(values + token, tl.log(sharp) - temperature * target)
+    tl.store(values + token, tl.log(sharp_sum) - temperature * target)
     if TEACHER:
-        teacher_shift = _softcapped(tl.max(teacher_high, 0), cap, SOFTCAP)
-        teacher_fall = _softcapped(teacher_high, cap, SOFTCAP) - teacher_shift
-        fade = tl.exp(teacher_fall)
-        apart = tl.sum(fade * (apart + teacher_soft * (teacher_fall - fall)), 0)
-        teacher_soft = tl.sum(teacher_soft * fade, 0)
-        divergence = apart / teacher_soft - tl.log(teacher_soft) + tl.log(soft)
+        teacher_shift = _softcapped(tl.max(teacher_maximum, 0), cap, SOFTCAP)
+        teacher_max_offset = _softcapped(teacher_maximum, cap, SOFTCAP) - teacher_shift
+        rescale = tl.exp(teacher_max_offset)
+        difference = tl.sum(rescale * (difference + teacher_soft_sum * (teacher_max_offset - max_offset)), 0)
+        teacher_soft_sum = tl.sum(teacher_soft_sum * rescale, 0)
+        divergence = difference / teacher_soft_sum - tl.log(teacher_soft_sum) + tl.log(soft_sum)
         tl.store(values + values_stride + token, temperature * temperature * divergence)
 
     if TOP_K > 0:
-        last, last_lane, last_block, mass, mean = _largest(
-            student, bias, high, shift, width, factor, temperature, cap, TOP_K, SOFTCAP, ACC, BLOCK, BLOCKS
+        last, last_lane, last_block, exp_sum, mean = _largest(
+            student, bias, maximum, shift, width, factor, temperature, cap, TOP_K, SOFTCAP, ACC, BLOCK, BLOCKS
         )
-        tl.store(values + 2 * values_stride + token, mean - tl.log(mass))
+        tl.store(values + 2 * values_stride + token, mean - tl.log(exp_sum))
 
     # 3. The gradient, after every thread has read what another one overwrites.
     if GRADIENT:
@@ -232,22 +234,24 @@ def _row(
             inside = columns < width
             score = _score(student, bias, columns, inside, factor, ACC)
             capped = _softcapped(score, cap, SOFTCAP)
-            over = capped - shift
+            offset = capped - shift
             if SQUARE:
-                power = tl.exp(over)
-                sharp_power = power * power
+                exponential = tl.exp(offset)
+                sharp_exponential = exponential * exponential
             else:
-                sharp_power = tl.exp(temperature * over)
-            gradient = sharp_power / sharp - tl.where(columns == label, 1.0, 0.0)
+                sharp_exponential = tl.exp(temperature * offset)
+            gradient = sharp_exponential / sharp_sum - tl.where(columns == label, 1.0, 0.0)
             if TEACHER:
                 if not SQUARE:
-                    power = tl.exp(over)
-                gradient += power * (pull / soft)
+                    exponential = tl.exp(offset)
+                gradient += exponential * (kl_factor / soft_sum)
                 other = _softcapped(_score(teacher, teacher_bias, columns, inside, factor, ACC), cap, SOFTCAP)
-                gradient -= tl.exp(other - teacher_shift) * (pull / teacher_soft)
+                gradient -= tl.exp(other - teacher_shift) * (kl_factor / teacher_soft_sum)
             if TOP_K > 0:
-                taken = ~_after(score, lanes, start // BLOCK, last, last_lane, last_block)
-                gradient += tl.where(taken, sharp_power * (diversity / mass) * (temperature * over - mean), 0.0)
+                in_top_k = ~_after(score, lanes, start // BLOCK, last, last_lane, last_block)
+                gradient += tl.where(
+                    in_top_k, sharp_exponential * (diversity / exp_sum) * (temperature * offset - mean), 0.0
+                )
             if SOFTCAP:
                 gradient *= 1.0 - (capped / cap) * (capped / cap)
             output = teacher if TEACHER else student
@@ -258,7 +262,7 @@ def _row(
 def _largest(
     row,
     bias,
-    high,
+    maximum,
     shift,
     width,
     factor,
@@ -277,20 +281,20 @@ def _largest(
     lanes, blocks = tl.arange(0, BLOCK), tl.arange(0, BLOCKS)
     last = tl.full((), float("inf"), ACC)
     last_lane, last_block = tl.full((), -1, tl.int32), tl.full((), -1, tl.int32)
-    mass, mean = tl.full((), 0.0, ACC), tl.full((), 0.0, ACC)
+    exp_sum, mean = tl.full((), 0.0, ACC), tl.full((), 0.0, ACC)
     for _ in range(TOP_K):
-        largest, lane = tl.max(high, 0, return_indices=True)
+        largest, lane = tl.max(maximum, 0, return_indices=True)
         columns = blocks * BLOCK + lane
         score = _score(row, bias, columns, columns < width, factor, ACC)
         free = _after(score, lane, blocks, last, last_lane, last_block)
         last_block = tl.min(tl.where(free & (score == largest), blocks, BLOCKS), 0)
         last, last_lane = largest, lane
         free = _after(score, lane, blocks, last, last_lane, last_block)
-        high = tl.where(lanes == lane, tl.max(tl.where(free, score, _LOW), 0), high)
-        over = temperature * (_softcapped(largest, cap, SOFTCAP) - shift)
-        mass += tl.exp(over)
-        mean += tl.exp(over) * over
-    return last, last_lane, last_block, mass, mean / mass
+        maximum = tl.where(lanes == lane, tl.max(tl.where(free, score, _LOW), 0), maximum)
+        offset = temperature * (_softcapped(largest, cap, SOFTCAP) - shift)
+        exp_sum += tl.exp(offset)
+        mean += tl.exp(offset) * offset
+    return last, last_lane, last_block, exp_sum, mean / exp_sum
 
 
 @_jit
@@ -307,8 +311,8 @@ def _softcapped(score, cap, SOFTCAP: tl.constexpr):
     """Return the logit over T: the score, or cap · tanh(score), by its series where 1 - exp(-2x) loses digits."""
     if not SOFTCAP:
         return score
-    fade = tl.exp(-2.0 * tl.abs(score))
-    tanh = tl.where(score < 0, fade - 1.0, 1.0 - fade) / (1.0 + fade)
+    rescale = tl.exp(-2.0 * tl.abs(score))
+    tanh = tl.where(score < 0, rescale - 1.0, 1.0 - rescale) / (1.0 + rescale)
     if score.dtype == tl.float32:
         square = score * score
         series = 62 / 2835 - square * (1382 / 155925)
