@@ -86,7 +86,7 @@ bench: $(VENV)/.run  ## all benchmarks of a CPU, on all its cores: twenty minute
 	$(BENCH)/classification.py
 	$(BENCH)/sweep.py
 	$(BENCH)/pissa_start.py
-	$(BENCH)/counted.py
+	$(BENCH)/meta_counts.py
 
 bench-gpu: $(VENV)/.run  ## those of a GPU, under 8 minutes
 	$(BENCH)/gpu.py

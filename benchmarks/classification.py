@@ -1,6 +1,6 @@
-"""Three epochs of a classifier with Trainers as users run them, stock PiSSA against ours: `python benchmarks/classification.py`.
+"""Measure three epochs of a classifier, stock PiSSA against balora: `python benchmarks/classification.py`.
 
-``cached`` asks the teacher once about each example (the default), ``online`` at every step.
+``cached`` runs the teacher once for each example (the default), ``online`` at every step.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 import transformers
 
 import balora
-from rows import Rows, ratios, summary
+from result_rows import Rows, ratios, summary
 
 ORDER = ("stock", "cached", "online")
 
 
 def model_of(layers: int, hidden: int) -> transformers.BertForSequenceClassification:
-    """A BERT with random weights: the same ones each time."""
+    """Return a BERT with random weights, the same in each call."""
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=8000, hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=layers,
@@ -31,19 +31,19 @@ def model_of(layers: int, hidden: int) -> transformers.BertForSequenceClassifica
     return transformers.BertForSequenceClassification(config)
 
 
-def select_rows(count: int, longest: int) -> list[dict[str, list[int]]]:
-    """Rows of uneven length, as sentences are."""
+def random_rows(count: int, longest: int) -> list[dict[str, list[int]]]:
+    """Return rows of different lengths."""
     generator = torch.Generator().manual_seed(1)
-    made = []
+    rows = []
     for _ in range(count):
         length = int(torch.randint(longest // 4, longest + 1, (1,), generator=generator))
         tokens = torch.randint(4, 8000, (length,), generator=generator).tolist()
-        made.append({"input_ids": tokens, "labels": tokens[0] % 3})
-    return made
+        rows.append({"input_ids": tokens, "labels": tokens[0] % 3})
+    return rows
 
 
 def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """Pad on the right."""
+    """Pad rows on the right."""
     width = max(len(row["input_ids"]) for row in rows)
     ids = torch.tensor([row["input_ids"] + [0] * (width - len(row["input_ids"])) for row in rows])
     return {
@@ -53,14 +53,14 @@ def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     }
 
 
-def run(variant: str, given: argparse.Namespace, folder: str) -> float:
-    """Seconds of one training."""
+def run(variant: str, given: argparse.Namespace, directory: str) -> float:
+    """Return the seconds of one training."""
     model = model_of(given.layers, given.hidden)
     arguments = transformers.TrainingArguments(
-        folder, per_device_train_batch_size=16, num_train_epochs=given.epochs, report_to=[], save_strategy="no",
+        directory, per_device_train_batch_size=16, num_train_epochs=given.epochs, report_to=[], save_strategy="no",
         logging_steps=50, use_cpu=True, disable_tqdm=True, learning_rate=1e-4,
     )  # fmt: skip
-    rows = select_rows(given.rows, given.longest)
+    rows = random_rows(given.rows, given.longest)
     if variant == "stock":
         config = peft.LoraConfig(
             r=8, lora_alpha=8, target_modules=["query", "key", "value", "dense"], init_lora_weights="pissa_niter_4",
@@ -81,14 +81,12 @@ def run(variant: str, given: argparse.Namespace, folder: str) -> float:
 
 
 def main() -> None:
-    """Read the options and measure."""
+    """Parse the arguments and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="to try the script")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, to try the script")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="count processor seconds: for a machine that is not quiet"
-    )
+    parser.add_argument("--cpu-time", action="store_true", help="count CPU seconds, for a machine with other work")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
@@ -97,11 +95,11 @@ def main() -> None:
     given.layers, given.hidden, given.rows, given.longest = (1, 32, 32, 12) if given.tiny else (3, 192, 256, 96)
     rows = Rows("classification", given.output)
     seconds: dict[str, list[float]] = {name: [] for name in ORDER}
-    with tempfile.TemporaryDirectory() as folder:
-        run("stock", argparse.Namespace(**{**vars(given), "rows": 16}), folder)  # warm
+    with tempfile.TemporaryDirectory() as directory:
+        run("stock", argparse.Namespace(**{**vars(given), "rows": 16}), directory)  # warm-up
         for turn in range(given.rounds):
             for name in ORDER if turn % 2 else ORDER[::-1]:
-                seconds[name].append(run(name, given, folder))
+                seconds[name].append(run(name, given, directory))
     for name, times in seconds.items():
         rows.add(kind="variant", variant=name, epochs=given.epochs, seconds=summary(times), all=times)
     for name in ORDER[1:]:

@@ -1,17 +1,17 @@
-"""On a GPU: steps of a 7B-shaped model and of one with 128 k tokens of vocabulary, the loss alone, and a PiSSA start.
+"""Measure on a GPU: steps of a 7B-shaped model and of one with V 128 256, the loss alone, and a PiSSA initialisation.
 
-`python benchmarks/gpu.py` (with `src` on PYTHONPATH where balora is not installed) needs torch, transformers, peft and
-balora's core; meant to take under 8 minutes on an H200, and `--parts` takes a part of it. One model is
-loaded for each shape and every variant steps in turns on it, so that nothing differs but the layers' and the loss's way.
-`--tiny` tries the script anywhere.
+`python benchmarks/gpu.py` (with `src` on PYTHONPATH if balora is not installed) needs torch, transformers, peft and balora's
+core. It should take under 8 minutes on an H200; `--parts` selects a part of it. One model is loaded for each shape, and
+every variant steps in turns on it, so the variants differ in their layers and their loss only. `--tiny` tries the script on
+any machine.
 
-What it should take, at 400 Tflop/s in bfloat16 and 50 in float32 (the adapters): a 7B forward over 2,048 tokens is 27 Tflop
-and 1.3 in float32, a stock step twice that forward (the weights are frozen) and the adapters' own gradients, 0.22 s, with
-checkpointing 0.31; ours with the teacher's forward 0.32 and 0.41. Six variants of two steps to warm and four rounds are
-11 + 14 s, so that making, starting and caching the model is most of ``7b``: one to two minutes; ``8b`` likewise. ``loss``
-is 0.8 Tflop (3.2 at 128 k) a call, 200 calls with its floors and its Triton form, which is compiled a dozen times: half a
-minute. ``start`` is two exact decompositions of up to
-11008 × 4096 in float32, half a minute each, and seconds besides. In all 4 to 6 minutes.
+Expected times, at 400 Tflop/s in bfloat16 and 50 in float32 (the adapters): a 7B forward over 2,048 tokens is 27 Tflop, and
+1.3 in float32. A stock step is twice that forward (the weights are frozen) and the adapters' own gradients: 0.22 s, with
+checkpointing 0.31 s. balora with the teacher's forward takes 0.32 s and 0.41 s. Six variants of two warm-up steps and four
+rounds take 11 + 14 s, so loading, initialising and caching the model are most of ``7b``: one to two minutes, and the same for
+``8b``. ``loss`` is 0.8 Tflop (3.2 with V 128 256) a call; 200 calls with the lower bounds and the Triton form, which is
+compiled a dozen times, take half a minute. ``start`` is two exact decompositions of up to 11008 × 4096 in float32, half a
+minute each, and a few seconds more. In all 4 to 6 minutes.
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ from pathlib import Path
 import torch
 
 import balora
-import loss_alone
+import loss_only
 import pissa_start
 import variants
 from balora.methods.initial_state import trainable_parameters
-from rows import Rows, ratios, summary
+from result_rows import Rows, ratios, summary
 from shapes import LLAMA_7B, LLAMA_8B, TINY, Shape
 from variants import Variant, load, optimizer_of, prepare
 
-# What holds more beside the model comes later, so that nothing stands in the peak of one that does without it.
+# Variants that need more memory beside the model come later, so that their memory is not in the peak of the others.
 ORDER = ("stock", "forward", "offloaded", "online", "cached", "off")
 PARTS = ("loss", "7b", "8b", "start")
 
 
 class Clock:
-    """Seconds and peak memory of a call, on whichever device there is."""
+    """Seconds and peak memory of a call on a GPU, seconds on a CPU."""
 
     def __init__(self, device: str) -> None:
         self.cuda = device == "cuda"
 
     def wait(self) -> float:
-        """The time, once the device is done."""
+        """Wait for the device and return the time."""
         if self.cuda:
             torch.cuda.synchronize()
         return time.perf_counter()
 
     def allocated(self, peak: bool = False) -> float | None:
-        """MiB that the allocator has handed out, or the most since `forget`; None without a GPU."""
+        """Return the allocated MiB, or their peak since `reset_peak`; None without a GPU."""
         if not self.cuda:
             return None
         return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 2**20
 
-    def forget(self) -> None:
-        """Start the peak anew."""
+    def reset_peak(self) -> None:
+        """Free unused memory and reset the peak."""
         if self.cuda:
             gc.collect()
             torch.cuda.empty_cache()
@@ -67,34 +67,34 @@ class Clock:
 
 
 def measure(rows: Rows, shape: Shape, rounds: int, device: str, names: tuple[str, ...]) -> None:
-    """All variants in turns on one loaded model; time first, then a peak for each."""
+    """Measure all variants on one loaded model: a peak for each, then times in turns."""
     clock, temporary = Clock(device), contextlib.ExitStack()
     begun = clock.wait()
     model = load("online", shape, device)
     loaded = clock.allocated()
     rows.add(kind="load", shape=shape, seconds=clock.wait() - begun, loaded_mib=loaded)
     batches = shape.batches(2, device)
-    start = {name: p.detach().cpu().clone() for name, p in trainable_parameters(model)}
+    initial = {name: p.detach().cpu().clone() for name, p in trainable_parameters(model)}
     for checkpointing in (False, True):
         here = dataclasses.replace(shape, checkpointing=checkpointing)
         if not checkpointing:
             model.gradient_checkpointing_disable()
         ready: dict[str, Variant] = {}
         optimizer, own_teacher = optimizer_of(model), None
-        _back_to(model, start)
+        _reset(model, initial)
         seconds: dict[str, list[float]] = {}
         peaks: dict[str, float | None] = {}
         for name in names:
             try:
-                clock.forget()
+                clock.reset_peak()
                 if name in ("offloaded", "online"):
-                    own_teacher = balora.PretrainedTeacher(model, start, offload=name == "offloaded")
+                    own_teacher = balora.PretrainedTeacher(model, initial, offload=name == "offloaded")
                 ready[name], opened = prepare(name, here, model, batches, own_teacher=own_teacher, optimizer=optimizer)
                 temporary.enter_context(opened)
-                ready[name].step(batches[0])  # warm, with all that is made once
-                # A second step for the peak: what is made once is not made again.
+                ready[name].step(batches[0])  # warm-up: makes what is made once
+                # The second step has the peak of a normal step.
                 before = clock.allocated()
-                clock.forget()
+                clock.reset_peak()
                 ready[name].step(batches[1])
                 peaks[name] = clock.allocated(peak=True)
                 seconds[name] = []
@@ -116,13 +116,13 @@ def measure(rows: Rows, shape: Shape, rounds: int, device: str, names: tuple[str
         del ready, own_teacher, optimizer
         temporary.close()
     del model
-    clock.forget()
+    clock.reset_peak()
 
 
 @torch.no_grad()
-def _back_to(model: torch.nn.Module, start: dict[str, torch.Tensor]) -> None:
+def _reset(model: torch.nn.Module, initial: dict[str, torch.Tensor]) -> None:
     for name, parameter in trainable_parameters(model):
-        parameter.copy_(start[name])
+        parameter.copy_(initial[name])
 
 
 def _ratios(rows: Rows, shape: Shape, seconds: dict[str, list[float]], peaks: dict[str, float | None]) -> None:
@@ -138,13 +138,13 @@ def _ratios(rows: Rows, shape: Shape, seconds: dict[str, list[float]], peaks: di
 
 
 def main() -> None:
-    """Read the options and measure; what fails is a row, and the rest goes on."""
+    """Parse the arguments and measure. A part that fails becomes a row, and the others still run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="to try the script, on any machine")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, to try the script on any machine")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--reference", action="store_true", help="the plain reading too, with its second model")
-    parser.add_argument("--output", type=Path, help="folder for the rows")
+    parser.add_argument("--reference", action="store_true", help="measure the plain reading too, with its second model")
+    parser.add_argument("--output", type=Path, help="directory for the rows")
     given = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not given.tiny:
@@ -156,7 +156,7 @@ def main() -> None:
         if given.tiny:
             shape = dataclasses.replace(TINY, dtype=shape.dtype, name=f"tiny for {shape.name}")
         if "loss" in given.parts:
-            _attempt(rows, "loss", lambda s=shape: loss_alone.measure(rows, s, given.rounds, device))
+            _attempt(rows, "loss", lambda s=shape: loss_only.measure(rows, s, given.rounds, device))
         if part in given.parts:
             _attempt(rows, part, lambda s=shape: measure(rows, s, given.rounds, device, names))
     if "start" in given.parts:

@@ -1,4 +1,4 @@
-"""Peak memory of each variant above its loaded model, a fresh process for each: `python benchmarks/memory.py`. Linux."""
+"""Measure the peak memory of each variant above its loaded model, each in a new process: `python benchmarks/memory.py`. Linux."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from fresh import measure
-from rows import Rows
+from result_rows import Rows
 from shapes import MAIN, TINY, WIDE
+from subprocess_run import measure
 
 
 def main() -> None:
-    """Read the options and measure."""
+    """Parse the arguments and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="to try the script")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, to try the script")
     parser.add_argument("--variants", nargs="+", default=["stock", "online", "cached", "reference"])
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
@@ -25,7 +25,7 @@ def main() -> None:
         for variant in given.variants:
             if variant == "reference" and heap == "returned":
                 continue
-            # One step of the reference at the wide vocabulary is a minute of singular values; its peak is in the first.
+            # One step is enough for the reference: it reaches its peak, and its SVD takes a minute with the wide vocabulary.
             found = measure(variant, shape, steps=1 if variant == "reference" else 2, returned=heap == "returned")
             rows.add(kind="variant", variant=variant, heap=heap, shape=shape, **found)
             peaks[variant] = found.get("peak_mib")

@@ -1,7 +1,8 @@
-"""Where a step's time goes, phase by phase, in turns over the same batches: `python benchmarks/phases.py`.
+"""Measure the time of each phase of a step, variants in turns over the same batches: `python benchmarks/phases.py`.
 
-Each phase is counted without those inside it; what lies in none is the rest (embedding, masks, indexing, labels). The floor
-is what our step would cost if every term were free: a step without regularizers and the teacher's way to its hidden states.
+A phase does not count the phases inside it. Time outside all phases is the rest (embedding, masks, indexing, labels). The
+lower bound ("floor") is the time of a step whose terms are free: a step without regularizers, and the teacher's forward to
+its hidden states.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from typing import Any
 import torch
 import transformers
 
-from balora.losses import chunked
-from balora.losses import generation as fused
-from rows import Rows
+from balora.losses import chunked, generation
+from result_rows import Rows
 from shapes import MAIN, TINY, Shape
 from variants import Variant, load, prepare
 
@@ -41,7 +41,7 @@ class Phases:
 
     @contextlib.contextmanager
     def inside(self, name: str) -> Iterator[None]:
-        """Count to this phase what is in no further one."""
+        """Count time to this phase, except for phases inside it."""
         self._settle()
         self._open.append(name)
         try:
@@ -58,8 +58,8 @@ class Phases:
 
     @contextlib.contextmanager
     def watching(self, owner: Any, attribute: str, name: str | Callable[[], str]) -> Iterator[None]:
-        """Inside, calls of a function are a phase."""
-        own = vars(owner).get(attribute)
+        """Count calls of a function as a phase inside the context."""
+        original = vars(owner).get(attribute)
         call = getattr(owner, attribute)
 
         @functools.wraps(call)
@@ -71,25 +71,25 @@ class Phases:
         try:
             yield
         finally:
-            if own is None:
+            if original is None:
                 delattr(owner, attribute)
             else:
-                setattr(owner, attribute, own)
+                setattr(owner, attribute, original)
 
 
 def phases_of(variant: Variant, batch: dict[str, torch.Tensor], clock: Callable[[], float]) -> dict[str, float]:
-    """Seconds of one step by phase."""
+    """Return the seconds of one step by phase."""
     phases = Phases(clock)
     points = (
         (transformers.LlamaModel, "forward", lambda: STUDENT if torch.is_grad_enabled() else TEACHER),
-        # What of it is in neither layers nor head: stock's loss, for the others nothing but masks.
+        # The time in neither layers nor head: the loss for stock, only masks for the others.
         (transformers.LlamaForCausalLM, "forward", TERMS if variant.name == "stock" else REST),
         (variant.model.get_output_embeddings(), "forward", HEAD),
         (chunked, "_scores", HEAD),
         (chunked._Gradients, "add", HEAD),
         (chunked, "token_terms_", TERMS),
         (variant, "loss", TERMS if variant.name == "reference" else REST),
-        (fused, "logit_spectral_ratio", SPECTRUM),
+        (generation, "logit_spectral_ratio", SPECTRUM),
         (torch.linalg, "svdvals", SPECTRUM),
         (torch.Tensor, "backward", BACKWARD),
         (variant.optimizer, "step", OPTIMIZER),
@@ -106,7 +106,7 @@ def phases_of(variant: Variant, batch: dict[str, torch.Tensor], clock: Callable[
 
 
 def measure(shape: Shape, rounds: int, slow_rounds: int, output: Path | None, clock: Callable[[], float]) -> None:
-    """Write a row for each variant and one for the floor."""
+    """Write a row for each variant and one for the lower bound."""
     rows = Rows("phases", output)
     batches = shape.batches(2)
     variants, found = {}, {name: [] for name in ORDER}
@@ -131,14 +131,12 @@ def measure(shape: Shape, rounds: int, slow_rounds: int, output: Path | None, cl
 
 
 def main() -> None:
-    """Read the options and measure."""
+    """Parse the arguments and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="to try the script")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, to try the script")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--slow-rounds", type=int, default=3, help="of the reference")
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="count processor seconds: for a machine that is not quiet"
-    )
+    parser.add_argument("--slow-rounds", type=int, default=3, help="rounds of the reference")
+    parser.add_argument("--cpu-time", action="store_true", help="count CPU seconds, for a machine with other work")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     clock = time.process_time if given.cpu_time else time.perf_counter

@@ -1,7 +1,7 @@
-"""Seconds and error of a PiSSA start for a 7B-shaped model: exact, ours, peft's sixteen iterations.
+"""Measure time and error of a PiSSA initialisation at the 7B shapes: exact SVD, balora, and peft with sixteen iterations.
 
-`python benchmarks/pissa_start.py`. One matrix of each shape is decomposed and the time multiplied by how many there are;
-the error is that of the rank-128 approximation, over the exact one's.
+`python benchmarks/pissa_start.py`. One matrix of each shape is decomposed, and its time is multiplied by the number of such
+matrices. The error is that of the rank-128 approximation, divided by that of the exact one.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from balora.methods.init.svd import truncated_svd
-from rows import Rows
+from result_rows import Rows
 
 SHAPES = {(4096, 4096): 4 * 32, (11008, 4096): 3 * 32}
-"""The last feed-forward matrix is the transpose of the first two: the same work."""
+"""Number of matrices by shape. The last feed-forward matrix is the transpose of the first two and takes the same work."""
 RANK = 128
 Triplets = tuple[Tensor, Tensor, Tensor]
 
 
 def methods(rank: int, seed: int = 0) -> dict[str, Callable[[Tensor], Triplets]]:
-    """The ways to the principal components, by name."""
+    """Return the decompositions by name."""
 
     def peft_niter_16(weight: Tensor) -> Triplets:  # as peft's LoraLayer.pissa_init does it
         left, values, right = torch.svd_lowrank(weight, rank, niter=16)
@@ -38,20 +38,20 @@ def methods(rank: int, seed: int = 0) -> dict[str, Callable[[Tensor], Triplets]]
 
 
 def weight_of(shape: tuple[int, int], device: str) -> Tensor:
-    """Random, with a spectrum that decays as those of trained weights do: quickly at first, then slowly."""
+    """Return a random matrix whose spectrum decays like that of trained weights: quickly at first, then slowly."""
     generator = torch.Generator().manual_seed(0)
     columns = 1.0 + 10.0 / torch.arange(1, shape[1] + 1).sqrt()
     return (torch.randn(shape, generator=generator) * columns * 0.02).to(device)
 
 
 def error(weight: Tensor, triplets: Triplets) -> float:
-    """Frobenius distance of the approximation."""
+    """Return the Frobenius norm of the approximation's error."""
     left, values, right = triplets
     return float(torch.linalg.matrix_norm(weight - (left * values) @ right))
 
 
 def measure(rows: Rows, shapes: dict[tuple[int, int], int], rank: int, device: str) -> dict[str, float]:
-    """A row for each method and shape, and one for the whole model; returns the totals."""
+    """Write a row for each method and shape, and one for the model; return the totals."""
     wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
     totals: dict[str, float] = {}
     worst: dict[str, float] = {}
@@ -60,7 +60,7 @@ def measure(rows: Rows, shapes: dict[tuple[int, int], int], rank: int, device: s
         exact = None
         for name, decompose in methods(rank).items():
             if device == "cuda":
-                decompose(weight[:512, :512])  # warm: the solver's handles
+                decompose(weight[:512, :512])  # warm-up of the solver
             wait()
             begun = time.perf_counter()
             triplets = decompose(weight)
@@ -78,9 +78,9 @@ def measure(rows: Rows, shapes: dict[tuple[int, int], int], rank: int, device: s
 
 
 def main() -> None:
-    """Read the options and measure."""
+    """Parse the arguments and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="to try the script")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, to try the script")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     shapes = {(96, 64): 2, (64, 96): 1} if given.tiny else SHAPES

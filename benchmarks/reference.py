@@ -1,7 +1,7 @@
-"""BA-LoRA as a plain reading has it: a second model, three full sets of logits, an exact SVD of tokens × vocabulary.
+"""A plain reading of BA-LoRA: a second model, full logits, an exact SVD of tokens × vocabulary.
 
-Written from the description of the method (eq. 9-12), with the shift of the labels that it needs; what balora is
-measured against. Shapes: B sequences, T positions, M valid tokens, V vocabulary.
+Written from the description of the method (eq. 9-12), with the shift of the labels that it needs. balora is measured
+against it. Shapes: B sequences, T positions, M valid tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ TEMPERATURE, TOP_K, SPECTRAL_RANK = 2.0, 20, 10
 
 
 def reference_loss(student: nn.Module, teacher: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """The regularized loss of one batch."""
+    """Return the regularized loss of one batch."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     with torch.no_grad():
         teacher_BTV = teacher(**inputs).logits[:, :-1]

@@ -12,9 +12,9 @@ from typing import Any
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from rows import read
+from phase_report import counted_table, loss_table, phases_table
+from result_rows import read
 from shapes import LLAMA_7B, MAIN, WIDE
-from why import counted_table, loss_table, phases_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "explanation" / "cost.md"
@@ -22,11 +22,11 @@ ASSETS = ROOT / "docs" / "assets"
 NAMES = {
     "stock": "PiSSA in stock peft and transformers",
     "online": "balora, teacher at every step",
-    "offloaded": "balora, teacher at every step, its values in the host's memory",
-    "cached": "balora, teacher remembered",
+    "offloaded": "balora, teacher at every step, its values in host memory",
+    "cached": "balora, teacher cached",
     "off": "balora, regularizers off",
     "forward": "one forward of the stock model, no gradient",
-    "reference": "BA-LoRA as a plain reading has it",
+    "reference": "a plain reading of BA-LoRA",
 }
 COLOURS = {"stock": "#E69F00", "online": "#009E73", "cached": "#56B4E9", "reference": "#999999", "off": "#0072B2"}
 PEAK, PEAK_OFFLOADED = "CUDA, 7B shape: peak memory, ours online / stock", "the same with `teacher_offload`"
@@ -35,7 +35,7 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    """Fill in every table that has rows, and draw every plot that has."""
+    """Fill in every table and draw every plot."""
     text = PAGE.read_text()
     tables = {
         "targets": targets(),
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def targets() -> str:
-    """Every target beside what was measured."""
+    """Return the targets and their measured values."""
     lines = ["| what | target | measured | |", "|---|---|---|---|"]
     found = [
         ("step time, ours online / stock PiSSA", "≤ 1.20", _ratio("step_time", "online", "stock")),
@@ -96,10 +96,10 @@ def targets() -> str:
 
 
 def steps() -> str:
-    """Seconds and tokens per second of each variant."""
+    """Return seconds and tokens per second of each variant."""
     rows = _of("step_time", "variant")
     if not rows:
-        return _nothing("step_time")
+        return _no_rows("step_time")
     lines = ["| variant | seconds a step | quartiles | tokens a second |", "|---|---|---|---|"]
     for row in sorted(rows, key=lambda row: row["seconds"]["median"]):
         s = row["seconds"]
@@ -108,35 +108,35 @@ def steps() -> str:
     equal = _of("step_time", "equality")[0]
     lines += [
         "",
-        "Before timing, ours and the plain reading are compared on the same weights, a step away from the start: the "
-        f"loss differs by {equal['loss']:.0e} of itself, the gradient by {equal['gradient']:.0e}.",
+        "Before the timing, balora and the plain reading are compared on the same weights, near the initial state: the loss "
+        f"differs by a relative {equal['loss']:.0e}, the gradient by {equal['gradient']:.0e}.",
     ]
     return "\n".join(lines)
 
 
 def memory() -> str:
-    """Peak MiB of each variant."""
+    """Return the peak memory of each variant."""
     rows = _of("memory", "variant")
     if not rows:
-        return _nothing("memory")
+        return _no_rows("memory")
     lines = ["| variant | vocabulary | freed blocks | peak above the loaded model, MiB | over stock |"]
     lines.append("|---|---|---|---|---|")
     stock = {(r["shape"]["vocabulary"], r["heap"]): r.get("peak_mib") for r in rows if r["variant"] == "stock"}
     for row in rows:
         size, peak = row["shape"]["vocabulary"], row.get("peak_mib")
         base = stock.get((size, row["heap"]))
-        kept = "returned" if row["heap"] == "returned" else "as the C library has it"
+        heap = "returned" if row["heap"] == "returned" else "as the C library handles them"
         found = row["status"] if peak is None else f"{peak:,.0f}"
         over = f"{peak / base:.2f}" if peak and base else ""
-        lines.append(f"| {NAMES[row['variant']]} | {size:,} | {kept} | {found} | {over} |")
+        lines.append(f"| {NAMES[row['variant']]} | {size:,} | {heap} | {found} | {over} |")
     return "\n".join(lines)
 
 
 def start() -> str:
-    """Seconds and error of a PiSSA start."""
+    """Return seconds and error of a PiSSA initialisation."""
     rows = _of("pissa_start", "model")
     if not rows:
-        return _nothing("pissa_start")
+        return _no_rows("pissa_start")
     lines = [
         "| decomposition | device | seconds for all 224 matrices | error over the exact one's |",
         "|---|---|---|---|",
@@ -149,10 +149,10 @@ def start() -> str:
 
 
 def gpu() -> str:
-    """Ratios of the GPU script."""
+    """Return the ratios of the GPU script."""
     rows = _of("gpu", "ratio")
     if not rows:
-        return "Not measured yet: `make bench-gpu` on a machine with a GPU writes the rows, `make bench-report` this table."
+        return "Not measured yet: `make bench-gpu` on a machine with a GPU writes the rows, and `make bench-report` this table."
     peaks = {(r["variant"], r["shape"]["name"], r["shape"]["checkpointing"]): r for r in _of("gpu", "peak")}
     lines = ["| shape | checkpointing | variant | over stock | over stock + one forward | peak GiB | over stock's |"]
     lines.append("|---|---|---|---|---|---|---|")
@@ -167,14 +167,14 @@ def gpu() -> str:
 
 
 def machine() -> str:
-    """On what the rows were measured."""
+    """Return machine, versions and commit of each script's rows."""
     lines = []
     for name in ("step_time", "phases", "memory", "sweep", "classification", "pissa_start", "counted", "gpu"):
         rows = read(name)
         if rows:
             row = rows[-1]
             hardware, versions = row["hardware"], row["versions"]
-            commits = dict.fromkeys(map(_commit, rows))  # some may have been measured again
+            commits = dict.fromkeys(map(_commit, rows))  # some rows may have been measured again later
             lines.append(
                 f"- `{name}`: {hardware['device']}, {hardware['threads']} threads, torch {versions['torch']}, transformers "
                 f"{versions['transformers']}, peft {versions['peft']}, {row['time'][:10]}, commit {' and '.join(commits)}"
@@ -183,11 +183,11 @@ def machine() -> str:
 
 
 def sweep_plot() -> Figure:
-    """Time and memory over each axis, stock and ours."""
+    """Draw time and memory over each axis, for stock and balora."""
     rows = [row for row in _of("sweep", "point") if row["status"] == "ok"]
     axes_of = list(dict.fromkeys(row["axis"] for row in rows))
     titles = {"vocabulary": "vocabulary, thousands", "length": "tokens of one sequence", "batch": "sequences of 256",
-              "prompt": "share of prompt"}  # fmt: skip
+              "prompt": "fraction of prompt"}  # fmt: skip
     figure = Figure(figsize=(2.6 * len(axes_of), 4.6), layout="constrained")
     grid = figure.subplots(2, len(axes_of), squeeze=False)
     for column, axis in enumerate(axes_of):
@@ -205,7 +205,7 @@ def sweep_plot() -> Figure:
 
 
 def variants_plot() -> Figure:
-    """Step time and peak memory of the variants as bars."""
+    """Draw step time and peak memory of the variants as bars."""
     times = {row["variant"]: row["seconds"]["median"] for row in _of("step_time", "variant")}
     rows = [r for r in _of("memory", "variant") if r["shape"]["name"] == MAIN.name and r["heap"] == "default"]
     peaks = {row["variant"]: row.get("peak_mib") for row in rows}
@@ -281,7 +281,7 @@ def _commit(row: Row) -> str:
     return commit["id"][:8] + (" with changes" if commit["dirty"] else "")
 
 
-def _nothing(name: str) -> str:
+def _no_rows(name: str) -> str:
     return f"No rows yet: `python benchmarks/{name}.py` writes them."
 
 

@@ -1,4 +1,4 @@
-"""Step time of all variants, in turns over the same batches: `python benchmarks/step_time.py`."""
+"""Measure the step time of all variants, in turns over the same batches: `python benchmarks/step_time.py`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from rows import Rows, ratios, summary
+from result_rows import Rows, ratios, summary
 from shapes import MAIN, TINY, Shape
 from variants import load, prepare, same_as_reference
 
@@ -17,14 +17,14 @@ PAIRS = (("online", "stock"), ("cached", "stock"), ("off", "stock"), ("reference
 
 
 def measure(shape: Shape, rounds: int, slow_rounds: int, output: Path | None, clock=time.perf_counter) -> None:
-    """Write a row for each variant, one for each ratio, one for the equality."""
+    """Write a row for each variant and each ratio, and one for the difference from the plain reading."""
     rows = Rows("step_time", output)
     rows.add(kind="equality", shape=shape, **same_as_reference(shape))
     batches = shape.batches(2)
     variants = {}
     for name in ORDER:
         variants[name], _open = prepare(name, shape, load(name, shape), batches)
-        variants[name].step(batches[0])  # warm: allocations, the spectral basis, the check of the head
+        variants[name].step(batches[0])  # warm-up: allocations, the spectral basis, the check of the head
         variants[name].keep_open = _open
     seconds: dict[str, list[float]] = {name: [] for name in ORDER}
     for turn in range(rounds):
@@ -54,14 +54,12 @@ def measure(shape: Shape, rounds: int, slow_rounds: int, output: Path | None, cl
 
 
 def main() -> None:
-    """Read the options and measure."""
+    """Parse the arguments and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="to try the script")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, to try the script")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--slow-rounds", type=int, default=3, help="of the reference")
-    parser.add_argument(
-        "--cpu-time", action="store_true", help="count processor seconds: for a machine that is not quiet"
-    )
+    parser.add_argument("--slow-rounds", type=int, default=3, help="rounds of the reference")
+    parser.add_argument("--cpu-time", action="store_true", help="count CPU seconds, for a machine with other work")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     clock = time.process_time if given.cpu_time else time.perf_counter

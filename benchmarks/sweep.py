@@ -1,6 +1,6 @@
-"""Time and memory over vocabulary, length, batch and prompt share, stock against ours: `python benchmarks/sweep.py`. Linux.
+"""Measure time and memory over vocabulary, length, batch and prompt, stock against balora: `python benchmarks/sweep.py`. Linux.
 
-A small model, so that what grows is what is swept; a fresh process for each point.
+The model is small, so that the swept quantity dominates. Each point runs in a new process.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import dataclasses
 import statistics
 from pathlib import Path
 
-from fresh import measure
-from rows import Rows
+from result_rows import Rows
 from shapes import SMALL, TINY
+from subprocess_run import measure
 
 AXES = {
     "vocabulary": (32_000, 64_000, 128_256, 256_000),
@@ -24,9 +24,9 @@ VARIANTS = ("stock", "online")
 
 
 def main() -> None:
-    """Read the options and measure."""
+    """Parse the arguments and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tiny", action="store_true", help="to try the script")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, to try the script")
     parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
@@ -37,7 +37,7 @@ def main() -> None:
             base = dataclasses.replace(TINY if given.tiny else SMALL, **({"batch": 1} if axis == "length" else {}))
             shape = dataclasses.replace(base, **{axis: value})
             for variant in VARIANTS:
-                # The first step allocates; of long ones a single further one will do.
+                # The first step allocates. For long steps one more is enough.
                 found = measure(variant, shape, steps=2 if shape.batch * shape.length > 4000 else 4, returned=True)
                 seconds = found.pop("seconds", None)
                 if seconds:

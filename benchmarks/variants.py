@@ -1,9 +1,12 @@
-"""What is compared: one training step each of stock PiSSA, a plain reading of BA-LoRA, and ours in its forms.
+"""Training steps that are compared: stock PiSSA, a plain reading of BA-LoRA, and balora.
 
-``stock`` is peft and transformers without regularizers, ``reference`` a second model with full logits (`reference.py`),
-``online`` ours with the teacher's forward at every step, ``offloaded`` the same with the teacher's values in the host's
-memory, ``cached`` ours with the teacher on disk, ``off`` ours without regularizers, ``forward`` one forward of the stock
-model without gradients: the floor of what a teacher can cost.
+- ``stock``: peft and transformers without regularizers.
+- ``reference``: a second model with full logits (`reference.py`).
+- ``online``: balora with the teacher's forward at every step.
+- ``offloaded``: ``online`` with the teacher's values in host memory.
+- ``cached``: balora with a teacher cache on disk.
+- ``off``: balora without regularizers.
+- ``forward``: one forward of the stock model without gradients, the least that a teacher can cost.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ Batch = dict[str, Tensor]
 
 
 class Variant:
-    """A model and how it takes a step."""
+    """A model, its loss and its optimizer."""
 
     def __init__(
         self,
@@ -58,7 +61,7 @@ class Variant:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def step(self, batch: Batch) -> None:
-        """Forward, backward, optimizer."""
+        """Run forward, backward and optimizer."""
         with peft_layers() if self.name in WITHOUT_BALORA else contextlib.nullcontext():
             self._step(batch)
 
@@ -76,28 +79,28 @@ class Variant:
 
 @contextlib.contextmanager
 def peft_layers() -> Iterator[None]:
-    """Inside, balora's LoRA layers run as peft's own: what is compared with must not profit from ours."""
-    ours = LoraLinear.forward
+    """Make balora's LoRA layers run as peft's own, so that the variants without balora do not profit from them."""
+    original = LoraLinear.forward
     LoraLinear.forward = peft.tuners.lora.layer.Linear.forward  # type: ignore[method-assign]
     try:
         yield
     finally:
-        LoraLinear.forward = ours  # type: ignore[method-assign]
+        LoraLinear.forward = original  # type: ignore[method-assign]
 
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW over what learns, in the fused form that the Trainer takes: torch's own default has scratch of the adapter's size."""
+    """Return AdamW in the Trainer's fused form; torch's default needs scratch memory of the adapter's size."""
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, weight_decay=0.0, fused=True)
 
 
 def load(name: str, shape: Shape, device: str = "cpu", svd: str = "pissa_niter_4") -> nn.Module:
-    """The adapted model of a variant, at its start.
+    """Return the adapted model of a variant in its initial state.
 
     Args:
         name: One of `NAMES`.
-        shape: Its sizes.
-        device: Where.
-        svd: How peft starts the stock one; it does not matter to the cost of a step.
+        shape: Sizes of the model.
+        device: Device of the model.
+        svd: Initialisation of the stock variant; it has no effect on the cost of a step.
     """
     model = shape.model(device)
     if name in ("stock", "forward"):
@@ -117,30 +120,30 @@ def prepare(
     own_teacher: balora.PretrainedTeacher | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> tuple[Variant, contextlib.ExitStack]:
-    """What a variant needs beside its loaded model: a teacher, a cache; and what is to be closed in the end.
+    """Return a variant with its teacher or cache, and the context to close in the end.
 
     Args:
         name: One of `NAMES`.
-        shape: For the second model of the reference.
-        model: From `load`.
-        batches: Those it will be given, for the cache.
-        own_teacher: Where several variants share a model that has moved from its start; default made here.
-        optimizer: Likewise.
+        shape: Sizes of the reference's second model.
+        model: Result of `load`.
+        batches: Batches of the measurement, for the cache.
+        own_teacher: Teacher of a model that is no longer in its initial state; default made here.
+        optimizer: Optimizer that several variants share; default made here.
     """
-    open_until_then = contextlib.ExitStack()
+    resources = contextlib.ExitStack()
     if name in ("stock", "forward"):
-        return Variant(name, shape, model, lambda batch: model(**batch).loss, optimizer), open_until_then
+        return Variant(name, shape, model, lambda batch: model(**batch).loss, optimizer), resources
     if name == "reference":
         teacher = shape.model(str(batches[0]["input_ids"].device))
-        made = Variant(name, shape, model, lambda batch: reference_loss(model, teacher, batch), optimizer)
-        made.teacher = teacher
-        return made, open_until_then
+        variant = Variant(name, shape, model, lambda batch: reference_loss(model, teacher, batch), optimizer)
+        variant.teacher = teacher
+        return variant, resources
     own_teacher = own_teacher or balora.PretrainedTeacher(model, offload=name == "offloaded")
     cache = None
     if name == "cached":
-        folder = Path(open_until_then.enter_context(tempfile.TemporaryDirectory())) / "cache"
+        directory = Path(resources.enter_context(tempfile.TemporaryDirectory())) / "cache"
         with own_teacher.active():
-            cache = _cache(folder, model, batches)
+            cache = _cache(directory, model, batches)
     step = GenerationStep(model, Objective(balora.RegularizationConfig(), "generation"), own_teacher, cache)
     weights = dict.fromkeys(WEIGHTS, 0.0) if name == "off" else WEIGHTS
     keys = {id(batch): [row_key(row) for row in rows_of_batch(batch)] for batch in batches} if cache else {}
@@ -152,40 +155,40 @@ def prepare(
         parts, _, _ = step.train(model, inputs, labels, weights, num_items=None, share=1.0, held=held)
         return parts.loss
 
-    return Variant(name, shape, model, loss, optimizer), open_until_then
+    return Variant(name, shape, model, loss, optimizer), resources
 
 
 def rows_of_batch(batch: Batch) -> list[dict[str, Tensor]]:
-    """The batch as a dataset has it, row by row."""
+    """Return the rows of a batch, as a dataset has them."""
     return [{name: value[row].cpu() for name, value in batch.items()} for row in range(len(batch["labels"]))]
 
 
-def _cache(folder: Path, model: nn.Module, batches: list[Batch]) -> TeacherCache:
-    """Built by the adapted model with its teacher active, which is the pre-trained one."""
+def _cache(directory: Path, model: nn.Module, batches: list[Batch]) -> TeacherCache:
+    """Build a teacher cache with the adapted model, whose teacher must be active."""
     identity = Identity(
         fingerprint(model.named_parameters()), "", str(model.dtype).removeprefix("torch."), temperature=2.0
     )
     writer = TeacherWriter(
-        folder, model, identity, lambda rows: {n: torch.stack([row[n] for row in rows]) for n in rows[0]},
+        directory, model, identity, lambda rows: {n: torch.stack([row[n] for row in rows]) for n in rows[0]},
         shift=True, top_k=KEPT_TOKENS, batch_size=len(batches[0]["labels"]),
     )  # fmt: skip
     writer.add([row for batch in batches for row in rows_of_batch(batch)])
-    return TeacherCache(folder)
+    return TeacherCache(directory)
 
 
 def same_as_reference(shape: Shape) -> dict[str, float]:
-    """How far ours is from the plain reading, in loss and gradient, a step away from the start."""
+    """Return the relative differences of balora and the plain reading in loss and gradient, near the initial state."""
     model = load("online", shape)
     batches = shape.batches(1)
     reference, _ = prepare("reference", shape, model, batches)
-    ours, _ = prepare("online", shape, model, batches)
+    balora_variant, _ = prepare("online", shape, model, batches)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(parameter.std() * torch.randn(parameter.shape, generator=generator))
     found = []
-    for variant in (reference, ours):
+    for variant in (reference, balora_variant):
         with peft_layers() if variant is reference else contextlib.nullcontext():
             loss = variant.loss(batches[0])
             loss.backward()

@@ -1,4 +1,4 @@
-"""The benchmarks run, on tiny models, and compare like with like."""
+"""Tests that the benchmarks run, on tiny models, and that their comparisons are fair."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import pytest
 import balora
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks are not here")
+pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks are not in this directory")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(balora.__file__).parents[1])}
 
 
-def test_ours_and_the_plain_reading_are_one_loss(monkeypatch):
+def test_balora_and_the_plain_reading_have_the_same_loss(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     shapes, variants = importlib.import_module("shapes"), importlib.import_module("variants")
     off = variants.same_as_reference(shapes.TINY)
@@ -28,7 +28,7 @@ def test_ours_and_the_plain_reading_are_one_loss(monkeypatch):
     assert variants.same_as_reference(shapes.TINY)["gradient"] > 1e-4
 
 
-def test_the_gpu_script_goes_through_on_any_machine(monkeypatch, tmp_path):
+def test_the_gpu_script_runs_on_any_machine(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr(
         "sys.argv", ["gpu.py", "--tiny", "--rounds", "1", "--parts", "loss", "7b", "start", "--output", str(tmp_path)]
@@ -45,35 +45,37 @@ def test_the_gpu_script_goes_through_on_any_machine(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["stock", "online", "reference"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_what_is_counted_by_sizes_is_what_a_real_step_holds(monkeypatch, name, checkpointing):
+def test_memory_counted_on_the_meta_device_equals_that_of_a_real_step(monkeypatch, name, checkpointing):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    counted, shapes = importlib.import_module("counted"), importlib.import_module("shapes")
+    meta_counts, shapes = importlib.import_module("meta_counts"), importlib.import_module("shapes")
     sizes = {"hidden": 64, "vocabulary": 401, "length": 48}
     shape = dataclasses.replace(shapes.TINY, checkpointing=checkpointing, **sizes)
-    real, found = counted.peak(name, shape, "cpu"), counted.peak(name, shape)
+    real, found = meta_counts.peak(name, shape, "cpu"), meta_counts.peak(name, shape)
     assert found["loaded_mib"] == real["loaded_mib"]
-    # On the CPU a step's number stands in a tensor of its own for each parameter, in a block of 512 bytes.
+    # On the CPU AdamW keeps a step number for each parameter, in a block of 512 bytes.
     for phase, size in found["phases"].items():
         assert size <= real["phases"][phase] <= size + 0.03, phase
 
 
-def test_memory_is_counted_by_its_script(monkeypatch, tmp_path):
+def test_the_script_that_counts_memory_runs(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.setattr("sys.argv", ["counted.py", "--tiny", "--output", str(tmp_path)])
-    importlib.import_module("counted").main()
+    monkeypatch.setattr("sys.argv", ["meta_counts.py", "--tiny", "--output", str(tmp_path)])
+    importlib.import_module("meta_counts").main()
     rows = [json.loads(line) for line in (tmp_path / "counted.jsonl").read_text().splitlines()]
     assert len(rows) == 8
     online = {row["shape"]["checkpointing"]: row["peak_mib"] for row in rows if row["variant"] == "online"}
     offloaded = {row["shape"]["checkpointing"]: row["peak_mib"] for row in rows if row["variant"] == "offloaded"}
     assert all(offloaded[case] < online[case] for case in (False, True))
-    table = importlib.import_module("why").counted_table(rows, {row["variant"]: row["variant"] for row in rows})
+    table = importlib.import_module("phase_report").counted_table(
+        rows, {row["variant"]: row["variant"] for row in rows}
+    )
     assert table.count("\n") == 9 and "backward" in table
 
 
-def test_a_phase_is_counted_without_those_inside_it(monkeypatch):
+def test_a_phase_does_not_count_the_phases_inside_it(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     module = importlib.import_module("phases")
-    ticks = iter([0.0, 1.0, 3.0, 7.0])  # out, in, back out, done
+    ticks = iter([0.0, 1.0, 3.0, 7.0])  # enter the outer phase, enter and leave the inner one, leave the outer one
     phases = module.Phases(lambda: next(ticks))
 
     class Model:
@@ -87,7 +89,7 @@ def test_a_phase_is_counted_without_those_inside_it(monkeypatch):
     assert Model.forward is before
 
 
-def test_what_is_compared_with_runs_peft_s_layers(monkeypatch):
+def test_variants_without_balora_run_peft_s_layers(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     shapes, variants = importlib.import_module("shapes"), importlib.import_module("variants")
     batches, called = shapes.TINY.batches(1), []
@@ -102,16 +104,16 @@ def test_what_is_compared_with_runs_peft_s_layers(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_loss_alone_compares_its_two_forms(tmp_path):
-    """In Triton's interpreter, as a GPU's would."""
+def test_the_loss_alone_compares_torch_and_triton(tmp_path):
+    """Run in Triton's interpreter."""
     pytest.importorskip("triton")
     code = """if True:
         import sys; sys.path.insert(0, sys.argv[1])
-        import loss_alone, rows, shapes, why
-        loss_alone.REPEATS, loss_alone.LAUNCHES = 1, ((64, 4), (128, 4))
-        found = rows.Rows("gpu", __import__("pathlib").Path(sys.argv[2]))
-        loss_alone.measure(found, shapes.TINY, 1, "cpu")
-        print(why.loss_table(found.rows))
+        import loss_only, phase_report, result_rows, shapes
+        loss_only.REPEATS, loss_only.LAUNCHES = 1, ((64, 4), (128, 4))
+        found = result_rows.Rows("gpu", __import__("pathlib").Path(sys.argv[2]))
+        loss_only.measure(found, shapes.TINY, 1, "cpu")
+        print(phase_report.loss_table(found.rows))
     """
     done = subprocess.run(
         [sys.executable, "-c", code, BENCHMARKS, tmp_path],
@@ -126,7 +128,7 @@ def test_the_loss_alone_compares_its_two_forms(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_gpu_script_needs_the_core_alone():
+def test_the_gpu_script_imports_the_core_only():
     code = "import sys; sys.path.insert(0, sys.argv[1]); import gpu; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code, BENCHMARKS], capture_output=True, text=True, env=ENVIRONMENT, check=True
@@ -137,7 +139,7 @@ def test_the_gpu_script_needs_the_core_alone():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["step_time", "phases", "memory", "sweep", "classification", "pissa_start"])
-def test_the_scripts_go_through(script, tmp_path):
+def test_the_scripts_run(script, tmp_path):
     command = [sys.executable, BENCHMARKS / f"{script}.py", "--tiny", "--output", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=ENVIRONMENT, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

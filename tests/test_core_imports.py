@@ -57,6 +57,7 @@ def test_the_core_trains_a_step_without_the_other_libraries():
     printed = run_with_blocked_libraries(
         """
         import torch, transformers, balora
+        from balora.losses import HiddenStates
         from balora.models.hidden_states import HiddenStateExtractor, valid_targets
         from balora.objective import Objective, all_finite
 
@@ -72,7 +73,8 @@ def test_the_core_trains_a_step_without_the_other_libraries():
             before = head.hidden_states(model, {"input_ids": tokens})[0][mask]
         hidden = head.hidden_states(model, {"input_ids": tokens})[0][mask]
         objective = Objective(balora.RegularizationConfig.for_generation(), "generation")
-        parts = objective.generation(hidden, labels, before, objective.weights(0.5), head_VD=head.head().weight_VD)
+        student = HiddenStates(hidden, head.head())
+        parts = objective.language_modeling(student, labels, HiddenStates(before), objective.weights(0.5))
         parts.loss.backward()
         assert all_finite(parts) is None
         assert max(float(p.grad.abs().max()) for p in model.parameters() if p.requires_grad) > 0

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from balora import BALoraError, RegularizationConfig
-from balora.losses import LossParts
+from balora.losses import HiddenStates, LinearHead, Logits, LossParts
 from balora.objective import BATCH_STATISTICS, Objective, all_finite
 
 CONSTANT = {"consistency_schedule": "constant", "focus_schedule": "constant"}
@@ -30,14 +30,14 @@ def draw(*shape: int, seed: int = 0, grad: bool = True) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("num_labels", [2, 3, 5])
-def test_the_spectral_term_that_cannot_move_is_said_once_and_switched_off(num_labels):
+def test_a_constant_spectral_term_is_switched_off_with_a_notice(num_labels):
     objective = classifier(num_labels, spectral_rank=5)
     (notice,) = objective.notices
     assert "spectral term is constant" in notice
     assert f"{num_labels} outputs and spectral_rank 5" in notice
     assert f"Choose spectral_rank below {num_labels}, or spectral_target: features" in notice
     assert objective.weights(0.5)["spectral"] == 0.0
-    # And rightly so: the gradient it would have had is 0.
+    # Its gradient would have been 0.
     logits = draw(8, num_labels)
     from balora.regularizers import spectral_ratio
 
@@ -46,13 +46,13 @@ def test_the_spectral_term_that_cannot_move_is_said_once_and_switched_off(num_la
 
 
 @pytest.mark.parametrize("change", [{"spectral_rank": 2}, {"spectral_target": "features"}, {"spectral": 0.0}])
-def test_what_the_notice_offers_leaves_no_notice(change):
+def test_following_the_notice_removes_it(change):
     objective = classifier(3, **change)
     assert objective.notices == []
     assert objective.weights(0.5)["spectral"] == change.get("spectral", 0.03)
 
 
-def test_regression_keeps_consistency_and_says_what_it_drops():
+def test_regression_keeps_consistency_and_names_the_terms_it_drops():
     objective = Objective(RegularizationConfig.for_classification(), "regression", num_labels=1)
     assert len(objective.notices) == 2
     assert any("diversity term is switched off" in notice for notice in objective.notices)
@@ -72,10 +72,10 @@ def test_the_generation_spectrum_is_not_switched_off():
     assert Objective(RegularizationConfig.for_generation(spectral_rank=10_000), "generation").notices == []
 
 
-def test_what_does_not_exist_is_refused():
-    with pytest.raises(BALoraError, match="loss_path is fused or plain, not 'fast'"):
+def test_refuses_unknown_and_unusable_settings():
+    with pytest.raises(BALoraError, match="loss_path must be fused or plain, not 'fast'"):
         Objective(RegularizationConfig(), "generation", loss_path="fast")
-    with pytest.raises(BALoraError, match="task is one of generation"):
+    with pytest.raises(BALoraError, match="task must be one of generation"):
         Objective(RegularizationConfig(), "tagging")
     with pytest.raises(BALoraError, match=r"regularization\.variance is for classification"):
         Objective(RegularizationConfig(variance=0.1), "generation")
@@ -88,7 +88,7 @@ def test_what_does_not_exist_is_refused():
 # -- weights ------------------------------------------------------------------------------------------------------------
 
 
-def test_each_schedule_reaches_its_own_weight():
+def test_each_weight_follows_its_schedule():
     config = RegularizationConfig(consistency=1.0, diversity=2.0, spectral=4.0)
     objective = Objective(config, "generation")
     at = objective.weights
@@ -111,7 +111,7 @@ def test_the_variance_hinge_follows_the_focus_schedule():
     assert objective.weights(0.25)["variance"] == pytest.approx(0.5)
 
 
-def test_what_is_needed_follows_the_weights():
+def test_needed_inputs_follow_the_weights():
     assert not Objective(off_except(diversity=1.0), "generation").needs_teacher
     assert Objective(off_except(consistency=1.0), "generation").needs_teacher
     features = {"diversity_target": "features", "spectral_target": "features"}
@@ -166,7 +166,7 @@ def test_features_take_the_place_of_the_logits_where_asked():
     torch.testing.assert_close(logits.grad, own)
 
 
-def test_micro_batches_add_up_to_the_whole_for_what_is_a_sum():
+def test_micro_batches_add_up_for_terms_that_are_sums():
     config = off_except(consistency=0.5)
     objective = Objective(config, "classification", num_labels=3)
     weights = objective.weights(0.0)
@@ -197,12 +197,14 @@ def test_batch_statistics_are_means_over_micro_batches(part):
         for z, y in zip(rows, labels, strict=True)
     ]
     raw = [getattr(p, part) for p in whole]
-    assert [float(getattr(p, part)) for p in micro] == pytest.approx([float(r) for r in raw]), "raw values stay raw"
+    assert [float(getattr(p, part)) for p in micro] == pytest.approx([float(r) for r in raw]), (
+        "the parts are unweighted"
+    )
     task = sum(float(p.task) for p in micro)
     assert float(sum(p.loss for p in micro)) == pytest.approx(task + 2.0 * float(sum(raw)) / 2, rel=1e-5)
 
 
-def test_one_row_is_no_division_by_zero():
+def test_one_row_gives_finite_values():
     objective = classifier(4, spectral_rank=2, variance=0.1)
     logits = draw(1, 4)
     parts = objective.classification(logits, torch.tensor([2]), draw(1, 4, seed=1), None, objective.weights(0.0))
@@ -222,7 +224,7 @@ def test_regression_is_a_squared_error_to_the_labels_and_to_the_teacher():
     assert float(parts.loss) == pytest.approx(float(task + 0.5 * near), rel=1e-6)
 
 
-def test_a_column_of_labels_is_not_broadcast_against_a_row():
+def test_labels_of_shape_n_by_1_are_not_broadcast():
     objective = Objective(off_except(), "regression", num_labels=1)
     scores, labels = draw(5, 1), draw(5, seed=2, grad=False)
     flat = objective.classification(scores, labels, None, None, objective.weights(0.0)).task
@@ -231,7 +233,7 @@ def test_a_column_of_labels_is_not_broadcast_against_a_row():
 
 
 @pytest.mark.parametrize("labels", [torch.zeros(4, 3), torch.zeros(4), torch.zeros(3).long()])
-def test_labels_that_are_no_class_numbers_are_refused(labels):
+def test_labels_other_than_class_numbers_are_refused(labels):
     objective = classifier(3, spectral_rank=2)
     with pytest.raises(BALoraError, match="takes one class number per row"):
         objective.classification(draw(4, 3), labels, draw(4, 3), None, objective.weights(0.0))
@@ -248,7 +250,7 @@ def test_half_precision_logits_are_widened():
 
 
 @pytest.mark.parametrize("path", ["fused", "plain"])
-def test_only_the_spectrum_takes_the_share_of_a_micro_batch(path):
+def test_only_the_spectral_term_is_multiplied_by_share(path):
     config = RegularizationConfig(consistency=0.5, diversity=0.3, spectral=0.2, top_k=3, spectral_rank=2, **CONSTANT)
     objective = Objective(config, "generation", loss_path=path)
     weights = objective.weights(0.0)
@@ -257,10 +259,10 @@ def test_only_the_spectrum_takes_the_share_of_a_micro_batch(path):
 
     def parts(share: float) -> LossParts:
         if path == "plain":
-            return objective.generation_from_logits(
-                hidden @ head.T, labels, teacher @ head.T, weights, num_items=10, share=share
-            )
-        return objective.generation(hidden, labels, teacher, weights, num_items=10, share=share, head_VD=head)
+            outputs = Logits(hidden @ head.T), labels, Logits(teacher @ head.T)
+        else:
+            outputs = HiddenStates(hidden, LinearHead(head)), labels, HiddenStates(teacher)
+        return objective.language_modeling(*outputs, weights, num_items=10, share=share)
 
     full, quarter = parts(1.0), parts(0.25)
     for name in ("task", "consistency", "diversity", "spectral"):
@@ -272,11 +274,40 @@ def test_only_the_spectrum_takes_the_share_of_a_micro_batch(path):
     assert float(full.task) == pytest.approx(float(mean) * 7 / 10, rel=1e-5)
 
 
-# -- statistics of all processes (METHOD 6.7); in several of them: tests/losses/test_global_statistics.py ---------------
+def test_the_old_forms_of_generation_work_and_warn():
+    config = off_except(consistency=0.5, diversity=0.3, spectral=0.2, top_k=3, spectral_rank=2)
+    objective = Objective(config, "generation")
+    weights = objective.weights(0.0)
+    hidden, teacher, head = draw(7, 6), draw(7, 6, seed=1, grad=False), draw(11, 6, seed=2, grad=False)
+    mask, options = torch.arange(7) < 4, {"num_items": 10, "share": 0.5}
+    student = HiddenStates(hidden, LinearHead(head))
+    expected = objective.language_modeling(
+        student, torch.arange(7), HiddenStates(teacher), weights, keep_prob=0.5, consistency_mask_M=mask, **options
+    )
+    options |= {"keep": 0.5, "consistency_mask_M": mask}
+    with pytest.warns(DeprecationWarning, match="language_modeling"):
+        fused = objective.generation(hidden, torch.arange(7), teacher, weights, head_VD=head, **options)
+    with pytest.warns(DeprecationWarning, match="language_modeling"):
+        plain = objective.generation_from_logits(hidden @ head.T, torch.arange(7), teacher @ head.T, weights, **options)
+    for parts in (fused, plain):
+        for name in ("loss", "task", "consistency", "diversity", "spectral"):
+            torch.testing.assert_close(getattr(parts, name), getattr(expected, name))
+
+
+def test_the_old_keyword_of_classification_works_and_warns():
+    objective = Objective(off_except(consistency=0.5), "classification", num_labels=3)
+    arguments = (draw(4, 3), torch.zeros(4).long(), draw(2, 3, seed=1), None, objective.weights(0.0))
+    rows = torch.tensor([0, 2])
+    with pytest.warns(DeprecationWarning, match="keep is now keep_prob"):
+        old = objective.classification(*arguments, keep=0.5, consistency_rows=rows)
+    assert torch.equal(old.loss, objective.classification(*arguments, keep_prob=0.5, consistency_rows=rows).loss)
+
+
+# -- statistics of all processes (METHOD 6.7); in two processes: tests/losses/test_distributed_statistics.py ---------------
 
 
 @pytest.mark.parametrize("target", ["logits", "features"])
-def test_in_one_process_global_statistics_are_the_local_ones_bit_for_bit(target):
+def test_in_one_process_global_statistics_equal_local_ones_bit_for_bit(target):
     found = []
     for statistics in ("local", "global"):
         objective = classifier(
@@ -297,33 +328,31 @@ def test_in_one_process_global_statistics_are_the_local_ones_bit_for_bit(target)
 
 
 @pytest.mark.parametrize("path", ["fused", "plain"])
-def test_in_one_process_global_statistics_are_the_local_ones_in_generation(path):
+def test_in_one_process_global_statistics_equal_local_ones_in_generation(path):
     found = []
     for statistics in ("local", "global"):
         config = off_except(spectral=0.5, spectral_rank=2, batch_statistics=statistics)
         objective = Objective(config, "generation", loss_path=path)
         hidden, head, labels = draw(7, 6), draw(11, 6, seed=2, grad=False), torch.arange(7)
         weights = objective.weights(0.0)
-        if path == "plain":
-            parts = objective.generation_from_logits(hidden @ head.T, labels, None, weights)
-        else:
-            parts = objective.generation(hidden, labels, None, weights, head_VD=head)
+        student = Logits(hidden @ head.T) if path == "plain" else HiddenStates(hidden, LinearHead(head))
+        parts = objective.language_modeling(student, labels, None, weights)
         parts.loss.backward()
         found.append([parts.loss, parts.spectral, hidden.grad])
     for local, other in zip(*found, strict=True):
         assert torch.equal(local, other)
 
 
-# -- what is not finite -------------------------------------------------------------------------------------------------
+# -- values that are not finite -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("part", ["task", "consistency", "diversity", "spectral", "variance", "loss"])
-def test_a_broken_part_is_named_before_the_sum_it_spoils(part, bad):
+def test_the_faulty_term_is_named_before_the_sum(part, bad):
     good = {name: torch.tensor(1.0) for name in ("loss", "task", "consistency", "diversity", "spectral", "variance")}
     assert all_finite(LossParts(**good)) is None
     assert all_finite(LossParts(**{**good, part: torch.tensor(bad), "loss": torch.tensor(bad)})) == part
 
 
-def test_parts_that_were_not_computed_are_not_asked():
+def test_terms_that_were_not_computed_are_not_checked():
     assert all_finite(LossParts(loss=torch.tensor(1.0), task=torch.tensor(1.0))) is None

@@ -1,19 +1,19 @@
-"""How strongly each regularizer pulls, and on what: the settings of the objective, checked on construction.
+"""Settings of the objective: weights, schedules and targets of the regularizers, checked on construction.
 
 The paper's values are in `RegularizationConfig.for_generation` (eq. 12, section 3.1, appendix B.4) and
-`RegularizationConfig.for_classification` (eq. 8, section 3.1). Where the paper is silent the field says so.
+`RegularizationConfig.for_classification` (eq. 8, section 3.1). If the paper does not give a value, the field says so.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 from balora.errors import raise_all, suggest
 from balora.schedules import SCHEDULES
 
-Target = Literal["logits", "features"]
 _CHOICES = {
     "consistency_schedule": SCHEDULES,
     "focus_schedule": SCHEDULES,
@@ -25,14 +25,43 @@ _CHOICES = {
 WEIGHTS = ("consistency", "diversity", "spectral", "variance")
 
 
+Requirement = tuple[str, Callable[[Any], bool]]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _at_least(least: int) -> Requirement:
+    return (
+        f"a whole number of at least {least}",
+        lambda value: _is_number(value) and isinstance(value, int) and value >= least,
+    )
+
+
+_FRACTION: Requirement = ("a fraction of training, from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
+_REQUIREMENTS: dict[str, Requirement] = {
+    **dict.fromkeys(WEIGHTS, ("a number of at least 0", lambda value: _is_number(value) and value >= 0)),
+    "temperature": ("above 0", lambda value: _is_number(value) and value > 0),
+    "top_k": _at_least(2),
+    "spectral_rank": _at_least(1),
+    "consistency_every": _at_least(1),
+    "consistency_fraction": ("above 0 and at most 1", lambda value: _is_number(value) and 0 < value <= 1),
+    "focus_warmup": _FRACTION,
+    "focus_ramp": _FRACTION,
+    **{name: (f"one of {', '.join(known)}", known.__contains__) for name, known in _CHOICES.items()},
+}
+"""Requirement of each field, in words and as a test."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RegularizationConfig:
-    """Weights, schedules and targets of the three regularizers (and of the variance hinge beside the second).
+    """Weights, schedules and targets of the three regularizers and of the variance hinge.
 
-    The bare constructor has the paper's values for generation. A weight of 0 switches its term off, at no cost.
+    The constructor's defaults are the paper's values for generation. A weight of 0 switches its term off, at no cost.
 
     Raises:
-        BALoraError: One or more values are outside their range; all of them are named.
+        BALoraError: One or more values are out of range; the message names all of them.
 
     Example:
         >>> RegularizationConfig.for_classification().spectral_rank
@@ -42,7 +71,7 @@ class RegularizationConfig:
     """
 
     consistency: float = 0.025
-    """λ1 ≥ 0: weight of the KL to the pre-trained model (eq. 4 and 9; for regression the squared error)."""
+    """λ1 ≥ 0: weight of the KL divergence from the pre-trained model (eq. 4 and 9; for regression the squared error)."""
     diversity: float = 0.005
     """λ2 ≥ 0: weight of the covariance (classification, eq. 5) or of the top-K negative entropy (generation, eq. 10)."""
     spectral: float = 0.005
@@ -50,68 +79,51 @@ class RegularizationConfig:
     variance: float = 0.0
     """Classification: weight ≥ 0 of VICReg's variance hinge on the diversity target. Not in the paper; see method.md."""
     temperature: float = 2.0
-    """T > 0 of the consistency term. The paper gives 2.0 for generation and none for classification; we take the same."""
+    """T > 0 of the consistency term. The paper gives 2.0 for generation and none for classification; balora uses 2.0 for both."""
     top_k: int = 20
-    """K ≥ 2 likeliest tokens over which the entropy of eq. 10 is taken. Clipped to the vocabulary."""
+    """K ≥ 2: the entropy of eq. 10 is taken over the K likeliest tokens. Clipped to the vocabulary."""
     spectral_rank: int = 10
-    """k ≥ 1 leading singular values of eq. 7 and 11. At min(N, D) or above, eq. 7 is constant; at D it is switched off."""
+    """k ≥ 1 leading singular values of eq. 7 and 11. If k ≥ min(N, D), eq. 7 is constant; if k ≥ D, the term is switched off."""
     consistency_schedule: str = "cosine"
-    """How λ1 moves over training; appendix B.4 says cosine (down to a tenth)."""
+    """Schedule of λ1; appendix B.4 says cosine (down to a tenth)."""
     focus_schedule: str = "two_phase"
-    """How λ2, λ3 (and the variance weight) move over training; appendix B.4 says two_phase."""
+    """Schedule of λ2, λ3 and the variance weight; appendix B.4 says two_phase."""
     focus_warmup: float = 0.2
-    """Share of training, in [0, 1], in which two_phase is 0 (or over which the warm-ups rise)."""
+    """Fraction of training, in [0, 1]: two_phase is 0 during it, the two warm-up schedules rise over it."""
     focus_ramp: float = 0.05
-    """Share of training, in [0, 1], over which two_phase rises to its full weight after the warm-up."""
+    """Fraction of training, in [0, 1], over which two_phase rises to full weight after the warm-up."""
     consistency_every: int = 1
-    """n ≥ 1: the consistency term, with its teacher's forward, in one step of n, drawn at random, n times as strong there.
+    """n ≥ 1: take the consistency term, with its teacher forward, at random in one of n steps, with n times the weight.
 
     Not in the paper. The expected gradient is unchanged, its variance is not; see cost.md."""
     consistency_fraction: float = 1.0
-    """f in (0, 1]: the consistency term over a share of the sequences, drawn at random, one over f as strong. Likewise."""
-    teacher_head: str = "initial"
-    """Classification: `initial` takes the freshly made head as teacher (the paper's reading); `probe` fits it first."""
-    diversity_target: str = "logits"
-    """Classification: `logits` (N × D, the paper's) or pooled `features` (N × d) for the covariance."""
-    spectral_target: str = "logits"
-    """Classification: `logits` (N × D, the paper's) or pooled `features` (N × d) for the spectral ratio."""
-    batch_statistics: Literal["local", "global"] = "local"
-    """Covariance, variance and spectrum of each device's micro-batch, or of those of all devices taken together.
+    """f in (0, 1]: take the consistency term over a random fraction f of the sequences, with 1 / f of the weight.
 
-    `global` is what one device would have that holds all rows of the step. On one device both are the same. The paper
-    does not say which it means; see method.md."""
+    Not in the paper. The expected gradient is unchanged, its variance is not; see cost.md."""
+    teacher_head: str = "initial"
+    """Classification: `initial` takes the newly initialised head as teacher (the paper's reading); `probe` fits it first."""
+    diversity_target: str = "logits"
+    """Classification: take the covariance of the `logits` (N × D, the paper's) or of the pooled `features` (N × d)."""
+    spectral_target: str = "logits"
+    """Classification: take the spectral ratio of the `logits` (N × D, the paper's) or of the pooled `features` (N × d)."""
+    batch_statistics: Literal["local", "global"] = "local"
+    """Rows that covariance, variance and spectrum are computed from: each device's micro-batch, or those of all devices.
+
+    With `global` they equal those of a single device that has all rows of the step. On one device both are the same. The
+    paper does not say which it means; see method.md."""
 
     def __post_init__(self) -> None:
-        problems = [
-            f"regularization.{name} must be a number of at least 0, not {getattr(self, name)!r}."
-            for name in WEIGHTS
-            if not _is_number(getattr(self, name)) or getattr(self, name) < 0
-        ]
-        if not _is_number(self.temperature) or self.temperature <= 0:
-            problems.append(f"regularization.temperature must be above 0, not {self.temperature!r}.")
-        for name, least in (("top_k", 2), ("spectral_rank", 1), ("consistency_every", 1)):
+        problems = []
+        for name, (requirement, holds) in _REQUIREMENTS.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                problems.append(f"regularization.{name} must be a whole number of at least {least}, not {value!r}.")
-        if not _is_number(self.consistency_fraction) or not 0 < self.consistency_fraction <= 1:
-            problems.append(
-                f"regularization.consistency_fraction must be above 0 and at most 1, not {self.consistency_fraction!r}."
-            )
-        for name in ("focus_warmup", "focus_ramp"):
-            value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value <= 1:
-                problems.append(f"regularization.{name} is a share of training, from 0 to 1, not {value!r}.")
-        for name, known in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in known:
-                problems.append(
-                    f"regularization.{name} is one of {', '.join(known)}, not {value!r}.{suggest(str(value), known)}"
-                )
+            if not holds(value):
+                hint = suggest(str(value), _CHOICES.get(name, ()))
+                problems.append(f"regularization.{name} must be {requirement}, not {value!r}.{hint}")
         raise_all(problems, "The regularization settings cannot be used")
 
     @classmethod
     def for_generation(cls, **changes: Any) -> RegularizationConfig:
-        """The paper's values for causal and sequence-to-sequence generation (LLaMA-2-7B), with ``changes`` applied.
+        """Return the paper's values for causal and sequence-to-sequence generation (LLaMA-2-7B), with ``changes`` applied.
 
         Reference: section 3.1 and appendix B.4.
         """
@@ -119,7 +131,7 @@ class RegularizationConfig:
 
     @classmethod
     def for_classification(cls, **changes: Any) -> RegularizationConfig:
-        """The paper's values for classification and regression (GLUE), with ``changes`` applied.
+        """Return the paper's values for classification and regression (GLUE), with ``changes`` applied.
 
         λ = (0.15, 0.03, 0.03) and k = 5 are from section 3.1. It gives no schedule for these tasks: both are constant.
         """
@@ -135,12 +147,12 @@ class RegularizationConfig:
 
     @classmethod
     def off(cls) -> RegularizationConfig:
-        """All weights 0: the fine-tuning method alone."""
+        """Return settings with all weights 0: the fine-tuning method alone."""
         return cls(consistency=0.0, diversity=0.0, spectral=0.0)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RegularizationConfig:
-        """Build from a mapping, naming an unknown key and its nearest known one.
+        """Build from a mapping; for an unknown key the error names the nearest known one.
 
         Raises:
             BALoraError: A key is unknown or a value out of range.
@@ -154,17 +166,13 @@ class RegularizationConfig:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values, for YAML and JSON; `from_dict` reads it back."""
+        """Return all fields as plain values, for YAML and JSON; `from_dict` reads them."""
         return dataclasses.asdict(self)
 
     @property
     def active(self) -> bool:
-        """Whether any term has a weight above 0."""
+        """True if any term has a weight above 0."""
         return any(getattr(self, name) > 0 for name in WEIGHTS)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 __all__ = ["RegularizationConfig", "WEIGHTS"]

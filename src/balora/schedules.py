@@ -1,4 +1,4 @@
-"""How a term's weight moves over training (METHOD §4). Progress t is step / total steps, from 0 to 1."""
+"""Schedules of the terms' weights over training (METHOD §4). Progress t is step / total steps, from 0 to 1."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def schedule_weight(
     Args:
         name: One of :data:`SCHEDULES`.
         base_weight: λ, the weight at full strength.
-        progress: t. Values outside [0, 1] are taken as the nearer end, so that a step past the last one is harmless.
-        warmup: Share of training before full strength (before the ramp, in ``two_phase``). 0 means none.
-        ramp: Share of training the ramp of ``two_phase`` takes. 0 means a jump.
+        progress: t. A value outside [0, 1] counts as the nearer end, so a step past the last one is harmless.
+        warmup: Fraction of training before full strength (before the ramp, in ``two_phase``). 0 means none.
+        ramp: Fraction of training that the ramp of ``two_phase`` takes. 0 means a jump.
 
     Returns:
         The weight, between 0 and ``base_weight``.
@@ -47,20 +47,22 @@ def schedule_weight(
         raise BALoraError("The schedule's progress must be a number from 0 to 1, and it is nan.")
     for setting, value in (("warmup", warmup), ("ramp", ramp)):
         if not 0.0 <= value <= 1.0:
-            raise BALoraError(f"The schedule's {setting} is a share of training, from 0 to 1, and it is {value}.")
+            raise BALoraError(
+                f"The schedule's {setting} must be a fraction of training, from 0 to 1, and it is {value}."
+            )
 
     t = min(max(progress, 0.0), 1.0)
     if name == "cosine":
         return base_weight * (0.1 + 0.9 * 0.5 * (1.0 + math.cos(math.pi * t)))
     if name == "two_phase":
-        return base_weight * (_climb(t - warmup, ramp) if t >= warmup else 0.0)
+        return base_weight * (_ramp(t - warmup, ramp) if t >= warmup else 0.0)
     if name == "linear_warmup":
-        return base_weight * _climb(t, warmup)
+        return base_weight * _ramp(t, warmup)
     if name == "quadratic_warmup":
-        return base_weight * _climb(t, warmup) ** 2
+        return base_weight * _ramp(t, warmup) ** 2
     return base_weight
 
 
-def _climb(elapsed: float, length: float) -> float:
-    """Go from 0 to 1 over ``length``; a length of 0 has already arrived."""
+def _ramp(elapsed: float, length: float) -> float:
+    """Rise linearly from 0 to 1 over ``length``; with a length of 0 return 1."""
     return min(1.0, elapsed / length) if length > 0 else 1.0

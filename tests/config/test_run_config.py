@@ -278,7 +278,7 @@ def test_everything_missing_is_named():
         ({"data": ["a"]}, "data must be a section"),
         ({"training": 3}, "training must be a section"),
         ({"regularization": 0.1}, "regularization must be a section with keys, or on or off, not 0.1"),
-        ({"regularization": {"teacher_head": "prob"}}, "regularization.teacher_head is one of initial, probe"),
+        ({"regularization": {"teacher_head": "prob"}}, "regularization.teacher_head must be one of initial, probe"),
         ({"method": {"rank": True}}, "method.rank must be a number, not true"),
         ({"method": {"rank": 2.5}}, "method.rank must be a whole number, not 2.5"),
         ({"method": {"alpha": 0}}, "method.alpha must be above 0"),

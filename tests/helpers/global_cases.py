@@ -1,7 +1,7 @@
-"""Batch statistics of rows that lie in two processes, and of the same rows in one. Run by test_global_statistics.py.
+"""Batch statistics of rows that are divided between two processes. Run by tests/losses/test_distributed_statistics.py.
 
-Each case makes its rows from a parameter, theta, so that what is compared is what DDP would give the optimizer: the mean
-over the processes of the parameters' gradients.
+Each case computes its rows from a parameter, theta. The tests compare the gradient that DDP would give the optimizer: the
+mean over the processes of the parameters' gradients.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from processes import in_two_processes
 
 @dataclasses.dataclass
 class Case:
-    """Rows, where they are divided, and a loss of some of them that is a share of the loss of all."""
+    """Number of rows, number of those in the first process, and a loss of a slice of the rows."""
 
     rows: int
     first: int
     parameters: list[Tensor]
     loss: Callable[[slice, bool], Tensor]
-    """Of the rows of one process (or of all); in one process with the plain formulas."""
+    """Loss of the rows of one process; with True the plain formulas of all rows."""
 
     def value_and_gradients(self, rows: slice, alone: bool) -> list[Tensor]:
         for parameter in self.parameters:
@@ -50,20 +50,20 @@ STATISTICS = {
     "spectral 1": (lambda z: global_spectral_ratio(z, 1), lambda z: spectral_ratio(z, 1)),
     "spectral 2": (lambda z: global_spectral_ratio(z, 2), lambda z: spectral_ratio(z, 2)),
 }
-# (rows, of which in the first process, columns): as many rows as columns and more; fewer; all in one process; one row.
+# (rows, rows in the first process, columns): as many rows as columns and more; fewer; all in one process; one row.
 SHAPES = [(9, 5, 3), (7, 3, 7), (6, 2, 11), (8, 0, 3), (5, 5, 7), (1, 0, 4), (2, 1, 2), (0, 0, 3)]
 
 
 def statistic(name: str, rows: int, first: int, columns: int, *, deficient: bool = False) -> Case:
-    shared, plain = STATISTICS[name]
-    # Off the origin, so that the mean matters; through a matrix that loses directions, so that some are 0.
+    distributed_form, plain = STATISTICS[name]
+    # The inputs are off the origin, so the mean matters. theta has rank 4, so some singular values may be 0.
     theta = normal(4, columns, seed=1)
     if deficient:
         theta[:, 1] = 2.0 * theta[:, 0]
     theta.requires_grad_()
     inputs = normal(rows, 4) + 1.0
-    # Each process adds the same term to its loss; of their mean it is once.
-    return Case(rows, first, [theta], lambda here, alone: (plain if alone else shared)(inputs[here] @ theta))
+    # Each process adds the same term to its loss, so the mean over the processes contains it once.
+    return Case(rows, first, [theta], lambda here, alone: (plain if alone else distributed_form)(inputs[here] @ theta))
 
 
 def generation(path: str, nothing_in_second: bool = False, **head) -> Case:
@@ -74,7 +74,7 @@ def generation(path: str, nothing_in_second: bool = False, **head) -> Case:
     items = int((batch.labels_M != -100).sum())
 
     def parts(here: slice, alone: bool) -> LossParts:
-        # Sums over items are divided by their mean number in a process, as the Trainer does.
+        # As in the Trainer, sums over items are divided by the mean number of items of a process.
         terms = {**WEIGHTS, **SETTINGS, "num_items": items if alone else items / 2, "across_processes": not alone}
         hidden = batch.hidden_MD.detach()[here] @ theta
         labels, teacher = batch.labels_M[here], batch.teacher_MD[here]
@@ -88,7 +88,7 @@ def generation(path: str, nothing_in_second: bool = False, **head) -> Case:
             given |= {"teacher_head_VD": own[0], "teacher_bias_V": own[1]}
         return generation_loss(hidden, labels, batch.head_VD, teacher, **terms, **given)
 
-    learns = [t for t in batch.wanted if t is not batch.hidden_MD]
+    learns = [t for t in batch.trained_tensors if t is not batch.hidden_MD]
     return Case(batch.tokens, 14, [theta, *learns], lambda here, alone: parts(here, alone).loss)
 
 

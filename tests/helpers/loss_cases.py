@@ -1,4 +1,4 @@
-"""One batch with a head, met by the fused and by the plain loss."""
+"""A batch and a head, for the fused and the reference form of the generation loss."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Case:
         self.labels_M[self.ignored] = -100
 
     @property
-    def wanted(self) -> list[Tensor]:
+    def trained_tensors(self) -> list[Tensor]:
         return [t for t in (self.hidden_MD, self.head_VD, self.bias_V) if t is not None and t.requires_grad]
 
     def fused(self, **options) -> LossParts:
@@ -60,39 +60,39 @@ class Case:
             **{**WEIGHTS, **SETTINGS, **own, **options},
         )
 
-    def plain(self, **options) -> LossParts:
+    def reference(self, **options) -> LossParts:
         student = LinearHead(self.head_VD, self.bias_V, self.logit_scale, self.softcap).logits(self.hidden_MD)
         head = (self.teacher_head_VD, self.teacher_bias_V) if self.trained else (self.head_VD, self.bias_V)
         teacher = LinearHead(*head, self.logit_scale, self.softcap).logits(self.teacher_MD)
         return reference_generation_loss(student, self.labels_M, teacher, **{**WEIGHTS, **SETTINGS, **options})
 
     def gradients(self, parts: LossParts) -> list[Tensor]:
-        return list(torch.autograd.grad(parts.loss, self.wanted))
+        return list(torch.autograd.grad(parts.loss, self.trained_tensors))
 
 
-def assert_same(case: Case, fused: LossParts, plain: LossParts, rtol: float = 1e-9, atol: float = 1e-12) -> None:
+def assert_same(case: Case, fused: LossParts, reference: LossParts, rtol: float = 1e-9, atol: float = 1e-12) -> None:
     for name in ("loss", "task", "consistency", "diversity", "spectral"):
-        one, other = getattr(fused, name), getattr(plain, name)
+        one, other = getattr(fused, name), getattr(reference, name)
         assert (one is None) == (other is None), name
         if one is not None:
             torch.testing.assert_close(one, other, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
-    for one, other in zip(case.gradients(fused), case.gradients(plain), strict=True):
+    for one, other in zip(case.gradients(fused), case.gradients(reference), strict=True):
         torch.testing.assert_close(one, other, rtol=rtol, atol=atol)
 
 
 def errors(case: Case, low: torch.dtype, **fused) -> tuple[float, float]:
-    """Distance of the fused and of the plain gradient (and value) in a low dtype from the float64 truth."""
+    """Errors of the fused and the reference form in a low dtype, in value and gradient, against float64."""
     low_case = Case(**{**_vars_of(case), "dtype": low})
     gold = Case(**_vars_of(case))
     for name in ("hidden_MD", "teacher_MD", "head_VD", "teacher_head_VD", "bias_V", "teacher_bias_V"):
         tensor = getattr(low_case, name)
         if tensor is not None:
             setattr(gold, name, tensor.detach().double().requires_grad_(tensor.requires_grad))
-    truth = gold.gradients(gold.plain())
+    truth = gold.gradients(gold.reference())
     distances = []
-    for parts in (low_case.fused(**fused), low_case.plain()):
+    for parts in (low_case.fused(**fused), low_case.reference()):
         assert parts.loss.dtype == torch.float32
-        values = abs(float(parts.loss.detach()) - float(gold.plain().loss.detach()))
+        values = abs(float(parts.loss.detach()) - float(gold.reference().loss.detach()))
         found = low_case.gradients(parts)
         distances.append(
             values + sum(float((g.double() - t).norm() / t.norm()) for g, t in zip(found, truth, strict=True))

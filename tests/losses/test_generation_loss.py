@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import itertools
 
 import pytest
@@ -9,35 +10,46 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from balora.errors import BALoraError
-from balora.losses import SpectralBasis, generation_loss, reference_generation_loss
+from balora.losses import (
+    HiddenStates,
+    LinearHead,
+    Logits,
+    LossTerms,
+    SpectralBasis,
+    TopKTeacher,
+    generation_loss,
+    reference_generation_loss,
+)
+from balora.losses.generation import fused_loss
+from balora.losses.reference import reference_loss
 from loss_cases import HEADS, SETTINGS, WEIGHTS, Case, assert_same, errors
 
-settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
-settings.load_profile("unhurried")
+settings.register_profile("no_deadline", deadline=None)  # a busy machine must not fail a test
+settings.load_profile("no_deadline")
 
 
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("chunk_tokens", [None, 1, 5, 1000])
-def test_equals_the_plain_form(head, chunk_tokens):
+def test_equals_the_reference_form(head, chunk_tokens):
     case = Case(**head)
-    assert_same(case, case.fused(chunk_tokens=chunk_tokens), case.plain())
+    assert_same(case, case.fused(chunk_tokens=chunk_tokens), case.reference())
 
 
 @pytest.mark.parametrize("names", [c for n in range(4) for c in itertools.combinations(WEIGHTS, n)], ids="+".join)
 @pytest.mark.parametrize("head", ["linear", "softcap"])
-def test_equals_the_plain_form_for_every_set_of_terms(names, head):
+def test_equals_the_reference_form_for_every_set_of_terms(names, head):
     case = Case(**HEADS[head])
     weights = {name: WEIGHTS[name] if name in names else 0.0 for name in WEIGHTS}
-    fused, plain = case.fused(**weights, chunk_tokens=7), case.plain(**weights)
-    assert_same(case, fused, plain)
+    fused, reference = case.fused(**weights, chunk_tokens=7), case.reference(**weights)
+    assert_same(case, fused, reference)
     assert {name for name in WEIGHTS if getattr(fused, name) is not None} == set(names)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 3.3])
 @pytest.mark.parametrize("softcap", [None, 2.0])
-def test_equals_the_plain_form_at_every_temperature(temperature, softcap):
+def test_equals_the_reference_form_at_every_temperature(temperature, softcap):
     case = Case(softcap=softcap, bias=True)
-    assert_same(case, case.fused(temperature=temperature), case.plain(temperature=temperature))
+    assert_same(case, case.fused(temperature=temperature), case.reference(temperature=temperature))
 
 
 @pytest.mark.parametrize(
@@ -52,9 +64,9 @@ def test_equals_the_plain_form_at_every_temperature(temperature, softcap):
     ],
     ids=str,
 )
-def test_equals_the_plain_form_in_awkward_shapes(shape):
+def test_equals_the_reference_form_in_awkward_shapes(shape):
     case = Case(**shape)
-    assert_same(case, case.fused(chunk_tokens=3), case.plain(), atol=1e-11)
+    assert_same(case, case.fused(chunk_tokens=3), case.reference(), atol=1e-11)
 
 
 @settings(max_examples=25)
@@ -66,12 +78,12 @@ def test_equals_the_plain_form_in_awkward_shapes(shape):
     st.integers(2, 99),
     st.integers(0, 999),
 )
-def test_equals_the_plain_form_whatever_the_sizes(tokens, hidden, vocabulary, chunk, top_k, seed):
+def test_equals_the_reference_form_for_random_sizes(tokens, hidden, vocabulary, chunk, top_k, seed):
     case = Case(tokens=tokens, hidden=hidden, vocabulary=vocabulary, ignored=slice(0, 0), seed=seed)
-    # A rank above all of them: the set of singular values is then not a matter of rounding.
+    # A rank above their number: rounding then does not decide which singular values are among the k largest.
     options = {"top_k": top_k, "spectral_rank": 99}
-    fused, plain = case.fused(chunk_tokens=chunk, **options), case.plain(**options)
-    assert_same(case, fused, plain, rtol=1e-7, atol=1e-9)
+    fused, reference = case.fused(chunk_tokens=chunk, **options), case.reference(**options)
+    assert_same(case, fused, reference, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -93,9 +105,9 @@ def test_gradient(head, temperature):
 
 
 @pytest.mark.parametrize("head", ["linear", "softcap", "trained, bias, scale"])
-def test_upstream_gradient_is_honoured(head):
+def test_upstream_gradient_is_applied(head):
     case = Case(**HEADS[head])
-    once, tenth = case.gradients(case.fused()), torch.autograd.grad(0.1 * case.fused().loss, case.wanted)
+    once, tenth = case.gradients(case.fused()), torch.autograd.grad(0.1 * case.fused().loss, case.trained_tensors)
     for one, other in zip(once, tenth, strict=True):
         torch.testing.assert_close(other, 0.1 * one)
 
@@ -103,8 +115,8 @@ def test_upstream_gradient_is_honoured(head):
 def test_backward_may_run_twice():
     case = Case(trained=True)
     loss = case.fused().loss
-    first = torch.autograd.grad(loss, case.wanted, retain_graph=True)
-    second = torch.autograd.grad(loss, case.wanted)
+    first = torch.autograd.grad(loss, case.trained_tensors, retain_graph=True)
+    second = torch.autograd.grad(loss, case.trained_tensors)
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
@@ -115,18 +127,18 @@ def test_a_second_derivative_is_refused():
 
 
 @pytest.mark.parametrize("items", [7, 1000.0, torch.tensor(50), torch.tensor([50.0])])
-def test_the_token_terms_are_divided_by_the_whole_batch(items):
+def test_token_terms_are_divided_by_num_items(items):
     case = Case()
     valid = int((case.labels_M != -100).sum())
     own, shared = case.fused(), case.fused(num_items=items)
     for name in ("task", "consistency", "diversity"):
         torch.testing.assert_close(getattr(shared, name), getattr(own, name) * valid / float(items))
-    torch.testing.assert_close(shared.spectral, own.spectral)  # a statistic of the batch, not a sum
+    torch.testing.assert_close(shared.spectral, own.spectral)  # a statistic of the batch, not a sum over its items
     assert shared.loss.shape == ()
-    assert_same(case, shared, case.plain(num_items=items))
+    assert_same(case, shared, case.reference(num_items=items))
 
 
-def test_one_batch_equals_its_parts_accumulated():
+def test_micro_batches_add_up_to_the_batch():
     case = Case(tokens=24)
     options = {"spectral": 0.0, "num_items": int((case.labels_M != -100).sum())}
     whole = case.gradients(case.fused(**options))[0]
@@ -144,9 +156,9 @@ def test_one_batch_equals_its_parts_accumulated():
 
 
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
-def test_nothing_valid_is_zero_on_the_graph(head):
+def test_no_valid_token_gives_zero_on_the_graph(head):
     case = Case(ignored=slice(None), **head)
-    for parts in (case.fused(), case.fused(num_items=0), case.plain()):
+    for parts in (case.fused(), case.fused(num_items=0), case.reference()):
         assert [
             float(v) for v in (parts.loss.detach(), parts.task, parts.consistency, parts.diversity, parts.spectral)
         ] == [0] * 5
@@ -161,7 +173,7 @@ def test_no_positions_at_all():
     assert float(parts.loss.detach()) == 0.0 and hidden.grad.shape == (0, 4)
 
 
-def test_ignored_positions_get_no_gradient_and_may_hold_anything():
+def test_ignored_positions_have_no_effect_and_get_no_gradient():
     case = Case()
     gradient = case.gradients(case.fused())[0]
     assert not gradient[case.labels_M == -100].any()
@@ -171,7 +183,7 @@ def test_ignored_positions_get_no_gradient_and_may_hold_anything():
     torch.testing.assert_close(again.loss, case.fused().loss.detach())
 
 
-def test_a_token_the_bias_rules_out_costs_nothing():
+def test_a_token_with_bias_minus_infinity_has_no_effect():
     case = Case(bias=True, vocabulary=50)
     ruled_out = [i for i in range(50) if i not in case.labels_M.tolist()][:9]
     kept = [i for i in range(50) if i not in ruled_out]
@@ -180,7 +192,7 @@ def test_a_token_the_bias_rules_out_costs_nothing():
     fewer.head_VD, fewer.bias_V = case.head_VD[kept], case.bias_V[kept]
     fewer.labels_M = torch.tensor([kept.index(y) if y >= 0 else y for y in case.labels_M.tolist()])
     options = {"spectral": 0.0}
-    assert_same(case, case.fused(**options), case.plain(**options))
+    assert_same(case, case.fused(**options), case.reference(**options))
     torch.testing.assert_close(case.fused(**options).loss, fewer.fused(**options).loss)
     torch.testing.assert_close(case.gradients(case.fused(**options)), fewer.gradients(fewer.fused(**options)))
     with pytest.raises(BALoraError, match="finite"):
@@ -192,10 +204,10 @@ def test_extreme_logits_stay_finite():
     case.hidden_MD = (1e3 * case.hidden_MD).detach().requires_grad_()
     parts = case.fused()
     assert torch.isfinite(parts.loss) and torch.isfinite(case.gradients(parts)[0]).all()
-    assert_same(case, case.fused(), case.plain(), rtol=1e-3, atol=1e-4)
+    assert_same(case, case.fused(), case.reference(), rtol=1e-3, atol=1e-4)
 
 
-def test_what_is_not_finite_becomes_nan_and_does_not_raise():
+def test_input_that_is_not_finite_gives_nan_without_an_error():
     case = Case()
     case.hidden_MD = case.hidden_MD.detach().clone().index_fill_(1, torch.tensor(0), torch.nan).requires_grad_()
     for head in ("linear", "softcap"):
@@ -207,17 +219,17 @@ def test_what_is_not_finite_becomes_nan_and_does_not_raise():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
-def test_no_worse_than_the_plain_form_in_its_dtype(head, dtype):
-    fused, plain = errors(Case(tokens=61, hidden=40, vocabulary=907, **head), dtype)
-    assert fused <= 1.1 * plain + 10 * torch.finfo(torch.float32).eps
+def test_no_less_accurate_than_the_reference_form_in_the_same_dtype(head, dtype):
+    fused, reference = errors(Case(tokens=61, hidden=40, vocabulary=907, **head), dtype)
+    assert fused <= 1.1 * reference + 10 * torch.finfo(torch.float32).eps
     assert fused < (1e-4 if dtype == torch.float32 else 0.2)
 
 
 @pytest.mark.parametrize("vocabulary", [32_003])
 def test_wide_rows_keep_their_precision(vocabulary):
-    # As many rows and columns as make MKL sum the products in blocks: with 7 × 16 of them, two threads lose a digit there.
-    fused, plain = errors(Case(tokens=80, hidden=64, vocabulary=vocabulary), torch.float32)
-    assert fused <= 1.1 * plain + 10 * torch.finfo(torch.float32).eps
+    # Enough rows and columns for MKL to sum the products in blocks: with 7 × 16, two threads lose a digit.
+    fused, reference = errors(Case(tokens=80, hidden=64, vocabulary=vocabulary), torch.float32)
+    assert fused <= 1.1 * reference + 10 * torch.finfo(torch.float32).eps
 
 
 def test_student_equal_to_teacher_has_no_consistency():
@@ -227,7 +239,7 @@ def test_student_equal_to_teacher_has_no_consistency():
     assert abs(float(parts.consistency)) < 1e-6
 
 
-def test_no_gradient_is_made_where_nobody_records():
+def test_no_gradient_is_computed_without_grad_mode():
     case = Case(trained=True, bias=True)
     expected = case.fused()
     with torch.no_grad():
@@ -245,27 +257,27 @@ def test_parts_are_detached_and_the_teacher_is_a_constant():
     assert case.teacher_MD.grad is None and case.head_VD.grad is None
 
 
-def test_only_what_is_trained_gets_a_gradient():
+def test_only_trained_tensors_get_a_gradient():
     case = Case(trained=True, bias=True)
     case.hidden_MD, case.bias_V = case.hidden_MD.detach(), case.bias_V.detach()
-    assert_same(case, case.fused(), case.plain())
+    assert_same(case, case.fused(), case.reference())
 
 
-def test_a_head_that_is_a_function_of_an_adapter():
+def test_a_head_with_an_adapter_passes_the_gradient_on():
     case = Case()
     up, down = torch.randn(203, 2, dtype=torch.float64, requires_grad=True), torch.randn(2, 12, dtype=torch.float64)
     frozen = case.head_VD
     found = []
-    for form in ("fused", "plain"):
+    for form in ("fused", "reference"):
         case.head_VD, case.trained, case.teacher_head_VD = frozen + up @ down, True, frozen
         found.append(torch.autograd.grad(getattr(case, form)().loss, up)[0])
     torch.testing.assert_close(*found)
 
 
-def test_a_basis_made_before_gives_the_same():
+def test_a_precomputed_spectral_basis_changes_nothing():
     case = Case(bias=True, logit_scale=0.5)
     basis = SpectralBasis.from_head(case.head_VD, case.bias_V)
-    assert_same(case, case.fused(spectral_basis=basis), case.plain())
+    assert_same(case, case.fused(spectral_basis=basis), case.reference())
 
 
 def test_autocast_takes_the_head_in_its_dtype():
@@ -303,7 +315,7 @@ def test_works_inside_a_compiled_function(backend):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"diversity": -1.0}, "weight diversity must be a finite number, 0 or more, and it is -1.0"),
         ({"temperature": 0.0}, "temperature must be a positive number, and it is 0.0"),
@@ -335,7 +347,7 @@ def test_works_inside_a_compiled_function(backend):
         ),
     ],
 )
-def test_refuses(change, words):
+def test_refuses(change, message):
     arguments = {
         "hidden_MD": torch.ones(3, 4),
         "labels_M": torch.tensor([0, 1, 2]),
@@ -345,18 +357,18 @@ def test_refuses(change, words):
         "top_k": 3,
         **change,
     }
-    with pytest.raises(BALoraError, match=words):
+    with pytest.raises(BALoraError, match=message):
         generation_loss(**arguments)
 
 
-def test_all_that_is_wrong_is_in_one_message():
+def test_one_message_lists_every_problem():
     with pytest.raises(BALoraError) as error:
         generation_loss(torch.ones(3, 4), torch.tensor([0]), torch.ones(6, 4), consistency=-1.0, temperature=0.0)
-    for words in ("weight consistency", "temperature", "labels of shape", "needs teacher_hidden_MD"):
-        assert words in str(error.value)
+    for message in ("weight consistency", "temperature", "labels of shape", "needs teacher_hidden_MD"):
+        assert message in str(error.value)
 
 
-def test_the_plain_form_refuses_what_does_not_fit():
+def test_the_reference_form_refuses_wrong_shapes():
     logits, labels = torch.zeros(3, 6), torch.tensor([0, 1, 2])
     with pytest.raises(BALoraError, match="needs the teacher's logits"):
         reference_generation_loss(logits, labels, consistency=1.0)
@@ -364,3 +376,33 @@ def test_the_plain_form_refuses_what_does_not_fit():
         reference_generation_loss(logits, labels[:2])
     with pytest.raises(BALoraError, match="one shape"):
         reference_generation_loss(logits, labels, logits[:2], consistency=1.0)
+
+
+def test_both_forms_take_the_same_arguments():
+    fused, reference = (inspect.signature(form).parameters for form in (fused_loss, reference_loss))
+    assert list(fused)[:-1] == list(reference) and list(fused)[-1] == "options"
+    case, terms = Case(trained=True), LossTerms(**WEIGHTS, **SETTINGS)
+    student = HiddenStates(case.hidden_MD, LinearHead(case.head_VD))
+    mask_M = torch.arange(23) % 3 != 0
+    teacher = HiddenStates(case.teacher_MD, LinearHead(case.teacher_head_VD))
+    for known in (teacher, TopKTeacher.of(case.teacher_MD, teacher.head, top_k=6, temperature=2.0)):
+        parts = [form(student, case.labels_M, terms, known, 40, mask_M) for form in (fused_loss, reference_loss)]
+        assert_same(case, *parts)
+    logits = Logits(student.head.logits(case.hidden_MD))
+    parts = reference_loss(logits, case.labels_M, terms, Logits(teacher.head.logits(case.teacher_MD)))
+    assert_same(case, fused_loss(student, case.labels_M, terms, teacher), parts)
+    with pytest.raises(TypeError, match="student's hidden states"):
+        fused_loss(logits, case.labels_M, terms, teacher)
+    with pytest.raises(BALoraError, match="head is trained, so the teacher needs its own"):
+        fused_loss(student, case.labels_M, terms, HiddenStates(case.teacher_MD))
+
+
+def test_the_old_keyword_of_the_topk_teacher_works_and_warns():
+    case = Case()
+    teacher = TopKTeacher.of(case.teacher_MD, LinearHead(case.head_VD), top_k=6, temperature=2.0)
+    with pytest.warns(DeprecationWarning, match="remembered_teacher is now topk_teacher"):
+        reference = case.reference(remembered_teacher=teacher)
+    case.teacher_MD = None
+    with pytest.warns(DeprecationWarning, match="remembered_teacher is now topk_teacher"):
+        fused = case.fused(remembered_teacher=teacher)
+    assert_same(case, fused, reference)

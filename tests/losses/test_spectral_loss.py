@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from balora.errors import BALoraError
-from balora.losses import LinearHead, SpectralBasis
-from balora.losses import truncated_svd as singular
+from balora.losses import LinearHead, SpectralBasis, truncated_svd
 from balora.losses.spectral import logit_spectral_ratio
 from balora.losses.truncated_svd import leading_triplets
 from balora.regularizers import spectral_ratio
@@ -35,7 +34,7 @@ SHAPES = [(7, 5, 40), (5, 7, 40), (9, 9, 9), (4, 11, 6), (1, 8, 30), (30, 1, 13)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("rank", [1, 3, 50])
-def test_a_basis_gives_the_spectrum_of_the_logits(shape, bias, rank):
+def test_a_basis_gives_the_ratio_of_the_logits(shape, bias, rank):
     tokens, size, vocabulary = shape
     hidden, weight = normal(tokens, size), normal(vocabulary, size, seed=1)
     offset = normal(vocabulary, seed=2) if bias else None
@@ -47,7 +46,7 @@ def test_a_basis_gives_the_spectrum_of_the_logits(shape, bias, rank):
     torch.testing.assert_close(found[1], expected[1], rtol=1e-6, atol=1e-9)
 
 
-def test_the_singular_values_are_those_of_the_logits():
+def test_a_basis_gives_the_singular_values_of_the_logits():
     hidden, weight, bias = normal(8, 5), normal(90, 5, seed=1), normal(90, seed=2)
     basis = SpectralBasis.from_head(weight, bias)
     with_ones = torch.cat([hidden, torch.ones(8, 1, dtype=torch.float64)], dim=1)
@@ -67,7 +66,7 @@ def test_a_head_without_full_rank(vocabulary):
 
 
 @pytest.mark.parametrize(
-    "kind", ["frozen", "frozen, bias", "trained", "trained, bias", "capped", "capped, trained, bias"]
+    "kind", ["frozen", "frozen, bias", "trained", "trained, bias", "softcapped", "softcapped, trained, bias"]
 )
 @pytest.mark.parametrize("shape", [(6, 4, 17), (4, 6, 17), (5, 7, 4)], ids=str)
 def test_gradient(kind, shape):
@@ -80,21 +79,21 @@ def test_gradient(kind, shape):
 
     def ratio(*wanted: Tensor) -> Tensor:
         full = [*wanted[1:]] if trained else [weight, *([bias] if bias is not None else [])]
-        head = LinearHead(*full, logit_scale=0.5, softcap=1.5 if "capped" in kind else None)
+        head = LinearHead(*full, logit_scale=0.5, softcap=1.5 if "softcapped" in kind else None)
         return logit_spectral_ratio(wanted[0], head, 2, memory_budget=600)
 
     assert torch.autograd.gradcheck(ratio, tensors)
 
 
 @pytest.mark.parametrize("budget", [1, 3000, None])
-def test_pieces_of_a_capped_head_make_no_difference(budget):
+def test_the_piece_size_of_a_softcapped_head_changes_nothing(budget):
     hidden, head = normal(9, 6), LinearHead(normal(101, 6, seed=1), normal(101, seed=2), 0.7, 2.0)
     found = value_and_gradient(lambda h: logit_spectral_ratio(h, head, 3, memory_budget=budget), hidden)
     expected = value_and_gradient(lambda h: spectral_ratio(head.logits(h), 3, "frobenius"), hidden)
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-11)
 
 
-def test_a_cap_far_away_is_no_cap():
+def test_a_very_large_softcap_changes_nothing():
     hidden, weight = normal(9, 6), normal(50, 6, seed=1)
     capped = logit_spectral_ratio(hidden, LinearHead(weight, softcap=1e5), 2)
     assert float(capped) == pytest.approx(float(SpectralBasis.from_head(weight).ratio(hidden, 2)), rel=1e-6)
@@ -106,10 +105,10 @@ def test_a_factor_on_the_logits_cancels():
     assert values == pytest.approx([values[0]] * 3, rel=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["frozen", "trained", "capped"])
-def test_lost_rank_and_equal_rows_are_safe(kind):
+@pytest.mark.parametrize("kind", ["frozen", "trained", "softcapped"])
+def test_rank_deficient_and_equal_rows_are_safe(kind):
     weight = normal(40, 6, seed=1).requires_grad_(kind == "trained")
-    head = LinearHead(weight, softcap=3.0 if kind == "capped" else None)
+    head = LinearHead(weight, softcap=3.0 if kind == "softcapped" else None)
     for hidden in (
         torch.zeros(5, 6, dtype=torch.float64),
         normal(1, 6).expand(5, 6),
@@ -121,10 +120,10 @@ def test_lost_rank_and_equal_rows_are_safe(kind):
             assert float(value) == 0.0 and not gradient.any()
 
 
-@pytest.mark.parametrize("kind", ["frozen", "trained", "capped"])
-def test_no_tokens_is_zero_on_the_graph(kind):
+@pytest.mark.parametrize("kind", ["frozen", "trained", "softcapped"])
+def test_no_tokens_give_zero_on_the_graph(kind):
     weight = normal(40, 6).requires_grad_(kind == "trained")
-    head = LinearHead(weight, softcap=3.0 if kind == "capped" else None)
+    head = LinearHead(weight, softcap=3.0 if kind == "softcapped" else None)
     hidden = torch.zeros(0, 6, dtype=torch.float64, requires_grad=True)
     value = logit_spectral_ratio(hidden, head, 4)
     value.backward()
@@ -134,7 +133,7 @@ def test_no_tokens_is_zero_on_the_graph(kind):
 
 
 class TestLargeMatrices:
-    """The block Krylov way against the exact one: value to 1e-4, cosine of the gradient to 0.999, as promised."""
+    """The block Krylov way against the exact one: value to 1e-4, cosine of the gradient to 0.999, as documented."""
 
     @staticmethod
     def spectrum(tokens: int, size: int, decay: float) -> Tensor:
@@ -146,19 +145,19 @@ class TestLargeMatrices:
         hidden = self.spectrum(*shape, decay) + 0.5 * normal(shape[1], seed=3, dtype=torch.float32)
         basis = SpectralBasis.from_head(normal(900, shape[1], seed=1, dtype=torch.float32))
         settled = []
-        krylov = singular._krylov
-        monkeypatch.setattr(singular, "_krylov", lambda *a: settled.append(krylov(*a)) or settled[-1])
+        krylov = truncated_svd._krylov
+        monkeypatch.setattr(truncated_svd, "_krylov", lambda *a: settled.append(krylov(*a)) or settled[-1])
         found = value_and_gradient(lambda h: basis.ratio(h, 10), hidden)
         assert len(settled) == 1
-        monkeypatch.setattr(singular, "EXACT_SIZE", 10_000)
+        monkeypatch.setattr(truncated_svd, "EXACT_SIZE", 10_000)
         exact = value_and_gradient(lambda h: basis.ratio(h, 10), hidden)
         assert len(settled) == 1
         assert float(found[0]) == pytest.approx(float(exact[0]), rel=1e-4)
         assert cosine(found[1], exact[1]) >= 0.999
         if decay:
-            assert settled[0] is not None, "a decaying spectrum needs no exact way"
+            assert settled[0] is not None, "the Krylov space must converge on a decaying spectrum"
 
-    def test_a_flat_spectrum_is_not_left_too_early(self):
+    def test_a_flat_spectrum_converges_before_it_stops(self):
         matrix = normal(520, 600, dtype=torch.float32)
         left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
         assert float(values[9] - values[10]) < 0.01 * float(values[9])
@@ -166,7 +165,7 @@ class TestLargeMatrices:
         assert float(triplets.values_k.sum()) == pytest.approx(float(values[:10].sum()), rel=1e-4)
         assert cosine(triplets.left_Mk @ triplets.right_Dk.T, left[:, :10] @ right[:10]) >= 0.999
 
-    def test_is_the_same_every_time(self):
+    def test_is_deterministic(self):
         hidden = self.spectrum(300, 300, 0.5)
         basis = SpectralBasis.from_head(normal(400, 300, seed=1, dtype=torch.float32))
         torch.rand(3)
@@ -175,7 +174,7 @@ class TestLargeMatrices:
         assert torch.equal(first, basis.ratio(hidden, 10))
 
     @pytest.mark.parametrize("true_rank", [1, 3, 12, 40])
-    def test_few_directions(self, true_rank):
+    def test_a_matrix_of_low_rank(self, true_rank):
         matrix = normal(300, true_rank) @ normal(true_rank, 310, seed=1)
         triplets = leading_triplets(matrix.float(), 10)
         values = torch.linalg.svdvals(matrix)[:10]
@@ -185,17 +184,17 @@ class TestLargeMatrices:
         gram = triplets.left_Mk[:, :kept].T @ triplets.left_Mk[:, :kept]
         torch.testing.assert_close(gram, torch.eye(kept, dtype=torch.float64), rtol=0, atol=1e-3)
 
-    def test_equal_values_at_the_cut(self):
+    def test_equal_singular_values_around_rank_k(self):
         left, right = torch.linalg.qr(normal(300, 300)).Q, torch.linalg.qr(normal(300, 300, seed=1)).Q
         values = torch.cat([torch.full((15,), 5.0), torch.linspace(1, 0.1, 285)]).double()
         triplets = leading_triplets((left * values) @ right.T, 10)
         torch.testing.assert_close(triplets.values_k, torch.full((10,), 5.0, dtype=torch.float64), rtol=1e-6, atol=0)
 
 
-def _hidden_states(folder: Path, shared: Path, kind: type, head: str) -> tuple[Tensor, Tensor]:
+def _hidden_states(directory: Path, shared: Path, kind: type, head: str) -> tuple[Tensor, Tensor]:
     transformers = pytest.importorskip("transformers")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = kind.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    model = kind.from_pretrained(directory).eval()
     with (shared / "data/gsm8k/train.jsonl").open() as lines:
         rows = [json.loads(line) for line, _ in zip(lines, range(6), strict=False)]
     states = []
@@ -209,7 +208,7 @@ def _hidden_states(folder: Path, shared: Path, kind: type, head: str) -> tuple[T
 
 
 @pytest.mark.parametrize("rank", [1, 10])
-def test_on_the_hidden_states_of_a_real_language_model(stories, shared_dir, rank):
+def test_hidden_states_of_a_real_language_model(stories, shared_dir, rank):
     from transformers import LlamaForCausalLM
 
     hidden, weight = _hidden_states(stories, shared_dir, LlamaForCausalLM, "model.embed_tokens.weight")
@@ -220,11 +219,11 @@ def test_on_the_hidden_states_of_a_real_language_model(stories, shared_dir, rank
     assert cosine(found[1], gold[1]) > 0.9999999
 
 
-def test_large_and_real(minilm, shared_dir, monkeypatch):
+def test_a_large_matrix_of_real_hidden_states(minilm, shared_dir, monkeypatch):
     from transformers import BertModel
 
     hidden, weight = _hidden_states(minilm, shared_dir, BertModel, "embeddings.word_embeddings.weight")
-    assert min(hidden.shape) > singular.EXACT_SIZE
+    assert min(hidden.shape) > truncated_svd.EXACT_SIZE
     basis = SpectralBasis.from_head(weight)
     gold = value_and_gradient(lambda h: spectral_ratio(h @ weight[::16].double().T, 10, "frobenius"), hidden.double())
     part = SpectralBasis.from_head(weight[::16])
@@ -232,7 +231,7 @@ def test_large_and_real(minilm, shared_dir, monkeypatch):
     assert float(found[0]) == pytest.approx(float(gold[0]), rel=1e-4)
     assert cosine(found[1], gold[1]) >= 0.999
     krylov = value_and_gradient(lambda h: basis.ratio(h, 10), hidden)
-    monkeypatch.setattr(singular, "EXACT_SIZE", 10_000)
+    monkeypatch.setattr(truncated_svd, "EXACT_SIZE", 10_000)
     exact = value_and_gradient(lambda h: basis.ratio(h, 10), hidden)
     assert float(krylov[0]) == pytest.approx(float(exact[0]), rel=1e-4)
     assert cosine(krylov[1], exact[1]) >= 0.999

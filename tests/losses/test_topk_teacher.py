@@ -8,7 +8,7 @@ from balora.losses import LinearHead, TopKTeacher, generation_loss
 from loss_cases import HEADS, SETTINGS, WEIGHTS, Case, assert_same
 
 
-def remembered(case: Case, top_k: int, temperature: float = 2.0, **options) -> TopKTeacher:
+def teacher_of(case: Case, top_k: int, temperature: float = 2.0, **options) -> TopKTeacher:
     weight, bias = (case.teacher_head_VD, case.teacher_bias_V) if case.trained else (case.head_VD, case.bias_V)
     head = LinearHead(weight, bias, case.logit_scale, case.softcap)
     return TopKTeacher.of(case.teacher_MD, head, top_k=top_k, temperature=temperature, **options)
@@ -29,18 +29,18 @@ def fused(case: Case, teacher: TopKTeacher, **options):
 
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 3.3])
-def test_equals_the_plain_form(head, temperature):
+def test_equals_the_reference_form(head, temperature):
     case = Case(**head)
-    teacher = remembered(case, 6, temperature)
+    teacher = teacher_of(case, 6, temperature)
     options = {"temperature": temperature}
-    plain = case.plain(topk_teacher=teacher, **options)
+    plain = case.reference(topk_teacher=teacher, **options)
     assert_same(case, fused(case, teacher, chunk_tokens=5, **options), plain)
 
 
 @pytest.mark.parametrize("head", ["linear", "softcap, scale, bias"])
 def test_gradient(head):
     case = Case(tokens=5, hidden=4, vocabulary=11, **HEADS[head])
-    teacher = remembered(case, 3)
+    teacher = teacher_of(case, 3)
 
     def loss(hidden: torch.Tensor) -> torch.Tensor:
         case.hidden_MD = hidden
@@ -50,19 +50,19 @@ def test_gradient(head):
 
 
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
-def test_remembering_everything_is_the_teacher_itself(head):
+def test_k_of_the_whole_vocabulary_equals_the_teacher(head):
     case = Case(vocabulary=40, **head)
-    assert_same(case, fused(case, remembered(case, 40)), case.plain())
+    assert_same(case, fused(case, teacher_of(case, 40)), case.reference())
 
 
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("budget", [1, 10**9])
-def test_what_is_remembered_are_the_likeliest(head, budget):
+def test_stores_the_likeliest_tokens(head, budget):
     case = Case(**head)
     weight, bias = (case.teacher_head_VD, case.teacher_bias_V) if case.trained else (case.head_VD, case.bias_V)
     logits = LinearHead(weight, bias, case.logit_scale, case.softcap).logits(case.teacher_MD).detach()
     expected = (logits / 3.0).log_softmax(dim=-1).topk(9)
-    teacher = remembered(case, 9, 3.0, memory_budget=budget)
+    teacher = teacher_of(case, 9, 3.0, memory_budget=budget)
     torch.testing.assert_close(teacher.log_probs_MK, expected.values)
     torch.testing.assert_close(logits.gather(1, teacher.tokens_MK), logits.topk(9).values)
     tail = 1.0 - teacher.log_probs_MK.exp().sum(dim=1)
@@ -70,32 +70,32 @@ def test_what_is_remembered_are_the_likeliest(head, budget):
     assert not teacher.log_probs_MK.requires_grad
 
 
-def test_more_remembered_is_nearer_and_never_above():
+def test_a_larger_k_is_closer_and_never_above():
     case = Case(vocabulary=900)
     full = float(case.fused().consistency)
-    values = [float(fused(case, remembered(case, k)).consistency) for k in (1, 8, 64, 512, 900)]
+    values = [float(fused(case, teacher_of(case, k)).consistency) for k in (1, 8, 64, 512, 900)]
     assert values == sorted(values)
     assert values[-1] == pytest.approx(full, rel=1e-9) and values[0] < full
 
 
-def test_half_precision_memory_and_small_integers():
+def test_half_precision_and_int32_values():
     case = Case(dtype=torch.float32)
-    teacher = remembered(case, 8)
+    teacher = teacher_of(case, 8)
     small = TopKTeacher(teacher.tokens_MK.to(torch.int32), teacher.log_probs_MK.half(), teacher.log_tail_M.half(), 2.0)
     assert float(fused(case, small).consistency) == pytest.approx(float(fused(case, teacher).consistency), rel=2e-3)
 
 
-def test_a_student_sure_of_itself_is_finite():
+def test_a_very_confident_student_is_finite():
     case = Case(dtype=torch.float32)
-    teacher = remembered(case, 2)
+    teacher = teacher_of(case, 2)
     case.hidden_MD = (300.0 * case.hidden_MD).detach().requires_grad_()
     parts = fused(case, teacher, spectral=0.0)
     assert torch.isfinite(parts.loss) and torch.isfinite(case.gradients(parts)[0]).all()
 
 
-def test_nothing_valid_and_nothing_at_all():
+def test_no_valid_token_and_no_position():
     case = Case(ignored=slice(None))
-    parts = fused(case, remembered(case, 4))
+    parts = fused(case, teacher_of(case, 4))
     assert float(parts.loss.detach()) == 0.0 and not case.gradients(parts)[0].any()
     none = TopKTeacher.of(torch.zeros(0, 3), LinearHead(torch.zeros(5, 3)), top_k=9, temperature=2.0)
     assert none.tokens_MK.shape == (0, 5)
@@ -103,10 +103,10 @@ def test_nothing_valid_and_nothing_at_all():
 
 def test_refuses():
     case = Case()
-    teacher = remembered(case, 4)
+    teacher = teacher_of(case, 4)
     with pytest.raises(BALoraError, match=r"at temperature 2.0, and the loss is at 1.0"):
         fused(case, teacher, temperature=1.0)
-    with pytest.raises(BALoraError, match="remembered at 3 positions, and there are 23 labels"):
+    with pytest.raises(BALoraError, match="top-k teacher has 3 positions, and there are 23 labels"):
         fused(case, teacher.at(slice(3)))
     with pytest.raises(BALoraError, match="given twice"):
         case.fused(topk_teacher=teacher)

@@ -11,8 +11,8 @@ from torch.distributions import Categorical, kl_divergence
 from balora.errors import BALoraError
 from balora.regularizers import consistency, consistency_mse, consistency_topk
 
-settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
-settings.load_profile("unhurried")
+settings.register_profile("no_deadline", deadline=None)  # a busy machine must not fail a test
+settings.load_profile("no_deadline")
 
 shapes = st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple)
 temperatures = st.floats(0.25, 8.0)
@@ -24,7 +24,7 @@ def logits(shape: tuple[int, ...], seed: int, scale: float = 3.0, dtype: torch.d
 
 
 @given(shapes, temperatures, seeds)
-def test_is_squared_temperature_times_the_divergence_of_student_from_teacher(shape, temperature, seed):
+def test_equals_squared_temperature_times_the_kl_divergence(shape, temperature, seed):
     student, teacher = logits(shape, seed), logits(shape, seed + 1)
     divergence = kl_divergence(Categorical(logits=teacher / temperature), Categorical(logits=student / temperature))
     assert float(consistency(student, teacher, temperature)) == pytest.approx(
@@ -77,7 +77,7 @@ def test_the_teacher_is_a_constant():
     assert teacher.grad is None and student.grad is not None
 
 
-def test_a_class_ruled_out_by_both_costs_nothing_and_moves_nothing():
+def test_a_class_ruled_out_by_both_has_no_effect():
     student, teacher = logits((4, 6), 0), logits((4, 6), 1)
     fewer = student[:, 1:].clone().requires_grad_()
     consistency(fewer, teacher[:, 1:]).backward()
@@ -93,7 +93,7 @@ def test_a_class_ruled_out_by_both_costs_nothing_and_moves_nothing():
     torch.testing.assert_close(student.grad[:, 1:], fewer.grad)
 
 
-def test_a_class_only_the_teacher_rules_out_is_finite_and_one_only_the_student_does_is_not():
+def test_a_class_ruled_out_by_one_side():
     student, teacher = torch.zeros(1, 3), torch.tensor([[0.0, 0.0, -torch.inf]])
     assert float(consistency(student, teacher, 1.0)) == pytest.approx(math.log(3 / 2), rel=1e-6)
     assert float(consistency(teacher, student, 1.0)) == math.inf
@@ -107,7 +107,7 @@ def test_one_class_is_zero_with_zero_gradient():
 
 
 @pytest.mark.parametrize("term", [consistency, consistency_mse])
-def test_nothing_to_average_is_zero_on_the_graph(term):
+def test_no_rows_give_zero_on_the_graph(term):
     student = torch.zeros(0, 4, requires_grad=True)
     value = term(student, torch.zeros(0, 4))
     value.backward()
@@ -133,7 +133,7 @@ def test_far_apart_logits_stay_finite():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         ((torch.zeros(2, 3), torch.zeros(3)), r"one shape.*\(2, 3\) and \(3,\)"),
         ((torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, 3)), "student's logits must be floating point"),
@@ -142,8 +142,8 @@ def test_far_apart_logits_stay_finite():
         ((torch.zeros(2, 3), torch.zeros(2, 3), math.nan), "temperature must be a positive number"),
     ],
 )
-def test_refuses(arguments, words):
-    with pytest.raises(BALoraError, match=words):
+def test_refuses(arguments, message):
+    with pytest.raises(BALoraError, match=message):
         consistency(*arguments)
 
 
@@ -160,15 +160,15 @@ def test_squared_error_for_regression():
 
 class TestTopK:
     @staticmethod
-    def remembered(teacher: torch.Tensor, top_k: int, temperature: float) -> tuple[torch.Tensor, ...]:
+    def topk_of(teacher: torch.Tensor, top_k: int, temperature: float) -> tuple[torch.Tensor, ...]:
         values, tokens = (teacher / temperature).log_softmax(dim=-1).sort(dim=-1, descending=True)
         return tokens[..., :top_k], values[..., :top_k], values[..., top_k:].logsumexp(dim=-1)
 
     @given(st.integers(1, 4), st.integers(2, 9), st.floats(1.0, 8.0), seeds, st.data())
-    def test_is_the_divergence_with_the_tail_as_one_class(self, rows, classes, temperature, seed, data):
+    def test_equals_the_kl_divergence_with_the_tail_as_one_class(self, rows, classes, temperature, seed, data):
         top_k = data.draw(st.integers(1, classes - 1))
         student, teacher = logits((rows, classes), seed), logits((rows, classes), seed + 1)
-        tokens, *known = self.remembered(teacher, top_k, temperature)
+        tokens, *known = self.topk_of(teacher, top_k, temperature)
         groups = torch.full((rows, classes), top_k).scatter_(1, tokens, torch.arange(top_k).expand(rows, -1))
 
         def merged(scores: torch.Tensor) -> Categorical:
@@ -180,31 +180,31 @@ class TestTopK:
         assert found == pytest.approx(float(expected), rel=1e-6, abs=1e-9)
         assert found <= float(consistency(student, teacher, temperature)) + 1e-9
 
-    def test_with_all_tokens_it_is_the_consistency(self):
+    def test_with_all_tokens_it_equals_the_consistency(self):
         student, teacher = logits((4, 6), 0).requires_grad_(), logits((4, 6), 1)
-        found = consistency_topk(student, *self.remembered(teacher, 6, 2.0), 2.0)
+        found = consistency_topk(student, *self.topk_of(teacher, 6, 2.0), 2.0)
         expected = consistency(student, teacher, 2.0)
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(*(torch.autograd.grad(v, student)[0] for v in (found, expected)))
 
     def test_the_tail_is_pulled_up_where_the_student_has_too_little(self):
         student = torch.tensor([[5.0, 0.0, 0.0, 0.0]], requires_grad=True)
-        consistency_topk(student, *self.remembered(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), 1, 1.0), 1.0).backward()
+        consistency_topk(student, *self.topk_of(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), 1, 1.0), 1.0).backward()
         assert float(student.grad[0, 0]) > 0 > float(student.grad[0, 3])
 
     @pytest.mark.parametrize("top_k", [1, 3, 5])
     def test_gradient(self, top_k):
-        known = self.remembered(logits((3, 5), 1), top_k, 2.0)
+        known = self.topk_of(logits((3, 5), 1), top_k, 2.0)
         student = logits((3, 5), 0).requires_grad_()
         assert torch.autograd.gradcheck(lambda z: consistency_topk(z, *known, 2.0), student)
 
-    def test_a_student_sure_of_the_teachers_token_is_finite(self):
+    def test_a_very_confident_student_is_finite(self):
         student = torch.tensor([[90.0, 0.0, 0.0]], requires_grad=True)
-        value = consistency_topk(student, *self.remembered(torch.tensor([[3.0, 0.0, 0.0]]), 1, 1.0), 1.0)
+        value = consistency_topk(student, *self.topk_of(torch.tensor([[3.0, 0.0, 0.0]]), 1, 1.0), 1.0)
         value.backward()
         assert torch.isfinite(value) and torch.isfinite(student.grad).all()
 
-    def test_nothing_and_refusals(self):
+    def test_no_rows_and_wrong_shapes(self):
         tokens = torch.zeros(2, 2, dtype=torch.long)
         assert float(consistency_topk(torch.zeros(0, 4), tokens[:0], torch.zeros(0, 2), torch.zeros(0))) == 0.0
         with pytest.raises(BALoraError, match="K per row of logits"):

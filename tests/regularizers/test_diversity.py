@@ -11,8 +11,8 @@ from torch.distributions import Categorical
 from balora.errors import BALoraError
 from balora.regularizers import covariance, topk_negative_entropy, variance_hinge
 
-settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
-settings.load_profile("unhurried")
+settings.register_profile("no_deadline", deadline=None)  # a busy machine must not fail a test
+settings.load_profile("no_deadline")
 
 seeds = st.integers(0, 10_000)
 
@@ -46,14 +46,14 @@ class TestCovariance:
         assert torch.autograd.gradcheck(covariance, matrix(5, 4).requires_grad_())
 
     @pytest.mark.parametrize("shape", [(1, 3), (0, 3), (5, 1), (1, 1), (4, 0)])
-    def test_nothing_to_compare_is_zero_on_the_graph(self, shape):
+    def test_too_few_rows_or_classes_give_zero_on_the_graph(self, shape):
         logits = torch.ones(shape, requires_grad=True)
         value = covariance(logits)
         value.backward()
         assert float(value) == 0.0
         assert torch.equal(logits.grad, torch.zeros(shape))
 
-    def test_no_worse_than_the_formula_in_its_dtype(self):
+    def test_is_accurate_with_a_large_mean(self):
         logits = (matrix(64, 9) + 100).float()  # a large mean is what hurts
         gold = covariance(logits.double())
         assert float((covariance(logits) - gold).abs()) <= 1e-5 * float(gold)
@@ -79,7 +79,7 @@ class TestVarianceHinge:
         assert float(variance_hinge(2 * features)) <= value + 1e-12
         assert float(variance_hinge(features + 7)) == pytest.approx(value, abs=1e-7)
 
-    def test_gradient_also_where_all_rows_are_one(self):
+    def test_gradient_also_with_equal_rows(self):
         assert torch.autograd.gradcheck(variance_hinge, matrix(5, 4, scale=0.3).requires_grad_())
         collapsed = torch.ones(4, 3, requires_grad=True)
         value = variance_hinge(collapsed)
@@ -88,7 +88,7 @@ class TestVarianceHinge:
         assert torch.isfinite(collapsed.grad).all()
 
     @pytest.mark.parametrize("shape", [(1, 3), (0, 3), (4, 0)])
-    def test_nothing_to_spread_is_zero_on_the_graph(self, shape):
+    def test_too_few_rows_or_features_give_zero_on_the_graph(self, shape):
         features = torch.ones(shape, requires_grad=True)
         value = variance_hinge(features)
         value.backward()
@@ -97,7 +97,7 @@ class TestVarianceHinge:
 
 class TestTopKNegativeEntropy:
     @given(st.integers(1, 6), st.integers(2, 30), st.integers(2, 30), seeds)
-    def test_is_minus_the_entropy_of_the_k_likeliest(self, rows, vocabulary, top_k, seed):
+    def test_equals_minus_the_entropy_of_the_k_likeliest(self, rows, vocabulary, top_k, seed):
         logits = matrix(rows, vocabulary, seed)
         expected = (
             -sum(float(Categorical(logits=row.sort(descending=True)[0][:top_k]).entropy()) for row in logits) / rows
@@ -112,14 +112,14 @@ class TestTopKNegativeEntropy:
         value = float(topk_negative_entropy(logits, 5))
         assert float(topk_negative_entropy(logits[:, torch.randperm(11)] + shift, 5)) == pytest.approx(value, abs=1e-9)
 
-    def test_leaves_the_rest_of_the_vocabulary_alone(self):
+    def test_only_the_k_likeliest_get_a_gradient(self):
         logits = matrix(3, 12).requires_grad_()
         topk_negative_entropy(logits, 4).backward()
         chosen = torch.zeros(3, 12, dtype=torch.bool).scatter_(1, logits.topk(4).indices, True)
         assert torch.equal(logits.grad != 0, chosen)
         torch.testing.assert_close(logits.grad.sum(dim=1), torch.zeros(3, dtype=torch.float64))
 
-    def test_descending_it_spreads_the_candidates(self):
+    def test_a_gradient_step_spreads_the_candidates(self):
         logits = torch.tensor([[4.0, 1.0, 0.0, -9.0]], requires_grad=True)
         topk_negative_entropy(logits, 3).backward()
         assert float(logits.grad[0, 0]) > 0 > float(logits.grad[0, 2])
@@ -132,20 +132,20 @@ class TestTopKNegativeEntropy:
         logits = matrix(3, 7)
         assert float(topk_negative_entropy(logits, 99)) == float(topk_negative_entropy(logits, 7))
 
-    def test_ruled_out_candidates_cost_nothing(self):
+    def test_ruled_out_candidates_have_no_effect(self):
         logits = torch.tensor([[1.0, 1.0, -torch.inf, -torch.inf]], requires_grad=True)
         value = topk_negative_entropy(logits, 4)
         value.backward()
         assert float(value) == pytest.approx(-math.log(2), rel=1e-6)
         assert torch.equal(logits.grad, torch.zeros(1, 4))
 
-    def test_no_tokens_is_zero_on_the_graph(self):
+    def test_no_tokens_give_zero_on_the_graph(self):
         logits = torch.zeros(0, 9, requires_grad=True)
         value = topk_negative_entropy(logits)
         value.backward()
         assert float(value) == 0.0 and logits.grad.shape == (0, 9)
 
-    def test_one_token_to_choose_from_has_no_entropy(self):
+    def test_a_vocabulary_of_one_has_no_entropy(self):
         assert float(topk_negative_entropy(torch.ones(3, 1))) == 0.0
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from balora.errors import BALoraError
 from balora.regularizers import spectral_is_constant, spectral_ratio
 
-settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
-settings.load_profile("unhurried")
+settings.register_profile("no_deadline", deadline=None)  # a busy machine must not fail a test
+settings.load_profile("no_deadline")
 
 NORMS = ("nuclear", "frobenius")
 seeds = st.integers(0, 10_000)
@@ -31,7 +31,7 @@ def with_values(values: list[float], rows: int, columns: int) -> torch.Tensor:
 
 
 @given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 9), seeds)
-def test_is_minus_the_share_of_the_largest(rows, columns, rank, seed):
+def test_equals_minus_the_ratio_of_the_largest_to_the_norm(rows, columns, rank, seed):
     logits = matrix(rows, columns, seed)
     values = np.linalg.svd(logits.numpy(), compute_uv=False)
     assert float(spectral_ratio(logits, rank, "nuclear")) == pytest.approx(
@@ -62,7 +62,7 @@ def test_gradient(norm, shape, rank):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_upstream_gradient_is_honoured(norm):
+def test_upstream_gradient_is_applied(norm):
     once, tenth = matrix(5, 6).requires_grad_(), matrix(5, 6).requires_grad_()
     spectral_ratio(once, 2, norm).backward()
     (0.1 * spectral_ratio(tenth, 2, norm)).backward()
@@ -70,7 +70,7 @@ def test_upstream_gradient_is_honoured(norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_equal_values_on_one_side_of_the_cut_have_the_one_gradient(norm):
+def test_equal_values_on_one_side_of_rank_k_have_a_unique_gradient(norm):
     # σ = (2, 2, 1, 1): U_2 V_2ᵀ does not depend on which vectors of the pair are taken.
     logits = with_values([2.0, 2.0, 1.0, 1.0], 6, 5).requires_grad_()
     assert torch.autograd.gradcheck(lambda z: spectral_ratio(z, 2, norm), logits)
@@ -84,7 +84,7 @@ def test_equal_values_on_one_side_of_the_cut_have_the_one_gradient(norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("values", [[1.0, 1.0, 1.0], [3.0, 1.0, 1.0, 0.5], [5.0], [5.0, 2.0]])
-def test_ties_and_lost_rank_are_safe(norm, values):
+def test_ties_and_rank_deficiency_are_safe(norm, values):
     logits = with_values(values, 6, 5).requires_grad_()
     spectral_ratio(logits, 2, norm).backward()
     assert torch.isfinite(logits.grad).all()
@@ -92,7 +92,7 @@ def test_ties_and_lost_rank_are_safe(norm, values):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_directions_of_no_energy_get_no_gradient(norm):
+def test_directions_of_singular_value_zero_get_no_gradient(norm):
     logits = with_values([4.0, 2.0], 7, 6).requires_grad_()
     spectral_ratio(logits, 5, norm).backward()
     left, _, right = torch.linalg.svd(logits.detach())
@@ -102,7 +102,7 @@ def test_directions_of_no_energy_get_no_gradient(norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("shape", [(4, 3), (0, 3), (3, 0)])
-def test_zero_and_empty_are_zero_on_the_graph(norm, shape):
+def test_zero_and_empty_matrices_give_zero_on_the_graph(norm, shape):
     logits = torch.zeros(shape, requires_grad=True)
     value = spectral_ratio(logits, 2, norm)
     value.backward()
@@ -111,7 +111,7 @@ def test_zero_and_empty_are_zero_on_the_graph(norm, shape):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_what_is_not_finite_gives_nan_and_does_not_raise(norm, bad):
+def test_input_that_is_not_finite_gives_nan_without_an_error(norm, bad):
     logits = matrix(4, 3)
     logits[1, 1] = bad
     logits.requires_grad_()
@@ -123,7 +123,7 @@ def test_what_is_not_finite_gives_nan_and_does_not_raise(norm, bad):
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5), (1, 4), (4, 1), (2, 2)])
 @pytest.mark.parametrize("rank", [1, 2, 3, 5])
 @pytest.mark.parametrize("norm", NORMS)
-def test_says_when_it_cannot_move(shape, rank, norm):
+def test_spectral_is_constant_agrees_with_the_gradient(shape, rank, norm):
     found = []
     moves = False
     for seed in range(4):
@@ -144,7 +144,7 @@ def test_the_papers_rank_is_constant_on_all_of_glue():
     assert torch.equal(logits.grad, torch.zeros(32, 3, dtype=torch.float64))  # exactly: Adam would blow up dust
 
 
-def test_no_gradient_is_made_where_nobody_records():
+def test_no_gradient_is_computed_without_grad_mode():
     logits = matrix(5, 4).requires_grad_()
     with torch.no_grad():
         value = spectral_ratio(logits, 2)
@@ -181,7 +181,7 @@ def test_inside_a_compiled_function():
 
 
 @pytest.mark.parametrize(
-    ("call", "words"),
+    ("call", "message"),
     [
         (lambda: spectral_ratio(torch.zeros(3), 1), r"rows × columns, and its shape is \(3,\)"),
         (lambda: spectral_ratio(torch.zeros(3, 3), 0), "rank must be at least 1, and it is 0"),
@@ -190,6 +190,6 @@ def test_inside_a_compiled_function():
         (lambda: spectral_ratio(torch.zeros(3, 3, dtype=torch.long), 1), "floating point"),
     ],
 )
-def test_refuses(call, words):
-    with pytest.raises(BALoraError, match=words):
+def test_refuses(call, message):
+    with pytest.raises(BALoraError, match=message):
         call()

@@ -518,7 +518,7 @@ def test_what_the_objective_cannot_honour_is_refused(tmp_path):
         BALoraTrainer(model_init=lambda: pissa(tiny_llama), args=arguments(tmp_path), train_dataset=token_rows())
     with pytest.raises(BALoraError, match="LlamaModel is neither a causal nor"):
         trainer(balora.adapt(tiny_llama().model, rank=4, target_modules=["q_proj"]), tmp_path)
-    with pytest.raises(BALoraError, match="loss_path is fused or plain"):
+    with pytest.raises(BALoraError, match="loss_path must be fused or plain"):
         trainer(pissa(tiny_llama), tmp_path, loss_path="quick")
 
 

@@ -164,7 +164,7 @@ def test_regression_logs_what_is_left_of_the_terms(tmp_path, caplog):
 @pytest.mark.parametrize(("statistics", "told"), [("local", 1), ("global", 0)])
 def test_the_rows_of_all_processes_count_where_statistics_are_global(statistics, told, monkeypatch):
     for module in ("balora.objective", "balora.training.classification_step"):
-        monkeypatch.setattr(f"{module}.process_count", lambda: 2)
+        monkeypatch.setattr(f"{module}.world_size", lambda: 2)
     config = RegularizationConfig.for_classification(spectral_target="features", batch_statistics=statistics)
     objective = Objective(config, "classification", num_labels=3)
     ClassificationStep(tiny_bert(), objective, teacher=None)._check_rows(4)

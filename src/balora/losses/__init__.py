@@ -1,8 +1,8 @@
-"""Losses: the regularizers in the form training uses, without logits and without the vocabulary's spectrum."""
+"""Losses in the form that training uses: without logits, and without an SVD over the vocabulary."""
 
 from balora.deprecation import deprecated_names
 from balora.losses.generation import generation_loss
-from balora.losses.loss_parts import LossParts
+from balora.losses.loss_parts import HiddenStates, Logits, LossParts, LossTerms
 from balora.losses.reference import reference_generation_loss
 from balora.losses.spectral import SpectralBasis
 from balora.losses.topk_teacher import TopKTeacher
@@ -17,4 +17,14 @@ __getattr__ = deprecated_names(
     },
 )
 
-__all__ = ["LinearHead", "LossParts", "TopKTeacher", "SpectralBasis", "generation_loss", "reference_generation_loss"]
+__all__ = [
+    "HiddenStates",
+    "LinearHead",
+    "Logits",
+    "LossParts",
+    "LossTerms",
+    "SpectralBasis",
+    "TopKTeacher",
+    "generation_loss",
+    "reference_generation_loss",
+]

@@ -1,7 +1,7 @@
-"""The token terms without logits: chunk by chunk through the head, gradient and all, and the chunk is dropped.
+"""The token terms without full logits: each chunk of tokens goes through the head, and its memory is reused.
 
-A chunk is as many tokens as the memory budget holds, for the matrix products; a tile of it is a few of these, for the
-arithmetic between them, so that its scratch stays small and in cache.
+A chunk is as many tokens as the memory budget allows; it is the unit of the matrix products. A tile is a part of a chunk;
+it is the unit of the arithmetic on logits, small enough for its scratch memory to stay in cache.
 Shapes: M valid tokens, m tokens of a chunk or tile, d hidden size (D as a suffix), V vocabulary.
 """
 
@@ -13,103 +13,113 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from balora.losses.kernel import Kernel
-from balora.losses.token_terms import TokenTerms, token_terms_
+from balora.losses.loss_parts import HiddenStates, LossTerms
+from balora.losses.token_terms import score_scale, token_terms_
 from balora.losses.topk_teacher import TopKTeacher
+from balora.losses.triton_token_terms import Kernel, kernel_problems, token_terms_of_products_
 from balora.models.lm_head import LinearHead
 from balora.regularizers.checks import refuse_second_derivative
 
 CPU_BUDGET = 32 * 2**20
 ACCELERATOR_BUDGET = 256 * 2**20
 LEAST_TOKENS = 64
-"""To a default chunk, however large the vocabulary: a product of fewer rows takes as long as reading the head does."""
+"""Minimum tokens of a default chunk for any vocabulary: with fewer rows, reading the head dominates the product's time."""
 _TILE_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
-class TokenPass:
-    """All that one pass over the tokens needs beside the hidden states and the head it differentiates.
+class ComputeOptions:
+    """Settings that change time and memory of the fused loss, not its value.
 
     Attributes:
-        labels_M: Targets in [0, V); nothing ignored is left.
-        terms: Which terms, how strong.
-        items: What the sums are divided by.
-        teacher_hidden_MD: Where the consistency weight is not 0.
-        teacher: The teacher's head; None where it is the student's.
-        remembered: What is kept of the teacher, in place of its hidden states.
-        chunk_tokens: Tokens to a chunk; None for what the budget holds.
+        chunk_tokens: Tokens of a chunk; None for as many as the budget allows.
         memory_budget: Bytes for a chunk's buffers; None for the default.
-        kernel: Which form of the token terms. A remembered teacher has torch's alone, whatever stands here.
+        kernel: Implementation of the token terms; None for the device's default. A top-k teacher always uses torch.
+    """
+
+    chunk_tokens: int | None = None
+    memory_budget: int | None = None
+    kernel: Kernel | None = None
+
+    def problems(self, device: torch.device) -> list[str]:
+        """Return one sentence for each value that cannot be used on the device."""
+        problems = [
+            f"{name} must be at least 1, or None for the default, and it is {value}."
+            for name, value in (("chunk_tokens", self.chunk_tokens), ("memory_budget", self.memory_budget))
+            if value is not None and value < 1
+        ]
+        return problems + kernel_problems(self.kernel, device)
+
+
+@dataclass(frozen=True)
+class TokenPass:
+    """Constants of one pass over the tokens, beside the hidden states and the head that it differentiates.
+
+    Attributes:
+        labels_M: Targets in [0, V); ignored positions are already dropped.
+        terms: Weights and settings.
+        items: Divisor of the sums.
+        teacher: The teacher at the same positions; None exactly if the consistency weight is 0.
+        options: Settings of the computation, the kernel among them already chosen.
     """
 
     labels_M: Tensor
-    terms: TokenTerms
+    terms: LossTerms
     items: float | Tensor
-    teacher_hidden_MD: Tensor | None = None
-    teacher: LinearHead | None = None
-    remembered: TopKTeacher | None = None
-    chunk_tokens: int | None = None
-    memory_budget: int | None = None
-    kernel: Kernel = "torch"
+    teacher: HiddenStates | TopKTeacher | None
+    options: ComputeOptions
+
+    @property
+    def hidden_teacher(self) -> HiddenStates | None:
+        """The teacher, if it is one with hidden states."""
+        return self.teacher if isinstance(self.teacher, HiddenStates) else None
 
     @property
     def from_products(self) -> bool:
-        """Whether the terms are made of the bare products with the head, by Triton, and not of wide scores."""
-        return self.kernel == "triton" and self.remembered is None
-
-    def chunk(self, hidden_MD: Tensor, head: LinearHead) -> int:
-        """Tokens to a chunk, for these hidden states and this head."""
-        teacher = self.teacher_hidden_MD is not None
-        return self.chunk_tokens or chunk_tokens_for(
-            self.memory_budget, hidden_MD, head, teacher=teacher, from_products=self.from_products
-        )
+        """True if Triton computes the terms from the bare products with the head, and not torch from float32 scores."""
+        return self.options.kernel == "triton" and not isinstance(self.teacher, TopKTeacher)
 
     def at(self, positions: Tensor) -> TokenPass:
-        """The same for some of the positions."""
-        return replace(
-            self,
-            labels_M=self.labels_M[positions],
-            teacher_hidden_MD=None if self.teacher_hidden_MD is None else self.teacher_hidden_MD[positions],
-            remembered=None if self.remembered is None else self.remembered.at(positions),
-        )
+        """Return the pass over some of the positions."""
+        teacher = None if self.teacher is None else self.teacher.at(positions)
+        return replace(self, labels_M=self.labels_M[positions], teacher=teacher)
 
-    def alone(self, positions: Tensor) -> TokenPass:
-        """The same for some of the positions, without the consistency."""
+    def without_teacher(self, positions: Tensor) -> TokenPass:
+        """Return the pass over some of the positions without the consistency term."""
         terms = replace(self.terms, consistency=0.0)
-        return replace(
-            self, labels_M=self.labels_M[positions], terms=terms, teacher_hidden_MD=None, teacher=None, remembered=None
-        )
+        return replace(self, labels_M=self.labels_M[positions], terms=terms, teacher=None)
 
 
 def chunk_tokens_for(
     budget: int | None, hidden_MD: Tensor, head: LinearHead, *, teacher: bool, from_products: bool = False
 ) -> int:
-    """Choose the tokens to a chunk so that all of its buffers together stay within a memory budget.
+    """Choose the number of tokens of a chunk so that all its buffers together stay within a memory budget.
 
-    Larger chunks make better matrix products: one of 512 tokens, d 512, with 32 000 columns took 190 ms in chunks of
-    128, 157 in chunks of 256 (where the default lands, student and teacher together) and 144 in one piece, on one core of
-    a Xeon at 2.5 GHz. With 128 256 columns chunks of 64 took 0.72 of the time of the 32 that 32 MiB hold, with 256 000 0.63 of
-    that of 16: each chunk reads the whole head, so that the default never goes below `LEAST_TOKENS`. Chunks
-    come out of equal size, as a small last one would waste the product. On a CPU a tile's scratch, 8 MiB or a single
+    Larger chunks make better matrix products. On one core of a Xeon at 2.5 GHz, 512 tokens with d 512 and V 32 000 took
+    190 ms in chunks of 128, 157 ms in chunks of 256 (the default, student and teacher together) and 144 ms in one piece.
+    Each chunk reads the whole head, so the default never goes below `LEAST_TOKENS`: with V 128 256 chunks of 64 took 0.72
+    of the time of chunks of 32, which 32 MiB allow; with V 256 000 they took 0.63 of the time of chunks of 16. Chunks have
+    equal sizes, because a small last one would waste its product. On a CPU a tile's scratch memory, 8 MiB or a single
     row, comes on top.
 
     Args:
-        budget: Bytes; None for the default, 32 MiB on a CPU and 256 MiB on an accelerator, or what `LEAST_TOKENS` take.
-        hidden_MD: The valid tokens, for their number, dtype and device.
-        head: For V, and the soft cap, which wants its slope kept.
-        teacher: Whether the teacher's logits stand beside the student's.
-        from_products: Whether the products are all that is held, in the hidden states' dtype.
+        budget: Bytes; None for the default, 32 MiB on a CPU and 256 MiB on an accelerator, or more if `LEAST_TOKENS`
+            tokens need more.
+        hidden_MD: Hidden states of the valid tokens; their number, dtype and device are used.
+        head: The head; its V and its soft cap are used. The derivative of a soft cap needs a buffer.
+        teacher: True if a chunk has the teacher's logits beside the student's.
+        from_products: True if a chunk has only the products with the head, in the hidden states' dtype.
 
     Returns:
-        Tokens to a chunk, at least 1.
+        Tokens of a chunk, at least 1.
     """
     narrow, wide = hidden_MD.dtype.itemsize, torch.promote_types(hidden_MD.dtype, torch.float32).itemsize
     on_cpu = hidden_MD.device.type == "cpu"
     sides = 2 if teacher else 1
     per_entry = sides * (narrow if from_products else wide)
-    if narrow < wide and not from_products:  # the product before it is widened, the gradient after it is narrowed
+    if narrow < wide and not from_products:  # the product before it is widened, and the gradient after it is narrowed
         per_entry += (sides + 1) * narrow
-    if not on_cpu and not from_products:  # the tile is the chunk: its scratch counts
+    if not on_cpu and not from_products:  # the tile is the whole chunk, so its scratch memory counts
         per_entry += wide * (1 + int(head.softcap is not None))
     least = 1
     if budget is None:
@@ -120,22 +130,22 @@ def chunk_tokens_for(
 
 
 def token_loss(hidden_MD: Tensor, head: LinearHead, plan: TokenPass) -> tuple[Tensor, Tensor]:
-    """Return the weighted sum of the token terms (on the graph) and the three of them, raw and detached."""
-    if not torch.is_grad_enabled():  # a Function asks what requires a gradient, not whether anyone records it
+    """Return the weighted sum of the token terms, on the graph, and the three unweighted terms, detached."""
+    if not torch.is_grad_enabled():  # a Function sees requires_grad only, and would compute the gradient in vain
         hidden_MD, head = hidden_MD.detach(), head.detach()
     loss, means_3 = _TokenLoss.apply(hidden_MD, head.weight_VD, head.bias_V, head, plan)
     return loss, means_3
 
 
 class _TokenLoss(torch.autograd.Function):
-    """Value and gradient in one forward; the backward only multiplies by what comes from above."""
+    """Value and gradients in one forward; the backward only multiplies by the upstream gradient."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, head: LinearHead, plan: TokenPass
     ) -> tuple[Tensor, Tensor]:
         gradients = _Gradients(hidden_MD, head, ctx.needs_input_grad[:3])
-        means_3 = _meet_the_head(hidden_MD, head, plan, gradients) / plan.items
+        means_3 = _sum_terms(hidden_MD, head, plan, gradients) / plan.items
         loss = means_3[0] + plan.terms.consistency * means_3[1] + plan.terms.diversity * means_3[2]
         ctx.save_for_backward(*gradients.all())
         ctx.scale, ctx.items = head.logit_scale, plan.items
@@ -155,21 +165,21 @@ class _TokenLoss(torch.autograd.Function):
 
 
 class _Gradients:
-    """The gradients that are wanted, filled chunk by chunk: those of the plain sum, but for the logit scale."""
+    """Gradients of the sum of the terms, filled chunk by chunk; the factor of the logit scale is still missing."""
 
-    def __init__(self, hidden_MD: Tensor, head: LinearHead, wanted: tuple[bool, ...]) -> None:
+    def __init__(self, hidden_MD: Tensor, head: LinearHead, needed: tuple[bool, ...]) -> None:
         wide = torch.promote_types(hidden_MD.dtype, torch.float32)
-        want_hidden, want_weight, want_bias = wanted
+        need_hidden, need_weight, need_bias = needed
         self.head = head
-        self.hidden_MD = torch.empty_like(hidden_MD) if want_hidden else None
-        self.weight_VD = torch.zeros_like(head.weight_VD, dtype=wide) if want_weight else None
-        self.bias_V = hidden_MD.new_zeros(head.vocabulary, dtype=wide) if want_bias else None
+        self.hidden_MD = torch.empty_like(hidden_MD) if need_hidden else None
+        self.weight_VD = torch.zeros_like(head.weight_VD, dtype=wide) if need_weight else None
+        self.bias_V = hidden_MD.new_zeros(head.vocabulary, dtype=wide) if need_bias else None
 
     def all(self) -> tuple[Tensor | None, ...]:
         return self.hidden_MD, self.weight_VD, self.bias_V
 
     @property
-    def wanted(self) -> bool:
+    def needed(self) -> bool:
         return any(gradient is not None for gradient in self.all())
 
     def add(self, rows: slice, hidden_mD: Tensor, logits_mV: Tensor) -> None:
@@ -186,57 +196,53 @@ class _Gradients:
             self.bias_V.add_(logits_mV.sum(dim=0, dtype=self.bias_V.dtype))
 
 
-def _meet_the_head(hidden_MD: Tensor, head: LinearHead, plan: TokenPass, gradients: _Gradients) -> Tensor:
-    """Return the sums of the three terms over the tokens, and leave the gradients in ``gradients``."""
-    tokens, width, teacher_MD = len(hidden_MD), head.vocabulary, plan.teacher_hidden_MD
+def _sum_terms(hidden_MD: Tensor, head: LinearHead, plan: TokenPass, gradients: _Gradients) -> Tensor:
+    """Return the sums of the three terms over the tokens, and fill ``gradients``."""
+    tokens, teacher = len(hidden_MD), plan.hidden_teacher
     wide = torch.promote_types(hidden_MD.dtype, torch.float32)
     values_3M = hidden_MD.new_zeros(3, tokens, dtype=wide)
-    chunk = plan.chunk(hidden_MD, head)
-    scores = hidden_MD.new_empty(
-        min(chunk, tokens) * (1 if teacher_MD is None else 2),
-        width,
-        dtype=hidden_MD.dtype if plan.from_products else wide,
+    budget, products = plan.options.memory_budget, plan.from_products
+    chunk = plan.options.chunk_tokens or chunk_tokens_for(
+        budget, hidden_MD, head, teacher=teacher is not None, from_products=products
     )
+    rows_of_buffer = min(chunk, tokens) * (1 if teacher is None else 2)
+    buffer = hidden_MD.new_empty(rows_of_buffer, head.vocabulary, dtype=hidden_MD.dtype if products else wide)
     for start in range(0, tokens, chunk):
         rows = slice(start, min(start + chunk, tokens))
-        sides = _scores(hidden_MD[rows], head, None if teacher_MD is None else teacher_MD[rows], plan, scores)
-        _terms_(sides, rows, head, plan, values_3M[:, rows], gradients.wanted)
-        if gradients.wanted:
-            logits_mV = sides[0] if sides[1] is None else sides[1]
-            gradients.add(rows, hidden_MD[rows], logits_mV)
+        student_mV, teacher_mV = _scores(
+            hidden_MD[rows], head, None if teacher is None else teacher.at(rows), plan, buffer
+        )
+        labels_m, values_3m = plan.labels_M[rows], values_3M[:, rows]
+        if products:
+            bias_V = (head if teacher is None or teacher.head is None else teacher.head).bias_V
+            token_terms_of_products_(
+                student_mV, teacher_mV, head, bias_V, labels_m, plan.terms, values_3m, gradients.needed
+            )
+        else:
+            tile = _tile_rows(student_mV)
+            for first in range(0, len(student_mV), tile):
+                part = slice(first, min(first + tile, len(student_mV)))
+                known: Tensor | TopKTeacher | None = None if teacher_mV is None else teacher_mV[part]
+                if isinstance(plan.teacher, TopKTeacher):
+                    known = plan.teacher.at(slice(start + part.start, start + part.stop))
+                token_terms_(
+                    student_mV[part],
+                    known,
+                    labels_m[part],
+                    plan.terms,
+                    head.softcap,
+                    values_3m[:, part],
+                    gradients.needed,
+                )
+        if gradients.needed:
+            gradients.add(rows, hidden_MD[rows], student_mV if teacher_mV is None else teacher_mV)
     return values_3M.sum(dim=1)
 
 
-def _terms_(
-    sides: tuple[Tensor, Tensor | None],
-    rows: slice,
-    head: LinearHead,
-    plan: TokenPass,
-    values_3m: Tensor,
-    gradient: bool,
-) -> None:
-    """Fill in a chunk's values, and turn its scores or products into the gradient."""
-    student_mV, teacher_mV = sides
-    if plan.from_products:
-        from balora.losses.triton_token_terms import token_terms_of_products_
-
-        bias_V = (plan.teacher or head).bias_V
-        labels_m = plan.labels_M[rows]
-        token_terms_of_products_(student_mV, teacher_mV, head, bias_V, labels_m, plan.terms, values_3m, gradient)
-        return
-    tile = _tile_rows(student_mV)
-    for first in range(0, len(student_mV), tile):
-        here = slice(first, min(first + tile, len(student_mV)))
-        part = slice(rows.start + here.start, rows.start + here.stop)
-        memory = None if plan.remembered is None else plan.remembered.at(part)
-        teacher = memory if teacher_mV is None else teacher_mV[here]
-        token_terms_(student_mV[here], teacher, plan.labels_M[part], plan.terms, values_3m[:, here], gradient)
-
-
 def _scores(
-    hidden_mD: Tensor, head: LinearHead, teacher_mD: Tensor | None, plan: TokenPass, buffer: Tensor
+    hidden_mD: Tensor, head: LinearHead, teacher: HiddenStates | None, plan: TokenPass, buffer: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Fill the buffer with a chunk's scores, or bare products, and return the student's part and the teacher's."""
+    """Fill the buffer with a chunk's scores, or bare products; return the rows of student and teacher."""
     count = len(hidden_mD)
     student_mV, teacher_mV = buffer[:count], buffer[count : 2 * count]
 
@@ -244,23 +250,23 @@ def _scores(
         if plan.from_products:
             torch.mm(hidden_mD, head.weight_VD.T, out=out_mV)
         else:
-            head.affine(hidden_mD, plan.terms.score_scale, out_mV)
+            head.affine(hidden_mD, score_scale(plan.terms, head.softcap), out_mV)
 
-    if teacher_mD is None:
+    if teacher is None:
         fill(head, hidden_mD, student_mV)
         return student_mV, None
-    if plan.teacher is None:  # one product for both: the head is read, and packed, once
-        fill(head, torch.cat([hidden_mD, teacher_mD]), buffer[: 2 * count])
+    if teacher.head is None:  # one product for both, so the head is read once
+        fill(head, torch.cat([hidden_mD, teacher.hidden_MD]), buffer[: 2 * count])
     else:
         fill(head, hidden_mD, student_mV)
-        fill(plan.teacher, teacher_mD, teacher_mV)
+        fill(teacher.head, teacher.hidden_MD, teacher_mV)
     return student_mV, teacher_mV
 
 
 def _tile_rows(scores: Tensor) -> int:
-    """Rows to a tile: 8 MiB of them, and all of the chunk on an accelerator, where each launch costs.
+    """Return the rows of a tile: 8 MiB on a CPU, the whole chunk on an accelerator, where each launch has a cost.
 
-    Smaller ones (256 KiB to 2 MiB) were no faster on one thread and up to three times slower on two busy ones.
+    Smaller tiles (256 KiB to 2 MiB) were no faster on one thread and up to three times slower on two busy threads.
     """
     if scores.device.type != "cpu":
         return max(len(scores), 1)

@@ -1,15 +1,15 @@
-r"""What the processes of a data-parallel run put together, on the graph (METHOD §6.7).
+r"""Differentiable collectives of a data-parallel run (METHOD §6.7).
 
-A term f of the whole batch is computed in each of P processes from the same sums (or rows) and added to its own loss, and
-the gradients of these losses are then *averaged* (DDP, FSDP, DeepSpeed). So each process has to hand back P times what its
-own rows contribute, and the average is the gradient of one f:
+Each of P processes computes the same term f of the whole batch from the same sums (or rows), and adds it to its own loss.
+The gradients of these losses are then *averaged* (DDP, FSDP, DeepSpeed). So each process must return P times the gradient
+of its own rows; the average is then the gradient of f:
 
 .. math:: \frac{1}{P} \sum_p P \, \frac{\partial f}{\partial S} \frac{\partial S_p}{\partial \theta}
           = \frac{\partial f}{\partial \theta}, \qquad S = \sum_p S_p
 
-That takes no collective in the backward, where it would have to keep its place among those of DDP. It asks that f be the
-same in every process: the same weight, and nothing in it of this process alone. What every process derives from the whole
-in the same way, such as the gradient of a trained head, is right as it is.
+The backward needs no collective, which would have to run in step with those of DDP. The condition is that f is the same in
+every process: same weight, and no input that differs between processes. A gradient that every process computes from the
+whole batch, such as that of a trained head, needs no factor.
 Shapes: N rows of this process, D columns.
 """
 
@@ -22,55 +22,37 @@ from torch import Tensor
 from torch import distributed as dist
 
 
-def process_count() -> int:
-    """Number of processes that train together, P; 1 where no process group is there."""
+def world_size() -> int:
+    """Return the number of processes that train together, P; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def sum_over_processes(values: Tensor) -> Tensor:
-    """Add up a tensor of one shape over all processes, differentiably.
+def sum_across_processes(values: Tensor) -> Tensor:
+    """Add up a tensor of one shape over all processes, differentiably; in a single process return it.
 
-    Every process has to call it, also one that has nothing to add.
-
-    Args:
-        values: This process's, any dtype that adds.
-
-    Returns:
-        The sum, the same in all processes; in a single process ``values`` itself. The backward multiplies by P.
-
-    Example:
-        >>> sum_over_processes(torch.tensor([1.0, 2.0]))
-        tensor([1., 2.])
+    Every process must call it, also one that has nothing to add. The backward multiplies by P.
     """
-    if process_count() == 1:
+    if world_size() == 1:
         return values
     total: Tensor = _Sum.apply(values)
     return total
 
 
-def rows_of_all_processes(rows_ND: Tensor) -> Tensor:
-    """Put the rows of all processes one below the other, in the order of their ranks, differentiably.
+def gather_rows(rows_ND: Tensor) -> Tensor:
+    """Concatenate the rows of all processes by rank, differentiably; in a single process return them.
 
-    Args:
-        rows_ND: This process's; N may differ from process to process, and be 0.
-
-    Returns:
-        The rows, the same in all processes; in a single process ``rows_ND`` itself. The backward keeps this process's own
-        and multiplies by P.
-
-    Example:
-        >>> rows_of_all_processes(torch.tensor([[1.0, 2.0]]))
-        tensor([[1., 2.]])
+    N may differ between processes, and may be 0. The backward takes the gradient of this process's own rows and
+    multiplies it by P.
     """
-    if process_count() == 1:
+    if world_size() == 1:
         return rows_ND
     rows: Tensor = _Rows.apply(rows_ND)
     return rows
 
 
-def rows_in_processes(rows_ND: Tensor) -> list[int]:
-    """Numbers of rows in each process, by rank. Waits for the device."""
-    processes = process_count()
+def row_counts(rows_ND: Tensor) -> list[int]:
+    """Return the number of rows in each process, by rank. Waits for the device."""
+    processes = world_size()
     if processes == 1:
         return [len(rows_ND)]
     counts = torch.zeros(processes, dtype=torch.int64, device=rows_ND.device)
@@ -89,16 +71,16 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Tensor:
-        return process_count() * upstream
+        return world_size() * upstream
 
 
 class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows_ND: Tensor) -> Tensor:
-        counts = rows_in_processes(rows_ND)
+        counts = row_counts(rows_ND)
         before = sum(counts[: dist.get_rank()])
         ctx.own = slice(before, before + len(rows_ND))
-        # One shape for all: the collectives take no other.
+        # all_gather needs tensors of one shape.
         padded = rows_ND.new_zeros(max(counts), *rows_ND.shape[1:])
         padded[: len(rows_ND)] = rows_ND
         found = [torch.empty_like(padded) for _ in counts]
@@ -107,4 +89,4 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Tensor:
-        return process_count() * upstream[ctx.own]
+        return world_size() * upstream[ctx.own]

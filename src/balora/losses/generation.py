@@ -1,30 +1,32 @@
-"""The generation loss as training uses it: from hidden states, without logits and without the vocabulary's spectrum.
+"""The generation loss in its fused form: from hidden states, without logits and without an SVD over the vocabulary.
 
-The plain form is :func:`balora.losses.reference_generation_loss`; the tests hold the two equal.
+The plain form is :mod:`balora.losses.reference`; the tests hold the two equal.
 Shapes: M positions, d hidden size (D as a suffix), V vocabulary.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from balora.deprecation import deprecated_keywords
 from balora.errors import BALoraError, raise_all
-from balora.losses.chunked import TokenPass, token_loss
-from balora.losses.kernel import Kernel, chosen, wrong_kernel
-from balora.losses.loss_parts import LossParts
-from balora.losses.reference import IGNORED, divisor
+from balora.losses.chunked import ComputeOptions, TokenPass, token_loss
+from balora.losses.loss_parts import IGNORED, HiddenStates, LossParts, LossTerms, Outputs, Teacher, divisor
 from balora.losses.spectral import SpectralBasis, logit_spectral_ratio
-from balora.losses.token_terms import TokenTerms
 from balora.losses.topk_teacher import TopKTeacher
+from balora.losses.triton_token_terms import Kernel, choose_kernel
 from balora.models.lm_head import LinearHead
 from balora.models.precision import autocast_dtype
 from balora.regularizers.checks import require_matrix
 
+_DEFAULT = ComputeOptions()
 
+
+@deprecated_keywords(remembered_teacher="topk_teacher")
 @torch.compiler.disable
 def generation_loss(
     hidden_MD: Tensor,
@@ -57,45 +59,47 @@ def generation_loss(
     .. math:: L = \frac{1}{n} \sum_i \left( -\log p_{i, y_i} + \lambda_1 L_{CR,i} + \lambda_2 L_{DR,i} \right)
               + \lambda_3 L_{SVDR}, \qquad Z = c \tanh(s (H W^\top + b) / c)
 
-    Positions labelled -100 are dropped before the head. The others meet it in chunks: logits, terms, the closed-form
-    gradient, its product with the head, and the chunk is gone. The forward computes the gradients that are wanted (none
-    in ``torch.no_grad()``), the backward multiplies them by what comes from above. The spectrum comes from the hidden
-    states alone where the head is linear and frozen. A graph that ``torch.compile`` makes is left for the call.
+    Positions labelled -100 are dropped before the head. The others are processed in chunks: the logits of a chunk, its
+    terms, their closed-form gradient and its product with the head are computed, then the chunk's memory is reused. The
+    forward computes the gradients that are needed (none in ``torch.no_grad()``); the backward multiplies them by the
+    upstream gradient. If the head is linear, the spectral term is computed from the hidden states without logits.
+    ``torch.compile`` breaks the graph at this call.
 
     Args:
-        hidden_MD: The student's last hidden states, any floating dtype. Under autocast they are cast as a head would.
-        labels_M: The token each position is to predict (already shifted); -100 where there is none.
-        head_VD: W, cast to the hidden states' dtype; gets a gradient where it requires one.
-        teacher_hidden_MD: The pre-trained model's hidden states, a constant. Not needed where ``consistency`` is 0.
-        consistency: λ1. A weight of 0 leaves its term out, costs nothing, and its part is None.
+        hidden_MD: Last hidden states of the student, any floating dtype. Under autocast they are cast as a head would.
+        labels_M: Token that each position is to predict (already shifted); -100 for none.
+        head_VD: W, cast to the hidden states' dtype; gets a gradient if it requires one.
+        teacher_hidden_MD: Hidden states of the pre-trained model, a constant. Not needed if ``consistency`` is 0.
+        consistency: λ1. With a weight of 0 the term costs nothing, and its part is None.
         diversity: λ2.
         spectral: λ3.
-        temperature: T of the consistency. At 2, the paper's, one pass of exponentials over V is saved.
+        temperature: T of the consistency. The value 2, the paper's, saves one pass of exponentials over V.
         top_k: K of the diversity.
-        spectral_rank: k of the spectrum.
+        spectral_rank: k of the spectral term.
         num_items: n; default the number of valid tokens.
-        bias_V: b; gets a gradient where it requires one. An entry of -inf rules its token out.
-        teacher_head_VD: The teacher's head where it is not the student's, as when the head is trained.
-        teacher_bias_V: The teacher's bias, likewise.
-        topk_teacher: What is kept of the teacher at each position, in place of its hidden states; the consistency
-            is then :func:`balora.regularizers.consistency_topk`.
-        consistency_mask_M: Where the consistency is summed, true or false at each position; default everywhere. What
-            the teacher holds elsewhere is not looked at.
+        bias_V: b; gets a gradient if it requires one. An entry of -inf rules its token out.
+        teacher_head_VD: Head of the teacher; default the student's. Required if the head is trained.
+        teacher_bias_V: Bias of the teacher; default the student's. Required if the bias is trained.
+        topk_teacher: Top-k teacher in place of the hidden states; the consistency is then
+            :func:`balora.regularizers.consistency_topk`.
+        consistency_mask_M: True at each position that the consistency is summed over; default all. The teacher's values
+            at the other positions are not used.
         logit_scale: s.
         softcap: c; None for none.
-        spectral_basis: What :meth:`SpectralBasis.from_head` made of this head once, so that it is not made again here.
-        across_processes: Whether the spectrum is that of all processes' valid tokens; each process then has to call.
-        chunk_tokens: Tokens to a chunk; default what ``memory_budget`` holds.
-        memory_budget: Bytes for a chunk's buffers; default 32 MiB on a CPU and 256 MiB on an accelerator, or what 64 tokens take.
-        kernel: ``"torch"``, or ``"triton"`` for one kernel in place of the passes over the logits (CUDA; all but a
-            remembered teacher's terms, which stay torch's). None is torch's until a GPU has shown the other faster.
+        spectral_basis: Factor of this head, made once by :meth:`SpectralBasis.from_head`; default made in each call.
+        across_processes: Compute the spectral term over the valid tokens of all processes. Every process must then call.
+        chunk_tokens: Tokens of a chunk; default as many as ``memory_budget`` allows.
+        memory_budget: Bytes for a chunk's buffers; default 32 MiB on a CPU and 256 MiB on an accelerator, or more if 64
+            tokens need more.
+        kernel: ``"torch"``, or ``"triton"`` for one kernel in place of the passes over the logits (CUDA only). The terms
+            of a top-k teacher always use torch. None is torch, until measurements on a GPU show that Triton is faster.
 
     Returns:
         The parts; float32 or wider. Without a valid token everything is 0, still on the graph, with zero gradients.
 
     Raises:
-        BALoraError: Shapes do not fit, a setting is out of its range, ``consistency`` has no teacher, or a trained head
-            has no head of the teacher's beside it; all that is wrong is in one message.
+        BALoraError: The shapes do not match, a setting is out of range, ``consistency`` has no teacher, or the head is
+            trained and the teacher has no head of its own. The message lists every problem.
 
     Example:
         >>> hidden, head = torch.zeros(2, 3, requires_grad=True), torch.ones(4, 3)
@@ -106,69 +110,98 @@ def generation_loss(
     Reference: Chang et al., BA-LoRA, ICLR 2026, eq. 9-12; METHOD §6.8-6.11.
     """
     head = LinearHead(head_VD, bias_V, logit_scale, softcap)
-    if not consistency:
-        teacher_hidden_MD = topk_teacher = None
-    teacher = None
-    if teacher_hidden_MD is not None:
-        teacher = _teacher_head(head, teacher_head_VD, teacher_bias_V)
-    weights = {"consistency": consistency, "diversity": diversity, "spectral": spectral}
+    teacher: Teacher | None = topk_teacher
+    if consistency and teacher_hidden_MD is not None:
+        if topk_teacher is not None:
+            raise BALoraError(
+                "The teacher is given twice, as hidden states and as topk_teacher; leave one of them out."
+            )
+        teacher = HiddenStates(teacher_hidden_MD, _teacher_head(head, teacher_head_VD, teacher_bias_V))
+    student = HiddenStates(hidden_MD, head, spectral_basis)
+    terms = LossTerms(consistency, diversity, spectral, temperature, top_k, spectral_rank, across_processes)
+    options = ComputeOptions(chunk_tokens, memory_budget, kernel)
+    return fused_loss(student, labels_M, terms, teacher, num_items, consistency_mask_M, options)
+
+
+@torch.compiler.disable
+def fused_loss(
+    student: Outputs,
+    labels_M: Tensor,
+    terms: LossTerms,
+    teacher: Teacher | None = None,
+    num_items: float | Tensor | None = None,
+    consistency_mask_M: Tensor | None = None,
+    options: ComputeOptions = _DEFAULT,
+) -> LossParts:
+    """Return the parts of :func:`generation_loss` for hidden states with their head.
+
+    :func:`balora.losses.reference.reference_loss` has the same signature, except for the options.
+
+    Raises:
+        TypeError: Student or teacher are logits.
+    """
+    if not isinstance(student, HiddenStates) or student.head is None:
+        raise TypeError("The fused form takes the student's hidden states with their head.")
+    head, hidden_MD = student.head, student.hidden_MD
+    teacher = teacher if terms.consistency else None
     raise_all(
-        _wrong_settings(weights, temperature, top_k, spectral_rank, chunk_tokens, memory_budget)
-        + _wrong_shapes(hidden_MD, labels_M, head, teacher_hidden_MD, teacher)
-        + _wrong_memory(topk_teacher, temperature, labels_M, bool(consistency), teacher_hidden_MD is not None)
-        + _wrong_mask(consistency_mask_M, labels_M)
-        + wrong_kernel(kernel, hidden_MD.device),
+        terms.problems()
+        + options.problems(hidden_MD.device)
+        + _shape_problems(hidden_MD, head, labels_M, consistency_mask_M)
+        + _teacher_problems(teacher, hidden_MD, head, labels_M, terms),
         "The generation loss cannot be computed",
     )
 
     device = hidden_MD.device.type
-    narrow = autocast_dtype(device)
-    dtype = narrow or hidden_MD.dtype
-    with torch.autocast(device, enabled=False) if narrow else contextlib.nullcontext():
-        valid = (labels_M != IGNORED).nonzero().squeeze(1)  # the one place that waits for the device
+    autocast = autocast_dtype(device)
+    dtype = autocast or hidden_MD.dtype
+    with torch.autocast(device, enabled=False) if autocast else contextlib.nullcontext():
+        valid = (labels_M != IGNORED).nonzero().squeeze(1)  # the only wait for the device
         hidden_MD, labels_M = hidden_MD[valid].to(dtype), labels_M[valid]
         head = head.to(dtype)
-        terms = TokenTerms(consistency, diversity, temperature, top_k, softcap)
         plan = TokenPass(
             labels_M,
             terms,
             divisor(num_items, len(labels_M)),
-            None if teacher_hidden_MD is None else teacher_hidden_MD.detach()[valid].to(dtype),
-            None if teacher is None else teacher.to(dtype),
-            None if topk_teacher is None else topk_teacher.at(valid),
-            chunk_tokens,
-            memory_budget,
-            chosen(kernel, hidden_MD.device),
+            _teacher_at(teacher, valid, dtype),
+            replace(options, kernel=choose_kernel(options.kernel, hidden_MD.device)),
         )
-        mask_M = None if consistency_mask_M is None or not consistency else consistency_mask_M[valid]
-        loss, means_3 = token_loss(hidden_MD, head, plan) if mask_M is None else _in_two(hidden_MD, head, plan, mask_M)
+        if consistency_mask_M is None or not terms.consistency:
+            loss, means_3 = token_loss(hidden_MD, head, plan)
+        else:
+            # Tokens with and without a teacher take separate passes, so each token goes through the head only once.
+            mask_M = consistency_mask_M[valid]
+            inside, outside = mask_M.nonzero().squeeze(1), mask_M.logical_not().nonzero().squeeze(1)
+            passes = ((inside, plan.at(inside)), (outside, plan.without_teacher(outside)))
+            found = [token_loss(hidden_MD[positions], head, part) for positions, part in passes]
+            loss, means_3 = found[0][0] + found[1][0], found[0][1] + found[1][1]
         ratio = None
-        if spectral:
-            ratio = logit_spectral_ratio(
-                hidden_MD, head, spectral_rank, spectral_basis, memory_budget, across_processes
-            )
-            loss = loss + spectral * ratio
+        if terms.spectral:
+            basis, budget = student.spectral_basis, options.memory_budget
+            ratio = logit_spectral_ratio(hidden_MD, head, terms.spectral_rank, basis, budget, terms.across_processes)
+            loss = loss + terms.spectral * ratio
     return LossParts(
         loss=loss,
         task=means_3[0],
-        consistency=means_3[1] if consistency else None,
-        diversity=means_3[2] if diversity else None,
+        consistency=means_3[1] if terms.consistency else None,
+        diversity=means_3[2] if terms.diversity else None,
         spectral=None if ratio is None else ratio.detach(),
     )
 
 
-def _in_two(hidden_MD: Tensor, head: LinearHead, plan: TokenPass, mask_M: Tensor) -> tuple[Tensor, Tensor]:
-    """The tokens that have a teacher, and those that have none: every token meets the head once, as ever."""
-    held, free = mask_M.nonzero().squeeze(1), mask_M.logical_not().nonzero().squeeze(1)
-    one, other = token_loss(hidden_MD[held], head, plan.at(held)), token_loss(hidden_MD[free], head, plan.alone(free))
-    return one[0] + other[0], one[1] + other[1]
+def _teacher_at(teacher: Teacher | None, valid: Tensor, dtype: torch.dtype) -> HiddenStates | TopKTeacher | None:
+    """Return the teacher at the valid positions, as a constant in the dtype of the computation."""
+    if isinstance(teacher, HiddenStates):
+        head = None if teacher.head is None else teacher.head.detach().to(dtype)
+        return HiddenStates(teacher.hidden_MD.detach()[valid].to(dtype), head)
+    return teacher.at(valid) if isinstance(teacher, TopKTeacher) else None
 
 
 def _teacher_head(head: LinearHead, weight_VD: Tensor | None, bias_V: Tensor | None) -> LinearHead | None:
-    """Return the teacher's own head, or None where it is the student's.
+    """Return the teacher's own head, or None if it is the student's.
 
     Raises:
-        BALoraError: The student's head is trained and the teacher's is not given: the pre-trained model has another.
+        BALoraError: The student's head is trained and the teacher's is not given, so its initial values are unknown.
     """
     missing = [
         name
@@ -183,41 +216,10 @@ def _teacher_head(head: LinearHead, weight_VD: Tensor | None, bias_V: Tensor | N
     if weight_VD is None and bias_V is None:
         return None
     weight_VD = head.weight_VD if weight_VD is None else weight_VD
-    return LinearHead(weight_VD, head.bias_V if bias_V is None else bias_V, head.logit_scale, head.softcap).detach()
+    return LinearHead(weight_VD, head.bias_V if bias_V is None else bias_V, head.logit_scale, head.softcap)
 
 
-def _wrong_settings(
-    weights: dict[str, float],
-    temperature: float,
-    top_k: int,
-    spectral_rank: int,
-    chunk_tokens: int | None,
-    memory_budget: int | None,
-) -> list[str]:
-    problems = [
-        f"The weight {name} must be a finite number, 0 or more, and it is {weight}."
-        for name, weight in weights.items()
-        if not (math.isfinite(weight) and weight >= 0)
-    ]
-    if not (math.isfinite(temperature) and temperature > 0):
-        problems.append(f"temperature must be a positive number, and it is {temperature}.")
-    if weights["diversity"] and top_k < 2:
-        problems.append(f"top_k must be at least 2, as one candidate has no entropy, and it is {top_k}.")
-    if weights["spectral"] and spectral_rank < 1:
-        problems.append(f"spectral_rank must be at least 1, and it is {spectral_rank}.")
-    for name, value in (("chunk_tokens", chunk_tokens), ("memory_budget", memory_budget)):
-        if value is not None and value < 1:
-            problems.append(f"{name} must be at least 1, or None for the default, and it is {value}.")
-    return problems
-
-
-def _wrong_shapes(
-    hidden_MD: Tensor,
-    labels_M: Tensor,
-    head: LinearHead,
-    teacher_hidden_MD: Tensor | None,
-    teacher: LinearHead | None,
-) -> list[str]:
+def _shape_problems(hidden_MD: Tensor, head: LinearHead, labels_M: Tensor, mask_M: Tensor | None) -> list[str]:
     require_matrix(hidden_MD, "The hidden states", "tokens × hidden size")
     problems = []
     if hidden_MD.shape[1] != head.weight_VD.shape[1]:
@@ -227,44 +229,39 @@ def _wrong_shapes(
         )
     if labels_M.shape != hidden_MD.shape[:1]:
         problems.append(f"There are {len(hidden_MD)} hidden states and labels of shape {tuple(labels_M.shape)}.")
-    if teacher_hidden_MD is not None and teacher_hidden_MD.shape != hidden_MD.shape:
+    if mask_M is not None and (mask_M.dtype != torch.bool or mask_M.shape != labels_M.shape):
         problems.append(
-            f"Student and teacher hidden states must have one shape, and they are {tuple(hidden_MD.shape)} and "
-            f"{tuple(teacher_hidden_MD.shape)}."
-        )
-    if teacher is not None and teacher.weight_VD.shape != head.weight_VD.shape:
-        problems.append(
-            f"Student and teacher heads must have one shape, and they are {tuple(head.weight_VD.shape)} and "
-            f"{tuple(teacher.weight_VD.shape)}."
+            f"consistency_mask_M must be one true or false for each of the {len(labels_M)} positions, and it is "
+            f"{mask_M.dtype} of shape {tuple(mask_M.shape)}."
         )
     return problems
 
 
-def _wrong_mask(mask_M: Tensor | None, labels_M: Tensor) -> list[str]:
-    if mask_M is None or (mask_M.dtype == torch.bool and mask_M.shape == labels_M.shape):
-        return []
-    return [
-        f"consistency_mask_M is one true or false for each of the {len(labels_M)} positions, and it is {mask_M.dtype} of "
-        f"shape {tuple(mask_M.shape)}."
-    ]
-
-
-def _wrong_memory(
-    memory: TopKTeacher | None, temperature: float, labels_M: Tensor, wanted: bool, has_hidden: bool
+def _teacher_problems(
+    teacher: Teacher | None, hidden_MD: Tensor, head: LinearHead, labels_M: Tensor, terms: LossTerms
 ) -> list[str]:
-    if memory is None:
-        return (
-            []
-            if has_hidden or not wanted
-            else ["The consistency term needs teacher_hidden_MD; pass it, or a weight of 0."]
-        )
+    if teacher is None:
+        wanted = "The consistency term needs teacher_hidden_MD; pass it, or a weight of 0."
+        return [wanted] if terms.consistency else []
     problems = []
-    if has_hidden:
-        problems.append("The teacher is given twice, as hidden states and as remembered; leave one of them out.")
-    if memory.temperature != temperature:
-        problems.append(
-            f"The teacher is remembered at temperature {memory.temperature}, and the loss is at {temperature}."
-        )
-    if len(memory) != len(labels_M):
-        problems.append(f"The teacher is remembered at {len(memory)} positions, and there are {len(labels_M)} labels.")
+    if isinstance(teacher, TopKTeacher):
+        if teacher.temperature != terms.temperature:
+            problems.append(
+                f"The top-k teacher was made at temperature {teacher.temperature}, and the loss is at {terms.temperature}."
+            )
+        if len(teacher) != len(labels_M):
+            problems.append(f"The top-k teacher has {len(teacher)} positions, and there are {len(labels_M)} labels.")
+        return problems
+    if not isinstance(teacher, HiddenStates):
+        raise TypeError("The fused form takes the teacher's hidden states or a top-k teacher.")
+    if teacher.head is None and head.trainable:
+        problems.append("The head is trained, so the teacher needs its own: the head as it was before training.")
+    shapes = [("hidden states", hidden_MD, teacher.hidden_MD)]
+    if teacher.head is not None:
+        shapes.append(("heads", head.weight_VD, teacher.head.weight_VD))
+    problems += [
+        f"Student and teacher {kind} must have one shape, and they are {tuple(ours.shape)} and {tuple(theirs.shape)}."
+        for kind, ours, theirs in shapes
+        if ours.shape != theirs.shape
+    ]
     return problems

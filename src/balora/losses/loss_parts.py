@@ -1,10 +1,91 @@
-"""What a loss hands back: the number to differentiate, and every term beside it."""
+"""Inputs and result of a loss: the settings and outputs that go in, and the parts that come out.
+
+Shapes: M positions, d hidden size (D as a suffix), V vocabulary.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from balora.losses.spectral import SpectralBasis
+from balora.losses.topk_teacher import TopKTeacher
+from balora.models.lm_head import LinearHead
+
+IGNORED = -100
+"""Label of a position that has no target."""
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """Weights and settings of the regularizers. A term of weight 0 is not computed.
+
+    Attributes:
+        consistency: λ1.
+        diversity: λ2.
+        spectral: λ3.
+        temperature: T of the consistency.
+        top_k: K of the diversity.
+        spectral_rank: k of the spectral term.
+        across_processes: Compute the spectral term over the valid tokens of all processes. Every process must then call.
+    """
+
+    consistency: float = 0.0
+    diversity: float = 0.0
+    spectral: float = 0.0
+    temperature: float = 2.0
+    top_k: int = 20
+    spectral_rank: int = 10
+    across_processes: bool = False
+
+    def problems(self) -> list[str]:
+        """Return one sentence for each value that is out of range."""
+        problems = [
+            f"The weight {name} must be a finite number, 0 or more, and it is {weight}."
+            for name in ("consistency", "diversity", "spectral")
+            if not (math.isfinite(weight := getattr(self, name)) and weight >= 0)
+        ]
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            problems.append(f"temperature must be a positive number, and it is {self.temperature}.")
+        if self.diversity and self.top_k < 2:
+            problems.append(f"top_k must be at least 2, as one candidate has no entropy, and it is {self.top_k}.")
+        if self.spectral and self.spectral_rank < 1:
+            problems.append(f"spectral_rank must be at least 1, and it is {self.spectral_rank}.")
+        return problems
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """Last hidden states of a model, and the head that turns them into logits.
+
+    Attributes:
+        hidden_MD: Hidden states, any floating dtype.
+        head: The head; None for a teacher that has the student's head.
+        spectral_basis: Factor of the student's head, made once by :meth:`balora.losses.SpectralBasis.from_head`. With
+            None the loss makes it.
+    """
+
+    hidden_MD: Tensor
+    head: LinearHead | None = None
+    spectral_basis: SpectralBasis | None = None
+
+    def at(self, positions: Tensor | slice) -> HiddenStates:
+        """Return the hidden states of some positions, with the same head."""
+        return HiddenStates(self.hidden_MD[positions], self.head, self.spectral_basis)
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Logits of a model, any floating dtype, scaled and soft-capped as the model does it."""
+
+    logits_MV: Tensor
+
+
+Outputs = HiddenStates | Logits
+Teacher = HiddenStates | Logits | TopKTeacher
 
 
 @dataclass(frozen=True)
@@ -12,12 +93,12 @@ class LossParts:
     """A loss and the terms it is made of.
 
     Attributes:
-        loss: The weighted sum, a scalar on the graph.
-        task: Cross-entropy, detached. Nats per item.
-        consistency: The raw, unweighted term, detached; None where its weight is 0, as it was not computed then.
-        diversity: Likewise.
-        spectral: Likewise.
-        variance: Likewise; classification only.
+        loss: Weighted sum, a scalar on the graph.
+        task: Cross-entropy in nats per item (squared error for regression), detached.
+        consistency: Unweighted term, detached; None if its weight is 0, because it was not computed.
+        diversity: Unweighted term, detached, or None.
+        spectral: Unweighted term, detached, or None.
+        variance: Unweighted term, detached, or None; classification only.
     """
 
     loss: Tensor
@@ -26,3 +107,13 @@ class LossParts:
     diversity: Tensor | None = None
     spectral: Tensor | None = None
     variance: Tensor | None = None
+
+
+def divisor(num_items: float | Tensor | None, tokens: int) -> float | Tensor:
+    """Return the divisor of the token sums, which is never 0. A tensor stays on its device and is not read."""
+    if num_items is None:
+        return float(max(tokens, 1))
+    if isinstance(num_items, Tensor):
+        num_items = num_items.reshape(())
+        return torch.where(num_items > 0, num_items, 1)
+    return num_items if num_items > 0 else 1.0

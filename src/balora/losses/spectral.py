@@ -1,8 +1,8 @@
-r"""The spectral term of the logits without the logits (eq. 11, METHOD §6.9).
+r"""The spectral term of the logits, computed without the logits (eq. 11, METHOD §6.9).
 
-With a linear head, :math:`Z = H W^\top`, and any R with :math:`R^\top R = W^\top W`, the singular values of Z are those
-of :math:`A = H R^\top`, which has d columns in place of V; so is its Frobenius norm. A bias is one more column of W,
-and of H a column of ones. A factor on the logits cancels in the ratio.
+For a linear head :math:`Z = H W^\top` and any R with :math:`R^\top R = W^\top W`, the matrix :math:`A = H R^\top` has the
+singular values and the Frobenius norm of Z, with d columns in place of V. A bias is one more column of W, with a column
+of ones in H. A factor on the logits cancels in the ratio.
 Shapes: M valid tokens, d hidden size (D as a suffix; E with the bias's column), V vocabulary, k spectral rank.
 """
 
@@ -15,23 +15,24 @@ import torch
 from torch import Tensor
 
 from balora.errors import BALoraError
-from balora.losses.collectives import process_count, rows_in_processes, rows_of_all_processes
+from balora.losses.collectives import gather_rows, row_counts, world_size
 from balora.losses.spectral_gram import global_frobenius_ratio
-from balora.losses.spectral_softcapped import capped_spectral_ratio
+from balora.losses.spectral_softcapped import softcapped_spectral_ratio
 from balora.losses.truncated_svd import Triplets, leading_triplets
 from balora.models.lm_head import LinearHead
-from balora.regularizers.checks import refuse_second_derivative, require_matrix, widened
+from balora.regularizers.checks import refuse_second_derivative, require_matrix, require_rank, widened
+from balora.regularizers.precomputed import with_gradient
 
 _GRAM_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class SpectralBasis:
-    """R of a frozen linear head: made once, good for every batch.
+    """Factor R of a frozen linear head, made once and used for every batch.
 
     Attributes:
         factor_EE: R, float32 or wider, E × E with E = d, or d + 1 with a bias (V × E where V is smaller).
-        has_bias: Whether the last column stands for a bias.
+        has_bias: True if the last column belongs to a bias.
 
     Example:
         >>> head = torch.eye(3)
@@ -46,11 +47,12 @@ class SpectralBasis:
     def from_head(cls, head_VD: Tensor, bias_V: Tensor | None = None) -> SpectralBasis:
         """Factor a head, in float64 and in pieces of the vocabulary.
 
-        The factor is Cholesky's of WᵀW, or its root by eigenvectors where that fails. Against the R of a QR of W, the
-        singular values differ by less than 1e-7 of the largest, and it takes less than half the time.
+        The factor is the Cholesky factor of WᵀW or, if that fails, its square root by eigenvectors. Compared with the R
+        of a QR decomposition of W, the singular values differ by less than 1e-7 of the largest, in less than half the
+        time.
 
         Args:
-            head_VD: W, any floating dtype; taken as a constant.
+            head_VD: W, any floating dtype; treated as a constant.
             bias_V: b; None for none.
 
         Returns:
@@ -69,16 +71,16 @@ class SpectralBasis:
 
     @property
     def hidden_size(self) -> int:
-        """The size of the hidden states, d."""
+        """Size of the hidden states, d."""
         return self.factor_EE.shape[1] - int(self.has_bias)
 
     def ratio(self, hidden_MD: Tensor, rank: int, across_processes: bool = False) -> Tensor:
-        r"""Return :math:`-\sum_{i \le k} \sigma_i / \lVert Z \rVert_F` of the logits these hidden states have.
+        r"""Return :math:`-\sum_{i \le k} \sigma_i / \lVert Z \rVert_F` of the logits of these hidden states.
 
         Args:
-            hidden_MD: Hidden states of the valid tokens, any floating dtype. What is not finite gives NaN.
-            rank: k, at least 1; more than there are means all.
-            across_processes: Whether Z has the rows of all processes, each of which calls with its own.
+            hidden_MD: Hidden states of the valid tokens, any floating dtype. An entry that is not finite gives NaN.
+            rank: k, at least 1; a larger one than the number of singular values means all.
+            across_processes: Let Z have the rows of all processes. Each process must then call with its own rows.
 
         Returns:
             Scalar in [-√k, 0), float32 or wider, differentiable once. With M = 0 it is 0, still on the graph.
@@ -92,14 +94,16 @@ class SpectralBasis:
                 f"The spectral basis is of a head of hidden size {self.hidden_size}, and the hidden states have "
                 f"{hidden_MD.shape[1]}."
             )
-        _require_rank(rank)
+        require_rank(rank)
         hidden_ME = _with_ones(widened(hidden_MD)) if self.has_bias else widened(hidden_MD)
         matrix_ME = hidden_ME @ self.factor_EE.to(hidden_ME.dtype).T
-        if across_processes and process_count() > 1:
-            if sum(rows_in_processes(matrix_ME)) >= matrix_ME.shape[1]:
+        if across_processes and world_size() > 1:
+            if sum(row_counts(matrix_ME)) >= matrix_ME.shape[1]:
                 return global_frobenius_ratio(matrix_ME, rank)
-            matrix_ME = rows_of_all_processes(matrix_ME)  # fewer rows than columns: smaller than their Gram matrix
-        return _frobenius_ratio(matrix_ME, rank)
+            matrix_ME = gather_rows(matrix_ME)  # fewer rows than columns: smaller than their Gram matrix
+        if matrix_ME.numel() == 0:
+            return matrix_ME.sum()
+        return with_gradient("The spectral term", _frobenius_ratio, matrix_ME, rank)
 
 
 def logit_spectral_ratio(
@@ -110,36 +114,36 @@ def logit_spectral_ratio(
     memory_budget: int | None = None,
     across_processes: bool = False,
 ) -> Tensor:
-    """Return the spectral term of a head's logits, the cheapest exact way this head allows.
+    """Return the spectral term of a head's logits, by the cheapest exact way that the head allows.
 
-    A frozen linear head goes through its basis, made here where none is given. A trained one goes the same way and gets
-    its own gradient. A soft-capped one is met in pieces of the vocabulary.
+    A frozen linear head uses its basis, made here if none is given. A trained linear head does the same and gets its own
+    gradient. A soft-capped head is processed in pieces of the vocabulary.
 
     Args:
         hidden_MD: Hidden states of the valid tokens, any floating dtype.
         head: Weight, bias, scale and cap.
         rank: k, at least 1.
-        basis: Of this very head, if it was made before.
+        basis: Basis of this head, if it was made before.
         memory_budget: Bytes for the pieces of a soft-capped head; None for the default.
-        across_processes: Whether the logits are those of all processes, each of which calls with its own hidden states.
-            A head that is trained or soft-capped then meets the hidden states of all processes in each of them.
+        across_processes: Take the logits of all processes. Each process must then call with its own hidden states. With a
+            trained or soft-capped head every process computes the logits of all processes.
 
     Returns:
         Scalar in [-√k, 0), float32 or wider, differentiable once.
 
     Raises:
-        BALoraError: A basis is given for a head it cannot stand for.
+        BALoraError: A basis is given for a head that is trained, soft-capped or has another bias.
     """
-    _require_rank(rank)
+    require_rank(rank)
     if basis is not None:
         _require_fit(basis, head)
         return basis.ratio(hidden_MD, rank, across_processes)
     if head.softcap is None and not head.trainable:
         return SpectralBasis.from_head(head.weight_VD, head.bias_V).ratio(hidden_MD, rank, across_processes)
     if across_processes:
-        hidden_MD = rows_of_all_processes(hidden_MD)
+        hidden_MD = gather_rows(hidden_MD)
     if head.softcap is not None:
-        return capped_spectral_ratio(hidden_MD, head, rank, memory_budget)
+        return softcapped_spectral_ratio(hidden_MD, head, rank, memory_budget)
     hidden_ME, weight_VE = widened(hidden_MD), head.weight_VD
     if head.bias_V is not None:
         hidden_ME = _with_ones(hidden_ME)
@@ -150,38 +154,18 @@ def logit_spectral_ratio(
     return ratio
 
 
-def _frobenius_ratio(matrix_ME: Tensor, rank: int) -> Tensor:
-    if matrix_ME.numel() == 0:
-        return matrix_ME.sum()
-    if not torch.is_grad_enabled():
-        matrix_ME = matrix_ME.detach()
-    ratio: Tensor = _FrobeniusRatio.apply(matrix_ME, rank)
-    return ratio
-
-
-class _FrobeniusRatio(torch.autograd.Function):
-    """-Σ σ / ‖A‖, with gradient -U_k V_kᵀ / ‖A‖ + Σ σ / ‖A‖³ · A."""
-
-    @staticmethod
-    def forward(ctx: Any, matrix_ME: Tensor, rank: int) -> Tensor:
-        ratio, gradient_ME, _ = _ratio_and_gradient(matrix_ME, rank)
-        ctx.save_for_backward(gradient_ME)
-        return ratio
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        refuse_second_derivative("The spectral term")
-        (gradient_ME,) = ctx.saved_tensors
-        return upstream * gradient_ME, None
+def _frobenius_ratio(needed: tuple[bool, ...], matrix_ME: Tensor, rank: int) -> tuple[Tensor, list[Tensor | None]]:
+    ratio, gradient_ME, _ = _ratio_and_gradient(matrix_ME, rank)
+    return ratio, [gradient_ME]
 
 
 class _TrainedRatio(torch.autograd.Function):
-    r"""The same of A = H Rᵀ with R made from W, and the gradient of W too.
+    r"""Ratio of A = H Rᵀ with R made from W, with the gradients of H and of W.
 
-    :math:`\partial L / \partial W = (\partial L / \partial Z)^\top H`, and with :math:`V = Z^\top U \Sigma^{-1}` and
+    :math:`\partial L / \partial W = (\partial L / \partial Z)^\top H`. With :math:`V = Z^\top U \Sigma^{-1}` and
     :math:`Z = H W^\top` that is W C, where
     :math:`C = \frac{\sum \sigma}{\lVert Z \rVert^3} H^\top H - \frac{1}{\lVert Z \rVert} H^\top U \Sigma^{-1} U^\top H`
-    is d × d: the vocabulary appears in one product only.
+    is d × d. The product W C is computed in the backward, so that no V × d gradient is kept until then.
     """
 
     @staticmethod
@@ -192,9 +176,11 @@ class _TrainedRatio(torch.autograd.Function):
         factor_EE = _factor(weight_VE).to(hidden_ME.dtype)
         ratio, gradient_ME, (norm, triplets) = _ratio_and_gradient(hidden_ME @ factor_EE.T, rank)
         wide_ME = hidden_ME.double()
-        seen_Ek = wide_ME.T @ triplets.left_Mk
+        projected_Ek = wide_ME.T @ triplets.left_Mk
         inverse_k = torch.where(triplets.left_Mk.any(dim=0), 1.0 / triplets.values_k, 0.0)
-        inner_EE = -ratio.double() / norm**2 * (wide_ME.T @ wide_ME) - (seen_Ek * inverse_k) @ seen_Ek.T / norm
+        inner_EE = (
+            -ratio.double() / norm**2 * (wide_ME.T @ wide_ME) - (projected_Ek * inverse_k) @ projected_Ek.T / norm
+        )
         ctx.save_for_backward(gradient_ME @ factor_EE, weight_VE, inner_EE.to(hidden_ME.dtype))
         return ratio
 
@@ -210,9 +196,10 @@ class _TrainedRatio(torch.autograd.Function):
 
 
 def _ratio_and_gradient(matrix_ME: Tensor, rank: int) -> tuple[Tensor, Tensor, tuple[Tensor, Triplets]]:
-    # In float64: over M · d entries, a float32 norm is off by 1e-5, which is more than all the rest.
+    """Return -Σ σ / ‖A‖, its gradient -U_k V_kᵀ / ‖A‖ + Σ σ / ‖A‖³ · A, and the norm and triplets it is made of."""
+    # In float64: over M · d entries a float32 norm is off by 1e-5, more than all other errors.
     norm = torch.linalg.vector_norm(matrix_ME, dtype=torch.float64)
-    if not torch.isfinite(norm):  # the decomposition would raise; a diverged step is the Trainer's to skip
+    if not torch.isfinite(norm):  # the SVD would raise, but the trainer handles a diverged step itself
         nan = torch.full_like(matrix_ME, torch.nan)
         return nan.sum(), nan, (norm, Triplets(nan[:, :1].double(), norm.reshape(1), nan[:1].T.double()))
     norm = torch.where(norm > 0, norm, 1.0)
@@ -224,7 +211,7 @@ def _ratio_and_gradient(matrix_ME: Tensor, rank: int) -> tuple[Tensor, Tensor, t
 
 
 def _factor(weight_VD: Tensor, bias_V: Tensor | None = None) -> Tensor:
-    """Return R in float64 with Rᵀ R = [W, b]ᵀ [W, b], without a float64 copy of W."""
+    """Return R in float64 with Rᵀ R = [W, b]ᵀ [W, b], without a float64 copy of all of W."""
     rows, width = len(weight_VD), weight_VD.shape[1] + int(bias_V is not None)
     step = max(_GRAM_BYTES // (8 * max(width, 1)), width)
     gram_EE = weight_VD.new_zeros(width, width, dtype=torch.float64)
@@ -248,16 +235,11 @@ def _with_ones(hidden_MD: Tensor) -> Tensor:
     return torch.cat([hidden_MD, hidden_MD.new_ones(len(hidden_MD), 1)], dim=1)
 
 
-def _require_rank(rank: int) -> None:
-    if rank < 1:
-        raise BALoraError(f"The spectral rank must be at least 1, and it is {rank}.")
-
-
 def _require_fit(basis: SpectralBasis, head: LinearHead) -> None:
-    """Refuse a basis that would leave out what this head does."""
+    """Refuse a basis that does not represent this head."""
     if head.softcap is not None:
         raise BALoraError("A spectral basis is for a linear head, and this one is soft-capped; leave the basis out.")
     if head.trainable:
         raise BALoraError("A spectral basis is for a frozen head, and this one is trained; leave the basis out.")
     if (head.bias_V is not None) != basis.has_bias:
-        raise BALoraError("Of the head and its spectral basis only one has a bias; make the basis of this head.")
+        raise BALoraError("The spectral basis is not of this head: only one has a bias; make the basis from this head.")

@@ -1,4 +1,4 @@
-r"""The token terms of a few rows of logits and their closed-form gradient, in the memory the logits came in.
+r"""The token terms of a few rows of logits and their closed-form gradient, in the memory of the logits.
 
 With z the student's logits of one token, y its label, T the temperature, and p at temperature 1 or T:
 
@@ -7,66 +7,59 @@ With z the student's logits of one token, y its label, T the temperature, and p 
           \partial \ell / \partial z_v &= p_v - [v = y] + \lambda_1 T (p^T_{F,v} - p^T_{P,v})
                     + \lambda_2 q_v (\log q_v - \textstyle\sum_u q_u \log q_u)
 
-Shapes: m tokens of a tile, V vocabulary, K candidates, 1 a kept dimension.
+A pass over V costs as much as ten columns of the head's matrix product, so the code saves passes. At T = 2, the paper's
+value, one pass of exponentials serves both temperatures: the exponentials at 1 are the squares of those at 2.
+Shapes: m tokens of a tile, V vocabulary, K candidates or tokens of a top-k teacher, 1 a kept dimension.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from balora.losses.blocked_topk import topk_of_rows
-from balora.losses.divergence import diverge_from_memory_, diverge_from_scores_
+from balora.losses.loss_parts import LossTerms
 from balora.losses.topk_teacher import TopKTeacher
 
 
-@dataclass(frozen=True)
-class TokenTerms:
-    """Which terms, how strong. A weight of 0 is a term that is not computed."""
-
-    consistency: float = 0.0
-    diversity: float = 0.0
-    temperature: float = 2.0
-    top_k: int = 20
-    softcap: float | None = None
-
-    @property
-    def score_scale(self) -> float:
-        """What the head's affine map is to be multiplied with before :func:`token_terms_` sees it."""
-        if self.softcap is not None:
-            return 1.0 / self.softcap
-        return 1.0 / self.temperature if self.consistency else 1.0
+def score_scale(terms: LossTerms, softcap: float | None) -> float:
+    """Return the factor on the head's affine outputs that makes the scores :func:`token_terms_` takes."""
+    if softcap is not None:
+        return 1.0 / softcap
+    return 1.0 / terms.temperature if terms.consistency else 1.0
 
 
 def token_terms_(
     scores_mV: Tensor,
     teacher: Tensor | TopKTeacher | None,
     labels_m: Tensor,
-    terms: TokenTerms,
+    terms: LossTerms,
+    softcap: float | None,
     values_3m: Tensor,
     gradient: bool,
 ) -> None:
-    """Fill in the three values of each token, and replace the scores by the gradient with respect to the logits.
+    """Compute the three terms of each token, and overwrite the scores with the gradient with respect to the logits.
 
-    The gradient is that of the unnormalised sum, task + weighted terms. It takes the place of the teacher's scores
-    where there are such, the student's otherwise; whatever the other one held is lost.
+    The gradient is that of the sum over tokens of task plus weighted terms. It is written over the teacher's scores if
+    there are any, otherwise over the student's. The other tensor of scores is overwritten with scratch values.
 
     Args:
-        scores_mV: The student's affine outputs times :attr:`TokenTerms.score_scale`, float32 or wider.
-        teacher: The teacher's, likewise, or what is remembered of it; None exactly where the consistency weight is 0.
+        scores_mV: Affine outputs of the student times :func:`score_scale`, float32 or wider.
+        teacher: Scores of the teacher with the same factor, or a top-k teacher; None exactly if the consistency weight
+            is 0.
         labels_m: Targets, in [0, V).
         terms: Weights and settings.
-        values_3m: Receives cross-entropy, T² KL and negative entropy, unweighted. A row of weight 0 is left alone.
-        gradient: Whether the gradient is wanted.
+        softcap: c of the head; None for none.
+        values_3m: Output: cross-entropy, T² KL and negative entropy, unweighted. The row of a term of weight 0 is not
+            written.
+        gradient: Compute the gradient.
     """
     temperature = terms.temperature if teacher is not None else 1.0
     slope_mV = None
-    if terms.softcap is not None:
-        slope_mV = _softcap_(scores_mV, terms.softcap / temperature, gradient)
+    if softcap is not None:
+        slope_mV = _softcap_(scores_mV, softcap / temperature, gradient)
         if isinstance(teacher, Tensor):
-            _softcap_(teacher, terms.softcap / temperature, False)
+            _softcap_(teacher, softcap / temperature, False)
 
     top = topk_of_rows(scores_mV, min(terms.top_k, scores_mV.shape[1])) if terms.diversity else None
     scores_mV.sub_(scores_mV.amax(dim=-1, keepdim=True) if top is None else top[0][:, :1])
@@ -77,11 +70,12 @@ def token_terms_(
         total_m1 = scores_mV.exp_().sum(dim=-1, keepdim=True)
         gradient_mV = scores_mV.div_(total_m1) if gradient else scores_mV
     else:
-        pull = terms.consistency * temperature if gradient else None
+        factor = terms.consistency * temperature if gradient else None
         if isinstance(teacher, Tensor):
-            divergence_m1, total_m1, gradient_mV = diverge_from_scores_(scores_mV, teacher, temperature, pull)
+            found = _diverge_from_scores_(scores_mV, teacher, temperature, factor)
         else:
-            divergence_m1, total_m1, gradient_mV = diverge_from_memory_(scores_mV, teacher, temperature, pull)
+            found = _diverge_from_topk_(scores_mV, teacher, temperature, factor)
+        divergence_m1, total_m1, gradient_mV = found
         values_3m[1] = temperature**2 * divergence_m1.squeeze(1)
     values_3m[0] = total_m1.squeeze(1).log() - target_m
     if top is not None:
@@ -106,8 +100,73 @@ def _negative_entropy(top_mK: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _softcap_(scores_mV: Tensor, cap: float, slope: bool) -> Tensor | None:
-    """Turn x / c into ``cap`` · tanh(x / c), and return 1 - tanh², the slope of c · tanh(x / c), where it is wanted."""
-    bent_mV = scores_mV.tanh_()
-    slope_mV = bent_mV.square().neg_().add_(1.0) if slope else None
-    bent_mV.mul_(cap)
+    """Turn x / c into ``cap`` · tanh(x / c); with ``slope`` return 1 - tanh², the derivative of c · tanh(x / c)."""
+    capped_mV = scores_mV.tanh_()
+    slope_mV = capped_mV.square().neg_().add_(1.0) if slope else None
+    capped_mV.mul_(cap)
     return slope_mV
+
+
+# Both functions below compute the divergence of the student from its teacher, in place. They take the student's logits
+# over T, with each row's maximum at 0. They return the KL divergence, the normaliser of the student's softmax p at
+# temperature 1, and the tensor that then holds p + factor · ∂KL/∂(z/T). ``factor`` is None if no gradient is needed.
+
+
+def _diverge_from_scores_(
+    scores_mV: Tensor, teacher_mV: Tensor, temperature: float, factor: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Diverge from the teacher's logits over T; the gradient is written over them."""
+    teacher_mV.sub_(teacher_mV.amax(dim=-1, keepdim=True))
+    teacher_exp_mV = teacher_mV.exp()
+    teacher_total_m1 = teacher_exp_mV.sum(dim=-1, keepdim=True)
+    # KL = Σ p_P (log p_P - log p_F), with the two normalisers taken out of the sum.
+    distance_m1 = teacher_mV.sub_(scores_mV).mul_(teacher_exp_mV).sum(dim=-1, keepdim=True) / teacher_total_m1
+
+    softened_mV, sharp_mV = _exponentials_(scores_mV, temperature, teacher_mV)  # teacher_mV is free by now
+    softened_total_m1, total_m1 = (e.sum(dim=-1, keepdim=True) for e in (softened_mV, sharp_mV))
+    divergence_m1 = distance_m1 - teacher_total_m1.log() + softened_total_m1.log()
+    if factor is not None:
+        sharp_mV.div_(total_m1)
+        sharp_mV.add_(softened_mV.mul_(factor / softened_total_m1))
+        sharp_mV.sub_(teacher_exp_mV.mul_(factor / teacher_total_m1))
+    return divergence_m1, total_m1, sharp_mV
+
+
+def _diverge_from_topk_(
+    scores_mV: Tensor, teacher: TopKTeacher, temperature: float, factor: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Diverge from the K tokens and the tail of a top-k teacher; the gradient is written over the scores.
+
+    With p the teacher's and f the student's softened probabilities, a bar for their tails and
+    :math:`r = \bar p / \bar f`, the gradient with respect to z / T is :math:`(1 - r) f_v` for tokens of the tail and
+    :math:`f_v - p_v` for the K.
+    """
+    tokens_mK, tiny = teacher.tokens_MK.long(), torch.finfo(scores_mV.dtype).tiny
+    log_p_mK, log_p_tail_m1 = (t.to(scores_mV.dtype) for t in (teacher.log_probs_MK, teacher.log_tail_M[:, None]))
+    scores_mK = scores_mV.gather(1, tokens_mK)
+    softened_mV, sharp_mV = _exponentials_(scores_mV, temperature, torch.empty_like(scores_mV))
+    total_m1 = sharp_mV.sum(dim=-1, keepdim=True)
+    exp_mK = softened_mV.gather(1, tokens_mK)
+    softened_mV.scatter_(1, tokens_mK, 0.0)  # sum the tail alone: total minus the K would lose its digits
+    tail_exp_m1 = softened_mV.sum(dim=-1, keepdim=True).clamp(min=tiny)
+    softened_total_m1 = tail_exp_m1 + exp_mK.sum(dim=-1, keepdim=True)
+
+    p_mK, p_tail_m1, log_total_m1 = log_p_mK.exp(), log_p_tail_m1.exp(), softened_total_m1.log()
+    terms_mK = torch.where(p_mK > 0, p_mK * (log_p_mK - scores_mK + log_total_m1), 0.0)
+    tail_m1 = torch.where(p_tail_m1 > 0, p_tail_m1 * (log_p_tail_m1 - tail_exp_m1.log() + log_total_m1), 0.0)
+    divergence_m1 = terms_mK.sum(dim=-1, keepdim=True) + tail_m1
+    if factor is not None:
+        mass_m1 = p_mK.sum(dim=-1, keepdim=True) + p_tail_m1  # 1, up to the rounding of the cached log-probabilities
+        softened_mV.mul_(factor * (mass_m1 / softened_total_m1 - p_tail_m1 / tail_exp_m1))
+        softened_mV.scatter_(1, tokens_mK, factor * (mass_m1 * exp_mK / softened_total_m1 - p_mK))
+        softened_mV.add_(sharp_mV.div_(total_m1))
+    return divergence_m1, total_m1, softened_mV
+
+
+def _exponentials_(scores_mV: Tensor, temperature: float, free_mV: Tensor) -> tuple[Tensor, Tensor]:
+    """Return exp(z / T), written over the scores, and exp(z), written over ``free_mV``."""
+    if temperature == 2.0:
+        softened_mV = scores_mV.exp_()
+        return softened_mV, torch.mul(softened_mV, softened_mV, out=free_mV)
+    torch.mul(scores_mV, temperature, out=free_mV).exp_()
+    return scores_mV.exp_(), free_mV

@@ -1,7 +1,7 @@
-"""A teacher that is remembered: of each token the K likeliest continuations, the rest as one tail.
+"""Top-k teacher: the pre-trained model's K likeliest tokens at each position, and the probability of all others.
 
-The teacher never changes, so what it said may be kept and its forward left out.
-Shapes: M positions, d hidden size (D as a suffix), V vocabulary, K kept tokens.
+The pre-trained model never changes, so these values can be cached and its forward left out.
+Shapes: M positions, d hidden size (D as a suffix), V vocabulary, K tokens of each position.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class TopKTeacher:
     Attributes:
         tokens_MK: Token numbers, integers, each at most once in a row.
         log_probs_MK: Their log-probabilities at ``temperature``, any floating dtype (float16 keeps three digits).
-        log_tail_M: The logarithm of the probability of all the others; -inf where there are none.
-        temperature: T they were taken at; a loss at another one refuses them.
+        log_tail_M: Logarithm of the probability of all other tokens; -inf if there are none.
+        temperature: T of the log-probabilities; a loss at another temperature refuses them.
 
     Raises:
         BALoraError: The shapes are not M × K, M × K and M.
@@ -47,7 +47,7 @@ class TopKTeacher:
         shapes = [tuple(t.shape) for t in (self.tokens_MK, self.log_probs_MK, self.log_tail_M)]
         if len(shapes[0]) != 2 or shapes != [shapes[0], shapes[0], shapes[0][:1]]:
             raise BALoraError(
-                "A remembered teacher has tokens and log-probabilities of positions × K and a tail for each position, and "
+                "A top-k teacher needs tokens and log-probabilities of positions × K and a tail for each position, and "
                 f"these are {shapes[0]}, {shapes[1]} and {shapes[2]}."
             )
 
@@ -56,11 +56,11 @@ class TopKTeacher:
     def of(
         cls, hidden_MD: Tensor, head: LinearHead, *, top_k: int, temperature: float, memory_budget: int = _BUDGET
     ) -> TopKTeacher:
-        """Make it from the pre-trained model's hidden states, a chunk of tokens at a time.
+        """Make the teacher from the pre-trained model's hidden states, a chunk of tokens at a time.
 
         Args:
-            hidden_MD: Its last hidden states, any floating dtype.
-            head: Its head.
+            hidden_MD: Last hidden states of the pre-trained model, any floating dtype.
+            head: Head of the pre-trained model.
             top_k: K; more than V gives V.
             temperature: T, above 0.
             memory_budget: Bytes for a chunk of logits.
@@ -71,31 +71,31 @@ class TopKTeacher:
         wide = torch.promote_types(hidden_MD.dtype, torch.float32)
         head, top_k = head.to(hidden_MD.dtype), min(top_k, head.vocabulary)
         chunk = max(memory_budget // (2 * wide.itemsize * head.vocabulary), 1)
-        parts = [_kept_(hidden_MD.new_empty(0, head.vocabulary, dtype=wide), top_k)]
+        parts = [_topk_and_tail_(hidden_MD.new_empty(0, head.vocabulary, dtype=wide), top_k)]
         for hidden_mD in hidden_MD.split(chunk):
             scores_mV = hidden_mD.new_empty(len(hidden_mD), head.vocabulary, dtype=wide)
             head.affine(hidden_mD, 1.0, scores_mV)
             if head.softcap is not None:
                 scores_mV.div_(head.softcap).tanh_().mul_(head.softcap)
-            parts.append(_kept_(scores_mV.div_(temperature), top_k))
-        return cls._joined(parts, temperature)
+            parts.append(_topk_and_tail_(scores_mV.div_(temperature), top_k))
+        return cls._concatenated(parts, temperature)
 
     @classmethod
     @torch.no_grad()
     def of_logits(cls, logits_MV: Tensor, *, top_k: int, temperature: float) -> TopKTeacher:
-        """Make it from the pre-trained model's own logits, as :meth:`of` does; for a head that is no linear map."""
+        """Make the teacher from the pre-trained model's logits; for a head that is not a :class:`LinearHead`."""
         top_k = min(top_k, logits_MV.shape[1])
         pieces = logits_MV.split(64) if len(logits_MV) else [logits_MV]
-        parts = [_kept_(widened(piece_mV) / temperature, top_k) for piece_mV in pieces]
-        return cls._joined(parts, temperature)
+        parts = [_topk_and_tail_(widened(piece_mV) / temperature, top_k) for piece_mV in pieces]
+        return cls._concatenated(parts, temperature)
 
     @classmethod
-    def _joined(cls, parts: list[tuple[Tensor, Tensor, Tensor]], temperature: float) -> TopKTeacher:
+    def _concatenated(cls, parts: list[tuple[Tensor, Tensor, Tensor]], temperature: float) -> TopKTeacher:
         tokens, log_probs, log_tail = zip(*parts, strict=True)
         return cls(torch.cat(tokens), torch.cat(log_probs), torch.cat(log_tail), temperature)
 
     def at(self, positions: Tensor | slice) -> TopKTeacher:
-        """Return the teacher of some of the positions: a mask, their numbers, a slice."""
+        """Return the teacher at some positions, given as a mask, indices or a slice."""
         return TopKTeacher(
             self.tokens_MK[positions], self.log_probs_MK[positions], self.log_tail_M[positions], self.temperature
         )
@@ -104,8 +104,8 @@ class TopKTeacher:
         return len(self.tokens_MK)
 
 
-def _kept_(scores_mV: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens, log-probabilities and log-tail of softened scores, which are overwritten."""
+def _topk_and_tail_(scores_mV: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return tokens, log-probabilities and log-tail of softened scores; the scores are overwritten."""
     values_mK, columns_mK = topk_of_rows(scores_mV, top_k)
     total_m1 = scores_mV.logsumexp(dim=-1, keepdim=True)
     tail_m1 = scores_mV.scatter_(1, columns_mK, -torch.inf).logsumexp(dim=-1, keepdim=True)

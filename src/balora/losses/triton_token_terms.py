@@ -1,38 +1,84 @@
-r"""The token terms as one Triton kernel, from the bare products with the head to the gradient in their own dtype.
+r"""The token terms as one Triton kernel: from the bare products with the head to the gradient, in the products' dtype.
 
-The torch form (`losses.tokens`, which has the formulas) takes some thirty passes over the logits in float32; this one
-reads the products twice and writes the gradient once, all else stays in registers. One program has one row:
+The torch form (:mod:`balora.losses.token_terms`, which has the formulas) makes some thirty passes over the logits in
+float32. This form reads the products twice and writes the gradient once; everything else stays in registers. One program
+handles one row, in three steps:
 
-1. over blocks of columns, each lane keeps the running maximum of what it has met and the sums relative to it, so that
-   no block waits for a reduction; one at the end makes the row's maxima, normalisers and divergence of the lanes'.
-2. the K largest come out one by one, from the lane with the largest maximum, whose other entries are then looked at
-   again. What is kept of them is their order's end: the last one's value, lane and block say of every entry whether it
-   is among the K.
-3. over the blocks again, the gradient is written where the teacher's products were, or else the student's.
+1. Over blocks of columns, each lane keeps its running maximum and the sums of exponentials relative to it, so no block
+   waits for a reduction. A reduction at the end turns the lanes' sums into the row's normalisers and divergence.
+2. The K largest scores are taken one by one: from the lane with the largest maximum, whose other entries are then read
+   again. Only the last one taken is kept. Its score, lane and block decide for every entry whether it is among the K.
+3. Over the blocks again, the gradient is written over the teacher's products if there are any, else over the student's.
 
-Importing this module imports Triton, so it is imported where it is used.
+Without Triton the module can be imported, and `choose_kernel` returns ``"torch"``.
 Shapes: m tokens of a chunk, V vocabulary.
 """
 # mypy: disallow_untyped_defs=False, disallow_incomplete_defs=False, check_untyped_defs=False
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from balora.losses.token_terms import TokenTerms
+from balora.losses.loss_parts import LossTerms
+from balora.losses.token_terms import score_scale
 from balora.models.lm_head import LinearHead
+
+IMPORT_ERROR = ""
+try:
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    triton = tl = None
+    IMPORT_ERROR = str(error)
+
+Kernel = Literal["torch", "triton"]
+
+ON_CUDA: Kernel = "torch"
+"""Default kernel on a CUDA device; docs/explanation/decisions.md says when it may become ``"triton"``."""
 
 BLOCK = 1024
 WARPS = 4
-"""Lanes and warps to a row: 16 bytes of bfloat16 to a thread and load. Chosen by registers, not timed on a GPU."""
+"""Lanes and warps of a row: 16 bytes of bfloat16 per thread and load. Chosen by registers, not timed on a GPU."""
 
-INTERPRETED = not isinstance(tl.sum, triton.JITFunction)
-"""Whether TRITON_INTERPRET=1 stood in the environment when Triton was imported: kernels then run on the CPU, slowly."""
+INTERPRETED = triton is not None and not isinstance(tl.sum, triton.JITFunction)
+"""True if TRITON_INTERPRET=1 was set when Triton was imported: kernels then run on the CPU, slowly."""
 
-_LOW = tl.constexpr(-1e37)  # where there is no entry: finite, as differences of two of them have to be 0
+
+def choose_kernel(kernel: Kernel | None, device: torch.device) -> Kernel:
+    """Return the requested kernel, or for None the device's default if that can run."""
+    if kernel is not None:
+        return kernel
+    return "triton" if device.type == "cuda" and ON_CUDA == "triton" and not _missing(device) else "torch"
+
+
+def kernel_problems(kernel: str | None, device: torch.device) -> list[str]:
+    """Return a sentence about a requested kernel that is unknown or cannot run on the device."""
+    if kernel not in (None, "torch", "triton"):
+        return [f"kernel must be 'torch' or 'triton', or None for the default, and it is {kernel!r}."]
+    missing = _missing(device) if kernel == "triton" else ""
+    return [f"kernel='triton' needs {missing}; pass kernel='torch', or None for the default."] if missing else []
+
+
+def _missing(device: torch.device) -> str:
+    """Return the requirement of the Triton kernel that is not met, or an empty string."""
+    if triton is None:
+        return f"Triton, which cannot be imported ({IMPORT_ERROR})"
+    if device.type == "cuda" or INTERPRETED:
+        return ""
+    return f"a CUDA device, or TRITON_INTERPRET=1 before Python starts, and the tensors are on {device.type}"
+
+
+def _jit(function=None, **options):
+    """Compile a kernel with Triton; without Triton return the function unchanged; it is never called."""
+    if triton is not None:
+        return triton.jit(function, **options)
+    return function or (lambda undecorated: undecorated)
+
+
+_LOW = None if triton is None else tl.constexpr(-1e37)  # score of a missing entry: finite, so differences of two are 0
 
 
 def token_terms_of_products_(
@@ -41,29 +87,27 @@ def token_terms_of_products_(
     head: LinearHead,
     teacher_bias_V: Tensor | None,
     labels_m: Tensor,
-    terms: TokenTerms,
+    terms: LossTerms,
     values_3m: Tensor,
     gradient: bool,
 ) -> None:
-    """Do what :func:`balora.losses.token_terms.token_terms_` does, the heads' bias, scale and soft cap included.
+    """Do what :func:`balora.losses.token_terms.token_terms_` does, from products and with bias, scale and soft cap.
 
     Args:
-        student_mV: The student's hidden states times its head's weight, contiguous, any floating dtype. Arithmetic is
-            in float32, or in float64 where that is given.
-        teacher_mV: The teacher's, likewise; None exactly where the consistency weight is 0.
-        head: The student's, for all but its weight.
-        teacher_bias_V: The teacher's bias; its scale and soft cap are the student's.
-        labels_m: Targets, in [0, V).
-        terms: Weights and settings.
-        values_3m: Receives cross-entropy, T² KL and negative entropy, unweighted, in the arithmetic's dtype. A row of
-            weight 0 is left alone.
-        gradient: Whether the gradient is wanted: in the products' dtype, in the teacher's place where there is a
-            teacher, the student's otherwise.
+        student_mV: Hidden states of the student times its head's weight, contiguous, any floating dtype. Arithmetic is
+            in float32, or in float64 for float64 products. The gradient is in the products' dtype.
+        teacher_mV: Hidden states of the teacher times its head's weight; None exactly if the consistency weight is 0.
+        head: Head of the student; its weight is not used.
+        teacher_bias_V: Bias of the teacher; scale and soft cap are the student's.
+        labels_m: As in ``token_terms_``.
+        terms: As in ``token_terms_``.
+        values_3m: As in ``token_terms_``, in the arithmetic's dtype.
+        gradient: As in ``token_terms_``.
     """
     tokens, width = student_mV.shape
     block = min(BLOCK, triton.next_power_of_2(width))
     temperature = terms.temperature if teacher_mV is not None else 1.0
-    with torch.cuda.device_of(student_mV):  # Triton launches on the current device, whose tensors these need not be
+    with torch.cuda.device_of(student_mV):  # Triton launches on the current device, which may be another one
         _row[(tokens,)](
             student_mV,
             teacher_mV,
@@ -73,14 +117,14 @@ def token_terms_of_products_(
             values_3m,
             values_3m.stride(0),
             width,
-            float(head.logit_scale * terms.score_scale),
+            float(head.logit_scale * score_scale(terms, head.softcap)),
             float(temperature),
-            1.0 if terms.softcap is None else terms.softcap / temperature,
+            1.0 if head.softcap is None else head.softcap / temperature,
             float(terms.consistency * temperature),
             float(terms.diversity),
             TEACHER=teacher_mV is not None,
             TOP_K=min(terms.top_k, width) if terms.diversity else 0,
-            SOFTCAP=terms.softcap is not None,
+            SOFTCAP=head.softcap is not None,
             SQUARE=temperature == 2.0,
             GRADIENT=gradient,
             ACC=tl.float64 if values_3m.dtype == torch.float64 else tl.float32,
@@ -90,8 +134,8 @@ def token_terms_of_products_(
         )
 
 
-# Neither the number of tokens nor where a chunk begins is worth a compilation.
-@triton.jit(do_not_specialize=["values_stride"], do_not_specialize_on_alignment=["labels", "values"])
+# The number of tokens and the start of a chunk vary: do not compile a kernel for each.
+@_jit(do_not_specialize=["values_stride"], do_not_specialize_on_alignment=["labels", "values"])
 def _row(
     student,
     teacher,
@@ -104,7 +148,7 @@ def _row(
     factor: tl.float64,  # without these, Triton would round Python's floats to float32
     temperature: tl.float64,
     cap: tl.float64,
-    pull: tl.float64,
+    kl_factor: tl.float64,
     diversity: tl.float64,
     TEACHER: tl.constexpr,
     TOP_K: tl.constexpr,
@@ -116,105 +160,109 @@ def _row(
     BLOCKS: tl.constexpr,
 ):
     factor, temperature = tl.full((), factor, ACC), tl.full((), temperature, ACC)
-    cap, pull, diversity = tl.full((), cap, ACC), tl.full((), pull, ACC), tl.full((), diversity, ACC)
+    cap, kl_factor, diversity = tl.full((), cap, ACC), tl.full((), kl_factor, ACC), tl.full((), diversity, ACC)
     token = tl.program_id(0).to(tl.int64)
     student += token * width
     if TEACHER:
         teacher += token * width
     lanes = tl.arange(0, BLOCK)
 
-    # 1. What each lane keeps: the largest score, and sums of exponentials relative to that score's bent value.
-    high = tl.full((BLOCK,), _LOW, ACC)
-    soft = tl.zeros((BLOCK,), ACC)  # of exp(z / T)
-    sharp = tl.zeros((BLOCK,), ACC)  # of exp(z)
-    teacher_high, teacher_soft = high, soft
-    apart = soft  # of exp(teacher) · (teacher - student)
+    # 1. Each lane keeps its largest score, and sums of exponentials relative to the soft-capped value of that score.
+    maximum = tl.full((BLOCK,), _LOW, ACC)
+    soft_sum = tl.zeros((BLOCK,), ACC)  # sum of exp(z / T)
+    sharp_sum = tl.zeros((BLOCK,), ACC)  # sum of exp(z)
+    teacher_maximum, teacher_soft_sum = maximum, soft_sum
+    difference = soft_sum  # sum of exp(teacher) · (teacher - student)
     for start in range(0, width, BLOCK):
         columns = start + lanes
         inside = columns < width
         score = _score(student, bias, columns, inside, factor, ACC)
-        higher = tl.maximum(high, score)
-        shift = _bent(higher, cap, SOFTCAP)
-        fall = _bent(high, cap, SOFTCAP) - shift
-        over = tl.where(inside, _bent(score, cap, SOFTCAP), _LOW) - shift
-        fade, power = tl.exp(fall), tl.exp(over)
-        soft = soft * fade + power
+        new_maximum = tl.maximum(maximum, score)
+        shift = _softcapped(new_maximum, cap, SOFTCAP)
+        max_offset = _softcapped(maximum, cap, SOFTCAP) - shift
+        offset = tl.where(inside, _softcapped(score, cap, SOFTCAP), _LOW) - shift
+        rescale, exponential = tl.exp(max_offset), tl.exp(offset)
+        soft_sum = soft_sum * rescale + exponential
         if SQUARE:
-            sharp = sharp * fade * fade + power * power
+            sharp_sum = sharp_sum * rescale * rescale + exponential * exponential
         else:
-            sharp = sharp * tl.exp(temperature * fall) + tl.exp(temperature * over)
-        high = higher
+            sharp_sum = sharp_sum * tl.exp(temperature * max_offset) + tl.exp(temperature * offset)
+        maximum = new_maximum
         if TEACHER:
             score = _score(teacher, teacher_bias, columns, inside, factor, ACC)
-            higher = tl.maximum(teacher_high, score)
-            shift = _bent(higher, cap, SOFTCAP)
-            teacher_fall = _bent(teacher_high, cap, SOFTCAP) - shift
-            teacher_over = tl.where(inside, _bent(score, cap, SOFTCAP), _LOW) - shift
-            fade, power = tl.exp(teacher_fall), tl.exp(teacher_over)
-            apart = fade * (apart + teacher_soft * (teacher_fall - fall)) + power * (teacher_over - over)
-            teacher_soft = teacher_soft * fade + power
-            teacher_high = higher
+            new_maximum = tl.maximum(teacher_maximum, score)
+            shift = _softcapped(new_maximum, cap, SOFTCAP)
+            teacher_max_offset = _softcapped(teacher_maximum, cap, SOFTCAP) - shift
+            teacher_offset = tl.where(inside, _softcapped(score, cap, SOFTCAP), _LOW) - shift
+            rescale, exponential = tl.exp(teacher_max_offset), tl.exp(teacher_offset)
+            difference = rescale * (difference + teacher_soft_sum * (teacher_max_offset - max_offset)) + exponential * (
+                teacher_offset - offset
+            )
+            teacher_soft_sum = teacher_soft_sum * rescale + exponential
+            teacher_maximum = new_maximum
 
-    top = tl.max(high, 0)
-    shift = _bent(top, cap, SOFTCAP)
-    fall = _bent(high, cap, SOFTCAP) - shift
-    soft = tl.sum(soft * tl.exp(fall), 0)
-    sharp = tl.sum(sharp * tl.exp(temperature * fall), 0)
+    top = tl.max(maximum, 0)
+    shift = _softcapped(top, cap, SOFTCAP)
+    max_offset = _softcapped(maximum, cap, SOFTCAP) - shift
+    soft_sum = tl.sum(soft_sum * tl.exp(max_offset), 0)
+    sharp_sum = tl.sum(sharp_sum * tl.exp(temperature * max_offset), 0)
     label = tl.load(labels + token)
     known = (label >= 0) & (label < width)
-    target = _bent(_score(student, bias, label, known, factor, ACC), cap, SOFTCAP) - shift
-    target = tl.where(known, target, float("nan"))  # as much as a kernel can say of a label that is none
-    tl.store(values + token, tl.log(sharp) - temperature * target)
+    target = _softcapped(_score(student, bias, label, known, factor, ACC), cap, SOFTCAP) - shift
+    target = tl.where(known, target, float("nan"))  # a kernel cannot raise an error for a label out of range
+    tl.store(values + token, tl.log(sharp_sum) - temperature * target)
     if TEACHER:
-        teacher_shift = _bent(tl.max(teacher_high, 0), cap, SOFTCAP)
-        teacher_fall = _bent(teacher_high, cap, SOFTCAP) - teacher_shift
-        fade = tl.exp(teacher_fall)
-        apart = tl.sum(fade * (apart + teacher_soft * (teacher_fall - fall)), 0)
-        teacher_soft = tl.sum(teacher_soft * fade, 0)
-        divergence = apart / teacher_soft - tl.log(teacher_soft) + tl.log(soft)
+        teacher_shift = _softcapped(tl.max(teacher_maximum, 0), cap, SOFTCAP)
+        teacher_max_offset = _softcapped(teacher_maximum, cap, SOFTCAP) - teacher_shift
+        rescale = tl.exp(teacher_max_offset)
+        difference = tl.sum(rescale * (difference + teacher_soft_sum * (teacher_max_offset - max_offset)), 0)
+        teacher_soft_sum = tl.sum(teacher_soft_sum * rescale, 0)
+        divergence = difference / teacher_soft_sum - tl.log(teacher_soft_sum) + tl.log(soft_sum)
         tl.store(values + values_stride + token, temperature * temperature * divergence)
 
     if TOP_K > 0:
-        last, last_lane, last_block, mass, mean = _largest(
-            student, bias, high, shift, width, factor, temperature, cap, TOP_K, SOFTCAP, ACC, BLOCK, BLOCKS
+        last, last_lane, last_block, exp_sum, mean = _largest(
+            student, bias, maximum, shift, width, factor, temperature, cap, TOP_K, SOFTCAP, ACC, BLOCK, BLOCKS
         )
-        tl.store(values + 2 * values_stride + token, mean - tl.log(mass))
+        tl.store(values + 2 * values_stride + token, mean - tl.log(exp_sum))
 
-    # 3. The gradient, once no thread will read of the row what is another's to overwrite.
+    # 3. The gradient, after every thread has read what another one overwrites.
     if GRADIENT:
         tl.debug_barrier()
         for start in range(0, width, BLOCK):
             columns = start + lanes
             inside = columns < width
             score = _score(student, bias, columns, inside, factor, ACC)
-            bent = _bent(score, cap, SOFTCAP)
-            over = bent - shift
+            capped = _softcapped(score, cap, SOFTCAP)
+            offset = capped - shift
             if SQUARE:
-                power = tl.exp(over)
-                whole = power * power
+                exponential = tl.exp(offset)
+                sharp_exponential = exponential * exponential
             else:
-                whole = tl.exp(temperature * over)
-            gradient = whole / sharp - tl.where(columns == label, 1.0, 0.0)
+                sharp_exponential = tl.exp(temperature * offset)
+            gradient = sharp_exponential / sharp_sum - tl.where(columns == label, 1.0, 0.0)
             if TEACHER:
                 if not SQUARE:
-                    power = tl.exp(over)
-                gradient += power * (pull / soft)
-                other = _bent(_score(teacher, teacher_bias, columns, inside, factor, ACC), cap, SOFTCAP)
-                gradient -= tl.exp(other - teacher_shift) * (pull / teacher_soft)
+                    exponential = tl.exp(offset)
+                gradient += exponential * (kl_factor / soft_sum)
+                other = _softcapped(_score(teacher, teacher_bias, columns, inside, factor, ACC), cap, SOFTCAP)
+                gradient -= tl.exp(other - teacher_shift) * (kl_factor / teacher_soft_sum)
             if TOP_K > 0:
-                taken = ~_after(score, lanes, start // BLOCK, last, last_lane, last_block)
-                gradient += tl.where(taken, whole * (diversity / mass) * (temperature * over - mean), 0.0)
+                in_top_k = ~_after(score, lanes, start // BLOCK, last, last_lane, last_block)
+                gradient += tl.where(
+                    in_top_k, sharp_exponential * (diversity / exp_sum) * (temperature * offset - mean), 0.0
+                )
             if SOFTCAP:
-                gradient *= 1.0 - (bent / cap) * (bent / cap)
-            place = teacher if TEACHER else student
-            tl.store(place + columns, gradient.to(student.dtype.element_ty), mask=inside)
+                gradient *= 1.0 - (capped / cap) * (capped / cap)
+            output = teacher if TEACHER else student
+            tl.store(output + columns, gradient.to(student.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@_jit
 def _largest(
     row,
     bias,
-    high,
+    maximum,
     shift,
     width,
     factor,
@@ -228,43 +276,43 @@ def _largest(
 ):
     """Take the K largest scores in the order of score, then lane, then block.
 
-    Returns the last one's score, lane and block, Σ exp(z) over the K and the mean of z, so weighted.
+    Returns score, lane and block of the last one taken, Σ exp(z) over the K, and the mean of z weighted by exp(z).
     """
     lanes, blocks = tl.arange(0, BLOCK), tl.arange(0, BLOCKS)
     last = tl.full((), float("inf"), ACC)
     last_lane, last_block = tl.full((), -1, tl.int32), tl.full((), -1, tl.int32)
-    mass, mean = tl.full((), 0.0, ACC), tl.full((), 0.0, ACC)
+    exp_sum, mean = tl.full((), 0.0, ACC), tl.full((), 0.0, ACC)
     for _ in range(TOP_K):
-        largest, lane = tl.max(high, 0, return_indices=True)
+        largest, lane = tl.max(maximum, 0, return_indices=True)
         columns = blocks * BLOCK + lane
         score = _score(row, bias, columns, columns < width, factor, ACC)
         free = _after(score, lane, blocks, last, last_lane, last_block)
         last_block = tl.min(tl.where(free & (score == largest), blocks, BLOCKS), 0)
         last, last_lane = largest, lane
         free = _after(score, lane, blocks, last, last_lane, last_block)
-        high = tl.where(lanes == lane, tl.max(tl.where(free, score, _LOW), 0), high)
-        over = temperature * (_bent(largest, cap, SOFTCAP) - shift)
-        mass += tl.exp(over)
-        mean += tl.exp(over) * over
-    return last, last_lane, last_block, mass, mean / mass
+        maximum = tl.where(lanes == lane, tl.max(tl.where(free, score, _LOW), 0), maximum)
+        offset = temperature * (_softcapped(largest, cap, SOFTCAP) - shift)
+        exp_sum += tl.exp(offset)
+        mean += tl.exp(offset) * offset
+    return last, last_lane, last_block, exp_sum, mean / exp_sum
 
 
-@triton.jit
+@_jit
 def _score(row, bias, columns, inside, factor, ACC: tl.constexpr):
-    """The head's affine map, scaled; what lies outside is lower than anything."""
+    """Return the head's scaled affine outputs, and `_LOW` for columns beyond the vocabulary."""
     score = tl.load(row + columns, mask=inside, other=0.0).to(ACC)
     if bias is not None:  # -inf becomes a number, as in LinearHead.affine
         score += tl.maximum(tl.load(bias + columns, mask=inside, other=0.0).to(ACC), -1e30)
     return tl.where(inside, score * factor, _LOW)
 
 
-@triton.jit
-def _bent(score, cap, SOFTCAP: tl.constexpr):
-    """The logit over T: the score itself, or cap · tanh of it, with the series where 1 - exp(-2x) loses digits."""
+@_jit
+def _softcapped(score, cap, SOFTCAP: tl.constexpr):
+    """Return the logit over T: the score, or cap · tanh(score), by its series where 1 - exp(-2x) loses digits."""
     if not SOFTCAP:
         return score
-    fade = tl.exp(-2.0 * tl.abs(score))
-    tanh = tl.where(score < 0, fade - 1.0, 1.0 - fade) / (1.0 + fade)
+    rescale = tl.exp(-2.0 * tl.abs(score))
+    tanh = tl.where(score < 0, rescale - 1.0, 1.0 - rescale) / (1.0 + rescale)
     if score.dtype == tl.float32:
         square = score * score
         series = 62 / 2835 - square * (1382 / 155925)
@@ -273,7 +321,7 @@ def _bent(score, cap, SOFTCAP: tl.constexpr):
     return cap * tanh
 
 
-@triton.jit
+@_jit
 def _after(score, lane, block, last, last_lane, last_block):
-    """Whether an entry comes after the last one taken."""
+    """Return whether an entry comes after the last one taken."""
     return (score < last) | ((score == last) & ((lane > last_lane) | ((lane == last_lane) & (block > last_block))))

@@ -1,6 +1,6 @@
-"""The largest singular triplets of a matrix of middling size: exact where it is small, block Krylov where it is large.
+"""The largest singular triplets of a matrix: exact for a small one, by a block Krylov space for a large one.
 
-Shapes: A is M × D, k the rank asked for, n = min(M, D), p columns to a block, j blocks so far.
+Shapes: A is M × D, k the rank asked for, n = min(M, D).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import Tensor
 from balora.regularizers.spectral import noise_floor
 
 EXACT_SIZE = 256
-"""Where the exact way ends, as n. It costs n³: 9 ms at 256, 60 at 512, 450 at 1024, on one core at 2.5 GHz."""
+"""Largest n for the exact way. It costs n³: 9 ms at 256, 60 ms at 512, 450 ms at 1024, on one core at 2.5 GHz."""
 
 _EXTRA = 10
 _TOLERANCE = 5e-4
-"""How much of the space may still have turned in the last step; at least ten times what is missing then."""
+"""Largest change of the leading space in the last step, as 1 - mean squared cosine; at least ten times its error then."""
 
 
 class Triplets(NamedTuple):
@@ -31,18 +31,18 @@ class Triplets(NamedTuple):
 def leading_triplets(matrix_MD: Tensor, rank: int) -> Triplets:
     """Return the largest singular triplets of a finite matrix.
 
-    Small matrices (n ≤ 256) go through the eigenvectors of the smaller Gram matrix in float64, which is more than exact
-    for float32 input. Large ones go through a block Krylov space (Musco & Musco, 2015) from a fixed seed, grown until
-    the leading space has settled. On decaying spectra, which is what language models have, that is after 4 blocks,
-    with the value within 1e-6 and the cosine of the gradient above 0.99999; on flat (random) ones it takes about 10 and
-    keeps to 1e-4 and 0.999 still. If nothing settles before the space is half of all, the exact way is taken after all.
+    For a small matrix (n ≤ 256) they come from the eigenvectors of the smaller Gram matrix in float64, which is exact for
+    float32 input. For a large one they come from a block Krylov space (Musco & Musco, 2015) with a fixed seed, which
+    grows until the leading space stops changing. On decaying spectra, as language models have, that takes 4 blocks; the
+    value is then within 1e-6 and the cosine of the gradient above 0.99999. On flat (random) spectra it takes about 10
+    blocks, with 1e-4 and 0.999. If the space reaches n / 2 dimensions before it converges, the exact way is taken.
 
     Args:
         matrix_MD: A, float32 or wider, finite, not empty.
         rank: k, at least 1; more than n gives n.
 
     Returns:
-        The triplets, in float64. Vectors of singular values that are 0 to rounding are 0.
+        The triplets, in float64. If a singular value is rounding noise, its vectors are 0.
     """
     smaller = min(matrix_MD.shape)
     rank = min(rank, smaller)
@@ -57,7 +57,7 @@ def leading_triplets(matrix_MD: Tensor, rank: int) -> Triplets:
 
 
 def leading_eigenpairs(gram_nn: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return the largest eigenvalues of a Gram matrix with their vectors, exact or by the same Krylov space.
+    """Return the largest eigenvalues of a Gram matrix with their vectors, exactly or by the same Krylov space.
 
     Args:
         gram_nn: Symmetric, positive semi-definite, finite, not empty; float64.
@@ -78,31 +78,31 @@ def _triplets(matrix_MD: Tensor, near_nk: Tensor, left: bool) -> Triplets:
     """Complete the vectors of the shorter side (float64) to triplets."""
     far = (matrix_MD.T if left else matrix_MD).double() @ near_nk
     values_k = torch.linalg.vector_norm(far, dim=0)
-    kept_k = values_k > noise_floor(values_k[:1], min(matrix_MD.shape), matrix_MD.dtype)
-    far = torch.where(kept_k, far / values_k, 0.0)
-    near_nk = torch.where(kept_k, near_nk, 0.0)
+    signal_k = values_k > noise_floor(values_k[:1], min(matrix_MD.shape), matrix_MD.dtype)
+    far = torch.where(signal_k, far / values_k, 0.0)
+    near_nk = torch.where(signal_k, near_nk, 0.0)
     return Triplets(near_nk, values_k, far) if left else Triplets(far, values_k, near_nk)
 
 
 def _krylov(wide_nm: Tensor, rank: int) -> Tensor | None:
-    """Return an orthonormal basis of the leading left singular space (n × k, float64); None if it does not settle."""
+    """Return an orthonormal basis of the leading left singular space (n × k, float64), or None without convergence."""
     size, block = wide_nm.shape[0], rank + _EXTRA
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(wide_nm.shape[1], block, generator=generator, dtype=torch.float32).to(wide_nm)
-    basis = _orthonormal(wide_nm @ start)
+    initial = torch.randn(wide_nm.shape[1], block, generator=generator, dtype=torch.float32).to(wide_nm)
+    basis = _orthonormal(wide_nm @ initial)
     newest, image, previous = basis, wide_nm.new_empty(wide_nm.shape[1], 0, dtype=torch.float64), None
     for blocks in range(1, size // (2 * block) + 1):
         reached = wide_nm.T @ newest
-        image = torch.cat([image, reached.double()], dim=1)  # Aᵀ Q: the matrix as the basis sees it
+        image = torch.cat([image, reached.double()], dim=1)  # Aᵀ Q for the basis Q
         if blocks in (3, 4) or (blocks > 4 and blocks % 2 == 0):
-            # The best vectors within the basis are basis @ current, so overlaps need the coefficients only.
+            # The best vectors within the basis are basis @ current, so their overlaps need the coefficients only.
             current = torch.linalg.eigh(image.T @ image).eigenvectors[:, -rank:].flip(1)
             if previous is not None:
                 overlap = (previous.T @ current[: len(previous)]).square().sum() / rank  # mean squared cosine
                 if 1.0 - overlap < _TOLERANCE:
                     return basis.double() @ current
             previous = current
-        # Orthogonal to what is there, twice: once leaves too much where the space is nearly exhausted.
+        # Orthogonalise against the basis twice: once leaves too large errors if the space is nearly exhausted.
         newest = wide_nm @ reached
         for _ in range(2):
             newest = _orthonormal(newest - basis @ (basis.T @ newest))

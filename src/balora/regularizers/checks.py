@@ -1,4 +1,4 @@
-"""What every formula asks of its tensors: enough precision, the right shape, one derivative."""
+"""Checks and conversions that every formula applies to its tensors."""
 
 from __future__ import annotations
 
@@ -9,51 +9,42 @@ from balora.errors import BALoraError
 
 
 def widened(values: Tensor) -> Tensor:
-    """Return the tensor in float32, or unchanged where it is wider already."""
+    """Return the tensor in float32, or unchanged if it is wider already."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def require_matrix(values: Tensor, name: str, axes: str) -> None:
-    """Refuse anything but a floating-point matrix.
-
-    Raises:
-        BALoraError: The tensor is not two-dimensional, or holds integers.
-    """
+    """Refuse anything but a floating-point matrix."""
     if values.dim() != 2:
         raise BALoraError(f"{name} must be a matrix of {axes}, and its shape is {tuple(values.shape)}.")
     require_floating(values, name)
 
 
 def require_floating(values: Tensor, name: str) -> None:
-    """Refuse integers and booleans, which carry no gradient.
-
-    Raises:
-        BALoraError: The tensor is not of a floating dtype.
-    """
+    """Refuse integers and booleans, which carry no gradient."""
     if not values.is_floating_point():
         raise BALoraError(f"{name} must be floating point, and it is {values.dtype}.")
 
 
-def require_same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
-    """Refuse a student and a teacher that do not line up; broadcasting would hide the mistake.
-
-    Raises:
-        BALoraError: The shapes differ.
-    """
+def require_same_shape(student: Tensor, teacher: Tensor, kind: str) -> None:
+    """Refuse a student and a teacher of different shapes, which broadcasting would silently combine."""
     if student.shape != teacher.shape:
         raise BALoraError(
-            f"Student and teacher {what} must have one shape, and they are "
+            f"Student and teacher {kind} must have one shape, and they are "
             f"{tuple(student.shape)} and {tuple(teacher.shape)}."
         )
 
 
-def refuse_second_derivative(what: str) -> None:
-    """Call in a backward whose gradient was computed ahead: differentiating that gradient would silently give 0.
+def require_rank(rank: int) -> None:
+    """Refuse a spectral rank below 1."""
+    if rank < 1:
+        raise BALoraError(f"The spectral rank must be at least 1, and it is {rank}.")
 
-    Torch's own ``once_differentiable`` says the same, and makes importing the formulas load the whole compiler.
 
-    Raises:
-        BALoraError: The backward runs with ``create_graph=True``.
+def refuse_second_derivative(term: str) -> None:
+    """Refuse to differentiate a gradient that the forward computed: the result would silently be 0.
+
+    Call it in the backward. Torch's ``once_differentiable`` does the same, but importing it loads the whole compiler.
     """
     if torch.is_grad_enabled():
-        raise BALoraError(f"{what} has a first derivative only; take the backward without create_graph=True.")
+        raise BALoraError(f"{term} has a first derivative only; take the backward without create_graph=True.")

@@ -1,7 +1,7 @@
-"""Consistency: keep the fine-tuned model near the pre-trained one (eq. 4 and 9, and the form of D.2 for regression).
+"""Consistency: keep the fine-tuned model near the pre-trained one (eq. 4 and 9; for regression appendix D.2).
 
-The teacher is a constant here: no gradient goes to it.
-Shapes: ``...`` any leading dimensions (a row each), C classes or vocabulary.
+The teacher is a constant: it gets no gradient. Training uses :mod:`balora.losses`, which the tests hold equal to these.
+Shapes: ``...`` any leading dimensions (one row each), C classes or vocabulary, K tokens known of the teacher.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from balora.regularizers.checks import require_floating, require_same_shape, wid
 
 
 def consistency(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 2.0) -> Tensor:
-    r"""Squared temperature times the KL divergence of the softened student from the softened teacher, mean over rows.
+    r"""KL divergence of the softened student from the softened teacher, times the squared temperature; mean over rows.
 
     .. math:: L_{CR} = \frac{T^2}{N} \sum_n \mathrm{KL}\left(
               \mathrm{softmax}(z_{P,n} / T) \,\|\, \mathrm{softmax}(z_{F,n} / T) \right)
 
-    A class both sides rule out with a logit of -inf costs nothing. Over one class the divergence is 0, which is why
+    A class that both sides rule out with a logit of -inf adds 0. With a single class the divergence is always 0, so
     regression uses :func:`consistency_mse`.
 
     Args:
@@ -30,8 +30,8 @@ def consistency(student_logits: Tensor, teacher_logits: Tensor, temperature: flo
         temperature: T, above 0. The factor T² keeps the gradient's size independent of it.
 
     Returns:
-        Scalar in nats, 0 or more (to rounding); float32 or wider. It is inf where the student rules out a class the
-        teacher allows. With no rows it is 0, still on the graph.
+        Scalar in nats, 0 or more (up to rounding); float32 or wider. It is inf if the student rules out a class that
+        the teacher allows. With no rows it is 0, still on the graph.
 
     Raises:
         BALoraError: The shapes differ, a tensor is not floating point or has no class dimension, or ``temperature``
@@ -63,27 +63,27 @@ def consistency_topk(
     teacher_log_tail: Tensor,
     temperature: float = 2.0,
 ) -> Tensor:
-    r"""The consistency with a teacher of whom only the K likeliest tokens are known, the rest being one: the tail.
+    r"""Consistency with a teacher of which only the K likeliest tokens are known; all others count as one class, the tail.
 
     .. math:: L = \frac{T^2}{N} \sum_n \Big( \sum_{v \in K_n} p_{nv} \log \frac{p_{nv}}{f_{nv}}
               + \bar p_n \log \frac{\bar p_n}{\bar f_n} \Big), \qquad
               \bar p_n = \sum_{v \notin K_n} p_{nv}, \quad \bar f_n = \sum_{v \notin K_n} f_{nv}
 
-    with p the teacher's and f the student's softened probabilities. It is never above :func:`consistency`, and what it
-    misses is :math:`T^2 \bar p_n` times the divergence within the tail.
+    with p the teacher's and f the student's softened probabilities. The value is never above :func:`consistency`. The
+    difference is :math:`T^2 \bar p_n` times the divergence within the tail.
 
     Args:
         student_logits: Scores of the model being trained, (..., C), any floating dtype.
         teacher_tokens: The K classes of each row, (..., K), integers, each at most once.
         teacher_log_probs: Their log-probabilities under the pre-trained model at this temperature, (..., K).
-        teacher_log_tail: The logarithm of what is left of 1, (...); -inf where nothing is.
-        temperature: T, above 0, that of the log-probabilities.
+        teacher_log_tail: Logarithm of the probability of all other classes, (...); -inf if that is 0.
+        temperature: T, above 0; the log-probabilities must have been taken at the same one.
 
     Returns:
-        Scalar in nats, 0 or more (to rounding); float32 or wider. With no rows it is 0, still on the graph.
+        Scalar in nats, 0 or more (up to rounding); float32 or wider. With no rows it is 0, still on the graph.
 
     Raises:
-        BALoraError: The shapes do not fit, or ``temperature`` is not positive.
+        BALoraError: The shapes do not match, or ``temperature`` is not positive.
 
     Example:
         >>> even, log = torch.zeros(1, 4), torch.log(torch.tensor([[0.5, 0.25, 0.25]]))
@@ -118,7 +118,7 @@ def consistency_mse(student_outputs: Tensor, teacher_outputs: Tensor) -> Tensor:
         teacher_outputs: Outputs of the pre-trained model, of the same shape.
 
     Returns:
-        Scalar, 0 or more, in squared units of the output; float32 or wider. Of nothing it is 0, still on the graph.
+        Scalar, 0 or more, in squared units of the output; float32 or wider. With no entries it is 0, still on the graph.
 
     Raises:
         BALoraError: The shapes differ or a tensor is not floating point.

@@ -1,6 +1,6 @@
 """Diversity: keep the student from collapsing onto few outputs (eq. 5-6 and 10).
 
-The plain forms: clear before fast. Training uses :mod:`balora.losses`, which the tests hold equal to these.
+These are the plain formulas. Training uses :mod:`balora.losses`, which the tests hold equal to these.
 Shapes: N sequences, D classes or features, M valid tokens, V vocabulary, K candidates.
 """
 
@@ -18,15 +18,15 @@ def covariance(logits_ND: Tensor) -> Tensor:
     .. math:: C = \frac{(Z - \bar Z)^\top (Z - \bar Z)}{N - 1}, \qquad
               L_{DR} = \frac{1}{D} \sum_{i \ne j} C_{ij}^2
 
-    On its own it is smallest when everything collapses: for two classes in the form z = (a, -a) it is Var(a)². VICReg,
-    where it comes from, pairs it with :func:`variance_hinge`; the paper does not.
+    Alone, the term is smallest when all outputs are equal: for two classes with z = (a, -a) it is Var(a)². VICReg, which
+    introduced it, adds :func:`variance_hinge`; the paper does not.
 
     Args:
         logits_ND: The student's outputs (or pooled features), any floating dtype.
 
     Returns:
-        Scalar, 0 or more, in the output's unit to the fourth power; float32 or wider. With N < 2 there is no
-        covariance and with D = 1 nothing off the diagonal: 0, still on the graph, with zero gradients.
+        Scalar, 0 or more, in the output's unit to the fourth power; float32 or wider. With N < 2 (no covariance) or
+        D = 1 (nothing off the diagonal) it is 0, still on the graph, with zero gradients.
 
     Raises:
         BALoraError: ``logits_ND`` is not two-dimensional or not floating point.
@@ -50,16 +50,16 @@ def covariance(logits_ND: Tensor) -> Tensor:
 
 
 def variance_hinge(features_ND: Tensor, epsilon: float = 1e-4) -> Tensor:
-    r"""How far each feature's standard deviation over the batch falls short of 1, mean over features.
+    r"""Shortfall of each feature's standard deviation over the batch from 1, mean over features.
 
     .. math:: \frac{1}{D} \sum_j \max\left(0,\; 1 - \sqrt{\mathrm{Var}_j + \epsilon}\right)
 
     Args:
         features_ND: Pooled features (or outputs) of the batch, any floating dtype.
-        epsilon: Keeps the root differentiable at a variance of 0; VICReg's value by default.
+        epsilon: Small number that keeps the root differentiable at a variance of 0; default VICReg's.
 
     Returns:
-        Scalar in [0, 1]; float32 or wider. With N < 2 there is no variance: 0, still on the graph, with zero gradients.
+        Scalar in [0, 1]; float32 or wider. With N < 2 (no variance) it is 0, still on the graph, with zero gradients.
 
     Raises:
         BALoraError: ``features_ND`` is not two-dimensional or not floating point.
@@ -80,7 +80,7 @@ def variance_hinge(features_ND: Tensor, epsilon: float = 1e-4) -> Tensor:
 
 
 def topk_negative_entropy(logits_MV: Tensor, top_k: int = 20) -> Tensor:
-    r"""Mean negative entropy of the K likeliest tokens, renormalised among themselves.
+    r"""Negative entropy of the K likeliest tokens, renormalised among themselves; mean over tokens.
 
     .. math:: L_{DR} = \frac{1}{M} \sum_i \sum_{v \in \mathrm{top}K(i)} q_{iv} \log q_{iv}
 
@@ -106,10 +106,10 @@ def topk_negative_entropy(logits_MV: Tensor, top_k: int = 20) -> Tensor:
     require_matrix(logits_MV, "The entropy's input", "tokens × vocabulary")
     if top_k < 2:
         raise BALoraError(f"top_k must be at least 2, as one candidate has no entropy, and it is {top_k}.")
-    # The set is chosen, not differentiated: the gradient reaches the chosen logits only.
+    # The choice of the K is not differentiated: only the chosen logits get a gradient.
     chosen_MK = logits_MV.topk(min(top_k, logits_MV.shape[1]), dim=-1).values
     log_q_MK = widened(chosen_MK).log_softmax(dim=-1)
     q_MK = log_q_MK.exp()
-    # A candidate of probability 0 costs 0; 0 · log 0 would be NaN.
+    # A candidate of probability 0 adds 0; 0 · log 0 would be NaN.
     terms_MK = q_MK * log_q_MK.masked_fill(q_MK == 0, 0.0)
     return terms_MK.sum() / max(len(logits_MV), 1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from balora.losses import LossParts
-from balora.losses.collectives import process_count
+from balora.losses.collectives import world_size
 from balora.models.adapted_model import evaluating
 from balora.models.classifier_head import pooled_features
 from balora.objective import Objective
@@ -77,7 +77,7 @@ class ClassificationStep:
             weights,
             num_items=num_items,
             share=share,
-            keep=held.keep,
+            keep_prob=held.keep,
             consistency_rows=None if held.rows is None else held.rows.to(logits_ND.device),
         )
         if skipped:  # of nobody the term is 0, and counts as that in the mean
@@ -101,7 +101,7 @@ class ClassificationStep:
     def _check_rows(self, rows: int) -> None:
         """Say once when the batches are too small for the spectral term to move (METHOD 6.3)."""
         config = self.objective.config
-        rows *= process_count() if self.objective.across_processes else 1
+        rows *= world_size() if self.objective.across_processes else 1
         if not self._rows_checked and config.spectral > 0 and config.spectral_rank >= rows:
             notice = (
                 f"The spectral term is constant: with {rows} rows in a batch and spectral_rank {config.spectral_rank} the ratio of "

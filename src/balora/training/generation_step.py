@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from balora.errors import BALoraError
-from balora.losses import LinearHead, LossParts, SpectralBasis, TopKTeacher
+from balora.losses import HiddenStates, LinearHead, Logits, LossParts, SpectralBasis, TopKTeacher
 from balora.methods.layers.peft_lora import task_type
 from balora.models.adapted_model import base_model_of, evaluating
 from balora.models.fsdp import is_sharded
@@ -99,23 +99,17 @@ class GenerationStep:
             weights = {**weights, "consistency": 0.0}
         terms: dict[str, Any] = {"num_items": num_items, "share": share}
         fused = self._takes_fused(model, inputs)
+        teacher: HiddenStates | Logits | TopKTeacher | None = None
         if weights["consistency"] > 0:
-            terms |= {"keep": held.keep, "consistency_mask_M": _at_tokens(held, mask_BT)}
-            terms |= self._teacher(model, inputs, mask_BT, held, fused)
+            terms |= {"keep_prob": held.keep, "consistency_mask_M": _at_tokens(held, mask_BT)}
+            teacher = self._teacher(model, inputs, mask_BT, held, fused)
+        student: HiddenStates | Logits
         if fused:
-            head = self.headless.head()
-            assert head is not None
-            terms |= self._head_arguments(
-                head
-            )  # before the forward, whose activations would stand beside the spectral basis
-            hidden_BTd, outputs = self.headless.hidden_states(model, inputs)
-            hidden_Md = hidden_BTd[mask_BT].to(head.weight_VD.dtype)
-            parts = self.objective.generation(hidden_Md, labels_M, terms.pop("teacher", None), weights, **terms)
+            student, outputs = self._student(model, inputs, mask_BT)
         else:
             outputs = model(**inputs)
-            parts = self.objective.generation_from_logits(
-                outputs.logits[mask_BT], labels_M, terms.pop("teacher", None), weights, **terms
-            )
+            student = Logits(outputs.logits[mask_BT])
+        parts = self.objective.language_modeling(student, labels_M, teacher, weights, **terms)
         if skipped:  # of nobody the term is 0, and counts as that in the mean
             parts = dataclasses.replace(parts, consistency=torch.zeros_like(parts.task))
         return self._with_router_loss(parts, outputs, share), {}, outputs
@@ -127,14 +121,11 @@ class GenerationStep:
         inputs = self._prepared(inputs, labels)
         mask_BT, labels_M = valid_targets(labels, shift=self.shift)
         if not keep_logits and self._takes_fused(model, inputs):
-            hidden_BTd, _ = self.headless.hidden_states(model, inputs)
-            head = self.headless.head()
-            assert head is not None
-            hidden_Md = hidden_BTd[mask_BT].to(head.weight_VD.dtype)
-            parts = self.objective.generation(hidden_Md, labels_M, None, NO_TERMS, **self._head_arguments(head))
+            student, _ = self._student(model, inputs, mask_BT)
+            parts = self.objective.language_modeling(student, labels_M, None, NO_TERMS)
             return parts.loss, CausalLMOutput(loss=parts.loss)
         logits = model(**inputs).logits
-        parts = self.objective.generation_from_logits(logits[mask_BT], labels_M, None, NO_TERMS)
+        parts = self.objective.language_modeling(Logits(logits[mask_BT]), labels_M, None, NO_TERMS)
         return parts.loss, CausalLMOutput(loss=parts.loss, logits=logits if keep_logits else None)
 
     def start_divergence(self, model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> tuple[float, float]:
@@ -177,24 +168,24 @@ class GenerationStep:
 
     def _teacher(
         self, model: nn.Module, inputs: dict[str, Any], mask_BT: Tensor, held: SequenceMask, fused: bool
-    ) -> dict[str, Any]:
+    ) -> HiddenStates | Logits | TopKTeacher:
         """What the loss takes of the teacher: what is remembered, or its outputs at the valid tokens (0 where not held)."""
         if self.cache is not None:
-            return {"topk_teacher": self._remembered(model, inputs, mask_BT, held)}
+            return self._remembered(model, inputs, mask_BT, held)
         count = len(mask_BT)
         inputs, here_BT = select_rows(inputs, held.rows, count), select_rows({"": mask_BT}, held.rows, count)[""]
-        own: dict[str, Any] = {}
+        head: LinearHead | None = None
         with self.teacher.active():
             if fused:
                 found_Md, head = self._hidden_at(model, inputs, here_BT)
-                if self._head_learns():
-                    own = {"teacher_head_VD": head.weight_VD, "teacher_bias_V": head.bias_V}
             else:
                 found_Md = model(**inputs).logits[here_BT]
         mask_M = _at_tokens(held, mask_BT)
         if mask_M is not None:
             found_Md = found_Md.new_zeros(len(mask_M), found_Md.shape[1]).masked_scatter_(mask_M[:, None], found_Md)
-        return {"teacher": found_Md, **own}
+        if fused:
+            return HiddenStates(found_Md, head if self._head_learns() else None)
+        return Logits(found_Md)
 
     def _hidden_at(self, model: nn.Module, inputs: dict[str, Any], mask_BT: Tensor) -> tuple[Tensor, LinearHead]:
         """Hidden states at the valid tokens, and the head as it is now, as constants."""
@@ -226,16 +217,15 @@ class GenerationStep:
     def _head_learns(self) -> bool:
         return any(p.requires_grad for p in self.headless.output_layer.parameters())
 
-    def _head_arguments(self, head: LinearHead) -> dict[str, Any]:
-        arguments: dict[str, Any] = {
-            "head_VD": head.weight_VD,
-            "bias_V": head.bias_V,
-            "logit_scale": head.logit_scale,
-            "softcap": head.softcap,
-        }
+    def _student(self, model: nn.Module, inputs: dict[str, Any], mask_BT: Tensor) -> tuple[HiddenStates, Any]:
+        """Return the student's hidden states at the valid tokens, and the model's outputs."""
+        head = self.headless.head()
+        assert head is not None
+        basis = None
         if self.objective.config.spectral > 0 and not self._head_learns() and head.softcap is None:
-            arguments["spectral_basis"] = self._spectral_basis(head)
-        return arguments
+            basis = self._spectral_basis(head)  # before the forward, so that the activations are not in memory yet
+        hidden_BTd, outputs = self.headless.hidden_states(model, inputs)
+        return HiddenStates(hidden_BTd[mask_BT].to(head.weight_VD.dtype), head, basis), outputs
 
     def _spectral_basis(self, head: LinearHead) -> SpectralBasis:
         """Factor the frozen head once and keep it."""

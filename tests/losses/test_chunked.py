@@ -10,8 +10,8 @@ from balora.losses import LinearHead, SpectralBasis, generation_loss
 from balora.losses.blocked_topk import topk_of_rows
 from balora.losses.chunked import chunk_tokens_for
 
-settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
-settings.load_profile("unhurried")
+settings.register_profile("no_deadline", deadline=None)  # a busy machine must not fail a test
+settings.load_profile("no_deadline")
 
 
 class Largest(TorchDispatchMode):
@@ -49,14 +49,14 @@ def step(tokens: int, *, softcap: float | None = None, **options) -> Largest:
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
-def test_nothing_grows_with_tokens_times_vocabulary(softcap):
+def test_no_tensor_has_tokens_times_vocabulary_entries(softcap):
     budget = 40 * VOCABULARY * 4
     sizes = [step(tokens, memory_budget=budget, softcap=softcap).entries for tokens in (30, 60, 240)]
     assert max(sizes) <= max(40 * VOCABULARY, 240 * 240)
     assert max(sizes) < 240 * VOCABULARY / 4
 
 
-def test_the_budget_bounds_all_buffers_of_a_chunk_together():
+def test_the_memory_budget_bounds_all_buffers_of_a_chunk():
     # Student and teacher, float32: 8 bytes a token and column.
     hidden, head = torch.zeros(100, 3), LinearHead(torch.zeros(1000, 3))
     assert (
@@ -76,7 +76,7 @@ def test_the_budget_bounds_all_buffers_of_a_chunk_together():
 
 
 @given(st.integers(1, 3000), st.integers(1, 10**9))
-def test_chunks_are_even(tokens, budget):
+def test_chunks_have_equal_sizes(tokens, budget):
     chunk = chunk_tokens_for(budget, torch.zeros(tokens, 1), LinearHead(torch.zeros(5000, 1)), teacher=True)
     chunks = -(-tokens // chunk)
     assert 1 <= chunk <= tokens
@@ -108,7 +108,7 @@ def test_topk_finds_the_k_largest(rows, width, top_k, seed, ties):
 
 @pytest.mark.parametrize("width", [400, 401, 419, 32_000])
 @pytest.mark.parametrize("place", ["first", "last", "one block", "masked"])
-def test_topk_at_the_edges(width, place):
+def test_topk_with_the_largest_entries_at_the_edges(width, place):
     scores = torch.randn(3, width)
     if place == "first":
         scores[:, :20] += 100

@@ -1,11 +1,12 @@
-"""The Triton form against the plain one, in Triton's interpreter, and through its compiler for a GPU that is not here.
+"""The Triton kernel against the reference form in Triton's interpreter, and through Triton's compiler for a GPU.
 
-The interpreter knows neither threads nor types of loops, and has to be asked for before Triton is imported, which torch
-does when it likes: the checks run in one further process.
+The interpreter simulates neither threads nor the types of loop variables. It must be requested before Triton is imported,
+so the checks run in another process.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import re
 import subprocess
@@ -16,16 +17,18 @@ import pytest
 import torch
 
 from balora.errors import BALoraError
-from balora.losses import LinearHead, TopKTeacher, generation_loss, kernel
-from balora.losses.token_terms import TokenTerms, token_terms_
+from balora.losses import LinearHead, LossTerms, TopKTeacher, chunked, generation, generation_loss, triton_token_terms
+from balora.losses.token_terms import token_terms_
 from loss_cases import HEADS, WEIGHTS, Case, assert_same, errors
 
-needs_triton = pytest.mark.skipif("not __import__('importlib').util.find_spec('triton')", reason="Triton is not here")
+needs_triton = pytest.mark.skipif(
+    "not __import__('importlib').util.find_spec('triton')", reason="Triton is not installed"
+)
 
 
 @pytest.fixture(scope="module")
 def interpreted():
-    """Call a function of this module where Triton interprets, with so many lanes to a block."""
+    """Return a function that calls a function of this module in Triton's interpreter, with a block size."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRITON_INTERPRET", "1")
@@ -35,28 +38,24 @@ def interpreted():
 
 
 def _with_block(block, check, *given):
-    from balora.losses import triton_token_terms as triton_terms
-
     with pytest.MonkeyPatch.context() as patch:
         if block:
-            patch.setattr(triton_terms, "BLOCK", block)
+            patch.setattr(triton_token_terms, "BLOCK", block)
         return check(*given)
 
 
 def _interpreting() -> bool:
-    from balora.losses import triton_token_terms as triton_terms
-
-    return triton_terms.INTERPRETED
+    return triton_token_terms.INTERPRETED
 
 
 def equal(changes: dict, options: dict, chunk_tokens: int | None = None) -> None:
     case = Case(**changes)
-    assert_same(case, case.fused(kernel="triton", chunk_tokens=chunk_tokens, **options), case.plain(**options))
+    assert_same(case, case.fused(kernel="triton", chunk_tokens=chunk_tokens, **options), case.reference(**options))
 
 
 @needs_triton
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
-def test_equals_the_plain_form(interpreted, head):
+def test_equals_the_reference_form(interpreted, head):
     interpreted(equal, {"tokens": 4, **head}, {}, 2)
 
 
@@ -67,7 +66,7 @@ def test_equals_the_plain_form(interpreted, head):
     ids=lambda weights: " ".join(weights),
 )
 @pytest.mark.parametrize("head", ["linear", "trained, softcap, bias"])
-def test_terms_may_be_left_out(interpreted, weights, head):
+def test_terms_of_weight_zero(interpreted, weights, head):
     interpreted(equal, {"tokens": 3, **HEADS[head]}, weights)
 
 
@@ -96,10 +95,10 @@ def test_awkward_sizes(interpreted, tokens, vocabulary, top_k, block):
 
 
 def no_worse(changes: dict, dtype: torch.dtype) -> None:
-    triton, plain = errors(Case(**changes), dtype, kernel="triton")
-    # The interpreter cuts bfloat16 off where the hardware rounds; that it does is asked of the compiled form below.
+    triton, reference = errors(Case(**changes), dtype, kernel="triton")
+    # The interpreter truncates to bfloat16 and the hardware rounds; the test of the compiled form checks the rounding.
     slack = 2.0 if dtype == torch.bfloat16 else 1.1
-    assert triton <= slack * plain + 10 * torch.finfo(torch.float32).eps, (triton, plain)
+    assert triton <= slack * reference + 10 * torch.finfo(torch.float32).eps, (triton, reference)
     assert triton < (1e-4 if dtype == torch.float32 else 0.2)
 
 
@@ -113,7 +112,7 @@ def no_worse(changes: dict, dtype: torch.dtype) -> None:
         ("trained, softcap, bias", torch.bfloat16),
     ],
 )
-def test_no_worse_than_the_plain_form_in_its_dtype(interpreted, head, dtype):
+def test_no_less_accurate_than_the_reference_form_in_the_same_dtype(interpreted, head, dtype):
     interpreted(no_worse, {"tokens": 7, "hidden": 40, "vocabulary": 907, **HEADS[head]}, dtype, block=256)
 
 
@@ -134,7 +133,7 @@ def extreme() -> None:
 
 
 @needs_triton
-def test_extreme_logits_stay_finite_and_what_is_not_becomes_nan(interpreted):
+def test_extreme_logits_stay_finite_and_nan_stays_nan(interpreted):
     interpreted(extreme)
 
 
@@ -143,22 +142,20 @@ def ruled_out(count: int) -> None:
     others = [i for i in range(50) if i not in case.labels_M.tolist()]
     case.bias_V[others[:count]] = -torch.inf
     options = {"spectral": 0.0, "top_k": 9}
-    assert_same(case, case.fused(kernel="triton", **options), case.plain(**options))
+    assert_same(case, case.fused(kernel="triton", **options), case.reference(**options))
 
 
 @needs_triton
 @pytest.mark.parametrize("count", [9, 46])  # 46 leaves fewer than K
-def test_a_token_the_bias_rules_out_costs_nothing(interpreted, count):
+def test_a_token_with_bias_minus_infinity_has_no_effect(interpreted, count):
     interpreted(ruled_out, count, block=16)
 
 
 def ties(top_k: int) -> None:
-    """Which of several equals is taken is nobody's matter; that it is K of them is."""
-    from balora.losses.triton_token_terms import token_terms_of_products_
-
+    """Any K of several equal scores may be taken, but exactly K."""
     generator = torch.Generator().manual_seed(0)
     logits_mV = torch.randint(0, 3, (2, 61), generator=generator).float()
-    labels_m, terms = torch.zeros(2, dtype=torch.long), TokenTerms(diversity=1.0, top_k=top_k)
+    labels_m, terms = torch.zeros(2, dtype=torch.long), LossTerms(diversity=1.0, top_k=top_k)
     fast_mV, torch_mV, values_3m, expected_3m = (
         logits_mV.clone(),
         logits_mV.clone(),
@@ -166,24 +163,26 @@ def ties(top_k: int) -> None:
         torch.zeros(3, 2),
     )
     head = LinearHead(torch.zeros(61, 1))
-    token_terms_of_products_(fast_mV, None, head, None, labels_m, terms, values_3m, True)
-    token_terms_(torch_mV, None, labels_m, terms, expected_3m, True)
+    triton_token_terms.token_terms_of_products_(fast_mV, None, head, None, labels_m, terms, values_3m, True)
+    token_terms_(torch_mV, None, labels_m, terms, None, expected_3m, True)
     torch.testing.assert_close(values_3m, expected_3m)
-    plain_mV = logits_mV.softmax(dim=-1).index_add(1, labels_m[:1], -torch.ones(2, 1))
-    slope_mV = fast_mV - plain_mV
+    without_diversity_mV = logits_mV.softmax(dim=-1).index_add(1, labels_m[:1], -torch.ones(2, 1))
+    slope_mV = fast_mV - without_diversity_mV
     assert ((slope_mV.abs() > 1e-5).sum(dim=1) == top_k).all()
-    torch.testing.assert_close(slope_mV.sort().values, (torch_mV - plain_mV).sort().values, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        slope_mV.sort().values, (torch_mV - without_diversity_mV).sort().values, rtol=1e-4, atol=1e-6
+    )
 
 
 @needs_triton
 @pytest.mark.parametrize("top_k", [27, 45])
-def test_of_equals_exactly_k_are_taken(interpreted, top_k):
+def test_exactly_k_of_several_equal_scores_are_taken(interpreted, top_k):
     interpreted(ties, top_k, block=16)
 
 
 def unrecorded() -> None:
     case = Case(tokens=4)
-    expected = case.plain()
+    expected = case.reference()
     with torch.no_grad():
         parts = case.fused(kernel="triton")
     assert not parts.loss.requires_grad
@@ -202,7 +201,7 @@ def teachers() -> None:
     case = Case(tokens=6)
     mask_M = torch.arange(6) % 3 != 0
     options = {"spectral": 0.0, "consistency_mask_M": mask_M}
-    assert_same(case, case.fused(kernel="triton", **options), case.plain(**options))
+    assert_same(case, case.fused(kernel="triton", **options), case.reference(**options))
     memory = TopKTeacher.of(case.teacher_MD, LinearHead(case.head_VD), top_k=9, temperature=2.0)
     case.teacher_MD = None
     parts, expected = (case.fused(kernel=name, topk_teacher=memory) for name in ("triton", "torch"))
@@ -210,7 +209,7 @@ def teachers() -> None:
 
 
 @needs_triton
-def test_a_mask_for_the_teacher_and_one_that_is_remembered(interpreted):
+def test_consistency_mask_and_topk_teacher(interpreted):
     interpreted(teachers)
 
 
@@ -226,33 +225,31 @@ SIGNATURE = {"labels": "*i64", "values_stride": "i32", "width": "i32"}
         ("fp32", {"TEACHER": False, "teacher": "constexpr", "TOP_K": 0}),
         ("fp64", {}),
     ],
-    ids=["paper", "all", "task", "float64"],  # float64 is for checking: let it spill a little
+    ids=["paper", "all", "task", "float64"],  # float64 is for tests only, so it may spill a little
 )
 def test_compiles_for_hopper_without_spilling(dtype, changes, tmp_path, monkeypatch):
-    """What only the compiler checks (types that change in a loop), and whether what a row keeps fits the registers."""
+    """Check what only the compiler sees: types that change in a loop, and whether a row's values fit the registers."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     import triton
     import triton.language as tl
 
-    from balora.losses import triton_token_terms as triton_terms
-
-    if triton_terms.INTERPRETED:
+    if triton_token_terms.INTERPRETED:
         pytest.skip("TRITON_INTERPRET=1 is set: there is nothing to compile")
     wide = "fp64" if dtype == "fp64" else "fp32"
     constants = {"TEACHER": True, "TOP_K": 20, "SOFTCAP": False, "SQUARE": True, "GRADIENT": True, "BLOCKS": 32}
-    constants |= {"BLOCK": triton_terms.BLOCK, "ACC": tl.float64 if wide == "fp64" else tl.float32, **changes}
+    constants |= {"BLOCK": triton_token_terms.BLOCK, "ACC": tl.float64 if wide == "fp64" else tl.float32, **changes}
     types = {**SIGNATURE, "student": f"*{dtype}", "teacher": f"*{dtype}", "values": f"*{wide}"}
     types |= {"bias": "constexpr", "teacher_bias": "constexpr", **changes}
     signature = {
         p.name: "constexpr" if p.is_constexpr else types.get(p.name, p.annotation_type)
-        for p in triton_terms._row.params
+        for p in triton_token_terms._row.params
     }
     constants = {name: constants.get(name) for name, kind in signature.items() if kind == "constexpr"}
     aligned = [name in ("student", "teacher", "bias", "teacher_bias", "width") for name in signature]
     facts = {(i,): [["tt.divisibility", 16]] for i, known in enumerate(aligned) if known}
-    source = triton.compiler.ASTSource(triton_terms._row, signature, constants, facts)
+    source = triton.compiler.ASTSource(triton_token_terms._row, signature, constants, facts)
     target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": triton_terms.WARPS})
+    compiled = triton.compile(source, target=target, options={"num_warps": triton_token_terms.WARPS})
     (tmp_path / "row.ptx").write_text(compiled.asm["ptx"])
     assert dtype != "bf16" or "cvt.rn.bf16" in compiled.asm["ptx"]
     assert "ld.global.v4" in compiled.asm["ptx"] or dtype == "fp64"  # 16 bytes at a time
@@ -279,52 +276,57 @@ def same_every_time(device: str, vocabulary: int, consistency: float, times: int
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("vocabulary", [32_000, 50_257])
 @pytest.mark.parametrize("consistency", [0.0, 0.7])
-def test_on_a_gpu_it_is_the_torch_form_and_the_same_every_time(vocabulary, consistency):
-    """What the interpreter cannot show: threads that do not wait for each other."""
+def test_on_a_gpu_it_equals_the_torch_form_and_is_deterministic(vocabulary, consistency):
+    """Check what the interpreter cannot show: races between threads."""
     same_every_time("cuda", vocabulary, consistency, 50)
 
 
-def _ask(**options) -> None:
+def _compute(**options) -> None:
     hidden = torch.ones(3, 4)
     generation_loss(hidden, torch.tensor([0, 1, 2]), torch.ones(6, 4), hidden, **WEIGHTS, top_k=3, **options)
 
 
 @needs_triton
 def test_refuses_a_device_it_cannot_run_on():
-    from balora.losses import triton_token_terms as triton_terms
-
-    if triton_terms.INTERPRETED:
+    if triton_token_terms.INTERPRETED:
         pytest.skip("TRITON_INTERPRET=1 is set: it can run")
     with pytest.raises(BALoraError, match=r"needs a CUDA device, or TRITON_INTERPRET=1.*on cpu; pass kernel='torch'"):
-        _ask(kernel="triton")
+        _compute(kernel="triton")
 
 
 @needs_triton
-def test_the_default_is_one_line_and_falls_back_where_triton_is_missing(monkeypatch):
+def test_the_default_kernel_is_one_line():
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    monkeypatch.setattr(kernel, "ON_CUDA", "torch")
-    assert (kernel.chosen(None, cuda), kernel.chosen("triton", cuda)) == ("torch", "triton")
-    monkeypatch.setattr(kernel, "ON_CUDA", "triton")
-    assert [kernel.chosen(None, cuda), kernel.chosen(None, cpu), kernel.chosen("torch", cuda)] == [
-        "triton",
-        "torch",
-        "torch",
-    ]
-    _forget_triton(monkeypatch)
-    assert kernel.chosen(None, cuda) == "torch"
+    choose = triton_token_terms.choose_kernel
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_token_terms, "ON_CUDA", "torch")
+        assert (choose(None, cuda), choose("triton", cuda)) == ("torch", "triton")
+        patch.setattr(triton_token_terms, "ON_CUDA", "triton")
+        assert [choose(None, cuda), choose(None, cpu), choose("torch", cuda)] == ["triton", "torch", "torch"]
 
 
-def _forget_triton(monkeypatch) -> None:
-    monkeypatch.delitem(sys.modules, "balora.losses.triton_token_terms", raising=False)
-    monkeypatch.delattr("balora.losses.triton_token_terms", raising=False)
+@pytest.fixture
+def without_triton(monkeypatch):
+    """Import the module again as on a machine without Triton."""
     monkeypatch.setitem(sys.modules, "triton", None)
+    spec = importlib.util.spec_from_file_location("without_triton", triton_token_terms.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name in ("choose_kernel", "kernel_problems"):
+        for user in (chunked, generation):
+            monkeypatch.setattr(user, name, getattr(module, name), raising=False)
+    return module
 
 
-def test_refuses_where_triton_is_missing_and_a_name_it_does_not_know(monkeypatch):
-    _forget_triton(monkeypatch)
+def test_without_triton_the_default_is_torch_and_a_request_is_refused(without_triton, monkeypatch):
+    monkeypatch.setattr(without_triton, "ON_CUDA", "triton")
+    assert without_triton.choose_kernel(None, torch.device("cuda")) == "torch"
     with pytest.raises(BALoraError, match=r"needs Triton, which cannot be imported .*; pass kernel='torch'"):
-        _ask(kernel="triton")
+        _compute(kernel="triton")
+    _compute()
+    _compute(kernel="torch")
+
+
+def test_refuses_an_unknown_kernel():
     with pytest.raises(BALoraError, match="kernel must be 'torch' or 'triton', or None for the default, and it is 'c'"):
-        _ask(kernel="c")
-    _ask()
-    _ask(kernel="torch")
+        _compute(kernel="c")

@@ -2,9 +2,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+import balora
 from balora import BALoraError, RegularizationConfig
 from balora.schedules import SCHEDULES
 
@@ -27,7 +32,7 @@ def test_the_papers_values_for_classification():
     assert config.batch_statistics == "local"
 
 
-def test_changes_go_over_the_papers_values():
+def test_changes_replace_the_papers_values():
     config = RegularizationConfig.for_classification(spectral=0.0, teacher_head="probe")
     assert (config.spectral, config.consistency, config.teacher_head) == (0.0, 0.15, "probe")
 
@@ -46,7 +51,7 @@ def test_it_is_frozen_and_takes_keywords_only():
         RegularizationConfig(0.025)
 
 
-def test_dictionary_there_and_back():
+def test_to_dict_and_from_dict_are_inverse():
     config = RegularizationConfig(consistency=0.3, focus_schedule="linear_warmup", variance=0.1)
     assert RegularizationConfig.from_dict(config.to_dict()) == config
 
@@ -107,17 +112,17 @@ def test_a_value_out_of_range_is_refused_by_its_name_and_value(name, value):
         ("temperature", 1e-3),
     ],
 )
-def test_the_edge_of_a_range_is_inside(name, value):
+def test_the_limit_of_a_range_is_allowed(name, value):
     assert getattr(RegularizationConfig(**{name: value}), name) == value
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_every_schedule_there_is_can_be_chosen(schedule):
+def test_every_schedule_can_be_chosen(schedule):
     assert RegularizationConfig(consistency_schedule=schedule, focus_schedule=schedule).focus_schedule == schedule
 
 
 def test_a_misspelt_choice_names_the_choices_and_the_nearest():
-    with pytest.raises(BALoraError, match=r"is one of initial, probe, not 'prob'\. Did you mean 'probe'\?"):
+    with pytest.raises(BALoraError, match=r"must be one of initial, probe, not 'prob'\. Did you mean 'probe'\?"):
         RegularizationConfig(teacher_head="prob")
 
 
@@ -128,3 +133,9 @@ def test_all_problems_come_in_one_error():
     assert "4 problems" in message
     for name in ("consistency", "temperature", "top_k", "spectral_target"):
         assert f"regularization.{name} " in message
+
+
+def test_reading_the_settings_does_not_import_torch():
+    code = "import sys; from balora.regularization import RegularizationConfig as C; C(); assert 'torch' not in sys.modules"
+    environment = {**os.environ, "PYTHONPATH": str(Path(balora.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)

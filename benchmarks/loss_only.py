@@ -1,11 +1,11 @@
-"""The loss alone, forward and backward, in both its forms and beside its floor: a part of `gpu.py`, which decides between them.
+"""Measure the loss without the model, forward and backward: torch form, Triton form and lower bound. A part of `gpu.py`.
 
-The floor of the token terms is their three products with the head (student, teacher, gradient), each in one piece and
-nothing between them: a kernel that fused all the rest for nothing would still take that long. So ``tokens`` over
-``products`` bounds what such a kernel could win. ``copy`` is the traffic that the torch form cannot avoid: both sides'
-float32 logits written and read once.
+The lower bound of the token terms is the time of their three products with the head (student, teacher, gradient), each in
+one piece and nothing between them: a perfect kernel would still need it. So ``tokens`` over ``products`` is the largest
+speed-up that a kernel can reach. ``copy`` is the memory traffic that the torch form cannot avoid: float32 logits of student
+and teacher, written and read once.
 
-The Triton form is measured where it can run: on a GPU, or anywhere with TRITON_INTERPRET=1, to try the script.
+The Triton form is measured on a GPU, or anywhere with TRITON_INTERPRET=1, to try the script.
 """
 
 from __future__ import annotations
@@ -15,40 +15,40 @@ from collections.abc import Callable
 
 import torch
 
-from balora.losses import SpectralBasis, generation_loss
-from balora.losses.kernel import Kernel, wrong_kernel
+from balora.losses import SpectralBasis, generation_loss, triton_token_terms
+from balora.losses.triton_token_terms import Kernel, kernel_problems
 from reference import CONSISTENCY, DIVERSITY, SPECTRAL, SPECTRAL_RANK, TEMPERATURE, TOP_K
-from rows import Rows, ratios, summary
+from result_rows import Rows, ratios, summary
 from shapes import Shape
 
 REPEATS = 5
-"""Calls to a measurement: one alone is a few milliseconds on a GPU."""
+"""Calls of a measurement; a single one takes a few milliseconds on a GPU."""
 LAUNCHES = ((512, 4), (1024, 4), (1024, 8), (2048, 4), (2048, 8), (4096, 8))
-"""Lanes and warps to a row of the Triton form that are tried beside its own: it was written without a GPU."""
+"""Lanes and warps of a row that are tried beside the kernel's own, which were chosen without a GPU."""
 
 
 def measure(rows: Rows, shape: Shape, rounds: int, device: str) -> None:
-    """Write a row with the seconds of each, their ratios, and the rates of the products and the copy.
+    """Write a row with the seconds of each part, their ratios, and the rates of the products and the copy.
 
-    ``triton`` is None where there is no GPU, why it cannot run where there is one, and else how far the two forms differ,
-    the ratios of their times and the seconds of ``tokens`` by lanes and warps.
+    ``triton`` in the row is None without a GPU. If the Triton form cannot run on the GPU, it has the reason. Otherwise it
+    has the differences of the two forms, the ratios of their times and the seconds of ``tokens`` by lanes and warps.
     """
     calls, flops, moved = _calls(shape, device)
     compared = [name for name in calls if f"{name}, triton" in calls]
     triton: dict[str, object] | None = None
     try:
         triton = {"differences": _differences(calls)} if compared else None
-    except Exception as error:  # no GPU has compiled it so far: the rest is to be measured all the same
+    except Exception as error:  # measure the rest even if the kernel does not compile
         triton = {"failed": f"{type(error).__name__}: {error}"}
         calls = {name: call for name, call in calls.items() if not name.endswith("triton")}
         compared = []
     if device == "cuda" and triton is None:
-        triton = {"failed": " ".join(wrong_kernel("triton", torch.device(device)))}
+        triton = {"failed": " ".join(kernel_problems("triton", torch.device(device)))}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds + 1):
         for name, call in calls.items():
             found = _seconds(call, device)
-            if turn:  # the first warms
+            if turn:  # the first round is a warm-up
                 seconds[name].append(found)
     if compared:
         triton["torch_over_triton"] = {n: ratios(seconds[n], seconds[f"{n}, triton"]) for n in compared}
@@ -73,27 +73,25 @@ def _seconds(call: Callable[[], object], device: str) -> float:
 
 
 def _differences(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Of the Triton form's loss and gradient from the torch form's, as shares of these."""
+    """Return the relative differences of the Triton form's loss and gradient from the torch form's."""
     pairs = zip(calls["tokens, triton"](), calls["tokens"](), strict=True)
     value, gradient = (float((a.double() - b.double()).norm() / b.double().norm()) for a, b in pairs)
     return {"loss": value, "gradient": gradient}
 
 
 def _launches(call: Callable[[], object], device: str) -> dict[str, float]:
-    """Seconds by lanes and warps, the better of two measurements: a form that loses may only be launched badly."""
-    from balora.losses import triton_token_terms as triton_terms
-
-    own, found = (triton_terms.BLOCK, triton_terms.WARPS), {}
+    """Return seconds by lanes and warps, the better of two measurements: other numbers may be faster."""
+    own, found = (triton_token_terms.BLOCK, triton_token_terms.WARPS), {}
     for block, warps in LAUNCHES:
-        triton_terms.BLOCK, triton_terms.WARPS = block, warps
+        triton_token_terms.BLOCK, triton_token_terms.WARPS = block, warps
         call()  # compiles
         found[f"{block} / {warps}"] = min(_seconds(call, device) for _ in range(2))
-    triton_terms.BLOCK, triton_terms.WARPS = own
+    triton_token_terms.BLOCK, triton_token_terms.WARPS = own
     return found
 
 
 def _calls(shape: Shape, device: str) -> tuple[dict[str, Callable[[], object]], float, float]:
-    """What is measured by name, the floating-point operations of the products and the bytes of the copy."""
+    """Return the measured functions by name, the floating-point operations of the products and the bytes of the copy."""
     dtype = getattr(torch, shape.dtype)
     tokens = shape.batch * (shape.length - int(shape.prompt * shape.length))
     generator = torch.Generator(device).manual_seed(0)
@@ -128,7 +126,7 @@ def _calls(shape: Shape, device: str) -> tuple[dict[str, Callable[[], object]], 
         "products": products,
         "copy": lambda: other_MV.copy_(logits_MV),
     }
-    if not wrong_kernel("triton", torch.device(device)):
+    if not kernel_problems("triton", torch.device(device)):
         calls |= {
             "all, triton": lambda: loss(SPECTRAL, "triton"),
             "tokens, triton": lambda: loss(0.0, "triton"),

@@ -1,4 +1,4 @@
-"""What the rows of `phases.py` and of the loss alone say, as tables: why a target is missed, and what could be won."""
+"""Tables of the rows of `phases.py`, of the loss alone and of counted memory, for docs/cost.md."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 Row = Mapping[str, Any]
 WORTH = 1.3
-"""What the Triton form has to win in the whole loss to be the default."""
+"""Speed-up of the loss, spectral term included, that makes the Triton form the default."""
 
 
 def phases_table(rows: Sequence[Row], names: Mapping[str, str]) -> str:
-    """Seconds and share of each phase in each variant, and what follows from the floor.
+    """Return seconds and fraction of each phase in each variant, and the lower bound of a step's time.
 
     Args:
-        rows: Of `phases.py`.
-        names: Of the variants, as readers know them.
+        rows: Rows of `phases.py`.
+        names: Readable names of the variants.
     """
     variants = [row for row in rows if row["kind"] == "phases"]
     if not variants:
@@ -31,23 +31,23 @@ def phases_table(rows: Sequence[Row], names: Mapping[str, str]) -> str:
     lines += [
         "",
         f"If every term were free, a step with the teacher would take {floor['seconds']:.2f} seconds: a step without "
-        f"regularizers and the teacher's way to its hidden states. Ours takes {floor['online_over_floor']:.2f} times that, the "
-        f"plain reading {floor['reference_over_floor']:.2f} times, which is what the ratio of the two could be at most on this "
-        "machine without a faster model or a teacher that is remembered.",
+        f"regularizers, and the teacher's forward to its hidden states. balora takes {floor['online_over_floor']:.2f} times that, "
+        f"the plain reading {floor['reference_over_floor']:.2f} times. So on this machine the ratio of the two can be at most "
+        f"{floor['reference_over_floor']:.2f}, unless the model is faster or the teacher is cached.",
     ]
     return "\n".join(lines)
 
 
 def loss_table(rows: Sequence[Row]) -> str:
-    """The loss alone, torch's form and Triton's, beside its floor, on a GPU.
+    """Return the times of the loss alone on a GPU: torch form, Triton form and lower bound.
 
     Args:
-        rows: Those of kind ``loss``.
+        rows: Rows of kind ``loss``.
     """
     if not rows:
         return (
-            "Not decided: no GPU has been available. `python benchmarks/gpu.py --parts loss` on one measures both forms in a "
-            "minute, `make bench-report` fills in this table."
+            "Not decided: no GPU has been available. On one, `python benchmarks/gpu.py --parts loss` measures both forms in a "
+            "minute, and `make bench-report` fills in this table."
         )
     head = ["shape", "loss, ms", "with Triton, ms", f"torch / Triton, {WORTH} wanted", "without the spectrum, ms",
             "with Triton, ms", "torch / Triton", "its three products, ms", "Tflop/s of these",
@@ -76,14 +76,14 @@ def loss_table(rows: Sequence[Row]) -> str:
 
 
 def counted_table(rows: Sequence[Row], names: Mapping[str, str]) -> str:
-    """Peaks of a step that were counted on the meta device.
+    """Return the peak memory of a step, as counted on the meta device.
 
     Args:
-        rows: Of `counted.py`.
-        names: Of the variants, as readers know them.
+        rows: Rows of `meta_counts.py`.
+        names: Readable names of the variants.
     """
     if not rows:
-        return "No rows yet: `python benchmarks/counted.py` writes them."
+        return "No rows yet: `python benchmarks/meta_counts.py` writes them."
     head = [
         "shape",
         "checkpointing",
@@ -97,7 +97,7 @@ def counted_table(rows: Sequence[Row], names: Mapping[str, str]) -> str:
     lines = [_line(head), _line(["---"] * len(head))]
     for row in rows:
         shape, phases = row["shape"], row["phases"]
-        sizes = (f"{row[key] / 1024:.1f}" for key in ("loaded_mib", "held_mib", "peak_mib"))
+        sizes = (f"{row[key] / 1024:.1f}" for key in ("loaded_mib", "held_mib", "peak_mib"))  # held: between steps
         checkpointing = "yes" if shape["checkpointing"] else "no"
         where, over = max(phases, key=phases.__getitem__), f"{row['over_stock']:.3f}"
         lines.append(_line([shape["name"], checkpointing, names[row["variant"]], *sizes, where, over]))
