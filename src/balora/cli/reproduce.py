@@ -83,7 +83,7 @@ def reproduce(
         experiment=experiment,
         scale=scale.value,
         output=output or Path("results") / f"{name}-{scale.value}",
-        places=experiments.Places(shared=shared, recipes=recipes, judge=judge),
+        paths=experiments.Paths(shared=shared, recipes=recipes, judge=judge),
         seeds=comparison.parse_seeds(listed(seeds)),
         overrides=overrides or [],
     )
@@ -91,7 +91,7 @@ def reproduce(
         for line in experiments.dry_run(request):
             typer.echo(line)
         return
-    if experiment.alone and jobs != 1:
+    if experiment.measures_time and jobs != 1:
         typer.echo(f"{name} measures time: its runs go one after the other{', not as --jobs says' if jobs else ''}.")
         jobs = 1
     maker = comparison.RayEngine(jobs) if engine is Engine.ray else comparison.LocalEngine(jobs or 1)
