@@ -12,6 +12,6 @@ def quickstart(
     output: Annotated[Path, typer.Option(help="The folder to write.")] = Path("quickstart"),
 ) -> None:
     """Fine-tune the packaged model with LoRA, PiSSA and BA-LoRA on a small noisy task, and show what was measured."""
-    from balora.experiments.quickstart.pipeline import tell
+    from balora.experiments.quickstart.pipeline import run_quickstart
 
-    tell(output, say=typer.echo)
+    run_quickstart(output, say=typer.echo)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from balora.config.yaml_loader import read_config
 from balora.experiments.compare import Variant
+from balora.experiments.quickstart import model_directory
 from balora.experiments.reproduce import EXPERIMENTS, Paths, Request, Study, noisier_model, reproduce
 from balora.experiments.reproduce.preparation import SIMILARITY_CLASSES
 from balora.experiments.reproduce.variants import NO_TERMS, OURS, PRINTED
@@ -30,6 +33,30 @@ def test_every_declared_run_has_a_valid_config(name: str, scale: str):
     directories = [cell.folder for study in asked.studies for cell in asked.cells(study)]
     assert len(directories) == len(set(directories)) >= 12
     assert all(study.baseline in {variant.name for variant in study.variants} for study in asked.studies)
+
+
+DECLARED = {
+    "table1": "da72eb83890f", "table2": "bd10e105f0f5", "table3": "3a9dc3f28f86", "table4": "a1dd6cae9e33",
+    "table5": "5c5c4e5e3e04", "table10": "9d9bf540f187", "figure2": "90ecb88d22be", "figure3": "02b037dc1400",
+    "figure4": "137fcef10c97", "figure5": "4a8d8fcbf839", "figure6": "9d7f3f6e1119", "table4-flawed": "1d9f18e7b62f",
+    "fitted-head": "79c1eebed2f4",
+}  # fmt: skip
+"""Digests of the small scale's studies. An interrupted experiment can be continued only while its studies do not change."""
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_studies_of_the_small_scale_are_those_of_the_published_results(name: str):
+    asked = dataclasses.replace(request(name, "small"), paths=Paths(shared=Path("shared")))
+    declared = []
+    for study in asked.studies:
+        variants = [[v.name, v.method, v.regularized, list(v.overrides)] for v in study.variants]
+        plan = asked.evaluation(study)
+        evaluation = plan and [list(plan.tasks), dict(plan.options)]
+        axes = {key: list(values) for key, values in study.axes.items()}
+        declared.append([study.name, asked.config(study), variants, study.baseline, axes, evaluation])
+    text = json.dumps(declared, sort_keys=True)
+    text = text.replace(str(model_directory()), "QUICKSTART").replace(asked.paths.minilm, "MINILM")
+    assert hashlib.sha256(text.encode()).hexdigest()[:12] == DECLARED[name]
 
 
 def test_every_experiment_has_its_texts_and_they_state_the_declared_numbers():

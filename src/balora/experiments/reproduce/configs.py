@@ -15,7 +15,7 @@ from typing import Any
 from balora.config.yaml_loader import read_config
 from balora.errors import BALoraError
 from balora.experiments.compare import EvaluationPlan
-from balora.experiments.quickstart import model_folder
+from balora.experiments.quickstart import model_directory
 from balora.experiments.reproduce.experiment import Config
 from balora.experiments.reproduce.paths import Paths
 from balora.experiments.reproduce.preparation import SIMILARITY_CLASSES
@@ -162,7 +162,7 @@ def _quickstart(paths: Paths) -> dict[str, Any]:
     files = {"train": str(paths.prepared / "train.jsonl"), "eval": str(paths.prepared / "test.jsonl")}
     columns = {"prompt": "prompt", "response": "response", "prompt_template": "{prompt}"}
     data = {**files, "subsample": 1280, **columns, "max_length": 64}
-    return _run(str(model_folder()), "generation", data, 16, 2.0e-3, "cosine")
+    return _run(str(model_directory()), "generation", data, 16, 2.0e-3, "cosine")
 
 
 _BY_LENGTH = {"train_sampling_strategy": "group_by_length"}
