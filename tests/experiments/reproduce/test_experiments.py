@@ -15,6 +15,7 @@ from balora.experiments.compare import Variant
 from balora.experiments.quickstart import model_directory
 from balora.experiments.reproduce import EXPERIMENTS, Paths, Request, Study, noisier_model, reproduce
 from balora.experiments.reproduce.preparation import SIMILARITY_CLASSES
+from balora.experiments.reproduce.run import render_page
 from balora.experiments.reproduce.variants import NO_TERMS, OURS, PRINTED
 from comparisons import InProcessEngine, made_up
 
@@ -139,9 +140,9 @@ def test_our_terms_are_also_compared_with_their_own_fitted_head():
     study = EXPERIMENTS["table4"].small[0]
     _, text, *_ = EXPERIMENTS["table4"].render([study], {study.name: made_up(values, NO_TERMS)}, Path())
     to_pissa, to_head = text.splitlines()
-    assert "better: ours: none (+0.1000" in to_pissa
-    assert r"ours: C (+0.0500\*)" in to_pissa
-    assert "compared with ours: none: better: none; worse: ours: C (-0.0500" in to_head
+    assert "better: `ours: none` (+0.1000" in to_pissa
+    assert r"`ours: C` (+0.0500\*)" in to_pissa
+    assert "compared with `ours: none`: better: none; worse: `ours: C` (-0.0500" in to_head
 
 
 def test_each_row_of_fitted_head_is_compared_with_its_own_kind():
@@ -195,15 +196,13 @@ def test_an_experiment_runs_and_leaves_its_page(config: Path, tmp_path: Path):
     assert "Of the paper:" not in again
 
 
-def test_a_page_says_what_to_do_then_the_numbers_then_the_doubts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from balora.experiments.reproduce.run import render_page
-
+def test_a_page_says_what_to_do_then_the_numbers_then_the_doubts():
     asked = request("table4", "small")
     study = asked.studies[0]
     values = {NO_TERMS: (0.7, 0.71), "ours: none": (0.8, 0.81)}
     text = render_page(asked, {study.name: made_up(values, NO_TERMS)})
     order = [
-        "Compare each row called ours",
+        "Compare the row of each term",
         "## Findings",
         "## Scores",
         "bootstrap interval is too narrow",

@@ -9,7 +9,7 @@ Shapes: N continuations, B rows in a batch, L tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -60,12 +60,12 @@ def continuation_logprobs(
         N sums of the continuations' token log-probabilities, float32, in nats, at most 0. The end of the sentence after the
         continuation is not scored.
     """
-    prefixes: list[list[int]] = tokenizer([prefix for prefix, _ in pairs])["input_ids"]
-    endings: list[list[int]] = tokenizer([ending for _, ending in pairs], add_special_tokens=False)["input_ids"]
+    prefix_ids = _tokenize(tokenizer, (prefix for prefix, _ in pairs))
+    ending_ids = _tokenize(tokenizer, (ending for _, ending in pairs), add_special_tokens=False)
     # Continuations that differ in their last token alone, such as most values of a relation, share one row of input.
     pairs_by_row: dict[tuple[int, ...], list[int]] = {}
-    for pair, (prefix, ending) in enumerate(zip(prefixes, endings, strict=True)):
-        pairs_by_row.setdefault((*prefix, *ending[:-1]), []).append(pair)
+    for pair, (prefix, ending) in enumerate(pairs):
+        pairs_by_row.setdefault((*prefix_ids[prefix], *ending_ids[ending][:-1]), []).append(pair)
     was_training = model.training
     model.eval()
     logprobs_N = torch.zeros(len(pairs))
@@ -77,10 +77,16 @@ def continuation_logprobs(
         scores_BLV = model(input_ids=ids_BL.to(model.device)).logits.float().log_softmax(-1).cpu()
         for scores_LV, row in zip(scores_BLV, batch, strict=True):
             for pair in pairs_by_row[row]:
-                ending = endings[pair]
-                logprobs_N[pair] = scores_LV[range(len(row) - len(ending), len(row)), ending].sum()
+                ids = ending_ids[pairs[pair][1]]
+                logprobs_N[pair] = scores_LV[range(len(row) - len(ids), len(row)), ids].sum()
     model.train(was_training)
     return logprobs_N
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], **options: bool) -> dict[str, list[int]]:
+    """Return the token ids of each distinct text."""
+    distinct = list(dict.fromkeys(texts))
+    return dict(zip(distinct, tokenizer(distinct, **options)["input_ids"], strict=True))
 
 
 def probe_biases(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> BiasProbes:

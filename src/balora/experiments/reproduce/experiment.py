@@ -23,7 +23,7 @@ SEEDS = (42, 1024, 2024)
 """Seeds of the paper."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Study:
     """One comparison of an experiment."""
 
@@ -32,6 +32,7 @@ class Study:
     title: str
     config: Config
     variants: Sequence[Variant]
+    _: dataclasses.KW_ONLY
     baseline: str | None = "pissa"
     score: str = "loss"
     """Score that the experiment is about."""

@@ -22,20 +22,20 @@ FIGURE2 = declare(
     "figure2",
     small=[
         Study(
-            name="gsm8k",
-            title=_SMALL_GSM8K,
-            config=small("gsm8k", data={"subsample": 640}, method=_ALPHA_IS_RANK, training={"logging_steps": 2}),
-            variants=v.LORA_PISSA_BALORA,
+            "gsm8k",
+            _SMALL_GSM8K,
+            small("gsm8k", data={"subsample": 640}, method=_ALPHA_IS_RANK, training={"logging_steps": 2}),
+            v.LORA_PISSA_BALORA,
             axes={RANK: [32, 8]},
             seconds=30.0,
         )
     ],
     paper=[
         Study(
-            name="metamathqa",
-            title=_LLAMA,
-            config=recipe("llama-2-7b/metamathqa", method=_ALPHA_IS_RANK, training={"logging_steps": 10}),
-            variants=v.LORA_PISSA_BALORA,
+            "metamathqa",
+            _LLAMA,
+            recipe("llama-2-7b/metamathqa", method=_ALPHA_IS_RANK, training={"logging_steps": 10}),
+            v.LORA_PISSA_BALORA,
             score="train_loss",
             axes={RANK: [128, 8]},
         )
@@ -48,10 +48,10 @@ FIGURE3 = declare(
     "figure3",
     small=[
         Study(
-            name=name,
-            title=title,
-            config=small("similarity", data=data),
-            variants=[*v.LORA_AT_RATE, v.FITTED_HEAD, v.ALL_TERMS],
+            name,
+            title,
+            small("similarity", data=data),
+            [*v.LORA_AT_RATE, v.FITTED_HEAD, v.ALL_TERMS],
             score="accuracy",
             seconds=40.0,
         )
@@ -88,15 +88,15 @@ _SMALL_WEIGHTS = _weights((0.0, 0.025, 0.1, 0.5, 2.5), (0.01, 1.0))
 FIGURE4 = declare(
     "figure4",
     small=[
-        Study(name="gsm8k", title=_SMALL_GSM8K, config=small("gsm8k"), variants=_SMALL_WEIGHTS, seconds=20.0),
-        Study(name="g2p", title=_SMALL_G2P, config=small("g2p"), variants=_SMALL_WEIGHTS, seconds=16.0),
+        Study("gsm8k", _SMALL_GSM8K, small("gsm8k"), _SMALL_WEIGHTS, seconds=20.0),
+        Study("g2p", _SMALL_G2P, small("g2p"), _SMALL_WEIGHTS, seconds=16.0),
     ],
     paper=[
         Study(
-            name="metamathqa",
-            title=_LLAMA,
-            config=recipe("llama-2-7b/metamathqa"),
-            variants=_weights((0.0, 0.005, 0.0125, 0.025, 0.05, 0.1), (0.01,)),
+            "metamathqa",
+            _LLAMA,
+            recipe("llama-2-7b/metamathqa"),
+            _weights((0.0, 0.005, 0.0125, 0.025, 0.05, 0.1), (0.01,)),
             score="gsm8k/accuracy",
             further=("math/accuracy",),
             evaluation=hub_tasks("gsm8k", "math"),
@@ -124,24 +124,16 @@ MODELS = {
 FIGURE5 = declare(
     "figure5",
     small=[
-        Study(
-            name="stories260k", title="stories260K, GSM8K", config=small("gsm8k"), variants=_PRECISIONS, seconds=20.0
-        ),
-        Study(name="bart-g2p", title="bart-g2p, phonemes", config=small("g2p"), variants=_PRECISIONS, seconds=16.0),
-        Study(
-            name="quickstart",
-            title="quickstart's Llama, its task",
-            config=small("quickstart"),
-            variants=_PRECISIONS,
-            seconds=20.0,
-        ),
+        Study("stories260k", "stories260K, GSM8K", small("gsm8k"), _PRECISIONS, seconds=20.0),
+        Study("bart-g2p", "bart-g2p, phonemes", small("g2p"), _PRECISIONS, seconds=16.0),
+        Study("quickstart", "quickstart's Llama, its task", small("quickstart"), _PRECISIONS, seconds=20.0),
     ],
     paper=[
         Study(
-            name=model,
-            title=title,
-            config=recipe(f"{model}/metamathqa-codefeedback"),
-            variants=_PRECISIONS,
+            model,
+            title,
+            recipe(f"{model}/metamathqa-codefeedback"),
+            _PRECISIONS,
             score="gsm8k/accuracy",
             further=("humaneval/pass@1",),
             evaluation=hub_tasks("gsm8k", "humaneval"),
@@ -175,10 +167,10 @@ FIGURE6 = declare(
             seconds=25.0,
         ),
         Study(
-            name="g2p",
-            title=_SMALL_G2P,
-            config=small("g2p", method=_ALPHA_IS_RANK),
-            variants=_and_full("1e-4"),
+            "g2p",
+            _SMALL_G2P,
+            small("g2p", method=_ALPHA_IS_RANK),
+            _and_full("1e-4"),
             baseline="full",
             axes={RANK: [1, 8, 64]},
             seconds=20.0,
@@ -186,10 +178,10 @@ FIGURE6 = declare(
     ],
     paper=[
         Study(
-            name=model,
-            title=f"{model} on MetaMathQA",
-            config=recipe(f"{model}/metamathqa", method=_ALPHA_IS_RANK),
-            variants=_and_full("2e-5"),
+            model,
+            f"{model} on MetaMathQA",
+            recipe(f"{model}/metamathqa", method=_ALPHA_IS_RANK),
+            _and_full("2e-5"),
             baseline="full",
             axes={RANK: [1, 2, 4, 8, 16, 32, 64, 128]},
         )

@@ -36,10 +36,10 @@ def _generation(variants: Sequence[Variant]) -> list[Study]:
     """Return the paper's benchmark of generation: a study for each training set, on LLaMA-2-7B."""
     return [
         Study(
-            name=data,
-            title=data,
-            config=recipe(f"llama-2-7b/{data}"),
-            variants=variants,
+            data,
+            data,
+            recipe(f"llama-2-7b/{data}"),
+            variants,
             score=scores[0],
             further=scores[1:],
             evaluation=hub_tasks(*(score.partition("/")[0] for score in scores)),
@@ -72,10 +72,10 @@ TABLE5 = declare(
     ],
     paper=[
         Study(
-            name="metamathqa",
-            title="LLaMA-2-7B on MetaMathQA",
-            config=recipe("llama-2-7b/metamathqa"),
-            variants=v.methods(*_COST_METHODS, rates={"full": "2e-5"}),
+            "metamathqa",
+            "LLaMA-2-7B on MetaMathQA",
+            recipe("llama-2-7b/metamathqa"),
+            v.methods(*_COST_METHODS, rates={"full": "2e-5"}),
             score="gsm8k/accuracy",
             evaluation=hub_tasks("gsm8k"),
         )

@@ -66,14 +66,7 @@ def _on_glue(
 TABLE2 = declare(
     "table2",
     small=[
-        Study(
-            name=task,
-            title=title,
-            config=small(task),
-            variants=[*v.LORA_AT_RATE, v.TABLE2_OURS],
-            score=GLUE_SCORES[task],
-            seconds=seconds,
-        )
+        Study(task, title, small(task), [*v.LORA_AT_RATE, v.TABLE2_OURS], score=GLUE_SCORES[task], seconds=seconds)
         for task, title, seconds in (
             ("cola", "CoLA", 30.0),
             ("rte", "RTE", 40.0),
@@ -89,10 +82,10 @@ TABLE3 = declare(
     "table3",
     small=[
         Study(
-            name=study_name(start, task),
-            title=f"{name}, {title}",
-            config=small(task, model=model, data=data),
-            variants=[*v.LORA_AT_RATE, v.FITTED_HEAD, v.ALL_TERMS],
+            study_name(start, task),
+            f"{name}, {title}",
+            small(task, model=model, data=data),
+            [*v.LORA_AT_RATE, v.FITTED_HEAD, v.ALL_TERMS],
             score=GLUE_SCORES[task],
             seconds=20.0,
         )
@@ -126,18 +119,11 @@ _terms = functools.partial(Study, baseline=v.NO_TERMS)
 TABLE4 = declare(
     "table4",
     small=[
-        _terms(
-            name="sst2",
-            title="SST-2",
-            config=small("sst2"),
-            variants=[*v.PRINTED, *v.OURS],
-            score="accuracy",
-            seconds=30.0,
-        ),
-        _terms(name="gsm8k", title="GSM8K", config=small("gsm8k"), variants=v.PRINTED, seconds=25.0),
+        _terms("sst2", "SST-2", small("sst2"), [*v.PRINTED, *v.OURS], score="accuracy", seconds=30.0),
+        _terms("gsm8k", "GSM8K", small("gsm8k"), v.PRINTED, seconds=25.0),
     ],
     paper=[
-        _terms(name="metamathqa", title=_LLAMA, config=recipe("llama-2-7b/metamathqa"), variants=v.PRINTED),
+        _terms("metamathqa", _LLAMA, recipe("llama-2-7b/metamathqa"), v.PRINTED),
         *_on_glue("deberta-v3-base", GLUE_SCORES, v.PRINTED, _DEBERTA, baseline=v.NO_TERMS),
     ],
     page=_TABLE4_PAGE,
@@ -148,49 +134,43 @@ TABLE4_FLAWED = declare(
     "table4-flawed",
     small=[
         _terms(
-            name="sst2-noise",
-            title="SST-2, 20 % of labels wrong",
-            config=small("sst2", data={"label_noise": 0.2}),
-            variants=_FLAWED,
+            "sst2-noise",
+            "SST-2, 20 % of labels wrong",
+            small("sst2", data={"label_noise": 0.2}),
+            _FLAWED,
             score="accuracy",
             seconds=30.0,
         ),
         _terms(
-            name="sst2-imbalance",
-            title="SST-2, negatives 10 times rarer",
-            config=small("sst2", data=_RARE_NEGATIVES),
-            variants=_FLAWED,
+            "sst2-imbalance",
+            "SST-2, negatives 10 times rarer",
+            small("sst2", data=_RARE_NEGATIVES),
+            _FLAWED,
             score="f1_macro",
             seconds=30.0,
         ),
-        _terms(
-            name="g2p-noise",
-            title="Words to phonemes, 20 % of answers swapped",
-            config=small("g2p"),
-            variants=v.PRINTED_ALONE,
-            seconds=25.0,
-        ),
+        _terms("g2p-noise", "Words to phonemes, 20 % of answers swapped", small("g2p"), v.PRINTED_ALONE, seconds=25.0),
     ],
     paper=[
         _terms(
-            name="sst2-noise",
-            title="DeBERTa-v3-base on SST-2, 20 % of labels wrong",
-            config=recipe("deberta-v3-base/sst2", data={"label_noise": 0.2}),
-            variants=_FLAWED,
+            "sst2-noise",
+            "DeBERTa-v3-base on SST-2, 20 % of labels wrong",
+            recipe("deberta-v3-base/sst2", data={"label_noise": 0.2}),
+            _FLAWED,
             score="accuracy",
         ),
         _terms(
-            name="sst2-imbalance",
-            title="DeBERTa-v3-base on SST-2, negatives 10 times rarer",
-            config=recipe("deberta-v3-base/sst2", data={"imbalance": {"negative": 0.1}}),
-            variants=_FLAWED,
+            "sst2-imbalance",
+            "DeBERTa-v3-base on SST-2, negatives 10 times rarer",
+            recipe("deberta-v3-base/sst2", data={"imbalance": {"negative": 0.1}}),
+            _FLAWED,
             score="f1_macro",
         ),
         _terms(
-            name="metamathqa-noise",
-            title=f"{_LLAMA}, 20 % of answers swapped",
-            config=recipe("llama-2-7b/metamathqa", data={"label_noise": 0.2}),
-            variants=v.PRINTED_ALONE,
+            "metamathqa-noise",
+            f"{_LLAMA}, 20 % of answers swapped",
+            recipe("llama-2-7b/metamathqa", data={"label_noise": 0.2}),
+            v.PRINTED_ALONE,
         ),
     ],
     page=_TABLE4_PAGE,
@@ -201,14 +181,7 @@ _HEAD_AT_RATE = [v.at_rate(x, v.LORA_RATE) if x.method == "lora" else x for x in
 FITTED_HEAD = declare(
     "fitted-head",
     small=[
-        Study(
-            name=name,
-            title=title,
-            config=small("sst2", data=data),
-            variants=_HEAD_AT_RATE,
-            score=score,
-            seconds=30.0,
-        )
+        Study(name, title, small("sst2", data=data), _HEAD_AT_RATE, score=score, seconds=30.0)
         for name, title, data, score in (
             ("sst2", "SST-2", {}, "accuracy"),
             ("sst2-imbalance", "SST-2, negatives 10 times rarer", _RARE_NEGATIVES, "f1_macro"),

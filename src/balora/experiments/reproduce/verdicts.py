@@ -37,7 +37,7 @@ def verdict(comparison: Comparison, score: str, baseline: str | None = None, amo
         difference = group.differences.get(score)
         if difference is None or (among and group.variant not in among):
             continue
-        name = f"`{group.variant}`" if "," in group.variant else group.variant
+        name = _quoted(group.variant)
         direction = difference_sign(difference)
         if direction is None:
             lists["only one pair"].append(name)
@@ -49,8 +49,8 @@ def verdict(comparison: Comparison, score: str, baseline: str | None = None, amo
             )
     if not lists["only one pair"]:
         del lists["only one pair"]
-    text = "; ".join(f"{label}: {', '.join(names) or 'none'}" for label, names in lists.items())
-    return f"compared with {baseline}: {text}."
+    statements = "; ".join(f"{label}: {', '.join(names) or 'none'}" for label, names in lists.items())
+    return f"compared with {_quoted(baseline or 'nothing')}: {statements}."
 
 
 def difference_sign(difference: Difference) -> int | None:
@@ -105,6 +105,10 @@ def is_loss(score: str) -> bool:
         (True, False)
     """
     return score.rsplit("/", 1)[-1].rsplit("_", 1)[-1] in LOWER_IS_BETTER
+
+
+def _quoted(variant: str) -> str:
+    return f"`{variant}`" if set(variant) & set(",:") else variant
 
 
 def _star(difference: Difference) -> str:
