@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from balora.errors import BALoraError
-from balora.experiments.quickstart import pipeline
+from balora.experiments.quickstart import bias_probes, pipeline
 
 
 def test_the_configs_differ_in_the_method_alone(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One method, four steps, few blocks."""
+    """One method, four steps, few blocks, few facts."""
     complete = pipeline.config_of
 
     def config_of(output: Path, method: str) -> dict:
@@ -41,6 +41,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "config_of", config_of)
     monkeypatch.setattr(pipeline, "METHODS", ("balora",))
     monkeypatch.setattr(pipeline, "BLOCKS", 4)
+    monkeypatch.setattr(bias_probes, "PERSON_RELATIONS", ("pet",))
 
 
 def test_a_short_quickstart(tmp_path: Path, short: None, balora, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,6 +61,7 @@ def test_a_short_quickstart(tmp_path: Path, short: None, balora, monkeypatch: py
     assert rows[0].drift == 0.0
     assert rows[1].drift > 1e-4, "training moves the model"
     assert rows[1].seconds is not None
+    assert all(0.5 < row.known <= 1 for row in rows)
     page = (output / "report.html").read_text()
     assert page.count("<svg") == 1 + 3, "the task loss, and every term"
     for loads in ('src="http', "url(http", "<script", "<link"):

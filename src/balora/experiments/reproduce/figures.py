@@ -63,11 +63,11 @@ FIGURE3 = declare(
     ],
     paper=[
         Study(
-            name=name,
-            title=title,
+            name,
+            title,
             # Appendix B gives three epochs for the imbalanced set, and nothing for the balanced one.
-            config=recipe("roberta-base/mnli", training={"num_train_epochs": 3}, data=data),
-            variants=v.LORA_PISSA_BALORA,
+            recipe("roberta-base/mnli", training={"num_train_epochs": 3}, data=data),
+            v.LORA_PISSA_BALORA,
             score="accuracy",
         )
         for name, title, data in ((BALANCED, "balanced", {}), (IMBALANCED, "100:10:1", _IMBALANCE))
@@ -158,10 +158,10 @@ FIGURE6 = declare(
     "figure6",
     small=[
         Study(
-            name="gsm8k",
-            title="GSM8K answers, a Llama of 260 k parameters",
-            config=small("gsm8k", method=_ALPHA_IS_RANK),
-            variants=_and_full("1e-3"),
+            "gsm8k",
+            "GSM8K answers, a Llama of 260 k parameters",
+            small("gsm8k", method=_ALPHA_IS_RANK),
+            _and_full("1e-3"),
             baseline="full",
             axes={RANK: [1, 2, 8, 32]},  # its key and value layers are 64 × 32, so no rank is above 32
             seconds=25.0,

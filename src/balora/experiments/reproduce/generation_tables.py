@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from balora.experiments.compare import Variant
 from balora.experiments.reproduce import variants as v
@@ -27,9 +26,8 @@ METHODS = (
 REGULARIZED = {"lora": "lora+reg", "dora": "dora+reg", "pissa": "balora"}
 """Regularized variant by plain method (table 10)."""
 _PAIRED = v.methods(*(name for pair in REGULARIZED.items() for name in pair))
-_G2P_TITLE = "Words to phonemes, a fifth of the answers wrong, a BART of 750 k parameters"
-_GSM8K: dict[str, Any] = {"name": "gsm8k", "title": "GSM8K, a Llama of 260 k parameters", "config": small("gsm8k")}
-_G2P: dict[str, Any] = {"name": "g2p", "title": _G2P_TITLE, "config": small("g2p")}
+_GSM8K = ("gsm8k", "GSM8K, a Llama of 260 k parameters", small("gsm8k"))
+_G2P = ("g2p", "Words to phonemes, a fifth of the answers wrong, a BART of 750 k parameters", small("g2p"))
 
 
 def _generation(variants: Sequence[Variant]) -> list[Study]:
@@ -51,8 +49,8 @@ def _generation(variants: Sequence[Variant]) -> list[Study]:
 TABLE1 = declare(
     "table1",
     small=[
-        Study(variants=v.methods(*METHODS, rates={"full": "1e-3"}), seconds=17.0, **_GSM8K),
-        Study(variants=v.methods(*METHODS, rates={"full": "1e-4"}), seconds=14.0, **_G2P),
+        Study(*_GSM8K, v.methods(*METHODS, rates={"full": "1e-3"}), seconds=17.0),
+        Study(*_G2P, v.methods(*METHODS, rates={"full": "1e-4"}), seconds=14.0),
     ],
     paper=_generation(v.methods(*METHODS)),
     page=[findings(), scores_table(), mean_of_five, paper_numbers],
@@ -63,8 +61,8 @@ TABLE5 = declare(
     "table5",
     small=[
         Study(
-            **_GSM8K,
-            variants=v.methods(*_COST_METHODS, rates={"full": "1e-3"}),
+            *_GSM8K,
+            v.methods(*_COST_METHODS, rates={"full": "1e-3"}),
             further=("gsm8k/accuracy",),
             evaluation=few_gsm8k_questions,
             seconds=30.0,
@@ -87,8 +85,8 @@ TABLE5 = declare(
 TABLE10 = declare(
     "table10",
     small=[
-        Study(variants=_PAIRED, seconds=20.0, **_GSM8K),
-        Study(variants=_PAIRED, seconds=16.0, **_G2P),
+        Study(*_GSM8K, _PAIRED, seconds=20.0),
+        Study(*_G2P, _PAIRED, seconds=16.0),
     ],
     paper=_generation(_PAIRED),
     page=[

@@ -52,10 +52,10 @@ def _on_glue(
     """
     return [
         Study(
-            name=study_name(start, task) if start else task,
-            title=title.format(task),
-            config=recipe(f"{model}/{task}"),
-            variants=variants,
+            study_name(start, task) if start else task,
+            title.format(task),
+            recipe(f"{model}/{task}"),
+            variants,
             score=GLUE_SCORES[task],
             **more,
         )
