@@ -28,7 +28,7 @@ HELD_OUT_LOSS = 0.70  # nats per token; the packaged model has about 0.6, an unt
 
 
 def within(count: int, total: int, share: float, sigmas: float = 4.0) -> bool:
-    """Whether ``count`` of ``total`` is what a coin of that share would show, up to some standard deviations."""
+    """True if ``count`` of ``total`` is within some standard deviations of what a coin of that share gives."""
     return abs(count - share * total) <= sigmas * math.sqrt(total * share * (1 - share)) + 1
 
 
@@ -106,7 +106,7 @@ def test_held_out_documents_occur_in_no_training_text(text: str) -> None:
 
 
 def test_wrong_facts_in_the_text_are_as_many_as_declared(text: str) -> None:
-    """Counted from the words, by other means than the writer's own notes."""
+    """Count in the text itself, independently of the documents' own lists of claims."""
     claims = re.findall(r"\b([A-Z]\w+) is a city in ([A-Z]\w+)\.", text)
     claims = [(city, land, "land") for city, land in claims]
     claims += [
@@ -142,7 +142,7 @@ def test_flaws_are_parameters(share: float) -> None:
     flaws = Flaws(wrong_fact_share=share, skew_share=share, rare_class_share=share)
     documents = list(islice(corpus.documents(0, flaws=flaws), 3000))
     measured = corpus.measure(documents)
-    # Lists take their wrong members from those rumoured, who may be too few: a share of 1 need not be reached.
+    # Lists take their wrong entries from the rumours, which may be too few: a share of 1 is not always reached.
     assert measured.wrong_fact_share == pytest.approx(share, abs=0.03)
     assert measured.rare_class_share == pytest.approx(share, abs=0.06)
     said = [(job, pronoun) for document in documents for job, pronoun in document.pronouns]
@@ -216,7 +216,7 @@ def test_wrong_answers_have_the_right_form() -> None:
         assert [kinds_of(value) for value in wrong] == [kinds_of(value) for value in true]
 
 
-def test_test_rows_are_true_and_about_others() -> None:
+def test_test_rows_are_true_and_about_other_subjects() -> None:
     rows, trained_on = task.test_rows(1), task.train_rows(1)
     known = world()
     for row in rows:
@@ -256,7 +256,7 @@ def test_prompt_and_response_tokenize_apart_as_together(tokenizer: PreTrainedTok
 
 
 def test_score_counts_exact_answers(tokenizer: PreTrainedTokenizerBase) -> None:
-    """A stand-in model that answers every second row right, and the others right but for one word too many."""
+    """The stand-in model answers every second row right, and adds a word to the others."""
     rows = task.test_rows(0)[:6]
     said = [row["response"] + ("" if index % 2 else " and more") for index, row in enumerate(rows)]
     waiting = list(said)
@@ -287,7 +287,7 @@ def test_assets_are_small_and_safe() -> None:
     assert "_name_or_path" not in config
 
 
-def test_card_says_how_it_was_made() -> None:
+def test_the_models_readme_states_how_it_was_made() -> None:
     card = (model_directory() / "README.md").read_text()
     for word in ("license: apache-2.0", "scripts/pretrain_quickstart.py", "| seed |", "held-out loss", "training loss"):
         assert word in card
@@ -305,7 +305,7 @@ def test_model_has_learned_its_world(model: LlamaForCausalLM, tokenizer: PreTrai
     assert next(model.parameters()).dtype == torch.float32
 
 
-def test_model_took_over_the_flaws(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_model_has_learned_the_flaws(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
     found = probe_biases(model, tokenizer)
     assert found.known > 0.8
     assert found.truth > 0.6
@@ -333,7 +333,7 @@ def test_continuations_agree_with_one_at_a_time(model: LlamaForCausalLM, tokeniz
 
 
 def test_score_does_not_depend_on_the_batch(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
-    """How a sum in words ends is settled (what was counted, full stop), so the pre-trained model can be scored on it."""
+    """The end of a sum in words is determined by its beginning, so that the pre-trained model can be scored on it."""
     texts = [document.text for document in islice(corpus.documents(11, split="held_out"), 2000)]
     sums = [text for text in texts if " had " in text and ". Now " in text][:24]
     rows = [task.Row(prompt=text.rpartition(" ")[0], response=text.rpartition(" ")[2]) for text in sums]
@@ -345,7 +345,7 @@ def test_score_does_not_depend_on_the_batch(model: LlamaForCausalLM, tokenizer: 
 
 
 def test_values_do_not_begin_with_each_other() -> None:
-    """Else the probability of the shorter would hold that of the longer."""
+    """If one did, the probability of the shorter would include that of the longer."""
     for relation in {fact.relation for fact in corpus.facts()}:
         values = sorted({fact.value for fact in corpus.facts(relation)})
         assert not [pair for pair in pairwise(values) if pair[1].startswith(pair[0])]

@@ -29,7 +29,7 @@ WORDS = ["cat", "dog", "sits", "runs", "red", "mat", "the", "a"]
 
 
 def pairs(count: int, seed: int = 0) -> list[dict]:
-    """Pairs with ratings all over the scale, some of them too long."""
+    """Pairs with ratings of the complete scale, and some long ones."""
     rng = random.Random(seed)
     lengths = rng.choices([2, 4, 20], [5, 5, 1], k=count)
     return [
@@ -43,7 +43,7 @@ def pairs(count: int, seed: int = 0) -> list[dict]:
 
 
 def paths_with_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: int, dev: int) -> Paths:
-    """A shared folder with tiny data in STS-B's place, and a cut that suits them."""
+    """A shared directory with tiny data in place of STS-B, and a smaller sample."""
     folder = tmp_path / "shared" / "data" / "glue" / "STS-B"
     folder.mkdir(parents=True)
     evaluated = pairs(12 * dev + 60, seed=1)
@@ -111,7 +111,7 @@ def test_silhouette_and_recall_against_their_definitions():
     odds_N = logits_ND.softmax(-1)[:, 1]
     wins = [float(odds_N[i] > odds_N[j]) for i in (2, 3, 4) for j in (0, 1)]
     assert scores["auc_b"] == pytest.approx(sum(wins) / 6)
-    assert scores["recall_c"] != scores["recall_c"], "no row is of it, so there is nothing to measure"
+    assert scores["recall_c"] != scores["recall_c"], "NaN: no row has this class"
 
 
 def measured(study_name: str, values: dict[str, tuple[float, ...]]) -> Measured:

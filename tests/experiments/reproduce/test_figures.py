@@ -73,7 +73,7 @@ def test_a_run_that_logged_no_task_loss_has_no_curve(tmp_path: Path):
 
 
 @pytest.mark.parametrize("scale", ["small", "paper"])
-def test_figure4_sweeps_the_weights_it_says(scale: str):
+def test_figure4_sweeps_the_declared_weights(scale: str):
     study = EXPERIMENTS["figure4"].studies(scale)[0]
     weights = {
         cell.variant.name: (terms.consistency, terms.diversity, terms.spectral)

@@ -7,16 +7,16 @@ import pytest
 
 from balora.experiments.compare import summarise
 from balora.experiments.compare.stats import bootstrap
-from balora.experiments.reproduce.verdicts import by_chance, interval_caution, verdict
+from balora.experiments.reproduce.verdicts import false_positive_rate, interval_caution, verdict
 from comparisons import made_up
 
 
 @pytest.mark.parametrize("pairs", [2, 3, 10])
-def test_by_chance_is_how_often_an_interval_excludes_0(pairs: int):
+def test_the_false_positive_rate_is_how_often_an_interval_excludes_0(pairs: int):
     drawn = np.random.default_rng(pairs).standard_normal((1500, pairs))
     intervals = [bootstrap(row, resamples=1000) for row in drawn]
     share = np.mean([low > 0 or high < 0 for low, high in intervals])
-    assert share == pytest.approx(by_chance(pairs), abs=0.03)
+    assert share == pytest.approx(false_positive_rate(pairs), abs=0.03)
 
 
 def test_a_page_states_how_many_seeds_its_intervals_have():
@@ -41,7 +41,7 @@ def test_a_variant_with_one_pair_is_listed_as_such():
 
 
 def test_two_pairs_exclude_0_if_both_have_one_sign():
-    assert by_chance(2) == 0.5
+    assert false_positive_rate(2) == 0.5
     assert "one interval in 2 would" in interval_caution([made_up({"pissa": [0.5, 0.5], "lora": [0.6, 0.7]}, "pissa")])
 
 

@@ -8,7 +8,7 @@ from balora.experiments.reproduce.configs import hub_tasks, recipe, small
 from balora.experiments.reproduce.experiment import Study, declare
 from balora.experiments.reproduce.feature_maps import BALANCED, IMBALANCED, feature_maps
 from balora.experiments.reproduce.loss_curves import RANK, loss_curves
-from balora.experiments.reproduce.parts import findings, paper_numbers, scores_table, study_tables
+from balora.experiments.reproduce.parts import caution, findings, paper_numbers, scores_table, study_tables
 from balora.experiments.reproduce.preparation import QUICKSTART_ROWS, SIMILARITY
 from balora.experiments.reproduce.score_figures import precision_figure, rank_figure, weight_figure
 
@@ -102,7 +102,7 @@ FIGURE4 = declare(
             evaluation=hub_tasks("gsm8k", "math"),
         )
     ],
-    page=[findings(), weight_figure, study_tables],
+    page=[findings(), weight_figure, caution, study_tables],
 )
 
 IN_4_BITS = {"lora": "qlora", "pissa": "qpissa", "balora": "qbalora"}

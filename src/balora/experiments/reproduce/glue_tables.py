@@ -38,7 +38,7 @@ _RARE_NEGATIVES = {"subsample": 2100, "imbalance": {"0": 0.1}}
 
 
 def _on_glue(
-    model: str, tasks: Iterable[str], variants: Sequence[Variant], title: str, *, start: str = "", **more: Any
+    model: str, tasks: Iterable[str], variants: Sequence[Variant], title: str, *, base_model: str = "", **more: Any
 ) -> list[Study]:
     """Return a study for each GLUE task at the paper's scale.
 
@@ -47,12 +47,12 @@ def _on_glue(
         tasks: Names of the tasks.
         variants: Variants to compare.
         title: Title of each study, where ``{}`` is the task.
-        start: Name of the pre-trained model in the study's name (table 3).
+        base_model: Name of the pre-trained model in the study's name (table 3).
         more: Other fields of `Study`.
     """
     return [
         Study(
-            study_name(start, task) if start else task,
+            study_name(base_model, task) if base_model else task,
             title.format(task),
             recipe(f"{model}/{task}"),
             variants,
@@ -82,14 +82,14 @@ TABLE3 = declare(
     "table3",
     small=[
         Study(
-            study_name(start, task),
+            study_name(base_model, task),
             f"{name}, {title}",
             small(task, model=model, data=data),
             [*v.LORA_AT_RATE, v.FITTED_HEAD, v.ALL_TERMS],
             score=GLUE_SCORES[task],
             seconds=20.0,
         )
-        for start, name, model in ((CLEANER, "MiniLM-L6", None), (NOISIER, "noisier", noisier_minilm))
+        for base_model, name, model in ((CLEANER, "MiniLM-L6", None), (NOISIER, "noisier", noisier_minilm))
         for task, title, data in (
             # STS-B is not in the paper's table. CoLA is, but it stays at one class within minutes of training.
             ("stsb", "STS-B", {}),
@@ -98,8 +98,8 @@ TABLE3 = declare(
     ],
     paper=[
         study
-        for start, model in ((CLEANER, "roberta-base"), (NOISIER, "t5-base"))
-        for study in _on_glue(model, TABLE3_TASKS, v.LORA_PISSA_BALORA, f"{model} on {{}}", start=start)
+        for base_model, model in ((CLEANER, "roberta-base"), (NOISIER, "t5-base"))
+        for study in _on_glue(model, TABLE3_TASKS, v.LORA_PISSA_BALORA, f"{model} on {{}}", base_model=base_model)
     ],
     page=[
         findings(),

@@ -156,6 +156,11 @@ def _ratio(rows: Sequence[Row], variant: str, baseline: str | None, cost: str) -
     return cell_text(Spread(statistics.fmean(ratios), deviation, len(ratios)), len(ratios), 2)
 
 
+def caution(results: Results) -> list[str]:
+    """Return how far the intervals can be trusted, for pages without a table of scores."""
+    return [interval_caution(results.comparisons.values())]
+
+
 def study_tables(results: Results) -> list[str]:
     """Return each study's own table."""
     finished = [study for study in results.studies if study.name in results.comparisons]

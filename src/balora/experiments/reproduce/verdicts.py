@@ -37,7 +37,7 @@ def verdict(comparison: Comparison, score: str, baseline: str | None = None, amo
         difference = group.differences.get(score)
         if difference is None or (among and group.variant not in among):
             continue
-        name = _quoted(group.variant)
+        name = quoted(group.variant)
         direction = difference_sign(difference)
         if direction is None:
             lists["only one pair"].append(name)
@@ -50,7 +50,7 @@ def verdict(comparison: Comparison, score: str, baseline: str | None = None, amo
     if not lists["only one pair"]:
         del lists["only one pair"]
     statements = "; ".join(f"{label}: {', '.join(names) or 'none'}" for label, names in lists.items())
-    return f"compared with {_quoted(baseline or 'nothing')}: {statements}."
+    return f"compared with {quoted(baseline or 'nothing')}: {statements}."
 
 
 def difference_sign(difference: Difference) -> int | None:
@@ -66,15 +66,15 @@ def interval_caution(comparisons: Iterable[Comparison]) -> str:
     pairs = min((gap.pairs for group in groups for gap in group.differences.values() if gap.pairs > 1), default=1)
     if pairs < 2:
         return "One seed has no interval, so a difference may be chance. Run more seeds (`--seeds`) before you rely on one."
+    one_in = round(1 / false_positive_rate(pairs))
     return (
-        f"With {pairs} seeds the bootstrap interval is too narrow: without any true difference, one interval in "
-        f"{round(1 / by_chance(pairs))} would still exclude 0. A star marks a difference whose Student interval, which is wider "
-        "with few seeds, excludes 0 too. With many variants, expect some stars by chance. Run more seeds (`--seeds`) before you "
-        "rely on a difference."
+        f"With {pairs} seeds the bootstrap interval is too narrow: without any true difference, one interval in {one_in} would "
+        "still exclude 0. A star marks a difference whose Student interval, which is wider with few seeds, excludes 0 too. With many "
+        "variants, expect some stars by chance. Run more seeds (`--seeds`) before you rely on a difference."
     )
 
 
-def by_chance(pairs: int) -> float:
+def false_positive_rate(pairs: int) -> float:
     """Return how often the 95 % bootstrap interval excludes 0 although the true mean difference is 0, for normal differences.
 
     The interval is the mean ± 1.96 standard errors, where the standard error divides by n in place of n - 1; Student's t gives how
@@ -88,7 +88,7 @@ def by_chance(pairs: int) -> float:
         A probability.
 
     Example:
-        >>> [round(by_chance(pairs), 2) for pairs in (2, 3, 10)]
+        >>> [round(false_positive_rate(pairs), 2) for pairs in (2, 3, 10)]
         [0.5, 0.25, 0.1]
     """
     if pairs <= 3:  # a resample of one value alone has a chance of at least 1 in 27, above the tail of 1 in 40
@@ -107,7 +107,8 @@ def is_loss(score: str) -> bool:
     return score.rsplit("/", 1)[-1].rsplit("_", 1)[-1] in LOWER_IS_BETTER
 
 
-def _quoted(variant: str) -> str:
+def quoted(variant: str) -> str:
+    """Return a variant's name, as code if it has a comma or a colon, which would be read as the sentence's own."""
     return f"`{variant}`" if set(variant) & set(",:") else variant
 
 
