@@ -70,7 +70,7 @@ class Fact:
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """All facts by (subject, relation), and the subjects of each kind in a fixed order.
+    """Facts by (subject, relation), and the subjects of each kind in a fixed order.
 
     Attributes:
         facts: ``facts["Belmora", "land"]`` is the :class:`Fact` of the land that Belmora lies in.

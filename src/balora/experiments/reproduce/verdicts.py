@@ -69,8 +69,8 @@ def interval_caution(comparisons: Iterable[Comparison]) -> str:
     one_in = round(1 / false_positive_rate(pairs))
     return (
         f"With {pairs} seeds the bootstrap interval is too narrow: without any true difference, one interval in {one_in} would "
-        "still exclude 0. A star marks a difference whose Student interval, which is wider with few seeds, excludes 0 too. With many "
-        "variants, expect some stars by chance. Run more seeds (`--seeds`) before you rely on a difference."
+        "still exclude 0. A star marks a difference whose Student interval, which is wider with few seeds, excludes 0 too. With "
+        "many variants, expect some stars by chance. Run more seeds (`--seeds`) before you rely on a difference."
     )
 
 
