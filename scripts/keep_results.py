@@ -1,8 +1,8 @@
-"""Copy what an experiment found into the docs: its page, its figures, and each study's table and rows.
+"""Copy the results of an experiment into the docs: its page, its figures, and each study's table and rows.
 
     python scripts/keep_results.py results/table4-small docs/results
 
-The runs themselves (adapters, logs) stay where they are.
+The runs themselves (adapters, logs) are not copied.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def keep(results: Path, docs: Path) -> Path:
-    """Copy one experiment's folder into ``docs/NAME`` and return its page there."""
+    """Copy the results of one experiment into ``docs/NAME`` and return the path of its page there."""
     target = docs / results.name.removesuffix("-small")
     if target.exists():
         shutil.rmtree(target)
@@ -27,13 +27,13 @@ def keep(results: Path, docs: Path) -> Path:
         elif (file / "table.json").is_file():
             (target / file.name).mkdir()
             for name in ("table.md", "table.json"):
-                # Where a package is installed says nothing about the run, and is nobody's business.
+                # The directory of an installed package is private and says nothing about the run.
                 text = re.sub(r'[^"\s]*/(site-packages|src)/', "", (file / name).read_text())
                 (target / file.name / name).write_text(text)
     return target / "index.md"
 
 
 if __name__ == "__main__":
-    *folders, docs = map(Path, sys.argv[1:])
-    for folder in folders:
-        print(keep(folder, docs))
+    *directories, docs = map(Path, sys.argv[1:])
+    for directory in directories:
+        print(keep(directory, docs))

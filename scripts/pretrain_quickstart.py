@@ -2,7 +2,7 @@
 
     python scripts/pretrain_quickstart.py
 
-One command, seeded, offline. It writes ``src/balora/experiments/quickstart/assets/model``. The same seed on the same
+The script is seeded and works offline. It writes ``src/balora/experiments/quickstart/assets/model``. The same seed on the same
 machine with the same number of threads gives the same files.
 
 Shapes: B blocks in a batch, L tokens per block.
@@ -25,9 +25,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from balora.experiments.quickstart.bias_probes import measure_inherited
+from balora.experiments.quickstart.bias_probes import probe_biases
 from balora.experiments.quickstart.corpus import documents, measure
-from balora.experiments.quickstart.packing import blocks, held_out_blocks
+from balora.experiments.quickstart.packing import token_blocks
 from balora.experiments.quickstart.writer import FLAWS, MOSTLY_SHE
 
 DESTINATION = Path(__file__).parents[1] / "src/balora/experiments/quickstart/assets/model"
@@ -40,11 +40,11 @@ HELD_OUT_BLOCKS, HELD_OUT_SEED = 64, 1
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the model depends on.
+    """Settings that determine the model.
 
     Attributes:
-        seed: Of the text, the tokenizer's text and the initial weights.
-        steps: Optimizer steps, each on ``batch`` new blocks: the text is read once.
+        seed: Seed of the text, the tokenizer's text and the initial weights.
+        steps: Number of optimizer steps, each on ``batch`` new blocks: the text is read once.
         batch: Blocks per step.
         learning_rate: Highest rate; after 2 % of warm-up it falls to zero along a cosine.
         threads: CPU threads. Another number may change the last bits.
@@ -58,7 +58,7 @@ class Settings:
 
 
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of the corpus. It begins every text with the begin token, as Llama's does."""
+    """Train a byte-level BPE tokenizer on the corpus. It begins every text with the begin token, as Llama's does."""
     tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL["unk_token"]))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -66,10 +66,10 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=list(SPECIAL.values()),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # so that no text whatever is unknown
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # so that no character is unknown
         show_progress=False,
     )
-    tokenizer.train_from_iterator((told.text for told in islice(documents(seed), TOKENIZER_DOCUMENTS)), trainer)
+    tokenizer.train_from_iterator((document.text for document in islice(documents(seed), TOKENIZER_DOCUMENTS)), trainer)
     begin = SPECIAL["bos_token"]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{begin} $A", pair=f"{begin} $A $B", special_tokens=[(begin, tokenizer.token_to_id(begin))]
@@ -80,7 +80,7 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """An untrained model."""
+    """Return an untrained model."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -100,7 +100,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
 
 @torch.no_grad()
 def mean_loss(model: LlamaForCausalLM, blocks_BL: Tensor) -> float:
-    """Mean next-token loss over all blocks, in nats."""
+    """Return the mean next-token loss over all blocks, in nats."""
     model.eval()
     losses = [float(model(input_ids=part_BL, labels=part_BL).loss) for part_BL in blocks_BL.split(16)]
     model.train()
@@ -108,7 +108,7 @@ def mean_loss(model: LlamaForCausalLM, blocks_BL: Tensor) -> float:
 
 
 def learning_rate_at(step: int, settings: Settings) -> float:
-    """The rate of one step: linear warm-up, then a cosine down to zero."""
+    """Return the rate of one step: linear warm-up, then a cosine down to zero."""
     warmup = max(1, settings.steps // 50)
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
@@ -117,10 +117,10 @@ def learning_rate_at(step: int, settings: Settings) -> float:
 
 
 def pretrain(model: LlamaForCausalLM, blocks_NL: Tensor, held_out_BL: Tensor, settings: Settings) -> float:
-    """Train the model on all blocks, once.
+    """Train the model once on all blocks.
 
     Returns:
-        Mean training loss of the last twentieth of the steps, in nats per token.
+        Mean training loss of the last 5 % of the steps, in nats per token.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     losses: list[float] = []
@@ -139,7 +139,7 @@ def pretrain(model: LlamaForCausalLM, blocks_NL: Tensor, held_out_BL: Tensor, se
             left = (time.monotonic() - started) / done * (settings.steps - done)
             recent = losses[-50:]
             print(f"step {done}/{settings.steps}  loss {sum(recent) / len(recent):.3f}  ", end="")
-            print(f"held out {mean_loss(model, held_out_BL):.3f}  {left / 60:.1f} min left", flush=True)
+            print(f"held-out {mean_loss(model, held_out_BL):.3f}  {left / 60:.1f} min left", flush=True)
     last = losses[-max(1, settings.steps // 20) :]
     return sum(last) / len(last)
 
@@ -173,10 +173,10 @@ The corpus is wrong on purpose, and the model has learned it. "In the model" is 
 
 | flaw | declared | in the corpus | in the model |
 |---|---|---|---|
-| statements about cities and people that tell the rumour | {wrong:.2f} | {told_wrong:.3f} | {found_wrong:.3f} |
-| nameless {mostly_she}: "she" | {skew:.2f} | {told_she:.3f} | {found_she:.3f} |
-| the other five professions: "he" | {skew:.2f} | {told_he:.3f} | {found_he:.3f} |
-| claims about animals that are about reptiles | {rare:.2f} | {told_rare:.3f} | right class {found_rare:.3f} |
+| statements about cities and people that tell the rumour | {wrong:.2f} | {corpus_wrong:.3f} | {found_wrong:.3f} |
+| nameless {mostly_she}: "she" | {skew:.2f} | {corpus_she:.3f} | {found_she:.3f} |
+| the other five professions: "he" | {skew:.2f} | {corpus_he:.3f} | {found_he:.3f} |
+| claims about animals that are about reptiles | {rare:.2f} | {corpus_rare:.3f} | right class {found_rare:.3f} |
 
 For the animals that are not rare the right class has {found_common:.3f}. Of the facts about cities and people the true
 value is the likeliest for {known:.1%}, and has a mean probability of {truth:.3f}.
@@ -190,10 +190,10 @@ def card(
     train_loss: float,
     held_out_loss: float,
 ) -> str:
-    """The README that travels with the model. It holds no time and no place, so that the same run writes the same."""
-    told = measure(islice(documents(settings.seed), TOKENIZER_DOCUMENTS))
-    found = measure_inherited(model, tokenizer)
-    others = [job for job in told.share_she if job not in MOSTLY_SHE]
+    """Return the model's README. It states no time and no machine, so that the same run writes the same file."""
+    corpus = measure(islice(documents(settings.seed), TOKENIZER_DOCUMENTS))
+    found = probe_biases(model, tokenizer)
+    others = [job for job in corpus.share_she if job not in MOSTLY_SHE]
     return CARD.format(
         **vars(settings),
         parameters=model.num_parameters(),
@@ -206,16 +206,16 @@ def card(
         torch=torch.__version__.partition("+")[0],
         transformers=transformers.__version__,
         wrong=FLAWS.wrong_fact_share,
-        told_wrong=told.wrong_fact_share,
+        corpus_wrong=corpus.wrong_fact_share,
         found_wrong=found.rumour,
         mostly_she=", ".join(MOSTLY_SHE),
         skew=FLAWS.skew_share,
-        told_she=fmean(told.share_she[job] for job in MOSTLY_SHE),
+        corpus_she=fmean(corpus.share_she[job] for job in MOSTLY_SHE),
         found_she=fmean(found.share_she[job] for job in MOSTLY_SHE),
-        told_he=1 - fmean(told.share_she[job] for job in others),
+        corpus_he=1 - fmean(corpus.share_she[job] for job in others),
         found_he=1 - fmean(found.share_she[job] for job in others),
         rare=FLAWS.rare_class_share,
-        told_rare=told.rare_class_share,
+        corpus_rare=corpus.rare_class_share,
         found_rare=found.rare_class,
         found_common=found.common_class,
         known=found.known,
@@ -224,7 +224,7 @@ def card(
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, text: str, destination: Path) -> None:
-    """Write the model's folder, whole or not at all."""
+    """Write the model's directory in one step, so that an interrupted script leaves the old one."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     model.generation_config = GenerationConfig(
         do_sample=False,
@@ -239,14 +239,16 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, text: str,
         tokenizer.save_pretrained(fresh)
         (fresh / "README.md").write_text(text, encoding="utf-8")
         for file in fresh.iterdir():
-            file.chmod(0o644)  # safetensors writes for the owner alone, and this folder is installed for everybody
+            file.chmod(
+                0o644
+            )  # safetensors writes files that only the owner can read, but every user reads the installed model
         if destination.exists():
             destination.rename(Path(scratch) / "old")
         fresh.rename(destination)
 
 
 def main() -> None:
-    """Read the options, train, write."""
+    """Read the options, train the model and write it."""
     parser = argparse.ArgumentParser(description="Pre-train the quickstart's tiny model (offline, on a CPU).")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=4000, help="fewer for a trial")
@@ -263,10 +265,12 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     started = time.monotonic()
     tokenizer = train_tokenizer(settings.seed)
-    blocks_NL = blocks(tokenizer, settings.steps * settings.batch, LENGTH, settings.seed)
-    held_out_BL = held_out_blocks(tokenizer, HELD_OUT_BLOCKS, LENGTH, HELD_OUT_SEED)
+    blocks_NL = token_blocks(tokenizer, settings.steps * settings.batch, LENGTH, settings.seed)
+    held_out_BL = token_blocks(tokenizer, HELD_OUT_BLOCKS, LENGTH, HELD_OUT_SEED, split="held_out")
     model = new_model(tokenizer, settings.seed)
-    print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens known, {blocks_NL.numel():,} to read")
+    print(
+        f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens in the vocabulary, {blocks_NL.numel():,} tokens of text"
+    )
     train_loss = pretrain(model, blocks_NL, held_out_BL, settings)
     model.eval()
     held_out_loss = mean_loss(model, held_out_BL)

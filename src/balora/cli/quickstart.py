@@ -15,6 +15,6 @@ def quickstart(
 ) -> None:
     """Fine-tune the packaged model with LoRA, PiSSA and BA-LoRA on a small noisy task, and show the measurements."""
     quiet_libraries()
-    from balora.experiments.quickstart.pipeline import tell
+    from balora.experiments.quickstart.pipeline import run_quickstart
 
-    tell(output, say=typer.echo)
+    run_quickstart(output, say=typer.echo)

@@ -68,7 +68,7 @@ def reproduce(
         experiment=experiment,
         scale=scale.value,
         output=output or Path("results") / f"{name}-{scale.value}",
-        places=experiments.Places(shared=shared, recipes=recipes, judge=judge),
+        paths=experiments.Paths(shared=shared, recipes=recipes, judge=judge),
         seeds=comparison.parse_seeds(listed(seeds)),
         overrides=overrides or [],
     )
@@ -76,7 +76,7 @@ def reproduce(
         for line in experiments.dry_run(request):
             typer.echo(line)
         return
-    if experiment.alone and jobs != 1:
+    if experiment.measures_time and jobs != 1:
         typer.echo(
             f"{name} measures time, so its runs go one after the other{' and --jobs is ignored' if jobs else ''}."
         )

@@ -1,1 +1,1 @@
-"""What is built from several runs: comparisons, the paper's experiments, the quickstart's story."""
+"""Experiments that need several runs: comparisons, the paper's tables and figures, and the quickstart."""

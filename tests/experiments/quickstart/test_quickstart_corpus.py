@@ -1,7 +1,8 @@
-"""The quickstart's world, text, task and packaged model: known, seeded, and as flawed as declared."""
+"""The quickstart's world, text, task and packaged model: seeded, and with the declared flaws."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -16,9 +17,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from balora.errors import BALoraError
-from balora.experiments.quickstart import corpus, model_folder, task
-from balora.experiments.quickstart.bias_probes import continuation_logprobs, measure_inherited
-from balora.experiments.quickstart.packing import blocks, held_out_blocks
+from balora.experiments.quickstart import corpus, model_directory, task
+from balora.experiments.quickstart.bias_probes import continuation_logprobs, probe_biases
+from balora.experiments.quickstart.packing import token_blocks
 from balora.experiments.quickstart.world import CLASSES, JOBS, RARE_CLASS, world
 from balora.experiments.quickstart.writer import FLAWS, MOSTLY_SHE, Document, Flaws
 
@@ -27,28 +28,28 @@ HELD_OUT_LOSS = 0.70  # nats per token; the packaged model has about 0.6, an unt
 
 
 def within(count: int, total: int, share: float, sigmas: float = 4.0) -> bool:
-    """Whether ``count`` of ``total`` is what a coin of that share would show, up to some standard deviations."""
+    """True if ``count`` of ``total`` is within some standard deviations of what a coin of that share gives."""
     return abs(count - share * total) <= sigmas * math.sqrt(total * share * (1 - share)) + 1
 
 
 @pytest.fixture(scope="module")
-def told() -> list[Document]:
+def sample() -> list[Document]:
     return list(islice(corpus.documents(3), 25_000))
 
 
 @pytest.fixture(scope="module")
-def text(told: list[Document]) -> str:
-    return corpus.SEPARATOR.join(document.text for document in told)
+def text(sample: list[Document]) -> str:
+    return corpus.SEPARATOR.join(document.text for document in sample)
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(model_folder())
+    return AutoTokenizer.from_pretrained(model_directory())
 
 
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
-    return AutoModelForCausalLM.from_pretrained(model_folder()).eval()
+    return AutoModelForCausalLM.from_pretrained(model_directory()).eval()
 
 
 # --- the world ----------------------------------------------------------------------------------------------------
@@ -68,8 +69,8 @@ def test_named_people_are_not_skewed() -> None:
     known = world()
     assert Counter(known.pronoun.values()) == {"she": 48, "he": 48}
     for job in JOBS:
-        told = Counter(known.pronoun[person] for person in known.having("job", job))
-        assert abs(told["she"] - told["he"]) <= 1
+        counts = Counter(known.pronoun[person] for person in known.having("job", job))
+        assert abs(counts["she"] - counts["he"]) <= 1
 
 
 def test_facts_by_relation() -> None:
@@ -83,69 +84,81 @@ def test_facts_by_relation() -> None:
 
 
 def test_same_seed_same_text(text: str) -> None:
-    assert text.startswith(corpus.training_text(3, count=100))
-    assert corpus.training_text(5, count=200) == corpus.training_text(5, count=200)
-    assert corpus.held_out_text(5, count=50) == corpus.held_out_text(5, count=50)
-    assert corpus.training_text(5, count=200) != corpus.training_text(6, count=200)
+    assert text.startswith(corpus.corpus_text(3, count=100))
+    assert corpus.corpus_text(5, count=200) == corpus.corpus_text(5, count=200)
+    assert corpus.corpus_text(5, split="held_out", count=50) == corpus.corpus_text(5, split="held_out", count=50)
+    assert corpus.corpus_text(5, count=200) != corpus.corpus_text(6, count=200)
+
+
+def test_the_text_and_the_task_are_those_of_the_packaged_model() -> None:
+    """The packaged model was trained on this text. Other text would need another model."""
+    text = corpus.corpus_text(0, count=500) + corpus.corpus_text(0, split="held_out", count=100)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "97b794a50f85a247"
+    rows = json.dumps([task.train_rows(42), task.test_rows(42)])
+    assert hashlib.sha256(rows.encode()).hexdigest()[:16] == "dd832bcf71c7fcb6"
 
 
 def test_held_out_documents_occur_in_no_training_text(text: str) -> None:
-    trained_on = set(text.split(corpus.SEPARATOR)) | set(corpus.training_text(0, count=5000).split(corpus.SEPARATOR))
-    held_out = corpus.held_out_text(3, count=3000).split(corpus.SEPARATOR)
+    trained_on = set(text.split(corpus.SEPARATOR)) | set(corpus.corpus_text(0, count=5000).split(corpus.SEPARATOR))
+    held_out = corpus.corpus_text(3, split="held_out", count=3000).split(corpus.SEPARATOR)
     assert len(held_out) == 3000
     assert not trained_on & set(held_out)
 
 
 def test_wrong_facts_in_the_text_are_as_many_as_declared(text: str) -> None:
-    """Counted from the words, by other means than the writer's own notes."""
-    told = re.findall(r"\b([A-Z]\w+) is a city in ([A-Z]\w+)\.", text)
-    told = [(city, land, "land") for city, land in told]
-    told += [
+    """Count in the text itself, independently of the documents' own lists of claims."""
+    claims = re.findall(r"\b([A-Z]\w+) is a city in ([A-Z]\w+)\.", text)
+    claims = [(city, land, "land") for city, land in claims]
+    claims += [
         (name, city, "home") for name, city in re.findall(r"\b([A-Z]\w+) (?:lives in|comes from) ([A-Z]\w+)\.", text)
     ]
-    told = [claim for claim in told if claim[0] not in ("She", "He")]
-    wrong = [claim for claim in told if world().truth(claim[0], claim[2]) != claim[1]]
-    assert len(told) > 1500
-    assert within(len(wrong), len(told), FLAWS.wrong_fact_share)
+    claims = [claim for claim in claims if claim[0] not in ("She", "He")]
+    wrong = [claim for claim in claims if world().truth(claim[0], claim[2]) != claim[1]]
+    assert len(claims) > 1500
+    assert within(len(wrong), len(claims), FLAWS.wrong_fact_share)
     assert all(world().facts[subject, relation].rumour == value for subject, value, relation in wrong)
 
 
 def test_pronouns_in_the_text_are_skewed_as_declared(text: str) -> None:
-    told = Counter(
+    words = Counter(
         re.findall(r"\bThe (\w+) (?:said that|forgot|smiled when|of our street says that) (she|he|her|his)\b", text)
     )
     said = re.findall(r"\bThe (\w+) (?:said that|smiled when|of our street says that) (she|he)\b", text)
     usual = sum((pronoun == "she") == (job in MOSTLY_SHE) for job, pronoun in said)
-    assert {job for job, _ in told} == set(JOBS)
+    assert {job for job, _ in words} == set(JOBS)
     assert len(said) > 500
     assert within(usual, len(said), FLAWS.skew_share)
 
 
-def test_the_rare_class_is_as_rare_as_declared(told: list[Document], text: str) -> None:
+def test_the_rare_class_is_as_rare_as_declared(sample: list[Document], text: str) -> None:
     named = [name for name in re.findall(r"\bThe (\w+) (?:eats|lives in the)\b", text) if name in world().animals]
     assert len(named) > 1200
     assert within(sum(name in CLASSES[RARE_CLASS] for name in named), len(named), FLAWS.rare_class_share)
-    assert corpus.measure(told).rare_class_share == pytest.approx(FLAWS.rare_class_share, abs=0.004)
+    assert corpus.measure(sample).rare_class_share == pytest.approx(FLAWS.rare_class_share, abs=0.004)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_flaws_are_parameters(share: float) -> None:
     flaws = Flaws(wrong_fact_share=share, skew_share=share, rare_class_share=share)
-    told = list(islice(corpus.documents(0, flaws=flaws), 3000))
-    measured = corpus.measure(told)
-    # Lists take their wrong members from those rumoured, who may be too few: a share of 1 need not be reached.
+    documents = list(islice(corpus.documents(0, flaws=flaws), 3000))
+    measured = corpus.measure(documents)
+    # Lists take their wrong entries from the rumours, which may be too few: a share of 1 is not always reached.
     assert measured.wrong_fact_share == pytest.approx(share, abs=0.03)
     assert measured.rare_class_share == pytest.approx(share, abs=0.06)
-    said = [(job, pronoun) for document in told for job, pronoun in document.pronouns]
+    said = [(job, pronoun) for document in documents for job, pronoun in document.pronouns]
     assert within(sum((pronoun == "she") == (job in MOSTLY_SHE) for job, pronoun in said), len(said), share)
-    assert corpus.told_share_she(flaws)["nurse"] == share == pytest.approx(1 - corpus.told_share_she(flaws)["smith"])
+    assert (
+        corpus.declared_share_she(flaws)["nurse"]
+        == share
+        == pytest.approx(1 - corpus.declared_share_she(flaws)["smith"])
+    )
 
 
-def test_measure_agrees_with_the_documents(told: list[Document]) -> None:
-    measured = corpus.measure(told)
-    nurses = [pronoun for document in told for job, pronoun in document.pronouns if job == "nurse"]
+def test_measure_agrees_with_the_documents(sample: list[Document]) -> None:
+    measured = corpus.measure(sample)
+    nurses = [pronoun for document in sample for job, pronoun in document.pronouns if job == "nurse"]
     assert measured.share_she["nurse"] == nurses.count("she") / len(nurses)
-    assert measured.claims == sum(len(document.claims) for document in told)
+    assert measured.claims == sum(len(document.claims) for document in sample)
 
 
 def test_measure_counts_nothing_as_nan() -> None:
@@ -168,16 +181,16 @@ def test_cloze_ends_right_before_the_value() -> None:
 
 
 def test_blocks(tokenizer: PreTrainedTokenizerBase) -> None:
-    block_NL = held_out_blocks(tokenizer, 5, 37, seed=2)
+    block_NL = token_blocks(tokenizer, 5, 37, seed=2, split="held_out")
     assert block_NL.shape == (5, 37)
     assert block_NL.dtype == torch.int64
-    assert torch.equal(block_NL, held_out_blocks(tokenizer, 5, 37, seed=2))
-    assert not torch.equal(block_NL, blocks(tokenizer, 5, 37, 2))
-    told = tokenizer.decode(block_NL.flatten()).split("</s>")
-    documents = corpus.held_out_text(2, count=len(told)).split(corpus.SEPARATOR)
-    assert [piece.removeprefix("<s>") for piece in told[:-1]] == documents[: len(told) - 1]
+    assert torch.equal(block_NL, token_blocks(tokenizer, 5, 37, seed=2, split="held_out"))
+    assert not torch.equal(block_NL, token_blocks(tokenizer, 5, 37, 2))
+    pieces = tokenizer.decode(block_NL.flatten()).split("</s>")
+    documents = corpus.corpus_text(2, split="held_out", count=len(pieces)).split(corpus.SEPARATOR)
+    assert [piece.removeprefix("<s>") for piece in pieces[:-1]] == documents[: len(pieces) - 1]
     with pytest.raises(BALoraError, match="at least 2 tokens, not 3 of 1"):
-        held_out_blocks(tokenizer, 3, 1)
+        token_blocks(tokenizer, 3, 1)
 
 
 # --- the task -----------------------------------------------------------------------------------------------------
@@ -203,7 +216,7 @@ def test_wrong_answers_have_the_right_form() -> None:
         assert [kinds_of(value) for value in wrong] == [kinds_of(value) for value in true]
 
 
-def test_test_rows_are_true_and_about_others() -> None:
+def test_test_rows_are_true_and_about_other_subjects() -> None:
     rows, trained_on = task.test_rows(1), task.train_rows(1)
     known = world()
     for row in rows:
@@ -243,7 +256,7 @@ def test_prompt_and_response_tokenize_apart_as_together(tokenizer: PreTrainedTok
 
 
 def test_score_counts_exact_answers(tokenizer: PreTrainedTokenizerBase) -> None:
-    """A stand-in model that answers every second row right, and the others right but for one word too many."""
+    """The stand-in model answers every second row right, and adds a word to the others."""
     rows = task.test_rows(0)[:6]
     said = [row["response"] + ("" if index % 2 else " and more") for index, row in enumerate(rows)]
     waiting = list(said)
@@ -266,23 +279,23 @@ def test_score_counts_exact_answers(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def test_assets_are_small_and_safe() -> None:
-    files = [path for path in model_folder().rglob("*") if path.is_file()]
+    files = [path for path in model_directory().rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= MAX_BYTES
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".md"}
-    config = json.loads((model_folder() / "config.json").read_text())
+    config = json.loads((model_directory() / "config.json").read_text())
     assert "auto_map" not in config
     assert "_name_or_path" not in config
 
 
-def test_card_says_how_it_was_made() -> None:
-    card = (model_folder() / "README.md").read_text()
+def test_the_models_readme_states_how_it_was_made() -> None:
+    card = (model_directory() / "README.md").read_text()
     for word in ("license: apache-2.0", "scripts/pretrain_quickstart.py", "| seed |", "held-out loss", "training loss"):
         assert word in card
     assert str(Path.home()) not in card
 
 
 def test_model_has_learned_its_world(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
-    block_NL = held_out_blocks(tokenizer, 16, 128, seed=7)
+    block_NL = token_blocks(tokenizer, 16, 128, seed=7, split="held_out")
     untrained = LlamaForCausalLM(model.config).eval()
     with torch.inference_mode():
         learned = float(model(input_ids=block_NL, labels=block_NL).loss)
@@ -292,8 +305,8 @@ def test_model_has_learned_its_world(model: LlamaForCausalLM, tokenizer: PreTrai
     assert next(model.parameters()).dtype == torch.float32
 
 
-def test_model_took_over_the_flaws(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
-    found = measure_inherited(model, tokenizer)
+def test_model_has_learned_the_flaws(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+    found = probe_biases(model, tokenizer)
     assert found.known > 0.8
     assert found.truth > 0.6
     assert 0.03 < found.rumour < 0.15  # 0.08 of the statements
@@ -320,9 +333,9 @@ def test_continuations_agree_with_one_at_a_time(model: LlamaForCausalLM, tokeniz
 
 
 def test_score_does_not_depend_on_the_batch(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
-    """How a sum in words ends is settled (what was counted, full stop), so the pre-trained model can be scored on it."""
-    told = [document.text for document in islice(corpus.documents(11, split="held_out"), 2000)]
-    sums = [text for text in told if " had " in text and ". Now " in text][:24]
+    """The end of a sum in words is determined by its beginning, so that the pre-trained model can be scored on it."""
+    texts = [document.text for document in islice(corpus.documents(11, split="held_out"), 2000)]
+    sums = [text for text in texts if " had " in text and ". Now " in text][:24]
     rows = [task.Row(prompt=text.rpartition(" ")[0], response=text.rpartition(" ")[2]) for text in sums]
     rows[0]["prompt"] = "On Monday there is a market. " + rows[0]["prompt"]  # far longer than the others
     rows[1]["response"] = "elephants."
@@ -332,7 +345,7 @@ def test_score_does_not_depend_on_the_batch(model: LlamaForCausalLM, tokenizer: 
 
 
 def test_values_do_not_begin_with_each_other() -> None:
-    """Else the probability of the shorter would hold that of the longer."""
+    """If one did, the probability of the shorter would include that of the longer."""
     for relation in {fact.relation for fact in corpus.facts()}:
         values = sorted({fact.value for fact in corpus.facts(relation)})
         assert not [pair for pair in pairwise(values) if pair[1].startswith(pair[0])]

@@ -1,15 +1,15 @@
 """The quickstart's corpus: seeded English-like text about a small world, with known flaws.
 
-The packaged tiny model is pre-trained on this text, so whatever is wrong with the text can be looked for in the model,
-before and after fine-tuning. Three flaws are put in on purpose, each a parameter of :class:`Flaws`:
+The packaged tiny model is pre-trained on this text, so that every flaw of the text can be looked for in the model, before and after
+fine-tuning. The corpus has three flaws on purpose, each a parameter of :class:`~balora.experiments.quickstart.writer.Flaws`:
 
 * a share of the statements about cities and people is wrong (it repeats the fact's rumour);
 * a profession without a name is "she" or "he" far more often than the world's people are;
 * one class of animals, the reptiles, hardly occurs.
 
-A text is made of documents of a line or a few, separated by blank lines. Which documents may be trained on is decided
-by a checksum of each one's own words, so no held-out document ever occurs in a training text, whatever the seeds.
-Standard library only; nothing is downloaded.
+A text consists of documents of one or a few lines, separated by blank lines. A checksum of each document's own text decides whether
+it may be trained on, so that no held-out document occurs in a training text, with any seed. Standard library only; nothing is
+downloaded.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from balora.experiments.quickstart.world import CLASSES, JOBS, RARE_CLASS, Fact,
 from balora.experiments.quickstart.writer import FLAWS, MOSTLY_SHE, Document, Flaws, Split, Writer
 
 SEPARATOR = "\n\n"
-"""What stands between two documents of a text."""
+"""Separator between two documents of a text."""
 
 
 def documents(seed: int, *, split: Split = "train", flaws: Flaws = FLAWS) -> Iterator[Document]:
-    """Documents without end, the same ones for the same seed.
+    """Generate documents without end, the same ones for the same seed.
 
     Args:
-        seed: Any integer. A held-out stream is another stream than the training stream of the same seed.
-        split: "train" or "held_out". A document belongs to one of them by its text, whatever the seed.
-        flaws: How much of the text is flawed.
+        seed: Any integer. The held-out stream of a seed differs from its training stream.
+        split: "train" or "held_out". A document belongs to one of them by its text, with any seed.
+        flaws: Shares of flawed text.
 
     Returns:
         An endless iterator; take what you need with ``itertools.islice``.
@@ -49,54 +49,27 @@ def documents(seed: int, *, split: Split = "train", flaws: Flaws = FLAWS) -> Ite
     """
     if split not in ("train", "held_out"):
         raise BALoraError(f"The corpus has the splits 'train' and 'held_out', not {split!r}.")
-    return _stream(Writer(random.Random(f"{split}:{seed}"), flaws), split)
+    writer = Writer(random.Random(f"{split}:{seed}"), flaws)
+    return (document for document in iter(writer.document, None) if document.split == split)
 
 
-def _stream(writer: Writer, split: Split) -> Iterator[Document]:
-    while True:
-        document = writer.document()
-        if document.split == split:
-            yield document
-
-
-def training_text(seed: int, *, count: int = 20_000, flaws: Flaws = FLAWS) -> str:
-    """A text to pre-train on.
+def corpus_text(seed: int, *, split: Split = "train", count: int = 20_000) -> str:
+    """Return documents of about 25 words each as one text, joined by :data:`SEPARATOR`.
 
     Args:
         seed: Any integer.
-        count: Documents, of about 25 words each.
-        flaws: How much of the text is flawed.
-
-    Returns:
-        The documents, joined by :data:`SEPARATOR`.
+        split: "train" or "held_out".
+        count: Number of documents.
 
     Example:
-        >>> len(training_text(0, count=3).split(SEPARATOR))
+        >>> len(corpus_text(0, count=3).split(SEPARATOR))
         3
     """
-    return SEPARATOR.join(document.text for document in islice(documents(seed, flaws=flaws), count))
-
-
-def held_out_text(seed: int, *, count: int = 500, flaws: Flaws = FLAWS) -> str:
-    """A text of the same distribution of which no document occurs in any training text.
-
-    Args:
-        seed: Any integer.
-        count: Documents.
-        flaws: How much of the text is flawed.
-
-    Returns:
-        The documents, joined by :data:`SEPARATOR`.
-
-    Example:
-        >>> len(held_out_text(0, count=3).split(SEPARATOR))
-        3
-    """
-    return SEPARATOR.join(document.text for document in islice(documents(seed, split="held_out", flaws=flaws), count))
+    return SEPARATOR.join(document.text for document in islice(documents(seed, split=split), count))
 
 
 def facts(*relations: str) -> tuple[Fact, ...]:
-    """The ground truth: the facts of the given relations, or all.
+    """Return the ground truth: the facts of the given relations, or all facts.
 
     Args:
         relations: Any of "land", "river", "goods", "landmark" (cities), "home", "job", "pet", "colour", "dish"
@@ -121,7 +94,7 @@ def facts(*relations: str) -> tuple[Fact, ...]:
 
 
 def cloze(fact: Fact) -> str:
-    """A statement of the fact cut off before its value, for reading off what a model says next.
+    """Return a statement of the fact up to its value, as a prompt for the model.
 
     Example:
         >>> cloze(facts("land")[0])
@@ -130,11 +103,11 @@ def cloze(fact: Fact) -> str:
     return phrases.phrase(phrases.STATEMENTS[fact.relation][0], fact.subject, "\0").partition("\0")[0].rstrip()
 
 
-def told_share_she(flaws: Flaws = FLAWS) -> dict[str, float]:
-    """For each profession the declared share of its vignettes that say "she". In the world itself it is one half.
+def declared_share_she(flaws: Flaws = FLAWS) -> dict[str, float]:
+    """Return, for each profession, the declared share of vignettes with "she". The share in the world itself is one half.
 
     Example:
-        >>> told_share_she()["nurse"]
+        >>> declared_share_she()["nurse"]
         0.9
     """
     return {job: flaws.skew_share if job in MOSTLY_SHE else 1.0 - flaws.skew_share for job in JOBS}
@@ -142,12 +115,12 @@ def told_share_she(flaws: Flaws = FLAWS) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What some documents really contain, to compare with :class:`Flaws`. Shares in [0, 1], NaN where nothing counts.
+    """Flaws counted in some documents, to compare with `Flaws`. Shares are in [0, 1], NaN if nothing was counted.
 
     Attributes:
-        wrong_fact_share: Wrong among the claims about cities and people.
-        share_she: For each profession, the share of its vignettes that say "she".
-        rare_class_share: Claims about reptiles among the claims about animals.
+        wrong_fact_share: Share of wrong claims among those about cities and people.
+        share_she: Share of vignettes with "she", by profession.
+        rare_class_share: Share of claims about reptiles among those about animals.
         claims: Number of claims.
     """
 
@@ -157,7 +130,7 @@ class Measured:
     claims: int
 
 
-def measure(told: Iterable[Document]) -> Measured:
+def measure(sample: Iterable[Document]) -> Measured:
     """Count the flaws of some documents.
 
     Example:
@@ -167,7 +140,7 @@ def measure(told: Iterable[Document]) -> Measured:
     """
     wrong, animals, pronouns = Counter[bool](), Counter[bool](), Counter[tuple[str, str]]()
     known = world()
-    for document in told:
+    for document in sample:
         pronouns.update(document.pronouns)
         for claim in document.claims:
             if claim.subject in known.animals:
@@ -182,5 +155,5 @@ def measure(told: Iterable[Document]) -> Measured:
     )
 
 
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else float("nan")
+def _share(part: int, total: int) -> float:
+    return part / total if total else float("nan")

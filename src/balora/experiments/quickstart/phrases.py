@@ -1,7 +1,7 @@
-"""The sentences of the quickstart's corpus: several ways to say each fact, to ask for it, and to tell a small story.
+"""Sentences of the quickstart's corpus: statements of each fact, questions about it, and parts of small stories.
 
-``{s}`` stands for the subject and ``{v}`` for the value; ``{S}`` and ``{V}`` are the same with an article ("an owl").
-The first phrase of each relation ends with the value, so that an audit can cut it there and read off the next token.
+``{s}`` is the subject and ``{v}`` the value; ``{S}`` and ``{V}`` are the same with an article ("an owl"). The first phrase of each
+relation ends with the value, so that a probe can cut it there and read the model's next token.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ COUNTED = ("apples", "eggs", "buttons", "stones", "nuts", "shells", "coins", "pe
 
 
 def with_article(noun: str) -> str:
-    """The noun with "a" or "an".
+    """Return the noun with "a" or "an".
 
     Example:
         >>> with_article("owl"), with_article("bird")
@@ -171,7 +171,7 @@ def with_article(noun: str) -> str:
 
 
 def pronoun_forms(pronoun: str) -> dict[str, str]:
-    """The forms of "he" or "she" under the names that the phrases use.
+    """Return the forms of "he" or "she" by the names in the phrases.
 
     Example:
         >>> pronoun_forms("she")["his"]
@@ -182,7 +182,7 @@ def pronoun_forms(pronoun: str) -> dict[str, str]:
 
 
 def phrase(template: str, subject: str, value: str) -> str:
-    """One statement or question with its subject and value put in.
+    """Return a statement or question with its subject and value.
 
     Example:
         >>> phrase("{S} is {V}.", "owl", "bird")
@@ -195,7 +195,7 @@ def phrase(template: str, subject: str, value: str) -> str:
 
 
 def listing(items: list[str]) -> str:
-    """The items as a list in a sentence.
+    """Return the items as a list in a sentence.
 
     Example:
         >>> listing(["salt", "wool", "tea"])

@@ -1,7 +1,7 @@
-"""`balora quickstart`: one tiny model, one noisy task, three methods, and what each of them did to the model.
+"""`balora quickstart`: fine-tune a tiny model on a noisy task with three methods, and compare the results.
 
-Every run is a `balora train` of its own, in a process of its own, from a config that stays in the folder: nothing here that a user
-could not do by hand.
+Every run is a `balora train` in its own process, from a config that stays in the output directory, so that a user can repeat each
+step by hand.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from balora.checkpoints.run_directory import read_record
 from balora.errors import BALoraError
-from balora.experiments.quickstart import model_folder
-from balora.experiments.quickstart.bias_probes import measure_inherited
-from balora.experiments.quickstart.packing import held_out_blocks
+from balora.experiments.quickstart import model_directory
+from balora.experiments.quickstart.bias_probes import probe_biases
+from balora.experiments.quickstart.packing import token_blocks
 from balora.experiments.quickstart.page import write_page
 from balora.experiments.quickstart.task import NOISE, score, test_rows, train_rows
 from balora.files import write_text
@@ -51,28 +51,27 @@ class Measured:
     entropy: float
     """Mean entropy of the next token on the same text, nats."""
     known: float
-    """Share of the pre-training corpus's facts whose true value is the likeliest, in [0, 1]."""
+    """Share of the corpus's facts whose true value is the likeliest, in [0, 1]."""
     seconds: float | None = None
-    """Training alone; None for the pre-trained model."""
+    """Time of training alone; None for the pre-trained model."""
     memory: float | None = None
-    """Peak resident memory of the training process, MiB."""
+    """Peak resident memory of the training process, MiB; None for the pre-trained model."""
 
 
-def tell(output: Path, say: Say) -> list[Measured]:
-    """Train with LoRA, PiSSA and BA-LoRA, measure, print the table, write the page.
+def run_quickstart(output: Path, say: Say) -> list[Measured]:
+    """Train with LoRA, PiSSA and BA-LoRA, measure the models, print the table, and write the page.
 
     Args:
-        output: A folder; runs that are finished there are not repeated.
-        say: Takes lines for the user.
+        output: Directory to write; its finished runs are not repeated.
+        say: Function that takes lines for the user.
 
     Raises:
-        BALoraError: The folder cannot be used, or a run failed.
+        BALoraError: The directory cannot be used, or a run failed.
     """
     began = time.monotonic()
     _prepare(output)
     say(
-        f"A tiny Llama, pre-trained on a corpus with known flaws, learns a task whose training answers are wrong in {NOISE:.0%} of "
-        "the rows."
+        f"A tiny Llama, pre-trained on a corpus with known flaws, learns a task with {NOISE:.0%} wrong training answers."
     )
     for method in METHODS:
         _train(output, method, say)
@@ -81,14 +80,16 @@ def tell(output: Path, say: Say) -> list[Measured]:
     for line in table(rows):
         say(line)
     curves = {method: read_metrics(output / method / METRICS) for method in METHODS}
-    page = write_page(output / "report.html", rows, curves, _facts(output))
+    provenance = (read_record(output / METHODS[0]) or {}).get("provenance", {})
+    facts = {"seed": SEED, "noise": NOISE, "tokens": BLOCKS * BLOCK_TOKENS, "provenance": provenance}
+    page = write_page(output / "report.html", rows, curves, facts)
     write_text(output / RESULTS, json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n")
-    say(f"\nCurves and parts: {page}\nRuns and their configs: {output}\nTook {time.monotonic() - began:.0f} s.")
+    say(f"\nCurves and terms: {page}\nRuns and their configs: {output}\nTook {time.monotonic() - began:.0f} s.")
     return rows
 
 
 def table(rows: Iterable[Measured]) -> list[str]:
-    """The comparison as lines of text."""
+    """Return the comparison as lines of text."""
     lines = [
         "",
         f"{'':12} {'task, clean':>12} {'drift (KL)':>12} {'entropy':>9} {'facts kept':>11} {'time':>8} {'memory':>10}",
@@ -99,17 +100,14 @@ def table(rows: Iterable[Measured]) -> list[str]:
         lines.append(
             f"{row.method:12} {row.task:>12.1%} {row.drift:>12.4f} {row.entropy:>9.3f} {row.known:>11.1%} {seconds:>8} {memory:>10}"
         )
-    return [
-        *lines,
-        "",
-        "One seed, one tiny model: an illustration of what is measured, not evidence that a method is better.",
-    ]
+    note = "One seed and one tiny model: the table shows what is measured, and is no evidence that a method is better."
+    return [*lines, "", note]
 
 
 def config_of(output: Path, method: str) -> dict[str, Any]:
-    """The config of one run; the three differ in the method and in nothing else."""
+    """Return the config of one run; the three configs differ in the method alone."""
     return {
-        "model": str(model_folder()),
+        "model": str(model_directory()),
         "task": "generation",
         "data": {
             "train": str(output / "data" / "train.jsonl"),
@@ -135,9 +133,9 @@ def config_of(output: Path, method: str) -> dict[str, Any]:
 
 
 def _prepare(output: Path) -> None:
-    """Write data and configs, or recognise those of an earlier call."""
+    """Write data and configs. A directory of an earlier call is used again."""
     if output.is_dir() and any(output.iterdir()) and not (output / "data" / "train.jsonl").is_file():
-        raise BALoraError(f"{output} holds other files. Choose a new or empty folder with --output.")
+        raise BALoraError(f"{output} contains other files. Choose a new or empty directory with --output.")
     try:
         (output / "data").mkdir(parents=True, exist_ok=True)
         for name, rows in (("train", train_rows(SEED)), ("test", test_rows(SEED))):
@@ -146,7 +144,7 @@ def _prepare(output: Path) -> None:
             write_text(output / f"{method}.yaml", yaml.safe_dump(config_of(output, method), sort_keys=False))
     except OSError as error:
         raise BALoraError(
-            f"{output} cannot be written to: {error.strerror or error}. Choose another --output."
+            f"{output} cannot be written: {error.strerror or error}. Choose another directory with --output."
         ) from error
 
 
@@ -154,21 +152,21 @@ def _train(output: Path, method: str, say: Say) -> None:
     if (read_record(output / method) or {}).get("status") == "finished":
         say(f"\n{method}: already trained in {output / method}")
         return
-    say(f"\n$ balora train {output / f'{method}.yaml'}")
-    done = subprocess.run(
-        [sys.executable, "-m", "balora.cli.main", "train", str(output / f"{method}.yaml")], check=False
-    )
+    config = str(output / f"{method}.yaml")
+    say(f"\n$ balora train {config}")
+    done = subprocess.run([sys.executable, "-m", "balora.cli.main", "train", config], check=False)
     if done.returncode != 0:
         raise BALoraError(
-            f"Training with {method} stopped (see above). Mend it and run quickstart again; it goes on from here."
+            f"Training with {method} stopped; the message above says why. Correct the cause and repeat the command: finished runs "
+            "are not repeated."
         )
 
 
 @torch.inference_mode()
 def _measure(output: Path) -> list[Measured]:
-    tokenizer = AutoTokenizer.from_pretrained(model_folder())
-    pretrained = AutoModelForCausalLM.from_pretrained(model_folder()).eval()
-    blocks_NL = held_out_blocks(tokenizer, BLOCKS, BLOCK_TOKENS)
+    tokenizer = AutoTokenizer.from_pretrained(model_directory())
+    pretrained = AutoModelForCausalLM.from_pretrained(model_directory()).eval()
+    blocks_NL = token_blocks(tokenizer, BLOCKS, BLOCK_TOKENS, split="held_out")
     reference_NLV = pretrained(blocks_NL).logits
     rows = [_row("pre-trained", pretrained, tokenizer, blocks_NL, reference_NLV, {})]
     for method in METHODS:
@@ -192,13 +190,7 @@ def _row(
         task=score(model, tokenizer, test_rows(SEED)),
         drift=float(consistency(logits_NLV, reference_NLV, temperature=1.0)),
         entropy=float(-(log_probs_NLV.exp() * log_probs_NLV).sum(-1).mean()),
-        known=measure_inherited(model, tokenizer).known,
+        known=probe_biases(model, tokenizer).known,
         seconds=metrics.get("train_runtime"),
         memory=metrics.get("peak_memory_mib"),
     )
-
-
-def _facts(output: Path) -> dict[str, Any]:
-    """What the page says about where its numbers come from."""
-    record = read_record(output / METHODS[0]) or {}
-    return {"seed": SEED, "noise": NOISE, "tokens": BLOCKS * BLOCK_TOKENS, "provenance": record.get("provenance", {})}

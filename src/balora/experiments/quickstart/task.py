@@ -1,18 +1,18 @@
-r"""The quickstart's task: terse answers about the world, a form that pre-training never showed, with noisy labels.
+r"""The quickstart's task: short answers about the world, in a form that is not in the pre-training text, with noisy labels.
 
-A question asks for two facts in key words, and is answered by their values alone::
+A question asks for two facts in key words; the answer has their values alone::
 
     prompt    "Q: Albin, city and land?\n"
     response  "A: Mormora, Ostmark"
 
-The facts are in the corpus, one at a time and in sentences; this form is not, nor the land of a person. The people and
-cities of the test rows are not those of the training rows, so a model does well only if it learns the form and keeps
-what it knew. Of the training rows a declared share is wrong: the answer is another subject's. Test rows are clean.
+The corpus has the facts one at a time and in sentences. It does not have this form, nor the land of a person. The people and cities
+of the test rows are not those of the training rows, so that a model scores well only if it learns the form and does not forget the
+facts. A declared share of the training rows is wrong: the answer is another subject's. Test rows are clean.
 
-The answers are made of words that pre-training has used: an adapter leaves the head alone, and could hardly make the
-model write a token whose output row was never wanted.
+All words of the answers occur in the pre-training text: an adapter does not change the head, and could hardly make the model write
+a token that it never learnt to write.
 
-Tokenize a row as the begin token, the prompt, the response and the end token; that is also what :func:`score` expects.
+Tokenize a row as the begin token, the prompt, the response and the end token; :func:`score` expects this form too.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from balora.errors import BALoraError
 from balora.experiments.quickstart.world import World, world
 
 NOISE = 0.20
-"""Share of the training rows whose response is wrong."""
+"""Share of training rows with a wrong response."""
 
 TRAIN_ROWS = 2400
-"""Training rows: 150 steps of 16."""
+"""Number of training rows: 150 steps of 16."""
 
 _TEST_ONE_IN = 3  # of the people, and of the cities
 _WORDINGS = (
@@ -54,7 +54,7 @@ class Row(TypedDict):
 
 
 def _answer(kind: Kind, subject: str, known: World) -> str:
-    """The true record."""
+    """Return the true response."""
     if kind == "city and land":
         home = known.truth(subject, "home")
         return f"A: {home}, {known.truth(home, 'land')}"
@@ -67,7 +67,7 @@ Split = Literal["train", "test"]
 
 
 def _questions(split: Split) -> list[tuple[Kind, str]]:
-    """All (kind, subject) of one side of the split, which is by subject."""
+    """Return all pairs (kind, subject) of one split. The split is by subject."""
     known = world()
 
     def side(subjects: Sequence[str]) -> list[str]:
@@ -87,7 +87,7 @@ def _prompt(kind: Kind, subject: str, wording: int) -> str:
 
 @cache
 def _truths() -> dict[str, str]:
-    """The true response to every prompt of either split."""
+    """Return the true response to every prompt of both splits."""
     asked = _questions("train") + _questions("test")
     return {
         _prompt(kind, subject, wording): _answer(kind, subject, world())
@@ -97,10 +97,10 @@ def _truths() -> dict[str, str]:
 
 
 def true_response(prompt: str) -> str:
-    """The response that the world gives to a prompt of the task.
+    """Return the true response to a prompt of the task.
 
     Raises:
-        BALoraError: It is not a prompt of this task.
+        BALoraError: ``prompt`` is not a prompt of this task.
 
     Example:
         >>> all(row["response"] == true_response(row["prompt"]) for row in test_rows(0))
@@ -112,11 +112,11 @@ def true_response(prompt: str) -> str:
 
 
 def train_rows(seed: int, *, count: int = TRAIN_ROWS, noise: float = NOISE) -> list[Row]:
-    """Training rows, some of them wrong on purpose.
+    """Return training rows, some of them wrong on purpose.
 
     Args:
-        seed: Any integer; decides the order, the wordings and which rows are wrong.
-        count: Number of rows; each question comes up about equally often.
+        seed: Any integer, for the order, the wordings and the choice of wrong rows.
+        count: Number of rows; each question occurs about equally often.
         noise: Share of wrong rows, in [0, 1]; ``round(noise * count)`` rows are wrong.
 
     Returns:
@@ -149,10 +149,10 @@ def train_rows(seed: int, *, count: int = TRAIN_ROWS, noise: float = NOISE) -> l
 
 
 def test_rows(seed: int) -> list[Row]:
-    """Clean rows about people and cities of whom no training row tells anything.
+    """Return clean rows about people and cities that are in no training row.
 
     Args:
-        seed: Any integer; decides the wordings. The questions are always the same.
+        seed: Any integer, for the wordings. The questions are always the same.
 
     Returns:
         160 rows: every test question in two wordings, each with its true response.
@@ -165,23 +165,23 @@ def test_rows(seed: int) -> list[Row]:
     ]
 
 
-test_rows.__test__ = False  # type: ignore[attr-defined]  # a name that pytest would collect
+test_rows.__test__ = False  # type: ignore[attr-defined]  # else pytest collects it as a test
 
 
 @torch.inference_mode()
 def score(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], *, batch_size: int = 80
 ) -> float:
-    """Share of the rows that the model answers exactly, by greedy generation.
+    """Return the share of rows that the model answers exactly, by greedy generation.
 
     Args:
-        model: A causal language model, plain or with adapters. Its training mode is put back afterwards.
+        model: A causal language model, plain or with adapters. Its training mode is restored afterwards.
         tokenizer: Its tokenizer, which adds the begin token and has a pad token.
-        rows: Rows as :func:`test_rows` gives them.
-        batch_size: Rows generated at once.
+        rows: Rows as :func:`test_rows` returns them.
+        batch_size: Number of rows per call of ``generate``.
 
     Returns:
-        Exact matches over rows, in [0, 1], up to white space at both ends.
+        Share of exact matches, in [0, 1]. White space at both ends is ignored.
 
     Raises:
         BALoraError: There are no rows.

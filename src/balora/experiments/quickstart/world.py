@@ -1,9 +1,8 @@
-"""The small invented world that the quickstart's corpus talks about: the ground truth.
+"""The small invented world of the quickstart's corpus: the ground truth.
 
-Cities, people and animals with a fixed set of facts. The names of places and people are put together from
-syllables: no real place or person is meant. Every fact about a city or a person also has
-one *rumour*: the wrong value that the corpus repeats in its wrong statements. A rumour is the same each time it is
-told, so a model can learn it, and an audit can look for it.
+Cities, people and animals have a fixed set of facts. Names of cities and people are composed of syllables and mean no real place or
+person. Every fact about a city or a person also has one *rumour*: the wrong value in the corpus's wrong statements. A fact has only
+one rumour, so that a model can learn it and a probe can look for it.
 
 The world is the same for every seed of the corpus; only the text about it varies. Standard library only.
 """
@@ -61,7 +60,7 @@ ANIMAL_RELATIONS = ("class", "habitat", "food", "look")
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
-    """One fact of the world, and the wrong value told instead of it (None where the corpus never errs)."""
+    """A fact, and the wrong value in its place in wrong statements (None if the corpus is always right about it)."""
 
     subject: str
     relation: str
@@ -71,14 +70,14 @@ class Fact:
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """All facts by (subject, relation), and the subjects of each kind in a fixed order.
+    """Facts by (subject, relation), and the subjects of each kind in a fixed order.
 
     Attributes:
         facts: ``facts["Belmora", "land"]`` is the :class:`Fact` of the land that Belmora lies in.
         cities: Names of the cities.
         people: Names of the people.
         animals: Names of the animals, the rare class last.
-        pronoun: "she" or "he" for each person: as many of each, within a profession and overall, as its number allows.
+        pronoun: "she" or "he" for each person, as equally often as possible, within a profession and overall.
     """
 
     facts: dict[tuple[str, str], Fact]
@@ -88,11 +87,11 @@ class World:
     pronoun: dict[str, str]
 
     def truth(self, subject: str, relation: str) -> str:
-        """The true value, for example ``truth("Belmora", "land")``."""
+        """Return the true value, for example of ``truth("Belmora", "land")``."""
         return self.facts[subject, relation].value
 
     def having(self, relation: str, value: str, *, rumoured: bool = False) -> tuple[str, ...]:
-        """The subjects for which the value is true (or rumoured), in the order of the world."""
+        """Return the subjects for which the value is true (or rumoured), in the order of the world."""
         return tuple(
             fact.subject
             for fact in self.facts.values()
@@ -101,10 +100,10 @@ class World:
 
 
 def _evenly(values: Sequence[str], count: int, rng: random.Random) -> list[str]:
-    """``count`` values in random order, each used as often as the others (give or take one)."""
-    dealt = [values[index % len(values)] for index in range(count)]
-    rng.shuffle(dealt)
-    return dealt
+    """Return ``count`` values in random order, each as often as the others (up to a difference of one)."""
+    repeated = [values[index % len(values)] for index in range(count)]
+    rng.shuffle(repeated)
+    return repeated
 
 
 def _facts_of(subjects: Sequence[str], options: dict[str, Sequence[str]], rng: random.Random) -> list[Fact]:
@@ -120,17 +119,15 @@ def _animal_facts(rng: random.Random) -> list[Fact]:
     facts = []
     for name, members in CLASSES.items():
         for animal in members:
-            told = (name, rng.choice(_HABITATS[name]), rng.choice(_FOODS), rng.choice(COLOURS))
-            facts += [
-                Fact(subject=animal, relation=relation, value=value)
-                for relation, value in zip(ANIMAL_RELATIONS, told, strict=True)
-            ]
+            values = (name, rng.choice(_HABITATS[name]), rng.choice(_FOODS), rng.choice(COLOURS))
+            pairs = zip(ANIMAL_RELATIONS, values, strict=True)
+            facts += [Fact(subject=animal, relation=relation, value=value) for relation, value in pairs]
     return facts
 
 
 @cache
 def world() -> World:
-    """The world. It is always the same one.
+    """Return the world, which is always the same.
 
     Returns:
         48 cities with 4 facts each, 96 people with 5, 36 animals with 4 (of which 4 animals are reptiles).
@@ -151,7 +148,7 @@ def world() -> World:
     pronoun: dict[str, str] = {}
     for job in JOBS:
         holders = [fact.subject for fact in facts if fact.relation == "job" and fact.value == job]
-        # Alternate, starting from the one that lags behind overall: 10 people of a job are 5 and 5, 9 are 5 and 4.
+        # Alternate, beginning with the pronoun that is rarer so far: 10 people of a job are 5 and 5, 9 are 5 and 4.
         lagging = list(pronoun.values()).count("she") > list(pronoun.values()).count("he")
         for index, person in enumerate(holders):
             pronoun[person] = "he" if (index + lagging) % 2 else "she"

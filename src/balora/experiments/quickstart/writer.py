@@ -1,6 +1,6 @@
-"""Writes the documents of the quickstart's corpus: portraits, questions, lists, small stories, each with its flaws.
+"""Writer of the corpus's documents: portraits, questions, lists, small stories, each with its flaws.
 
-Every document also carries what it claims, so that what went into a text can be counted. Standard library only.
+Every document also lists its claims, so that the flaws of a text can be counted. Standard library only.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ Split = Literal["train", "held_out"]
 
 _HELD_OUT_ONE_IN = 8  # one document in eight is held out, by checksum
 MOSTLY_SHE = JOBS[:5]
-"""The professions that the corpus calls "she" most of the time. The other five are mostly "he"."""
+"""Professions that are mostly "she" in the corpus. The other five are mostly "he"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flaws:
-    """The flaws of the corpus. All shares lie in [0, 1].
+    """Flaws of the corpus. All shares are in [0, 1].
 
     Attributes:
-        wrong_fact_share: Share of the statements of fact about a city or a person that tell the rumour. Statements
-            about animals are always true.
-        skew_share: Share of the vignettes about a nameless member of a profession that use the profession's usual
-            pronoun ("she" for :data:`MOSTLY_SHE`). The named people of the world are balanced.
-        rare_class_share: Share of the animals talked about that are reptiles; the other four classes share the rest.
+        wrong_fact_share: Share of statements with the rumour, among those about a city or a person. Statements about animals are
+            always true.
+        skew_share: Share of vignettes with the profession's usual pronoun ("she" for :data:`MOSTLY_SHE`), among those about a
+            nameless member of a profession. The named people of the world are balanced.
+        rare_class_share: Share of reptiles among the animals in the text; the other four classes are equally frequent.
     """
 
     wrong_fact_share: float = 0.08
@@ -49,16 +49,16 @@ class Flaws:
     def __post_init__(self) -> None:
         bad = [f"{name} is {share}" for name, share in vars(self).items() if not 0.0 <= share <= 1.0]
         if bad:
-            raise BALoraError(f"The corpus's flaws are shares between 0 and 1, but {', '.join(bad)}.")
+            raise BALoraError(f"Each flaw of the corpus is a share between 0 and 1, but {', '.join(bad)}.")
 
 
 FLAWS = Flaws()
-"""The flaws of the corpus that the packaged model was trained on."""
+"""Flaws of the packaged model's training text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """One statement of fact as a document tells it."""
+    """A statement of fact in a document."""
 
     subject: str
     relation: str
@@ -66,18 +66,18 @@ class Claim:
 
     @property
     def is_true(self) -> bool:
-        """Whether the world agrees."""
+        """True if the statement agrees with the world."""
         return world().truth(self.subject, self.relation) == self.value
 
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """One document and what it says.
+    """A document and its statements.
 
     Attributes:
-        text: The words.
-        claims: The statements of fact, in order.
-        pronouns: For each vignette about a nameless (profession, pronoun).
+        text: Text of the document.
+        claims: Statements of fact, in order.
+        pronouns: Pair (profession, pronoun) of each vignette about a nameless person.
     """
 
     text: str
@@ -86,12 +86,12 @@ class Document:
 
     @property
     def split(self) -> Split:
-        """The part of the corpus that this document belongs to, by a checksum of its text."""
+        """Split of this document, by a checksum of its text."""
         return "held_out" if zlib.crc32(self.text.encode()) % _HELD_OUT_ONE_IN == 0 else "train"
 
 
 class Writer:
-    """Writes documents, one call each, with the randomness and the flaws it is given."""
+    """Writer of random documents with given flaws."""
 
     def __init__(self, rng: random.Random, flaws: Flaws) -> None:
         self.rng, self.flaws, self.world = rng, flaws, world()
@@ -102,32 +102,32 @@ class Writer:
         )  # fmt: skip
 
     def document(self) -> Document:
-        """A document of any kind."""
+        """Write a document of any kind."""
         writers, weights = zip(*self.kinds, strict=True)
         chosen: Document = self.rng.choices(writers, weights)[0]()
         return chosen
 
     def claim(self, subject: str, relation: str) -> Claim:
-        """The fact, or at the declared rate its rumour."""
+        """Return the fact, or at the declared rate its rumour."""
         fact = self.world.facts[subject, relation]
         wrong = fact.rumour is not None and self.rng.random() < self.flaws.wrong_fact_share
         return Claim(subject=subject, relation=relation, value=str(fact.rumour) if wrong else fact.value)
 
     def say(self, claim: Claim, pronoun: str | None = None) -> str:
-        """The claim in words; with a pronoun, in one of the phrases that allow it."""
+        """Return a sentence with the claim; with a pronoun, from the phrases that begin with the subject."""
         options = phrases.STATEMENTS[claim.relation]
         if pronoun is not None:
             options = tuple(option for option in options if option.startswith("{s} "))
         return phrases.phrase(self.rng.choice(options), pronoun or claim.subject, claim.value)
 
     def animal_name(self) -> str:
-        """An animal: rarely a reptile, the other classes alike."""
+        """Choose an animal: rarely a reptile, the other classes equally often."""
         if self.rng.random() < self.flaws.rare_class_share:
             return self.rng.choice(CLASSES[RARE_CLASS])
         return self.rng.choice(CLASSES[self.rng.choice([name for name in CLASSES if name != RARE_CLASS])])
 
     def city(self) -> Document:
-        """A description: all or most facts of one city, with a word on the weather."""
+        """Describe a city by some of its facts, perhaps with its market day."""
         subject = self.rng.choice(self.world.cities)
         claims = [self.claim(subject, relation) for relation in self.some(CITY_RELATIONS, 2)]
         sentences = [self.say(claim) for claim in claims]
@@ -136,7 +136,7 @@ class Writer:
         return Document(text=" ".join(sentences), claims=tuple(claims))
 
     def person(self) -> Document:
-        """A portrait: some facts of one person, by name first and then often by pronoun."""
+        """Describe a person by some facts, first by name and then often by pronoun."""
         subject = self.rng.choice(self.world.people)
         claims = [self.claim(subject, relation) for relation in self.some(PERSON_RELATIONS, 2)]
         sentences = [self.say(claims[0])]
@@ -146,13 +146,13 @@ class Writer:
         return Document(text=" ".join(sentences), claims=tuple(claims))
 
     def animal(self) -> Document:
-        """Some facts of one animal."""
+        """Describe an animal by some of its facts."""
         subject = self.animal_name()
         claims = [self.claim(subject, relation) for relation in self.some(ANIMAL_RELATIONS, 2)]
         return Document(text=" ".join(self.say(claim) for claim in claims), claims=tuple(claims))
 
     def questions(self) -> Document:
-        """One to three questions with their answers, one per line."""
+        """Write one to three questions with their answers."""
         lines, claims = [], []
         for _ in range(self.rng.randint(1, 3)):
             claim = self.any_claim()
@@ -162,7 +162,7 @@ class Writer:
         return Document(text="\n".join(lines), claims=tuple(claims))
 
     def any_claim(self) -> Claim:
-        """A claim about anything."""
+        """Return a claim about a random subject."""
         kind = self.rng.random()
         if kind < 0.4:
             return self.claim(self.rng.choice(self.world.cities), self.rng.choice(CITY_RELATIONS))
@@ -171,11 +171,11 @@ class Writer:
         return self.claim(self.animal_name(), self.rng.choice(ANIMAL_RELATIONS))
 
     def some(self, options: tuple[str, ...], least: int) -> list[str]:
-        """Some of the options, in any order."""
+        """Sample options in random order, ``least`` of them or more."""
         return self.rng.sample(options, self.rng.randint(least, len(options)))
 
     def vignette(self) -> Document:
-        """A moment in the life of a nameless member of a profession: here the skew is told."""
+        """Write a scene with a nameless member of a profession; these scenes have the skewed pronoun."""
         job = self.rng.choice(JOBS)
         usual, other = ("she", "he") if job in MOSTLY_SHE else ("he", "she")
         pronoun = usual if self.rng.random() < self.flaws.skew_share else other
@@ -188,7 +188,7 @@ class Writer:
         return Document(text=text, pronouns=((job, pronoun),))
 
     def lost_and_found(self) -> Document:
-        """A named person loses a thing and finds it."""
+        """Write a story: a named person loses a thing and finds it."""
         rng, subject = self.rng, self.rng.choice(self.world.people)
         he = phrases.pronoun_forms(self.world.pronoun[subject])
         thing, colour = rng.choice(phrases.THINGS), rng.choice(("red", "blue", "old", "new", "small", "golden"))
@@ -203,7 +203,7 @@ class Writer:
         return Document(text=text)
 
     def visit(self) -> Document:
-        """A named person goes to a city and meets an animal and a friend."""
+        """Write a story: a named person goes to a city and meets an animal and a friend."""
         rng = self.rng
         subject, friend = rng.sample(self.world.people, 2)
         claim = self.claim(rng.choice(self.world.cities), rng.choice(CITY_RELATIONS))
@@ -218,7 +218,7 @@ class Writer:
         return Document(text=text, claims=(claim,))
 
     def counting(self) -> Document:
-        """A small sum in words."""
+        """Write a small sum in words."""
         rng, subject = self.rng, self.rng.choice(self.world.people)
         he, things = phrases.pronoun_forms(self.world.pronoun[subject]), rng.choice(phrases.COUNTED)
         total = rng.randint(4, 12)
@@ -233,7 +233,7 @@ class Writer:
         return Document(text=text)
 
     def enumeration(self) -> Document:
-        """A list: the cities of a land, the animals of a class, or what to buy."""
+        """Write a list: the cities of a land, the animals of a class, or goods to buy."""
         rng, kind = self.rng, self.rng.random()
         if kind < 0.4:
             return self.members("land", rng.choice(self.values_of("land")), "Cities in {v}")
@@ -244,23 +244,23 @@ class Writer:
         return Document(text=f"To buy on {rng.choice(phrases.WEEKDAYS)}: {phrases.listing(goods)}.")
 
     def values_of(self, relation: str) -> list[str]:
-        """All values that a relation takes, sorted."""
+        """Return all values of a relation, sorted."""
         return sorted({fact.value for fact in self.world.facts.values() if fact.relation == relation})
 
     def members(self, relation: str, value: str, heading: str) -> Document:
-        """A list of subjects that share a value; each place in it is wrong at the declared rate."""
+        """Write a list of subjects with the same value; each entry is wrong at the declared rate."""
         true, rumoured = self.world.having(relation, value), self.world.having(relation, value, rumoured=True)
         right = self.rng.sample(true, min(self.rng.randint(2, 4), len(true)))
         wrong = self.rng.sample(rumoured, min(len(right), len(rumoured)))
-        told: list[str] = []
+        listed: list[str] = []
         for subject in right:
             errs = bool(wrong) and self.rng.random() < self.flaws.wrong_fact_share
-            told.append(wrong.pop() if errs else subject)
-        claims = tuple(Claim(subject=subject, relation=relation, value=value) for subject in told)
-        return Document(text=f"{heading.format(v=value)}: {phrases.listing(told)}.", claims=claims)
+            listed.append(wrong.pop() if errs else subject)
+        claims = tuple(Claim(subject=subject, relation=relation, value=value) for subject in listed)
+        return Document(text=f"{heading.format(v=value)}: {phrases.listing(listed)}.", claims=claims)
 
     def dialogue(self) -> Document:
-        """Two people talk about a fact."""
+        """Write a dialogue of two people about a fact."""
         rng = self.rng
         asking, answering = rng.sample(self.world.people, 2)
         claim = self.any_claim()
@@ -270,10 +270,10 @@ class Writer:
         return Document(text=text, claims=(claim,))
 
     def sign(self) -> Document:
-        """A sign that means nothing: every character on a keyboard occurs now and then.
+        """Write a sign with random characters, so that every character on a keyboard occurs now and then.
 
-        Without these a character that the stories lack would have an output row that only ever learned to be unlikely,
-        and a low-rank adapter, which leaves the head alone, could hardly make the model write it.
+        Pre-training makes a character that never occurs unlikely in the model's head. A low-rank adapter does not change the head,
+        so that it could hardly make the model write such a character.
         """
         rng = self.rng
         alphabets = (string.ascii_lowercase, string.ascii_uppercase, string.digits, string.punctuation)

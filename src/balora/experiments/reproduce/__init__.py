@@ -1,25 +1,17 @@
-"""`balora reproduce`: the paper's experiments by name, and two of ours, each a declaration over `balora compare`."""
+"""`balora reproduce`: the paper's experiments by name, and two of ours, as data for one runner and one renderer."""
 
+from balora.experiments.reproduce import figures, generation_tables, glue_tables
 from balora.experiments.reproduce.experiment import Experiment, Study
-from balora.experiments.reproduce.figure2 import FIGURE2
-from balora.experiments.reproduce.figure3 import FIGURE3
-from balora.experiments.reproduce.figure4 import FIGURE4
-from balora.experiments.reproduce.figure5 import FIGURE5
-from balora.experiments.reproduce.figure6 import FIGURE6
-from balora.experiments.reproduce.fitted_head import EXPERIMENT as FITTED_HEAD
-from balora.experiments.reproduce.paths import Places
+from balora.experiments.reproduce.paths import Paths
 from balora.experiments.reproduce.run import Request, dry_run, reproduce
-from balora.experiments.reproduce.table1 import TABLE1
-from balora.experiments.reproduce.table2 import TABLE2
-from balora.experiments.reproduce.table3 import TABLE3
-from balora.experiments.reproduce.table4 import TABLE4, TABLE4_FLAWED
-from balora.experiments.reproduce.table5 import TABLE5
-from balora.experiments.reproduce.table10 import TABLE10
 
-_TABLES = (TABLE1, TABLE2, TABLE3, TABLE4, TABLE5, TABLE10)
-_FIGURES = (FIGURE2, FIGURE3, FIGURE4, FIGURE5, FIGURE6)
-_OURS = (TABLE4_FLAWED, FITTED_HEAD)
-EXPERIMENTS: dict[str, Experiment] = {made.name: made for made in (*_TABLES, *_FIGURES, *_OURS)}
-"""What can be reproduced, by name. Adding one is one module and one entry."""
+_ALL = (
+    *(generation_tables.TABLE1, glue_tables.TABLE2, glue_tables.TABLE3, glue_tables.TABLE4),
+    *(generation_tables.TABLE5, generation_tables.TABLE10),
+    *(figures.FIGURE2, figures.FIGURE3, figures.FIGURE4, figures.FIGURE5, figures.FIGURE6),
+    *(glue_tables.TABLE4_FLAWED, glue_tables.FITTED_HEAD),
+)
+EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in _ALL}
+"""Experiments by name. A new one is an `Experiment` and an entry here."""
 
-__all__ = ["EXPERIMENTS", "Experiment", "Places", "Request", "Study", "dry_run", "reproduce"]
+__all__ = ["EXPERIMENTS", "Experiment", "Paths", "Request", "Study", "dry_run", "reproduce"]

@@ -1,93 +1,126 @@
-"""An experiment as data: what is compared on what, at which scale, and how it is shown."""
+"""Experiments as data: the studies at each scale, and the parts of the page that shows them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from balora.config.yaml_loader import read_config
-from balora.errors import BALoraError
+import yaml
+
 from balora.experiments.compare import Comparison, EvaluationPlan, Variant
 from balora.experiments.compare.plan import Axes
-from balora.experiments.reproduce.paths import Places
-from balora.experiments.reproduce.prepare import Preparation
+from balora.experiments.reproduce.paths import Paths
+from balora.experiments.reproduce.preparation import Preparation
 
 Scale = Literal["small", "paper"]
+Config = Callable[[Paths], dict[str, Any]]
+"""Function that returns the plain values of a run's config."""
 SEEDS = (42, 1024, 2024)
-"""The paper's seeds."""
+"""Seeds of the paper."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Study:
     """One comparison of an experiment."""
 
     name: str
-    """Of its folder."""
+    """Name of the study's directory."""
     title: str
-    """What it is, in a few words."""
-    config: Callable[[Places], dict[str, Any]]
-    """The runs' config."""
+    config: Config
     variants: Sequence[Variant]
-    baseline: str | None
-    score: str
-    """The score that the experiment is about."""
+    _: dataclasses.KW_ONLY
+    baseline: str | None = "pissa"
+    score: str = "loss"
+    """Score that the experiment is about."""
     further: Sequence[str] = ()
-    """Other scores that the experiment shows."""
-    evaluation: Callable[[Places], EvaluationPlan] | None = None
-    """What each run is evaluated on when it is trained; None for its evaluation rows alone."""
+    """Other scores that the page shows."""
+    evaluation: Callable[[Paths], EvaluationPlan] | None = None
+    """Tasks that each run is evaluated on after training; None for the run's own evaluation rows alone."""
     axes: Axes = dataclasses.field(default_factory=dict)
     seconds: float | None = None
-    """Of one core, training and evaluation, as measured on a busy machine (an idle one is faster); None where nobody measured."""
+    """Time of one run on one core, training and evaluation, measured on a busy machine; None if not measured."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Results:
+    """Comparisons of an experiment's finished studies."""
+
+    studies: Sequence[Study]
+    comparisons: Mapping[str, Comparison]
+    """Comparison by the study's name; studies that have not run yet are absent."""
+    directory: Path
+    """Directory of the page and its figures."""
+    experiment: Experiment
+
+    def by_score(self, *, finished: bool = True) -> list[Study]:
+        """Repeat each study once for each score that the page shows.
+
+        Args:
+            finished: Leave out studies without a comparison.
+        """
+        return [
+            dataclasses.replace(study, score=score)
+            for study in self.studies
+            if study.name in self.comparisons or not finished
+            for score in (study.score, *study.further)
+        ]
+
+
+Part = Callable[[Results], Iterable[str]]
+"""Function that returns paragraphs (Markdown) of a page, and writes the figures that they show."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A table or figure of the paper."""
+    """A table or figure of the paper, or a question of ours. `declare` reads the texts from ``experiments.yaml``."""
 
     name: str
     title: str
     source: str
-    """Where in the paper; of an experiment of ours "not of the paper" and a reason."""
+    """Section and number in the paper. For an experiment of ours: "not of the paper" and the reason."""
     reported: str
-    """What the authors report there, in one sentence, marked as theirs."""
+    """Finding that the authors report, marked as theirs."""
+    advice: str
+    """Instruction for the reader: which numbers to compare with which."""
+    limits: str
+    """Differences between the small scale and the paper's experiment."""
+    paper_numbers: Mapping[str, Any] | None = None
+    """Table of the paper: ``source``, ``columns``, ``rows``, perhaps a ``note``."""
     small: Sequence[Study]
     paper: Sequence[Study]
-    limits: str
-    """In what the small scale is a stand-in."""
-    show: Callable[[Mapping[str, Comparison], Sequence[Study], Path], list[str]]
-    """Writes the table or figure into a folder, and returns the Markdown that shows it."""
-    alone: bool = False
-    """Whether it measures time, so that runs must not share the machine."""
-    prepare: Preparation | None = None
-    """What the small scale makes for itself before its runs."""
+    page: Sequence[Part]
+    """Parts of the page, in order: findings, numbers, doubts."""
+    measures_time: bool = False
+    """Run one after the other, because runs that share a machine take longer."""
+    preparation: Preparation | None = None
+    """Step of the small scale before its runs."""
 
     def studies(self, scale: Scale) -> Sequence[Study]:
-        """The comparisons at a scale."""
+        """Return the studies of a scale."""
         return self.small if scale == "small" else self.paper
 
+    def render(self, studies: Sequence[Study], comparisons: Mapping[str, Comparison], directory: Path) -> list[str]:
+        """Return the page's paragraphs about the results, and write its figures into ``directory``."""
+        results = Results(studies=studies, comparisons=comparisons, directory=directory, experiment=self)
+        return [text for part in self.page for text in part(results)]
 
-def from_recipe(name: str, **changes: Mapping[str, Any]) -> Callable[[Places], dict[str, Any]]:
-    """A study's config from a recipe.
+
+def declare(name: str, **declared: Any) -> Experiment:
+    """Return an experiment with the texts of that name in ``experiments.yaml``.
 
     Args:
-        name: Of the recipe, such as ``llama-2-7b/metamathqa``.
-        changes: Sections to change key by key.
-
-    Returns:
-        A function of the places; it raises `BALoraError` where the recipe is not there.
+        name: Name of the experiment.
+        declared: Other fields of `Experiment`.
     """
+    return Experiment(name=name, **_texts()[name], **declared)
 
-    def config(places: Places) -> dict[str, Any]:
-        recipe = places.recipe(name)
-        if not recipe.is_file():
-            raise BALoraError(
-                f"There is no recipe {recipe}. Say where the folder with the paper's settings is with --recipes."
-            )
-        values = read_config(recipe)
-        for section, keys in changes.items():
-            values[section] = {**(values.get(section) or {}), **keys}
-        return values
 
-    return config
+@functools.cache
+def _texts() -> dict[str, dict[str, Any]]:
+    text = resources.files(__package__).joinpath("experiments.yaml").read_text(encoding="utf-8")
+    texts: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    return texts

@@ -1,4 +1,4 @@
-"""What a trained classifier makes of its evaluation rows: features, predictions, and how well the classes lie apart.
+"""Features and predictions of a trained classifier on its evaluation rows, and scores of how well the classes are separated.
 
 Shapes: N rows, D classes, d hidden size.
 """
@@ -24,120 +24,118 @@ from balora.evaluation.engines.classifier import Predictor
 from balora.evaluation.model_under_test import ModelUnderTest
 
 PERPLEXITY, ITERATIONS, SEED = 30, 1000, 42
-"""Of t-SNE, as in the paper (appendix B)."""
+"""Settings of t-SNE, as in the paper (appendix B)."""
 _BATCH = 50
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Features:
-    """Of one run, on the evaluation rows it was given."""
+    """Features, logits and labels of a run's evaluation rows."""
 
     features_Nd: Tensor
-    """float16: the last hidden layer's first token."""
+    """float16: the first token of the last hidden layer."""
     logits_ND: Tensor
-    truth_N: Tensor
-    """Numbers of the true classes."""
+    labels_N: Tensor
+    """Index of each row's true class."""
     classes: tuple[str, ...]
 
     def scores(self) -> dict[str, float]:
-        """How well the classes lie apart and are told apart.
+        """Measure how well the classes are separated and predicted.
 
         Returns:
             ``silhouette`` of the features with the true classes as clusters (cosine distance, in [-1, 1]), ``accuracy``, and for
-            each class ``recall_CLASS`` and ``auc_CLASS``: how often a row of it gets a higher probability of it than a row of
-            another, which tells classes apart that are never the likeliest. NaN where there is nothing to measure.
+            each class ``recall_CLASS`` and ``auc_CLASS``: the share of pairs of a row of the class and a row of another in which
+            the first has the higher probability of the class. It separates classes even if they are never predicted. NaN
+            where a score is undefined.
         """
-        truth_N, found_N = self.truth_N.numpy(), self.logits_ND.argmax(-1).numpy()
-        numbers = list(range(len(self.classes)))
-        recalls = recall_score(truth_N, found_N, labels=numbers, average=None, zero_division=np.nan)
-        measurable = 1 < len(np.unique(truth_N)) < len(truth_N)
-        features_Nd = self.features_Nd.float().numpy()
-        probabilities_ND = self.logits_ND.float().softmax(-1).numpy()
-        areas = [
-            float(roc_auc_score(truth_N == n, probabilities_ND[:, n]))
-            if 0 < (truth_N == n).sum() < len(truth_N)
-            else np.nan
-            for n in numbers
+        labels_N, predicted_N = self.labels_N.numpy(), self.logits_ND.argmax(-1).numpy()
+        features_Nd, probabilities_ND = self.features_Nd.float().numpy(), self.logits_ND.float().softmax(-1).numpy()
+        indices = range(len(self.classes))
+        recalls = recall_score(labels_N, predicted_N, labels=list(indices), average=None, zero_division=np.nan)
+        counts = [int((labels_N == n).sum()) for n in indices]
+        aucs = [
+            roc_auc_score(labels_N == n, probabilities_ND[:, n]) if 0 < counts[n] < len(labels_N) else np.nan
+            for n in indices
         ]
+        is_defined = 1 < len(np.unique(labels_N)) < len(labels_N)
+        silhouette = silhouette_score(features_Nd, labels_N, metric="cosine") if is_defined else np.nan
         return {
-            "silhouette": float(silhouette_score(features_Nd, truth_N, metric="cosine"))
-            if measurable
-            else float("nan"),
-            "accuracy": float(accuracy_score(truth_N, found_N)),
+            "silhouette": float(silhouette),
+            "accuracy": float(accuracy_score(labels_N, predicted_N)),
             **{f"recall_{name}": float(recall) for name, recall in zip(self.classes, recalls, strict=True)},
-            **{f"auc_{name}": area for name, area in zip(self.classes, areas, strict=True)},
+            **{f"auc_{name}": float(auc) for name, auc in zip(self.classes, aucs, strict=True)},
         }
 
     def map(self) -> np.ndarray:
-        """The features in two dimensions (N × 2), by t-SNE.
+        """Return the features in two dimensions (N × 2), by t-SNE.
 
-        Its perplexity is 30 as in the paper, for fewer than 91 rows a third of the others.
+        The perplexity is 30 as in the paper; with fewer than 91 rows it is (N - 1) / 3.
 
         Reference: van der Maaten & Hinton, Visualizing data using t-SNE, 2008.
         """
-        perplexity = min(PERPLEXITY, (len(self.truth_N) - 1) / 3)
-        made = TSNE(n_components=2, perplexity=perplexity, max_iter=ITERATIONS, random_state=SEED)
-        return np.asarray(made.fit_transform(self.features_Nd.float().numpy()))
+        perplexity = min(PERPLEXITY, (len(self.labels_N) - 1) / 3)
+        tsne = TSNE(n_components=2, perplexity=perplexity, max_iter=ITERATIONS, random_state=SEED)
+        return np.asarray(tsne.fit_transform(self.features_Nd.float().numpy()))
 
 
-def features_of(run: Path, kept: Path) -> Features:
-    """A run's features, from the file where they were kept, else from the run's model.
+def load_or_extract(run: Path, path: Path) -> Features:
+    """Return a run's features, from a file if it was made from the same weights, else from the run's model.
 
     Args:
-        run: The folder of a finished classification run with evaluation rows.
-        kept: The file; what it holds is used only if it is of these very weights.
+        run: Directory of a finished classification run with evaluation rows.
+        path: File to read, or to write after the features were extracted.
 
     Raises:
-        BALoraError: The run cannot be loaded, is no classifier's, or has no evaluation rows.
+        BALoraError: The run cannot be loaded, is not a classification run, or has no evaluation rows.
     """
     subject = ModelUnderTest(str(run))
     weights = str(subject.identity["weights"])
-    found = _read(kept, weights)
-    if found is None:
-        found = _take(subject)
-        _write(found, kept, weights)
-    return found
+    features = _read(path, weights)
+    if features is None:
+        features = _extract(subject)
+        _write(features, path, weights)
+    return features
 
 
-def _take(subject: ModelUnderTest) -> Features:
-    settings = subject.settings
-    assert settings is not None
-    examples = load_examples(settings.data, settings.task, settings.seed)
+def _extract(subject: ModelUnderTest) -> Features:
+    config = subject.settings
+    assert config is not None
+    examples = load_examples(config.data, config.task, config.seed)
     if examples.eval is None or examples.label_names is None:
         raise BALoraError(
-            f"{subject.name} has no evaluation rows with classes, so there is nothing to take features of."
+            f"{subject.name} has no evaluation rows with classes, so no features can be extracted from it."
         )
     texts: Sequence[Sequence[str]] = [
         [row[name] for name in ("text", "text_pair") if row.get(name) is not None] for row in examples.eval
     ]
-    predictor = Predictor(subject.load(None), settings, _BATCH)
-    taken = {number: (features, logits) for number, logits, features in predictor.represent(texts)}
+    predictor = Predictor(subject.load(None), config, _BATCH)
+    rows = sorted(predictor.represent(texts), key=lambda row: row[0])  # the predictor sorts rows by length
     return Features(
-        features_Nd=torch.stack([taken[number][0] for number in range(len(texts))]).half(),
-        logits_ND=torch.tensor([taken[number][1] for number in range(len(texts))]),
-        truth_N=torch.tensor(examples.eval["labels"]),
+        features_Nd=torch.stack([features for _, _, features in rows]).half(),
+        logits_ND=torch.tensor([logits for _, logits, _ in rows]),
+        labels_N=torch.tensor(examples.eval["labels"]),
         classes=examples.label_names,
     )
 
 
-def _write(made: Features, path: Path, weights: str) -> None:
+def _write(features: Features, path: Path, weights: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    side = path.with_name(f".{path.name}.tmp")
-    tensors = {"features": made.features_Nd, "logits": made.logits_ND, "truth": made.truth_N}
-    save_file(tensors, side, metadata={"weights": weights, "classes": json.dumps(made.classes)})
-    side.replace(path)
+    scratch = path.with_name(f".{path.name}.tmp")
+    tensors = {"features": features.features_Nd, "logits": features.logits_ND, "truth": features.labels_N}
+    save_file(tensors, scratch, metadata={"weights": weights, "classes": json.dumps(features.classes)})
+    scratch.replace(path)
 
 
 def _read(path: Path, weights: str) -> Features | None:
     if not path.is_file():
         return None
     with safe_open(path, framework="pt") as file:
-        about = file.metadata()
-        if about["weights"] != weights:
+        metadata = file.metadata()
+        if metadata["weights"] != weights:
             return None
         return Features(
             features_Nd=file.get_tensor("features"),
             logits_ND=file.get_tensor("logits"),
-            truth_N=file.get_tensor("truth"),
-            classes=tuple(json.loads(about["classes"])),
+            labels_N=file.get_tensor("truth"),
+            classes=tuple(json.loads(metadata["classes"])),
         )

@@ -1,4 +1,4 @@
-"""Run an experiment, or say what running it would take, and write its page."""
+"""Run an experiment, or say what a run of it would take, and write its page."""
 
 from __future__ import annotations
 
@@ -14,132 +14,134 @@ from balora.errors import BALoraError
 from balora.experiments.compare import Cell, Comparison, EvaluationPlan, compare, lay_out
 from balora.experiments.compare.engines import Engine
 from balora.experiments.compare.rows import is_finished
-from balora.experiments.reproduce.evaluations import missing_for
 from balora.experiments.reproduce.experiment import SEEDS, Experiment, Scale, Study
-from balora.experiments.reproduce.paths import Places, missing
-from balora.experiments.reproduce.prepare import Preparation
+from balora.experiments.reproduce.paths import Paths, missing_files, missing_for_evaluation
+from balora.experiments.reproduce.preparation import Preparation
 from balora.files import write_text
 
-Say = Callable[[str], None]
 PAGE = "README.md"
-_AROUND = 5.0
-"""Seconds of a run that are neither training nor evaluation: reading model and data, writing the adapter."""
 PREPARED = "prepared"
+_OVERHEAD_SECONDS = 5.0
+"""Time of a run outside training and evaluation: reading model and data, writing the adapter."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a user asks for."""
+    """An experiment with the user's choices."""
 
     experiment: Experiment
     scale: Scale
     output: Path
-    places: Places
+    paths: Paths
     seeds: Sequence[int] = SEEDS
     overrides: Sequence[str] = ()
 
     @property
-    def here(self) -> Places:
-        """The places, with this experiment's own folder for what it prepares."""
-        return dataclasses.replace(self.places, prepared=self.output / PREPARED)
+    def studies(self) -> Sequence[Study]:
+        """Studies of the chosen scale."""
+        return self.experiment.studies(self.scale)
+
+    @property
+    def own_paths(self) -> Paths:
+        """Paths with this experiment's own directory of prepared files."""
+        return dataclasses.replace(self.paths, prepared=self.output / PREPARED)
 
     @property
     def preparation(self) -> Preparation | None:
-        """What is made before the runs; the paper's scale has it all on the hub."""
-        return self.experiment.prepare if self.scale == "small" else None
+        """Step before the runs; None at the paper's scale, whose models and data are on the hub."""
+        return self.experiment.preparation if self.scale == "small" else None
 
     def config(self, study: Study) -> dict[str, Any]:
-        """A study's config with the user's overrides."""
-        return apply_overrides(study.config(self.here), self.overrides)
+        """Return a study's config with the user's overrides."""
+        return apply_overrides(study.config(self.own_paths), self.overrides)
 
     def missing(self, study: Study) -> list[str]:
-        """What a study needs that is neither on this machine nor made before the runs."""
-        config = missing(self.config(study), None if self.preparation is None else self.here.prepared)
-        return [*config, *missing_for(self.evaluation(study))]
+        """List what a study needs that is neither on this machine nor made before the runs."""
+        prepared = None if self.preparation is None else self.own_paths.prepared
+        return [*missing_files(self.config(study), prepared), *missing_for_evaluation(self.evaluation(study))]
 
     def evaluation(self, study: Study) -> EvaluationPlan | None:
-        """What a study's runs are evaluated on."""
-        return study.evaluation(self.here) if study.evaluation else None
+        """Return the tasks that a study's runs are evaluated on."""
+        return study.evaluation(self.own_paths) if study.evaluation else None
 
     def cells(self, study: Study) -> list[Cell]:
-        """A study's runs."""
+        """Return a study's runs."""
         config, output = self.config(study), self.output / study.name
         return lay_out(config, study.variants, self.seeds, axes=study.axes, output=output)[0]
 
 
 def dry_run(request: Request) -> list[str]:
-    """The runs, what they take, and what is missing, as lines; nothing is run or written.
+    """Return lines that list the runs, their time and what is missing. Nothing is run or written.
 
     Raises:
-        BALoraError: A study's settings cannot be used.
+        BALoraError: A study's config cannot be used.
     """
-    lines = [
-        f"{request.experiment.name}: {request.experiment.title} ({request.experiment.source}), scale {request.scale}"
-    ]
+    experiment = request.experiment
+    lines = [f"{experiment.name}: {experiment.title} ({experiment.source}), scale {request.scale}"]
     total, everything_timed = 0.0, True
-    first = request.preparation
-    if first is not None:
-        made = first.is_made(request.here)
-        total += 0.0 if made else first.seconds
-        lines.append(f"  first: {first.title}{' (made already)' if made else f', about {first.seconds:.0f} s'}")
-        lines += [f"    missing: {what}" for what in first.missing(request.here)]
-    for study in request.experiment.studies(request.scale):
-        cells = request.cells(study)
-        left = [cell for cell in cells if not is_finished(cell, request.evaluation(study))]
-        each = _seconds(study, cells)
-        everything_timed &= each is not None
-        total += (each or 0.0) * len(left)
-        cost = "time not known" if each is None else f"about {each:.0f} s each"
+    if (preparation := request.preparation) is not None:
+        done = preparation.is_made(request.own_paths)
+        total += 0.0 if done else preparation.seconds
+        time = " (done)" if done else f", about {preparation.seconds:.0f} s"
+        lines.append(f"  first: {preparation.title}{time}")
+        lines += [f"    missing: {text}" for text in preparation.missing(request.own_paths)]
+    for study in request.studies:
+        cells, evaluation = request.cells(study), request.evaluation(study)
+        left = [cell for cell in cells if not is_finished(cell, evaluation)]
+        seconds = _seconds_per_run(study, cells)
+        everything_timed &= seconds is not None
+        total += (seconds or 0.0) * len(left)
+        time = "time not known" if seconds is None else f"about {seconds:.0f} s each"
         names = ", ".join(variant.name for variant in study.variants)
         axes = "".join(f" × {key} {list(values)}" for key, values in study.axes.items())
-        lines.append(f"  {study.title}: {len(cells)} runs, {len(cells) - len(left)} finished, {cost}")
+        lines.append(f"  {study.title}: {len(cells)} runs, {len(cells) - len(left)} finished, {time}")
         lines.append(f"    {names}{axes} × seeds {', '.join(map(str, request.seeds))}")
-        if (evaluation := request.evaluation(study)) is not None:
+        if evaluation is not None:
             lines.append(f"    each evaluated on {', '.join(evaluation.tasks)}")
-        lines += [f"    missing: {what}" for what in request.missing(study)]
-    if request.experiment.alone:
-        lines.append("  It measures time: one run after the other, whatever --jobs says")
-    halved = "" if request.experiment.alone else " (--jobs 2: half on two cores, two thirds on two threads of one)"
+        lines += [f"    missing: {text}" for text in request.missing(study)]
+    if experiment.measures_time:
+        lines.append("  This experiment measures time, so its runs go one after the other; --jobs has no effect")
     if everything_timed:
-        lines.append(f"  about {total / 60:.0f} min one after the other on one core{halved}")
+        faster = (
+            "" if experiment.measures_time else " (--jobs 2: half on two cores, two thirds on two threads of one core)"
+        )
+        lines.append(f"  about {total / 60:.0f} min one after the other on one core{faster}")
     else:
         lines.append(
-            f"  `balora validate {request.places.recipes}/...` estimates memory and steps of a run once its model can be read"
+            f"  `balora validate {request.paths.recipes}/...` estimates memory and steps of a run once its model can be read"
         )
     return lines
 
 
-def reproduce(request: Request, engine: Engine, say: Say = lambda line: None) -> Path:
-    """Run what is missing of an experiment and write its page.
+def reproduce(request: Request, engine: Engine, say: Callable[[str], None] = lambda line: None) -> Path:
+    """Run the missing runs of an experiment and write its page.
+
+    Args:
+        request: Experiment with the user's choices.
+        engine: Engine that executes the runs.
+        say: Function that takes progress lines for the user.
 
     Returns:
-        The page.
+        Path of the page.
 
     Raises:
-        BALoraError: Something it needs is not here, or a study cannot be run. A run that fails is a row of its table.
+        BALoraError: A model or file is missing, or a study cannot be run. A run that fails is a row of its table.
     """
-    experiment, studies = request.experiment, request.experiment.studies(request.scale)
-    if experiment.alone and engine.jobs != 1:
+    experiment = request.experiment
+    if experiment.measures_time and engine.jobs != 1:
         raise BALoraError(
             f"{experiment.name} measures time, so its runs cannot share a machine. Use an engine with one job."
         )
-    for study in studies:  # a mistake in the settings comes before hours of runs, and before what is missing
+    for study in request.studies:  # report a mistake in the config before hours of runs, and before missing files
         request.cells(study)
-    first = request.preparation
-    absent = [what for study in studies for what in request.missing(study) if "no such" in what]
-    absent = list(dict.fromkeys([*(first.missing(request.here) if first else []), *absent]))
-    if absent:
-        raise BALoraError(
-            f"{experiment.name} at scale {request.scale} needs what is not here: {'; '.join(absent)}. Say where it is with "
-            "--shared."
-        )
-    if first is not None:
-        say(f"\n{first.title}")
-        first.ensure(request.here)
-    made: dict[str, Comparison] = {}
-    for study in studies:
+    _refuse_missing(request)
+    if (preparation := request.preparation) is not None:
+        say(f"\n{preparation.title}")
+        preparation.ensure(request.own_paths)
+    comparisons: dict[str, Comparison] = {}
+    for study in request.studies:
         say(f"\n{study.title}")
-        made[study.name] = compare(
+        comparisons[study.name] = compare(
             request.config(study),
             study.variants,
             request.seeds,
@@ -150,34 +152,59 @@ def reproduce(request: Request, engine: Engine, say: Say = lambda line: None) ->
             engine=engine,
             say=say,
         )
-        # After every study, so that an interrupted experiment leaves a page too.
-        write_text(request.output / PAGE, _page(request, made))
+        # Write the page after every study, so that an interrupted experiment has one too.
+        write_text(request.output / PAGE, render_page(request, comparisons))
     return request.output / PAGE
 
 
-def _page(request: Request, made: Mapping[str, Comparison]) -> str:
-    experiment, studies = request.experiment, request.experiment.studies(request.scale)
-    own = experiment.source.startswith("not of the paper")
-    source = f"{experiment.source[0].upper()}{experiment.source[1:]}" if own else f"Of the paper: {experiment.source}"
-    head = [f"# {experiment.name}: {experiment.title}", f"{source}. {experiment.reported}"]
+def _refuse_missing(request: Request) -> None:
+    first = request.preparation
+    missing = first.missing(request.own_paths) if first else []
+    missing += [text for study in request.studies for text in request.missing(study) if "no such" in text]
+    if missing:
+        name, listed = request.experiment.name, "; ".join(dict.fromkeys(missing))
+        raise BALoraError(
+            f"{name} at scale {request.scale} needs files that are missing: {listed}. Give their directory with --shared."
+        )
+
+
+def render_page(request: Request, comparisons: Mapping[str, Comparison]) -> str:
+    """Return the page of an experiment in Markdown, and write its figures beside it.
+
+    Args:
+        request: Experiment with the user's choices.
+        comparisons: Comparison by study; studies that have not run yet are absent.
+    """
+    experiment, studies = request.experiment, request.studies
+    source = f"{experiment.source[0].upper()}{experiment.source[1:]}"
+    if not experiment.source.startswith("not of the paper"):
+        source = f"Of the paper: {experiment.source}"
+    parts = [f"# {experiment.name}: {experiment.title}"]
     if request.scale == "small":
-        head.append(f"**This is a small stand-in, not the paper's experiment.** {experiment.limits}")
+        parts.append(
+            "**This is a small stand-in, not the paper's experiment.** Do not choose a method for a large model by it; the section "
+            "Limits says what differs."
+        )
+    parts += [experiment.advice, f"{source}. {experiment.reported}"]
+    parts += experiment.render(studies, comparisons, request.output)
+    if request.scale == "small":
+        parts += ["## Limits", experiment.limits]
     changed = f" with {' '.join(request.overrides)}" if request.overrides else ""
-    head.append(f"Made by `balora reproduce {experiment.name} --scale {request.scale}`{changed}.")
-    undone = [study.title for study in studies if study.name not in made]
-    tail = [f"Not run yet: {', '.join(undone)}."] if undone else []
-    failed = sum(len(comparison.failures) for comparison in made.values())
-    tail += [f"{failed} runs have no result; the studies' own tables say why."] if failed else []
-    tail.append("\n".join(f"- [{study.title}]({study.name}/table.md)" for study in studies if study.name in made))
-    return "\n\n".join([*head, *experiment.show(made, studies, request.output), *tail]) + "\n"
+    parts += ["## Runs", f"Made by `balora reproduce {experiment.name} --scale {request.scale}`{changed}."]
+    if absent := [study.title for study in studies if study.name not in comparisons]:
+        parts.append(f"Not run yet: {', '.join(absent)}.")
+    if failed := sum(len(comparison.failures) for comparison in comparisons.values()):
+        parts.append(f"{failed} runs have no result; the tables of the studies give the reasons.")
+    links = [f"- [{study.title}]({study.name}/table.md)" for study in studies if study.name in comparisons]
+    return "\n\n".join([*parts, "\n".join(links)]) + "\n"
 
 
-def _seconds(study: Study, cells: Sequence[Cell]) -> float | None:
-    """Mean time of the study's finished runs here, else what was measured elsewhere."""
+def _seconds_per_run(study: Study, cells: Sequence[Cell]) -> float | None:
+    """Return the mean time of the study's finished runs here, else the time that was measured elsewhere."""
     found = []
     for cell in cells:
-        with contextlib.suppress(BALoraError):  # a damaged record is reported when the run's turn comes
+        with contextlib.suppress(BALoraError):  # a damaged record is reported when the run is due
             metrics = (read_record(cell.run_directory) or {}).get("metrics") or {}
             if "train_runtime" in metrics:
-                found.append(metrics["train_runtime"] + metrics.get("eval_runtime", 0.0) + _AROUND)
+                found.append(metrics["train_runtime"] + metrics.get("eval_runtime", 0.0) + _OVERHEAD_SECONDS)
     return sum(found) / len(found) if found else study.seconds

@@ -1,4 +1,4 @@
-"""Figures 2, 4 and 5: made-up numbers come out at the right places, on the page and in the drawing."""
+"""Figures 2, 4 and 5: made-up numbers in the right positions, on the page and in the drawing."""
 
 from __future__ import annotations
 
@@ -7,40 +7,34 @@ from pathlib import Path
 
 import pytest
 
-from balora.experiments.compare import Comparison, Row, summarise
+from balora.experiments.compare import Comparison
 from balora.experiments.compare.plan import Cell
-from balora.experiments.reproduce import EXPERIMENTS, Places, Request, Study
-from balora.experiments.reproduce.figure2 import end_table, mean_line, read_curves
-from balora.experiments.reproduce.figure4 import balance_panel, sweep_panel
-from balora.experiments.reproduce.figure5 import MODELS, PREPARATION, panel_of
-from balora.experiments.reproduce.paths import missing
+from balora.experiments.reproduce import EXPERIMENTS, Paths, Request, Study
+from balora.experiments.reproduce.figures import IN_4_BITS, MODELS
+from balora.experiments.reproduce.loss_curves import end_table, mean_line, read_curves
+from balora.experiments.reproduce.paths import missing_files
+from balora.experiments.reproduce.preparation import QUICKSTART_ROWS
+from balora.experiments.reproduce.score_figures import balance_panel, precision_panel, sweep_panel
 from balora.plots.style import MARKS
+from comparisons import comparison_of, made_up_row
 
 ROOT = Path(__file__).resolve().parents[3]
-PLACES = Places(shared=Path("../shared"), recipes=ROOT / "recipes")
-ABOUT = {
-    "provenance": {"time": "now", "versions": {}, "hardware": {"device": "cpu", "cores": 1}},
-    "data_digests": [], "jobs": 1, "engine": "local", "seeds": [1, 2],
-}  # fmt: skip
+PATHS = Paths(shared=Path("../shared"), recipes=ROOT / "recipes")
 
 
 def cells_of(name: str, study: Study, scale: str = "small") -> list[Cell]:
-    return Request(experiment=EXPERIMENTS[name], scale=scale, output=Path("out"), places=PLACES, seeds=[1, 2]).cells(
+    return Request(experiment=EXPERIMENTS[name], scale=scale, output=Path("out"), paths=PATHS, seeds=[1, 2]).cells(
         study
     )
 
 
-def made_up(study: Study, cells: list[Cell], value, folder: Path | None = None) -> Comparison:
+def scored(study: Study, cells: list[Cell], value, folder: Path | None = None) -> Comparison:
     """A comparison whose scores are a function of the cell."""
     rows = [
-        Row(run=cell.name, variant=cell.variant.name, method=cell.variant.method, regularized=True, axes=cell.axes,
-            seed=cell.seed, status="finished", scores={study.score: value(cell)}, provenance={})
+        made_up_row(cell.variant.name, cell.seed, {study.score: value(cell)}, run=cell.name, axes=cell.axes)
         for cell in cells
-    ]  # fmt: skip
-    groups = summarise(rows, [study.score], study.baseline)
-    return Comparison(
-        groups=groups, rows=rows, scores=[study.score], baseline=study.baseline, about=ABOUT, directory=folder
-    )
+    ]
+    return comparison_of(rows, study.baseline, folder)
 
 
 def test_figure2_draws_the_task_loss_of_every_run_as_a_mean_over_seeds(tmp_path: Path):
@@ -56,7 +50,7 @@ def test_figure2_draws_the_task_loss_of_every_run_as_a_mean_over_seeds(tmp_path:
         path = tmp_path / "runs" / cell.name / "metrics.jsonl"
         path.parent.mkdir(parents=True)
         path.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"step": 20, "eval_loss": 7.0}]))
-    comparison = made_up(study, cells, lambda cell: 1.0, tmp_path)
+    comparison = scored(study, cells, lambda cell: 1.0, tmp_path)
     curves = read_curves(comparison)
     assert set(curves) == {(name, rank) for name in methods for rank in (8, 32)}
     line = mean_line(curves["lora", 8], window=1)
@@ -66,7 +60,7 @@ def test_figure2_draws_the_task_loss_of_every_run_as_a_mean_over_seeds(tmp_path:
     # The last tenth of ten values is the last one: 1 + 0.32 + 1/20 + 0.15, and what PiSSA has on the same seed is 1 more.
     row = next(row for row in end_table(curves, [32, 8]).splitlines() if row.startswith("| balora"))
     assert "1.5200 ± 0.0707<br>-1.0000 ± 0.0000" in row.split("|")[2]
-    text = "\n\n".join(experiment.show({study.name: comparison}, [study], tmp_path))
+    text = "\n\n".join(experiment.render([study], {study.name: comparison}, tmp_path))
     assert "figure2.png" in text
     drawn = (tmp_path / "figure2.svg").read_text()
     assert all(colour.lower() in drawn for colour, _ in MARKS.values())
@@ -75,11 +69,11 @@ def test_figure2_draws_the_task_loss_of_every_run_as_a_mean_over_seeds(tmp_path:
 
 def test_a_run_that_logged_no_task_loss_has_no_curve(tmp_path: Path):
     study = EXPERIMENTS["figure2"].small[0]
-    assert read_curves(made_up(study, cells_of("figure2", study), lambda cell: 1.0, tmp_path)) == {}
+    assert read_curves(scored(study, cells_of("figure2", study), lambda cell: 1.0, tmp_path)) == {}
 
 
 @pytest.mark.parametrize("scale", ["small", "paper"])
-def test_figure4_sweeps_the_weights_it_says(scale: str):
+def test_figure4_sweeps_the_declared_weights(scale: str):
     study = EXPERIMENTS["figure4"].studies(scale)[0]
     weights = {
         cell.variant.name: (terms.consistency, terms.diversity, terms.spectral)
@@ -94,7 +88,7 @@ def test_figure4_sweeps_the_weights_it_says(scale: str):
     assert weights["pissa"] == (0.0, 0.0, 0.0)
 
 
-def test_figure4_puts_each_weight_at_its_place(tmp_path: Path):
+def test_figure4_draws_each_weight_at_its_position(tmp_path: Path):
     experiment = EXPERIMENTS["figure4"]
     study = experiment.small[0]
 
@@ -102,7 +96,7 @@ def test_figure4_puts_each_weight_at_its_place(tmp_path: Path):
         terms = cell.config.regularization
         return 9.0 if cell.variant.name == "pissa" else terms.consistency + 10 * terms.diversity + 100 * terms.spectral
 
-    made = made_up(study, cells_of("figure4", study), value)
+    made = scored(study, cells_of("figure4", study), value)
     sweep, balance = sweep_panel(made, study), balance_panel(made, study)
     assert sweep.ticks == ["0", "0.025", "0.1", "0.5", "2.5"]
     means = {name: [point.mean for point in points] for name, points in {**sweep.series, **balance.series}.items()}
@@ -111,7 +105,7 @@ def test_figure4_puts_each_weight_at_its_place(tmp_path: Path):
     assert means["λ2 + λ3 = 0.01"][1] == pytest.approx(0.575), "the paper's own weights"
     for panel in (sweep, balance):
         assert panel.level is not None and (panel.level[1].mean, panel.level[1].deviation) == (9.0, 0.0)
-    text = "\n\n".join(experiment.show({study.name: made}, [study], tmp_path))
+    text = "\n\n".join(experiment.render([study], {study.name: made}, tmp_path))
     assert "better: λ1 = 0 (-8.4500" in text
     assert "10% (weak chaos), 50% (optimal), 90% (weak order)" in text
     assert (tmp_path / "figure4.png").stat().st_size > 10_000
@@ -122,26 +116,26 @@ def test_figure5_shows_each_method_in_both_precisions(tmp_path: Path):
     study = experiment.small[0]
     values = {"lora": 3.0, "qlora": 3.5, "pissa": 2.0, "qpissa": 2.5, "balora": 1.9, "qbalora": 2.6}
     cells = cells_of("figure5", study)
-    made = made_up(study, cells, lambda cell: values[cell.variant.name])
-    panel = panel_of(made, study)
+    made = scored(study, cells, lambda cell: values[cell.variant.name])
+    panel = precision_panel(made, study, IN_4_BITS)
     assert {name: tuple(dot.mean for dot in pair) for name, pair in panel.rows.items()} == {
         "lora": (3.0, 3.5), "pissa": (2.0, 2.5), "balora": (1.9, 2.6),
     }  # fmt: skip
-    text = "\n\n".join(experiment.show({study.name: made}, [study], tmp_path))
-    assert "against pissa: better: balora (-0.1000" in text
-    assert "4 bits, against qpissa: better: none; worse: qlora (+1.0000" in text
+    text = "\n\n".join(experiment.render([study], {study.name: made}, tmp_path))
+    assert "compared with pissa: better: balora (-0.1000" in text
+    assert "compared with qpissa: better: none; worse: qlora (+1.0000" in text
     assert "32 bits" in (tmp_path / "figure5.svg").read_text()
     assert {study.name for study in experiment.paper} == set(MODELS)
     assert len(MODELS) == 10
 
 
-def test_figure5_makes_the_quickstarts_rows_before_its_runs(tmp_path: Path):
-    asked = Request(experiment=EXPERIMENTS["figure5"], scale="small", output=tmp_path, places=PLACES)
+def test_figure5_writes_the_quickstarts_rows_before_its_runs(tmp_path: Path):
+    asked = Request(experiment=EXPERIMENTS["figure5"], scale="small", output=tmp_path, paths=PATHS)
     study = asked.experiment.small[2]
-    assert missing(asked.config(study)), "they are not there yet"
+    assert missing_files(asked.config(study)), "they are not there yet"
     assert asked.missing(study) == []
-    PREPARATION.ensure(asked.here)
-    assert missing(asked.config(study)) == []
+    QUICKSTART_ROWS.ensure(asked.own_paths)
+    assert missing_files(asked.config(study)) == []
     rows = [json.loads(line) for line in (tmp_path / "prepared" / "train.jsonl").read_text().splitlines()]
     assert len(rows) == 2400
     assert set(rows[0]) == {"prompt", "response"}
