@@ -12,7 +12,14 @@ import balora
 from balora import BALoraError
 from balora.config.run_config import RunConfig
 from balora.evaluation import EvaluationOptions, evaluate
-from balora.evaluation.engines.transformers import Answer, Sampling, TransformersGenerator, answer_of, fit, pad_left
+from balora.evaluation.engines.transformers import (
+    Answer,
+    Sampling,
+    TransformersGenerator,
+    decode_answer,
+    fit_prompt,
+    pad_left,
+)
 from balora.evaluation.model_under_test import Loaded, Subject
 from balora.evaluation.prompting import Prompting, prompting_for
 from evaluation_models import classifier_at, writer_at
@@ -42,7 +49,7 @@ def test_the_longest_come_first_and_no_batch_is_larger_than_asked(monkeypatch: p
     widths = []
     monkeypatch.setattr(
         TransformersGenerator,
-        "_batch",
+        "_generate_batch",
         lambda self, prompts, sampling, seed: (
             widths.append([len(p) for p in prompts]) or [Answer("", 0, True)] * len(prompts)
         ),
@@ -60,7 +67,7 @@ def test_too_little_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> 
             raise torch.OutOfMemoryError
         return [Answer(str(len(prompt)), 1, True) for prompt in prompts]
 
-    monkeypatch.setattr(TransformersGenerator, "_batch", batch)
+    monkeypatch.setattr(TransformersGenerator, "_generate_batch", batch)
     answers = dict(generator(5).generate(PROMPTS, Sampling(max_new_tokens=2)))
     assert sizes == [5, 2, 2, 2, 1]
     assert [answers[number].text for number in range(7)] == [str(len(prompt)) for prompt in PROMPTS]
@@ -97,7 +104,7 @@ def test_samples_that_are_added_later_are_not_those_that_are_there() -> None:
 
 
 def test_a_prompt_that_leaves_no_room_loses_its_beginning() -> None:
-    assert fit(list(range(100)), 20, 64) == list(range(56, 100))
+    assert fit_prompt(list(range(100)), 20, 64) == list(range(56, 100))
     answers = dict(generator(2).generate([[1] * 300], Sampling(max_new_tokens=40)))
     assert answers[0].prompt_cut and answers[0].tokens <= 40
 
@@ -126,7 +133,7 @@ def test_an_answer_keeps_the_space_it_begins_with(stories: Path) -> None:
     prompt, reply = "Once upon a", " time there was"
     before = tokenizer(prompt)["input_ids"]
     ids = tokenizer(prompt + reply)["input_ids"][len(before) :]
-    assert answer_of(tokenizer, ids, Sampling(max_new_tokens=50), 50, before[-8:]).text == reply
+    assert decode_answer(tokenizer, ids, Sampling(max_new_tokens=50), 50, before[-8:]).text == reply
 
 
 def test_an_encoder_decoder_answers_with_what_its_decoder_writes() -> None:
@@ -183,7 +190,7 @@ def test_a_kill_costs_the_batch_that_was_under_way(tmp_path: Path, monkeypatch: 
     model = writer_at(tmp_path / "m")
     options = EvaluationOptions(data={"gsm8k": str(data)}, batch_size=2, max_new_tokens=5, device="cpu")
     whole = evaluate(model, ["gsm8k"], output=tmp_path / "whole", options=options).results["gsm8k"]
-    batch, calls = TransformersGenerator._batch, []
+    batch, calls = TransformersGenerator._generate_batch, []
 
     def dies(self, prompts, sampling, seed):
         calls.append(len(prompts))
@@ -191,7 +198,7 @@ def test_a_kill_costs_the_batch_that_was_under_way(tmp_path: Path, monkeypatch: 
             raise KeyboardInterrupt
         return batch(self, prompts, sampling, seed)
 
-    monkeypatch.setattr(TransformersGenerator, "_batch", dies)
+    monkeypatch.setattr(TransformersGenerator, "_generate_batch", dies)
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, ["gsm8k"], output=tmp_path / "out", options=options)
     resumed = evaluate(model, ["gsm8k"], output=tmp_path / "out", options=options).results["gsm8k"]
@@ -248,7 +255,7 @@ def test_what_cannot_be_evaluated_is_named(tmp_path: Path) -> None:
     data = tmp_path / "test.jsonl"
     data.write_text(json.dumps({"question": "?", "answer": "#### 1"}) + "\n")
     options = EvaluationOptions(data={"gsm8k": str(data)})
-    with pytest.raises(BALoraError, match="is a classifier, which writes no text"):
+    with pytest.raises(BALoraError, match="is a classifier, which generates no text"):
         evaluate(classifier_at(tmp_path / "c", ["a", "b"]), ["gsm8k"], output=tmp_path / "o", options=options)
     with pytest.raises(BALoraError, match="no folder"):
         Subject(str(tmp_path / "absent"))

@@ -10,11 +10,11 @@ import pytest
 
 from balora import BALoraError
 from balora.evaluation import EvaluationOptions, evaluate
-from balora.evaluation.context import Session
+from balora.evaluation.context import EvaluationContext
 from balora.evaluation.sandbox import sandbox as sandbox_module
 from balora.evaluation.sandbox.sandbox import Outcome, Sandbox
 from balora.evaluation.scoring.pass_at_k import mean_pass_at_k, pass_at_k
-from balora.evaluation.scoring.programs import code_in, complete
+from balora.evaluation.scoring.programs import complete_function, extract_code
 from evaluation_models import writer_at
 
 
@@ -76,22 +76,24 @@ def test_pass_at_k_is_the_share_of_all_choices(n: int) -> None:
     ],
 )
 def test_the_code_in_a_reply(reply: str, code: str) -> None:
-    assert code_in(reply, "f") == code
+    assert extract_code(reply, "f") == code
     if "helper" not in reply:
-        assert code_in(reply) == code
+        assert extract_code(reply) == code
 
 
 def test_a_whole_function_keeps_the_helpers_of_the_prompt() -> None:
     prompt = "import math\n\ndef helper(x):\n    return x\n\n\ndef f(x):\n"
-    whole = complete(prompt, "def f(x):\n    return helper(x)\n", "f")
+    whole = complete_function(prompt, "def f(x):\n    return helper(x)\n", "f")
     assert whole == "import math\n\ndef helper(x):\n    return x\n\n\ndef f(x):\n    return helper(x)\n"
-    assert complete(prompt, "    return 1\n", "f") == prompt + "    return 1\n"
+    assert complete_function(prompt, "    return 1\n", "f") == prompt + "    return 1\n"
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, replies) -> None:
-    monkeypatch.setattr(Session, "tokenizer", None)
+    monkeypatch.setattr(EvaluationContext, "tokenizer", None)
     monkeypatch.setattr(
-        Session, "_answers", lambda self, requests, *_: ((r, {"output": replies(r.sample)}) for r in requests)
+        EvaluationContext,
+        "_generate",
+        lambda self, requests, *_: ((r, {"output": replies(r.sample)}) for r in requests),
     )
 
 
@@ -138,7 +140,7 @@ def test_nothing_is_run_twice(sandbox, tmp_path: Path, problems: Path, monkeypat
 
 def test_verdicts_of_another_sandbox_or_time_limit_are_made_again(tmp_path: Path, problems: Path, monkeypatch) -> None:
     ran = []
-    monkeypatch.setattr(Sandbox, "_find", lambda self: "bwrap")
+    monkeypatch.setattr(Sandbox, "_find_bubblewrap", lambda self: "bwrap")
     monkeypatch.setattr(
         Sandbox, "run", lambda self, program: ran.append(self.unsafe) or Outcome(False, "timed out", 1.0)
     )
@@ -159,7 +161,7 @@ def test_without_a_sandbox_nothing_is_generated(balora, tmp_path: Path, problems
     model = writer_at(tmp_path / "m")
     command = ["evaluate", model, "--tasks", "humaneval", "--data", f"humaneval={problems}", "--output", tmp_path / "o"]
     refused = balora(*command)
-    assert refused.status == 2 and "bubblewrap is not installed" in refused.err and "--unsafe-code" in refused.err
+    assert refused.status == 2 and "needs bubblewrap, which is not installed" in refused.err and "--unsafe-code" in refused.err
     assert not (tmp_path / "o" / "humaneval.samples.jsonl").exists()
     allowed = balora(*command, "--unsafe-code", "--max-new-tokens", 5, "--device", "cpu")
     assert allowed.status == 0 and "WITHOUT a sandbox" in allowed.out

@@ -14,9 +14,9 @@ from transformers import AutoModelForSequenceClassification
 
 from balora import BALoraError
 from balora.evaluation import EvaluationOptions, evaluate
-from balora.evaluation.engines.classifier import Predictor
-from balora.evaluation.scoring.scores import class_scores, regression_scores
-from balora.evaluation.tasks.glue import TASKS
+from balora.evaluation.engines.classifier import ClassifierPredictor
+from balora.evaluation.scoring.metrics import classification_metrics, regression_metrics
+from balora.evaluation.tasks.glue import DATASETS
 from evaluation_models import classifier_at, writer_at
 from tiny import tiny_bert, tiny_tokenizer
 from trained_runs import trained_run
@@ -44,7 +44,7 @@ def measure(model: Path, task: str, data: Path, folder: Path, **options):
 def test_scores_against_counts_by_hand() -> None:
     truth = ["a"] * 6 + ["b"] * 3 + ["c"]
     found = ["a", "a", "a", "b", "b", "c", "b", "b", "a", "a"]
-    scores = class_scores(truth, found, ["a", "b", "c", "d"])
+    scores = classification_metrics(truth, found, ["a", "b", "c", "d"])
     assert scores["accuracy"] == 0.5
     assert scores["recall"] == {"a": 0.5, "b": pytest.approx(2 / 3), "c": 0.0, "d": None}
     assert scores["confusion"] == [[3, 2, 1, 0], [1, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
@@ -54,11 +54,11 @@ def test_matthews_and_pearson_against_their_formulas() -> None:
     rng = np.random.default_rng(0)
     truth, found = rng.integers(0, 2, 50), rng.integers(0, 2, 50)
     names = np.array(["no", "yes"])
-    scores = class_scores(list(names[truth]), list(names[found]), ["no", "yes"])
+    scores = classification_metrics(list(names[truth]), list(names[found]), ["no", "yes"])
     assert scores["matthews"] == pytest.approx(np.corrcoef(truth, found)[0, 1])
     x, y = rng.normal(size=20), rng.normal(size=20)
-    assert regression_scores(list(x), list(y))["pearson"] == pytest.approx(np.corrcoef(x, y)[0, 1])
-    assert regression_scores([1.0, 2.0], [3.0, 3.0])["pearson"] is None
+    assert regression_metrics(list(x), list(y))["pearson"] == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert regression_metrics([1.0, 2.0], [3.0, 3.0])["pearson"] is None
 
 
 def test_predictions_are_the_models_own(tmp_path: Path, sst2: Path) -> None:
@@ -86,7 +86,7 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
 
 def test_a_model_with_other_classes_is_refused(tmp_path: Path, sst2: Path) -> None:
     model = classifier_at(tmp_path / "m", ["red", "green"])
-    with pytest.raises(BALoraError, match=r"sst2 has the classes negative, positive and the model red, green"):
+    with pytest.raises(BALoraError, match=r"sst2 has the classes negative, positive, but the model has red, green"):
         measure(model, "sst2", sst2, tmp_path / "out")
     with pytest.raises(BALoraError, match="need a classifier"):
         measure(writer_at(tmp_path / "w"), "sst2", sst2, tmp_path / "out2")
@@ -96,13 +96,13 @@ def test_a_second_call_predicts_only_what_is_new(tmp_path: Path, sst2: Path, mon
     model = classifier_at(tmp_path / "m", ["0", "1"])
     measure(model, "sst2", sst2, tmp_path / "out", limit=10)
     asked = []
-    predict = Predictor.predict
+    predict = ClassifierPredictor.predict
 
     def counted(self, rows):
         asked.append(len(rows))
         return predict(self, rows)
 
-    monkeypatch.setattr(Predictor, "predict", counted)
+    monkeypatch.setattr(ClassifierPredictor, "predict", counted)
     result = measure(model, "sst2", sst2, tmp_path / "out")
     assert asked == [20] and result["scores"]["rows"] == 30
     fresh = measure(model, "sst2", sst2, tmp_path / "fresh")
@@ -127,13 +127,13 @@ def test_outputs_that_are_not_finite_are_no_answer(
     rows = [[s, "b", i % 2] for i, s in enumerate(SENTENCES)]
     data = write(tmp_path / "data.tsv", [column, "sentence2", "score" if task == "stsb" else "label"], rows)
     model = classifier_at(tmp_path / "m", classes)
-    predict = Predictor.predict
+    predict = ClassifierPredictor.predict
 
     def broken(self, rows):
         for place, logits in predict(self, rows):
             yield place, [float("nan")] * len(logits) if place < 3 else logits
 
-    monkeypatch.setattr(Predictor, "predict", broken)
+    monkeypatch.setattr(ClassifierPredictor, "predict", broken)
     said: list[str] = []
     options = EvaluationOptions(data={task: str(data)}, device="cpu")
     scores = []
@@ -178,7 +178,7 @@ def test_a_runs_classifier_and_its_regression(tmp_path: Path) -> None:
 def test_the_official_files_are_read(tmp_path: Path, task: str, file: str, columns: str, row: str, label: str) -> None:
     write(tmp_path / "glue" / file, columns.split("/"), [row.split("/")])
     write(tmp_path / "glue" / Path(file).parent / "train.tsv", ["wrong"], [["file"]])
-    model = classifier_at(tmp_path / "m", list(TASKS[task].classes))
+    model = classifier_at(tmp_path / "m", list(DATASETS[task].classes))
     options = EvaluationOptions(data={"glue": str(tmp_path / "glue")}, device="cpu")
     result = evaluate(model, [task], output=tmp_path / "out", options=options).results[task]
     assert result["samples"][0]["label"] == label

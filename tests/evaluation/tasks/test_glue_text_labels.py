@@ -72,9 +72,9 @@ def test_classes_in_words_are_scored_as_the_run_itself_scored_them(base: Path, r
         assert scores[name] == pytest.approx(metrics[f"eval_{name}"]), name
     for sample in result["samples"]:
         assert sample["predicted"] == dict(zip("012", CLASSES, strict=True)).get(sample["output"], NO_CLASS)
-    with pytest.raises(BALoraError, match="the model says classes"):
+    with pytest.raises(BALoraError, match="the model writes classes"):
         measure(tmp_path / "run", "stsb", _as_stsb(rows, tmp_path), tmp_path / "out2")
-    with pytest.raises(BALoraError, match=r"rte has the classes entailment, not_entailment and the model 0, 1, 2"):
+    with pytest.raises(BALoraError, match=r"rte has the classes entailment, not_entailment, but the model has 0, 1, 2"):
         measure(tmp_path / "run", "rte", _as_rte(rows, tmp_path), tmp_path / "out3")
 
 
@@ -88,7 +88,7 @@ def test_scores_in_words_are_read_as_numbers(base: Path, rows: Path, tmp_path: P
 
 def test_a_model_that_was_not_taught_classes_is_refused(base: Path, rows: Path, tmp_path: Path) -> None:
     for model in (base, writer_at(tmp_path / "writer")):
-        with pytest.raises(BALoraError, match=r"GLUE's tasks need a (model that was trained to classify|classifier)"):
+        with pytest.raises(BALoraError, match=r"The tasks of GLUE need a (model that was trained to classify|classifier)"):
             measure(model, "mnli", rows, tmp_path / f"out-{model.name}")
 
 

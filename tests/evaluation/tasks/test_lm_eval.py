@@ -138,7 +138,7 @@ def test_a_tag_of_tasks_has_no_score_that_is_one_of_theirs(tmp_path: Path, monke
     def answered(*_: object) -> dict:
         return {"results": {"cola": {"mcc,none": 0.1}, "mnli": {"acc,none": 0.9}}, "samples": {}}
 
-    monkeypatch.setattr("balora.evaluation.tasks.lm_eval._run", answered)
+    monkeypatch.setattr("balora.evaluation.tasks.lm_eval.LMEvalTask._run", answered)
     scores = measure(writer_at(tmp_path / "model"), "lm_eval:glue", None, tmp_path / "out")["scores"]
     assert scores["score"] is None and "mcc" not in scores
     assert scores["by_task"] == {"cola": {"main": "mcc", "mcc": 0.1}, "mnli": {"main": "acc", "acc": 0.9}}
@@ -156,7 +156,7 @@ def test_names_are_ours_first_and_then_the_harnesss() -> None:
 
 @pytest.mark.parametrize(
     ("task", "words"),
-    [("arc_easy", "--data TASK=PLACE"), ("mmlu", "group of tasks")],
+    [("arc_easy", "--data TASK=PATH"), ("mmlu", "group of tasks")],
 )
 def test_what_cannot_be_read_is_said(tmp_path: Path, arc: Path, task: str, words: str) -> None:
     data = arc if task == "mmlu" else None
@@ -169,5 +169,5 @@ def test_only_language_models_are_asked(tmp_path: Path, arc: Path) -> None:
         measure(classifier_at(tmp_path / "c", ["a", "b"]), "arc_easy", arc, tmp_path / "out")
     with pytest.raises(BALoraError, match="no reference answers"):
         measure(Path("reference"), "arc_easy", arc, tmp_path / "out2")
-    with pytest.raises(BALoraError, match="no file or folder"):
+    with pytest.raises(BALoraError, match="no file or directory"):
         measure(writer_at(tmp_path / "m"), "arc_easy", tmp_path / "absent.jsonl", tmp_path / "out3")

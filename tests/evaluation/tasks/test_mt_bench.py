@@ -11,8 +11,7 @@ from balora import BALoraError
 from balora.evaluation import EvaluationOptions, JudgeOptions, evaluate
 from balora.evaluation.engines.transformers import TransformersGenerator
 from balora.evaluation.prompting import Prompting
-from balora.evaluation.scoring.judge import Judge, JudgeUnavailable
-from balora.evaluation.scoring.judge_prompts import OURS, rating_in
+from balora.evaluation.scoring.judge import DEFAULT_PROMPTS, Judge, JudgeUnavailable, parse_rating
 from balora.evaluation.tasks.mt_bench import conversation_text
 from evaluation_models import writer_at
 from judge_server import judge_server
@@ -65,7 +64,7 @@ def ask(url: str, **changes) -> str:
 @pytest.mark.parametrize("trouble", ["slow", "limited", "broken", "dropped", "garbage", "empty"])
 def test_what_may_pass_is_tried_again(trouble: str) -> None:
     with judge_server(trouble, trouble, 7) as server:
-        assert rating_in(ask(server.url)) == 7
+        assert parse_rating(ask(server.url)) == 7
         assert len(server.asked) == 3
 
 
@@ -105,7 +104,7 @@ def test_a_refusal_is_said_at_once_and_the_key_stays_here(monkeypatch: pytest.Mo
     ],
 )  # fmt: skip
 def test_ratings(text: str, rating: float | None) -> None:
-    assert rating_in(text) == rating
+    assert parse_rating(text) == rating
 
 
 def test_both_turns_are_answered_and_rated(model: Path, bench: Path, tmp_path: Path) -> None:
@@ -237,6 +236,6 @@ def test_every_prompt_of_ours_has_places_for_all_it_is_given() -> None:
             "ref_answer_2",
         ),
     }
-    for name, prompt in OURS.items():
+    for name, prompt in DEFAULT_PROMPTS.items():
         said = str(prompt.messages(**{key: f"<{key}>" for key in values[name]}))
         assert all(f"<{key}>" in said for key in values[name]) and "[[number]]" in said

@@ -1,4 +1,4 @@
-"""Logits and features of a classifier over texts, and whose classes are whose.
+"""Predict classes or scores with a classification or regression head, and match a model's classes with a task's.
 
 Shapes: B rows, T positions, D classes, d hidden size.
 """
@@ -18,13 +18,39 @@ from balora.evaluation.model_under_test import Loaded
 from balora.loading.pretrained import max_positions
 
 
-class Predictor:
-    """Runs a classification or regression model.
+class RowPredictor:
+    """Base of the predictors: tokenizes rows into batches of similar length.
 
     Args:
-        loaded: The model.
-        settings: The run's, whose length limit is kept; None for a plain model.
-        batch_size: Rows at once.
+        loaded: Model and tokenizer.
+        max_length: Maximum number of tokens that the user's config allows; the model's positions may allow fewer.
+        batch_size: Rows per batch.
+    """
+
+    def __init__(self, loaded: Loaded, max_length: int, batch_size: int) -> None:
+        self.loaded = loaded
+        self.batch_size = batch_size
+        positions = max_positions(loaded.model.config)  # type: ignore[arg-type]
+        self._max_tokens = limit_of(loaded.tokenizer, max_length, "", positions).tokens
+
+    def _batches(self, rows: Sequence[Sequence[str]]) -> Iterator[tuple[list[int], Any]]:
+        """Yield the indices and the padded tokens of each batch, the longest rows first."""
+        tokenizer = self.loaded.tokenizer
+        encoded = [tokenizer(*texts, truncation=True, max_length=self._max_tokens) for texts in rows]
+        order = sorted(range(len(rows)), key=lambda index: (-len(encoded[index]["input_ids"]), index))
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            inputs: Any = tokenizer.pad([encoded[index] for index in batch], padding_side="right", return_tensors="pt")
+            yield batch, inputs.to(self.loaded.device)
+
+
+class ClassifierPredictor(RowPredictor):
+    """Predictor that runs a classification or regression model.
+
+    Args:
+        loaded: Model and tokenizer.
+        settings: Config of the run, whose maximum length is used; None for a plain model.
+        batch_size: Rows per batch.
 
     Raises:
         BALoraError: The model has no classification head.
@@ -33,48 +59,40 @@ class Predictor:
     def __init__(self, loaded: Loaded, settings: RunConfig | None, batch_size: int) -> None:
         if loaded.task not in ("classification", "regression"):
             raise BALoraError(
-                f"GLUE's tasks need a classifier, and this is a model for {loaded.task}. Train one with task: classification "
-                "(or regression), or give a folder with a ...ForSequenceClassification model."
+                f"The tasks of GLUE need a classifier, and this is a model for {loaded.task}. Train one with task: "
+                "classification (or regression), or give the directory of a ...ForSequenceClassification model."
             )
-        self.loaded = loaded
-        self.batch_size = batch_size
-        positions = max_positions(loaded.model.config)  # type: ignore[arg-type]
-        asked = 512 if settings is None else settings.data.max_length
-        self._limit = limit_of(loaded.tokenizer, asked, "", positions).tokens
+        super().__init__(loaded, 512 if settings is None else settings.data.max_length, batch_size)
 
     def classes_for(self, classes: Sequence[str], task: str) -> list[str]:
-        """The task's name for each of the model's classes, in the model's order.
-
-        The model's own names decide where they are the task's; numbers and ``LABEL_0`` mean the task's order.
+        """Return the task's name for each of the model's classes, in the model's order.
 
         Raises:
             BALoraError: The model has other classes than the task.
         """
-        return match_classes(
-            list(self.loaded.labels or ()) if self.loaded.task == "classification" else [], classes, task
-        )
+        own = list(self.loaded.labels or ()) if self.loaded.task == "classification" else []
+        return match_classes(own, classes, task)
 
-    def require_scores(self, task: str) -> list[str]:
-        """Make sure that the model predicts one number.
+    def require_scores(self, task: str) -> None:
+        """Check that the model predicts one number.
 
         Raises:
-            BALoraError: It predicts classes.
+            BALoraError: The model predicts classes.
         """
         if self.loaded.task != "regression":
             raise BALoraError(
-                f"{task} is scored by a number per row, and the model predicts classes. Train task: regression."
+                f"{task} is scored by a number per row, but the model predicts classes. Train a model with task: regression."
             )
-        return ["score"]
 
     @torch.inference_mode()
     def predict(self, rows: Sequence[Sequence[str]]) -> Iterator[tuple[int, list[float]]]:
-        """Logits of every row, in batches of like length.
+        """Compute the logits of every row.
 
         Args:
-            rows: One text or a pair each.
+            rows: One text or a pair of texts per row.
 
         Yields:
-            The row's number and its D logits.
+            Index of the row and its D logits.
         """
         for batch, inputs in self._batches(rows):
             logits_BD = self.loaded.model(**inputs).logits.float()
@@ -82,42 +100,34 @@ class Predictor:
 
     @torch.inference_mode()
     def represent(self, rows: Sequence[Sequence[str]]) -> Iterator[tuple[int, list[float], Tensor]]:
-        """Logits and features of every row: the last hidden layer's first token, [CLS] in BERT's kind of encoder.
+        """Compute logits and features of every row.
+
+        The features are the last hidden state of the first token, which is [CLS] in encoders such as BERT.
 
         Args:
-            rows: One text or a pair each.
+            rows: One text or a pair of texts per row.
 
         Yields:
-            The row's number, its D logits, and its features (d, float32, on the CPU).
+            Index of the row, its D logits, and its features (d, float32, on the CPU).
         """
         for batch, inputs in self._batches(rows):
             outputs = self.loaded.model(**inputs, output_hidden_states=True)
             features_Bd = outputs.hidden_states[-1][:, 0].float().cpu()
             yield from zip(batch, outputs.logits.float().tolist(), features_Bd, strict=True)
 
-    def _batches(self, rows: Sequence[Sequence[str]]) -> Iterator[tuple[list[int], Any]]:
-        """The rows' numbers and tokens, the longest first."""
-        tokenizer = self.loaded.tokenizer
-        encoded = [tokenizer(*texts, truncation=True, max_length=self._limit) for texts in rows]
-        order = sorted(range(len(rows)), key=lambda number: (-len(encoded[number]["input_ids"]), number))
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            inputs: Any = tokenizer.pad(
-                [encoded[number] for number in batch], padding_side="right", return_tensors="pt"
-            )
-            yield batch, inputs.to(self.loaded.device)
-
 
 def match_classes(own: Sequence[str], classes: Sequence[str], task: str) -> list[str]:
-    """The task's name for each of a model's classes, in the model's order.
+    """Return the task's name for each of a model's classes, in the model's order.
+
+    The model's own names decide if they are the task's. Numbers and ``LABEL_0`` mean the task's order.
 
     Args:
-        own: The model's names; none where it predicts a score.
-        classes: The task's.
-        task: Its name, for the error.
+        own: Classes of the model; empty if it predicts a score.
+        classes: Classes of the task.
+        task: Name of the task, for the error message.
 
     Raises:
-        BALoraError: They are other classes.
+        BALoraError: The model has other classes than the task.
 
     Example:
         >>> match_classes(["LABEL_0", "LABEL_1"], ["negative", "positive"], "sst2")
@@ -129,10 +139,11 @@ def match_classes(own: Sequence[str], classes: Sequence[str], task: str) -> list
             return keys
         if sorted(keys) == [str(number) for number in range(len(classes))]:
             return [classes[int(key)] for key in keys]
+    model_classes = f"has {', '.join(own)}" if own else "predicts one score"
     raise BALoraError(
-        f"{task} has the classes {', '.join(classes)} and the model {', '.join(own) or 'predicts one score'}. Evaluate a "
-        f"model that was trained for {task}."
+        f"{task} has the classes {', '.join(classes)}, but the model {model_classes}. Evaluate a model that was trained for "
+        f"{task}."
     )
 
 
-__all__ = ["Predictor", "match_classes"]
+__all__ = ["ClassifierPredictor", "RowPredictor", "match_classes"]

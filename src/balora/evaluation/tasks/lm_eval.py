@@ -1,18 +1,17 @@
-"""Tasks of EleutherAI's lm-evaluation-harness by name, on the model in memory.
+"""Tasks of EleutherAI's lm-evaluation-harness by name, on the loaded model.
 
-The harness reads the data, makes the requests and scores them; the model and its answers are ours, so that an interrupted
-evaluation goes on and repeats nothing. It is an extra: ``pip install 'balora[lm-eval]'``.
+The library reads the data, makes the requests and scores the answers. balora runs the model and journals the answers, so
+that an interrupted evaluation continues. The library is an extra: ``pip install 'balora[lm-eval]'``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,135 +20,141 @@ import yaml
 from balora.data.hub import looks_local, unreachable
 from balora.data.readers import SUFFIXES
 from balora.errors import BALoraError
-from balora.evaluation.context import Session
 from balora.evaluation.prompting import CHAT
+from balora.evaluation.registry import LM_EVAL_PREFIX
 from balora.evaluation.results import Record
+from balora.evaluation.tasks.task import Task
 
-PREFIX = "lm_eval:"
-"""Before a name that balora has a task for as well, and before the path of a task's own YAML file."""
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _SPLITS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
-_ALIASES = {"dev": "validation", "valid": "validation", "val": "validation"}
+_SPLIT_ALIASES = {"dev": "validation", "valid": "validation", "val": "validation"}
+_BOOKKEEPING = ("doc_id", "doc_hash", "prompt_hash", "target_hash")
 
 
-def installed() -> bool:
-    """Whether the harness is there."""
-    return importlib.util.find_spec("lm_eval") is not None
+def task_names() -> list[str]:
+    """Return the names of all tasks, groups and tags of lm-evaluation-harness."""
+    return list(_task_manager().all_tasks)
 
 
-def names() -> list[str]:
-    """Every task, group and tag of the harness, none where it is not installed."""
-    return list(_manager().all_tasks) if installed() else []
-
-
-def is_file(name: str) -> bool:
-    """Whether a name is the path of a task's YAML file."""
+def is_yaml_file(name: str) -> bool:
+    """Return True if a name is the path of an existing YAML file, which defines a task."""
     return name.endswith((".yaml", ".yml")) and Path(name).expanduser().is_file()
 
 
-def evaluate_harness(session: Session, name: str) -> Record:
-    """Run one task (or group) of the harness.
+class LMEvalTask(Task):
+    """Task or group of lm-evaluation-harness, by its name there or by the path of its YAML file."""
 
-    Args:
-        session: The evaluation.
-        name: The harness's name for it, or a YAML file.
+    def evaluate(self) -> Record:
+        """Let lm-evaluation-harness run the task. See `Task.evaluate`.
 
-    Returns:
-        The result; its samples are the harness's, with document, answer and scores.
+        Returns:
+            Content of the result file. Its samples are the library's, with document, answer and scores.
 
-    Raises:
-        BALoraError: The data cannot be read, or the model is not one the harness can ask.
-    """
-    from balora.evaluation.tasks.lm_eval_model import JournaledModel
+        Raises:
+            BALoraError: The data cannot be read, or the model is not a language model.
+        """
+        # Imported here because it subclasses a class of lm_eval, which is an extra.
+        from balora.evaluation.tasks.lm_eval_model import JournaledModel
 
-    if session.subject.is_reference:
-        raise BALoraError(f"{name} is a task of lm-evaluation-harness, which has no reference answers to be scored.")
-    if session.options.engine != "transformers":
-        raise BALoraError(
-            f"{name} is a task of lm-evaluation-harness; here it goes through transformers. Leave --engine out."
+        context, name = self.context, self.name
+        library = f"{name} is a task of lm-evaluation-harness"
+        if context.subject.is_reference:
+            raise BALoraError(f"{library}, which has no reference answers to score.")
+        if context.options.engine != "transformers":
+            raise BALoraError(f"{library}, which runs through transformers only. Leave --engine out.")
+        if context.loaded.task not in ("generation", "seq2seq"):
+            raise BALoraError(f"{name} needs a language model, and {context.subject.name} is a classifier.")
+        chat = context.prompting("none").template == CHAT
+        journal = context.journal(
+            f"lm_eval.{Path(name).stem if is_yaml_file(name) else name}",
+            harness={"name": name, "version": _version(), "few_shot": context.options.few_shot, "chat": chat},
         )
-    if session.loaded.task not in ("generation", "seq2seq"):
-        raise BALoraError(f"{name} needs a language model, and {session.subject.name} is a classifier.")
-    chat = session.prompting("none").template == CHAT
-    title = f"lm_eval.{Path(name).stem if is_file(name) else name}"
-    settings = {"few_shot": session.options.few_shot, "chat": chat}
-    journal = session.journal_of(title, harness={"name": name, "version": _version(), **settings})
-    data = session.options.data
-    with _quiet(), _spec(name, data.get(PREFIX + name, data.get(name))) as spec:
-        model = JournaledModel(session.loaded, session.options.batch_size, journal, session.say)
-        output = _run(session, name, spec, model, chat)
-    results, samples = output["results"], output.get("samples", {})
-    own = next(iter(results)) if len(results) == 1 else Path(name).stem
-    scores = _scores(results.get(own, {}))  # a tag of tasks has no score of its own, and no task's is put in its place
-    subtasks = {task: _scores(found) for task, found in results.items() if task != own}
-    records = [{"id": f"{task}/{row['doc_id']}", **_sample(row)} for task, rows in samples.items() for row in rows]
-    rows = {"rows": len({(task, row["doc_id"]) for task, found in samples.items() for row in found})}
-    about = {"configs": _plain(output.get("configs", {})), "versions": output.get("versions", {})}
-    return journal.finish([], {**scores, **rows, **({"by_task": subtasks} if subtasks else {})}, about, records)
+        data = context.options.data
+        with _errors_only(), _task_spec(name, data.get(LM_EVAL_PREFIX + name, data.get(name))) as spec:
+            model = JournaledModel(context.loaded, context.options.batch_size, journal, context.say)
+            output = self._run(spec, model, chat)
+        results, samples = output["results"], output.get("samples", {})
+        # A tag of several tasks has no score of its own. It gets none, rather than the score of one of its tasks.
+        own = next(iter(results)) if len(results) == 1 else Path(name).stem
+        by_task = {task: _scores(found) for task, found in results.items() if task != own}
+        scores = {
+            **_scores(results.get(own, {})),
+            "rows": len({(task, row["doc_id"]) for task, rows in samples.items() for row in rows}),
+            **({"by_task": by_task} if by_task else {}),
+        }
+        records = [{"id": f"{task}/{row['doc_id']}", **_sample(row)} for task, rows in samples.items() for row in rows]
+        details = {"configs": _as_json(output.get("configs", {})), "versions": output.get("versions", {})}
+        return journal.finish([], scores, details, records)
 
+    def _run(self, spec: str, model: Any, chat: bool) -> dict[str, Any]:
+        from lm_eval import simple_evaluate
 
-def _run(session: Session, name: str, spec: Any, model: Any, chat: bool) -> dict[str, Any]:
-    from lm_eval import simple_evaluate
-
-    try:
-        output = simple_evaluate(
-            model=model,
-            tasks=[spec],
-            num_fewshot=session.options.few_shot,
-            limit=session.options.limit,
-            apply_chat_template=chat,
-            task_manager=_manager(),
-            random_seed=session.options.seed,
-            numpy_random_seed=session.options.seed,
-            torch_random_seed=session.options.seed,
-        )
-    except BALoraError:
-        raise
-    except Exception as error:  # tasks are data and code of many authors; to the user one sentence is enough
-        if unreachable(error) or type(error).__name__ in ("DatasetNotFoundError", "LocalEntryNotFoundError"):
-            raise BALoraError(
-                f"The data of {name} could not be reached; check the connection, or give local files (--data TASK=PLACE)."
-            ) from error
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise BALoraError(f"lm-evaluation-harness could not run {name}: {reason.rstrip('.')}.") from error
-    assert output is not None, "one process always gets the results"
-    return dict(output)
+        options = self.context.options
+        try:
+            output = simple_evaluate(
+                model=model,
+                tasks=[spec],
+                num_fewshot=options.few_shot,
+                limit=options.limit,
+                apply_chat_template=chat,
+                task_manager=_task_manager(),
+                random_seed=options.seed,
+                numpy_random_seed=options.seed,
+                torch_random_seed=options.seed,
+            )
+        except BALoraError:
+            raise
+        except Exception as error:  # the tasks are data and code of many authors and may raise anything
+            if unreachable(error) or type(error).__name__ in ("DatasetNotFoundError", "LocalEntryNotFoundError"):
+                raise BALoraError(
+                    f"The data of {self.name} could not be reached. Check the connection, or give local files "
+                    "(--data TASK=PATH)."
+                ) from error
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise BALoraError(f"lm-evaluation-harness could not run {self.name}: {reason.rstrip('.')}.") from error
+        assert output is not None, "only ranks above 0 get None, and there is one process"
+        return dict(output)
 
 
 @contextlib.contextmanager
-def _spec(name: str, place: str | None) -> Iterator[str]:
-    """What the harness is asked for: the name, or the task as it is with other data, written as its own YAML has it."""
-    base = str(Path(name).expanduser().resolve()) if is_file(name) else None
-    if place is None:
+def _task_spec(name: str, location: str | None) -> Iterator[str]:
+    """Yield what lm-evaluation-harness is asked to run.
+
+    It is the name, or the path of a YAML file. With local data, the file is a temporary one that includes the task's own
+    YAML and replaces its data.
+    """
+    base = str(Path(name).expanduser().resolve()) if is_yaml_file(name) else None
+    if location is None:
         yield base or name
         return
     if base is None:
-        entry = _manager().task_index[name]
+        entry = _task_manager().task_index[name]
         if entry.yaml_path is None or not str(entry.kind).endswith("TASK"):
-            raise BALoraError(f"{name} is a group of tasks; local data can be given for a single one.")
+            raise BALoraError(f"{name} is a group of tasks; local data can be given for a single task only.")
         base = str(entry.yaml_path)
     with tempfile.TemporaryDirectory(prefix="balora-task-") as folder:
         path = Path(folder) / f"{Path(name).stem}.yaml"
-        path.write_text(yaml.safe_dump({"include": base, "task": Path(name).stem, **_local_data(place)}))
+        path.write_text(yaml.safe_dump({"include": base, "task": Path(name).stem, **_local_data(location)}))
         yield str(path)
 
 
-def _local_data(place: str) -> dict[str, Any]:
-    """A task's data settings for a local file, or a folder with one file per split."""
-    path = Path(place).expanduser().resolve()
-    if not looks_local(place, SUFFIXES) or not path.exists():
-        raise BALoraError(f"There is no file or folder {place} for a task of lm-evaluation-harness (--data).")
+def _local_data(location: str) -> dict[str, Any]:
+    """Return a task's data settings for a local file, or for a directory with one file per split."""
+    path = Path(location).expanduser().resolve()
+    if not looks_local(location, SUFFIXES) or not path.exists():
+        raise BALoraError(f"There is no file or directory {location} for a task of lm-evaluation-harness (--data).")
     files = {"test": path}
     if path.is_dir():
         found = [file for file in sorted(path.iterdir()) if file.suffix.lower() in _BUILDERS]
-        files = {_ALIASES.get(file.stem, file.stem): file for file in found}
-    kinds = {_BUILDERS.get(file.suffix.lower()) for file in files.values()}
-    if len(kinds) != 1 or None in kinds or not set(files) & set(_SPLITS):
+        files = {_SPLIT_ALIASES.get(file.stem, file.stem): file for file in found}
+    builders = {_BUILDERS.get(file.suffix.lower()) for file in files.values()}
+    if len(builders) != 1 or None in builders or not set(files) & set(_SPLITS):
         raise BALoraError(
-            f"{place} must be one file, or hold train, validation and test files, of one kind: {', '.join(_BUILDERS)}."
+            f"{location} must be one file, or a directory with train, validation and test files of one type: "
+            f"{', '.join(_BUILDERS)}."
         )
     return {
-        "dataset_path": kinds.pop(),
+        "dataset_path": builders.pop(),
         "dataset_name": None,
         "dataset_kwargs": {"data_files": {split: str(file) for split, file in files.items()}},
         **{key: split if split in files else None for split, key in _SPLITS.items()},
@@ -158,8 +163,8 @@ def _local_data(place: str) -> dict[str, Any]:
 
 
 @functools.cache
-def _manager() -> Any:
-    """The harness's list of tasks, which takes seconds to read."""
+def _task_manager() -> Any:
+    """Return the library's index of tasks. Building it takes seconds."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager()
@@ -171,32 +176,29 @@ def _version() -> str:
     return str(getattr(lm_eval, "__version__", "unknown"))
 
 
-def _scores(found: dict[str, Any]) -> Record:
-    """The harness's ``acc,none`` and ``acc_stderr,none`` as ``acc`` and ``acc_stderr``; the first metric is the main one."""
+def _scores(found: Mapping[str, Any]) -> Record:
+    """Rename ``acc,none`` and ``acc_stderr,none`` to ``acc`` and ``acc_stderr``. The first metric is the main score."""
     scores: Record = {}
     for key, value in found.items():
-        metric, _, filtered = key.partition(",")
-        name = metric if filtered in ("none", "") else f"{metric} ({filtered})"
+        metric, _, filter_name = key.partition(",")
+        name = metric if filter_name in ("none", "") else f"{metric} ({filter_name})"
         if isinstance(value, int | float) and not isinstance(value, bool) and metric != "sample_len":
             scores[name] = float(value)
     main = next((name for name in scores if "_stderr" not in name), None)
-    if main is None:
-        return {"main": "score", "score": None}
-    return {"main": main, **scores}
+    return {"main": "score", "score": None} if main is None else {"main": main, **scores}
 
 
 def _sample(row: Record) -> Record:
-    kept = {key: value for key, value in row.items() if key not in ("doc_id", "doc_hash", "prompt_hash", "target_hash")}
-    return dict(_plain(kept))
+    return dict(_as_json({key: value for key, value in row.items() if key not in _BOOKKEEPING}))
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str, ensure_ascii=False))
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the harness's own reports and bars."""
+def _errors_only() -> Iterator[None]:
+    """Silence the library's log messages below errors."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -208,4 +210,4 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-__all__ = ["PREFIX", "evaluate_harness", "installed", "is_file", "names"]
+__all__ = ["LMEvalTask", "is_yaml_file", "task_names"]

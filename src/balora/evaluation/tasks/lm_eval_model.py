@@ -1,4 +1,4 @@
-"""The model as lm-evaluation-harness asks it, with a journal of its answers."""
+"""Model class for lm-evaluation-harness that journals its answers."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from balora.evaluation.model_under_test import Loaded
 from balora.evaluation.results import Journal
 
 _BLOCK = 32
-"""Batches that are asked before their answers are written down."""
+"""Batches between two writes of the journal."""
 
 
 class JournaledModel(HFLM):
-    """The harness's own transformers model, around one that is in memory; every request is asked once, ever.
+    """The library's transformers model class, for a loaded model. Each request is answered once and then read from the journal.
 
     Args:
-        loaded: The model.
-        batch_size: Requests at once.
-        journal: Where the answers are, and go.
-        say: Takes lines for the user.
+        loaded: Model and tokenizer.
+        batch_size: Requests per batch.
+        journal: Journal of the answers.
+        say: Function that receives progress messages.
     """
 
     def __init__(self, loaded: Loaded, batch_size: int, journal: Journal, say: Callable[[str], None]) -> None:
@@ -39,27 +39,25 @@ class JournaledModel(HFLM):
         self._say = say
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """Log-likelihood of continuations, and whether each is the greedy one."""
-        answers = self._asked_once("loglikelihood", requests, super().loglikelihood)
-        return [(_number(value), bool(greedy)) for value, greedy in answers]
+        """Return the log-likelihood of each continuation, and whether it is the greedy one."""
+        answers = self._answer("loglikelihood", requests, super().loglikelihood)
+        return [(_log_likelihood(value), bool(greedy)) for value, greedy in answers]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
-        """Log-likelihood of whole texts."""
-        return [
-            _number(value)
-            for value in self._asked_once("loglikelihood_rolling", requests, super().loglikelihood_rolling)
-        ]
+        """Return the log-likelihood of each text."""
+        answers = self._answer("loglikelihood_rolling", requests, super().loglikelihood_rolling)
+        return [_log_likelihood(value) for value in answers]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
-        """Texts, up to their stops."""
-        return [str(text) for text in self._asked_once("generate_until", requests, super().generate_until)]
+        """Generate the answer of each request, up to its stop strings."""
+        return [str(text) for text in self._answer("generate_until", requests, super().generate_until)]
 
     def get_model_info(self) -> dict[str, Any]:
-        """Nothing: the harness would look the model up on the hub; the result says what it is."""
+        """Return nothing: the library would look the model up on the hub. The result file describes the model."""
         return {}
 
-    def _asked_once(self, kind: str, requests: Sequence[Any], ask: Callable[..., Sequence[Any]]) -> list[Any]:
-        names = _names(kind, requests)
+    def _answer(self, kind: str, requests: Sequence[Any], ask: Callable[..., Sequence[Any]]) -> list[Any]:
+        names = _sample_names(kind, requests)
         missing = set(self._journal.missing(names, "answer"))
         pending = [(name, request) for name, request in zip(names, requests, strict=True) if name in missing]
         if len(pending) < len(requests):
@@ -72,20 +70,20 @@ class JournaledModel(HFLM):
         return [self._journal.records[name]["answer"] for name in names]
 
 
-def _names(kind: str, requests: Sequence[Any]) -> list[str]:
-    """A name for every request, by what it asks; asked several times (sampling), they are told apart by number."""
+def _sample_names(kind: str, requests: Sequence[Any]) -> list[str]:
+    """Name each request by a digest of its content, and number equal requests, which sampling makes."""
     seen: collections.Counter[str] = collections.Counter()
     names = []
     for request in requests:
-        asked = json.dumps([kind, *request.args], default=str, sort_keys=True)
-        digest = hashlib.sha256(asked.encode()).hexdigest()[:24]
+        content = json.dumps([kind, *request.args], default=str, sort_keys=True)
+        digest = hashlib.sha256(content.encode()).hexdigest()[:24]
         names.append(f"{digest}/{seen[digest]}")
         seen[digest] += 1
     return names
 
 
-def _number(value: float | None) -> float:
-    """A log-likelihood; minus infinity is written as nothing."""
+def _log_likelihood(value: float | None) -> float:
+    """Return a log-likelihood from the journal, which writes minus infinity as None."""
     return float("-inf") if value is None else float(value)
 
 

@@ -65,12 +65,12 @@ def evaluate_run(run: Path, plan: EvaluationPlan, say: Say) -> None:
     """
     # Imported here: a comparison without evaluations need not wait for it.
     from balora.evaluation.evaluate import evaluate
-    from balora.evaluation.results import plain
+    from balora.evaluation.results import json_safe
 
     found = evaluate(run, plan.tasks, options=_options(plan), say=say)
     values = {f"{task}/{name}": value for task, result in found.results.items() for name, value in _scores(result)}
     record = {**plan.to_dict(), "values": values}
-    write_text(found.folder / MEASURED, json.dumps(plain(record), indent=1) + "\n")
+    write_text(found.folder / MEASURED, json.dumps(json_safe(record), indent=1) + "\n")
 
 
 def measured(run: Path, plan: EvaluationPlan) -> dict[str, float] | None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from balora.data import load_examples
 from balora.errors import BALoraError
-from balora.evaluation.engines.classifier import Predictor
+from balora.evaluation.engines.classifier import ClassifierPredictor
 from balora.evaluation.model_under_test import Subject
 
 PERPLEXITY, ITERATIONS, SEED = 30, 1000, 42
@@ -110,7 +110,7 @@ def _take(subject: Subject) -> Features:
     texts: Sequence[Sequence[str]] = [
         [row[name] for name in ("text", "text_pair") if row.get(name) is not None] for row in examples.eval
     ]
-    predictor = Predictor(subject.load(None), settings, _BATCH)
+    predictor = ClassifierPredictor(subject.load(None), settings, _BATCH)
     taken = {number: (features, logits) for number, logits, features in predictor.represent(texts)}
     return Features(
         features_Nd=torch.stack([taken[number][0] for number in range(len(texts))]).half(),

@@ -9,17 +9,16 @@ from pathlib import Path
 import pytest
 
 from balora.evaluation import EvaluationOptions, evaluate
-from balora.evaluation.context import Session
+from balora.evaluation.context import EvaluationContext
 from balora.evaluation.scoring.equivalence import EquivalenceChecker
 from balora.evaluation.scoring.math_answers import (
     contradicts,
     final_answer,
     final_number,
-    number_in,
+    parse_number,
     same_number,
     same_text,
 )
-from balora.evaluation.tasks.mathematics import _equal
 from evaluation_models import writer_at
 
 SHORT = {"device": "cpu", "max_new_tokens": 4, "batch_size": 3}
@@ -90,8 +89,8 @@ def test_the_final_answer(text: str, answer: str | None) -> None:
         ("1\\,000", "1000"), ("2e4", "2e4"), ("2e999999999", "2"), ("2eggs", "2"),
     ],
 )  # fmt: skip
-def test_the_number_in_an_answer(answer: str | None, number: str | None) -> None:
-    assert number_in(answer) == number
+def test_the_parse_number_an_answer(answer: str | None, number: str | None) -> None:
+    assert parse_number(answer) == number
 
 
 @pytest.mark.parametrize(
@@ -165,7 +164,7 @@ def test_what_is_equal(checker: EquivalenceChecker, truth: str, found: str | Non
     ],
 )
 def test_what_math_verify_passes_over(checker: EquivalenceChecker, truth: str, found: str, equal: bool) -> None:
-    assert _equal(checker, truth, found) is equal
+    assert checker.is_correct(truth, found) is equal
 
 
 def test_no_reference_answer_contradicts_itself(shared_dir: Path) -> None:
@@ -212,7 +211,9 @@ def test_what_was_extracted_stands_beside_each_answer(tmp_path: Path, problems: 
 def test_accuracy_counts_wrong_and_missing_answers(tmp_path: Path, problems: Path, monkeypatch) -> None:
     replies = ["#### 0", "The answer is: 2", "The answer is: 5", "no idea", "#### 8.0", "\\boxed{10}", "12"]
     monkeypatch.setattr(
-        Session, "_answers", lambda self, requests, *_: ((r, {"output": replies[int(r.sample)]}) for r in requests)
+        EvaluationContext,
+        "_generate",
+        lambda self, requests, *_: ((r, {"output": replies[int(r.sample)]}) for r in requests),
     )
     options = EvaluationOptions(data={"gsm8k": str(problems)}, **SHORT)
     scores = evaluate(writer_at(tmp_path / "m"), ["gsm8k"], output=tmp_path / "out", options=options).results["gsm8k"][
@@ -242,7 +243,7 @@ def test_math_verify_alone_knows_the_reference_answers_and_tells_them_apart(
     """Without the comparison as text, and with another question's answer in its place."""
     rows = [json.loads(line) for line in (shared_dir / "data/math/math500.jsonl").read_text().splitlines()][:200]
     answers = [row["answer"] for row in rows]
-    assert sum(checker._ask(answer, answer) for answer in answers) >= 198
+    assert sum(checker._ask_worker(answer, answer) for answer in answers) >= 198
     others = answers[3:] + answers[:3]
     different = [(a, b) for a, b in zip(answers, others, strict=True) if not same_text(a, b)]
     assert not [pair for pair in different if checker.equal(*pair)]
