@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def deprecated_names(module: str, renamed: dict[str, str]) -> Callable[[str], Any]:
@@ -31,3 +34,30 @@ def deprecated_names(module: str, renamed: dict[str, str]) -> Callable[[str], An
         return getattr(importlib.import_module(home), attribute)
 
     return __getattr__
+
+
+def deprecated_keywords(**renamed: str) -> Callable[[F], F]:
+    """Make a decorator that accepts the old names of keyword arguments, with a warning.
+
+    Args:
+        renamed: New name by old name.
+
+    Example:
+        >>> @deprecated_keywords(colour="color")
+        ... def paint(color): return color
+        >>> paint(color="red")
+        'red'
+    """
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for old in renamed.keys() & kwargs.keys():
+                message = f"{function.__name__}: the argument {old} is now called {renamed[old]}."
+                warnings.warn(message, DeprecationWarning, stacklevel=2)
+                kwargs[renamed[old]] = kwargs.pop(old)
+            return function(*args, **kwargs)
+
+        return call  # type: ignore[return-value]
+
+    return decorate

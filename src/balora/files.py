@@ -1,4 +1,4 @@
-"""Small files: written to the side and renamed, read with one sentence when they are damaged."""
+"""Write small files atomically, read JSON with clear errors, and flush files to the disk."""
 
 from __future__ import annotations
 
@@ -36,3 +36,13 @@ def read_json(path: Path, way_out: str = "") -> dict[str, Any]:
             f"{path} is damaged: it holds a {type(content).__name__}, not a JSON object. {way_out}".rstrip()
         )
     return content
+
+
+def fsync(*paths: Path) -> None:
+    """Flush files and directories to the disk."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -89,7 +89,7 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does_to_the_bit(name, tm
     uninterrupted = start()
     uninterrupted.train()
     middle = tmp_path / "checkpoint-2"
-    initial = ckpt.read_origin(middle).initial
+    initial = ckpt.read_initial_weights(middle).values
     for name, value in initial.items():
         assert torch.equal(value, uninterrupted.teacher.initial[name])
     for later in (4, 6):
@@ -116,7 +116,7 @@ def test_every_method_resumes_to_the_bit_from_its_stored_start(method, tmp_path)
     for later in (4, 6):
         shutil.rmtree(tmp_path / f"checkpoint-{later}")
     # As a run does it: the start is taken over, so another seed changes nothing and no data is asked for.
-    resumed = start(seed=7, calibration=None, initial=ckpt.read_origin(middle).initial)
+    resumed = start(seed=7, calibration=None, initial=ckpt.read_initial_weights(middle).values)
     resumed.train(resume_from_checkpoint=str(middle))
     assert history(resumed, "loss") == history(uninterrupted, "loss")
     own, expected = (dict(own_tensors(run.model)) for run in (resumed, uninterrupted))
@@ -151,12 +151,12 @@ def test_adalora_resumes_in_the_middle_of_its_pruning_and_after_it(at, tmp_path)
     assert ranks.left[1] > ranks.left[2] > ranks.left[3] > final, "step 2 lies in the middle of the pruning"
     assert ranks.left[6] == ranks.left[7] == ranks.left[8] == final
     middle = tmp_path / f"checkpoint-{at}"
-    resumed, again = start(initial=ckpt.read_origin(middle).initial)
+    resumed, again = start(initial=ckpt.read_initial_weights(middle).values)
     resumed.train(resume_from_checkpoint=str(middle))
     assert torch.equal(flat(resumed.model), flat(uninterrupted.model))
     assert again.left == {step: count for step, count in ranks.left.items() if step > at}
     if at == 2:  # without what the allocator remembers it would end elsewhere
-        forgetful, _ = start(initial=ckpt.read_origin(middle).initial)
+        forgetful, _ = start(initial=ckpt.read_initial_weights(middle).values)
         forgetful.method = dataclasses.replace(forgetful.method, restore=None)
         forgetful.train(resume_from_checkpoint=str(middle))
         assert not torch.equal(flat(forgetful.model), flat(uninterrupted.model))
@@ -166,7 +166,7 @@ def test_a_resume_from_the_stored_start_needs_no_decomposition(tmp_path):
     make = lambda **options: adapter(lambda: tiny_llama(hidden=64), svd="randomized", svd_iterations=0, **options)  # noqa: E731
     uninterrupted = trainer(make(seed=3), tmp_path, **EVERY_TWO)
     uninterrupted.train()
-    initial = ckpt.read_origin(tmp_path / "checkpoint-2").initial
+    initial = ckpt.read_initial_weights(tmp_path / "checkpoint-2").values
     resumed = trainer(make(seed=4, initial=initial), tmp_path, **EVERY_TWO)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert torch.equal(flat(resumed.model), flat(uninterrupted.model))
@@ -189,7 +189,7 @@ def test_a_run_that_was_stopped_after_its_last_step_takes_no_further_one(length,
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert first.state.global_step == again.state.global_step == 6
     assert torch.equal(flat(again.model), flat(first.model))
-    assert ckpt.newest(tmp_path) == tmp_path / "checkpoint-6"
+    assert ckpt.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-6"
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +286,7 @@ def test_weights_alone_are_not_resumed_from_and_still_read(tmp_path):
     ):
         resume(tmp_path)
     model = pissa(tiny_llama)
-    ckpt.verify(tmp_path / "checkpoint-6")
+    ckpt.check_manifest(tmp_path / "checkpoint-6")
     load_trainable(model, ckpt.read_trained(tmp_path / "checkpoint-6", model))
     assert torch.equal(flat(model), flat(run.model))
 
@@ -313,28 +313,28 @@ def test_a_checkpoint_holds_what_a_resume_needs_and_no_pickled_settings(finished
 
 
 def test_the_origin_says_where_the_run_started(finished):
-    origin = ckpt.read_origin(finished / "checkpoint-4")
+    initial = ckpt.read_initial_weights(finished / "checkpoint-4")
     model = pissa(tiny_llama)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    assert origin.initial.keys() == trained.keys()
+    assert initial.values.keys() == trained.keys()
     for name, value in trained.items():
-        assert torch.equal(origin.initial[name], value)
-    assert origin.facts["method"] == "pissa" and origin.facts["options"]["svd"] == "auto"
-    assert origin.frozen.keys() == {name for name, p in model.named_parameters() if not p.requires_grad}
+        assert torch.equal(initial.values[name], value)
+    assert initial.metadata["method"] == "pissa" and initial.metadata["options"]["svd"] == "auto"
+    assert initial.frozen.keys() == {name for name, p in model.named_parameters() if not p.requires_grad}
 
 
 def test_full_fine_tuning_keeps_no_second_copy_of_the_model(tmp_path):
     trainer(adapter(lambda: tiny_bert(), "full"), tmp_path, rows=labelled_rows(), config=FEATURES, **EVERY_TWO).train()
-    origin = ckpt.read_origin(tmp_path / "checkpoint-2")
-    assert origin.initial.keys() == {"classifier.weight", "classifier.bias"}, (
+    initial = ckpt.read_initial_weights(tmp_path / "checkpoint-2")
+    assert initial.values.keys() == {"classifier.weight", "classifier.bias"}, (
         "only what a fresh load does not give back"
     )
-    assert "bert.pooler.dense.weight" in origin.frozen
+    assert "bert.pooler.dense.weight" in initial.frozen
 
 
 def test_the_heads_that_never_run_are_no_part_of_the_start():
     model = balora.adapt(tiny_bert(), rank=4)
-    names = ckpt.origin_of(model, {n: p for n, p in model.named_parameters() if p.requires_grad}).frozen
+    names = ckpt.initial_weights_of(model, {n: p for n, p in model.named_parameters() if p.requires_grad}).frozen
     assert any("pooler" in name for name in names)
     assert not any("original_module" in name for name in names)
 
@@ -385,7 +385,7 @@ def test_the_best_checkpoint_is_kept_and_loaded_in_the_end(tmp_path):
     assert torch.equal(flat(run.model), weights[4]) and not torch.equal(weights[4], weights[6])
     state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
     assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-4"), "not where it was written at first"
-    ckpt.verify(tmp_path / "checkpoint-4")
+    ckpt.check_manifest(tmp_path / "checkpoint-4")
 
 
 def test_the_best_is_the_best_that_was_saved(tmp_path):
@@ -480,10 +480,10 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_earlier_checkpoint_whole(siz
         run.train()
     message = str(caught.value)
     assert message.startswith(f"Saving into {tmp_path} failed: ")
-    assert f"The last whole checkpoint is {tmp_path / 'checkpoint-2'}; free some space and run the same" in message
+    assert f"The last complete checkpoint is {tmp_path / 'checkpoint-2'}. Free some space and run the same" in message
     assert "\n" not in message
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-2"]
-    ckpt.verify(tmp_path / "checkpoint-2")
+    ckpt.check_manifest(tmp_path / "checkpoint-2")
 
 
 def test_a_fault_of_our_own_while_saving_is_not_called_a_full_disk(tmp_path):
@@ -505,10 +505,10 @@ def test_what_is_staged_arrives_sealed_and_replaces_what_was_there(tmp_path):
         assert (tmp_path / "adapter" / "old").exists(), "until the new one is whole"
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
     assert not (tmp_path / "adapter" / "old").exists()
-    ckpt.verify(tmp_path / "adapter")
+    ckpt.check_manifest(tmp_path / "adapter")
     (tmp_path / "adapter" / "deep" / "new").write_text("nem")
     with pytest.raises(BALoraError, match="is not as it was written"):
-        ckpt.verify(tmp_path / "adapter")
+        ckpt.check_manifest(tmp_path / "adapter")
 
 
 def test_what_a_killed_process_left_is_cleared_away(tmp_path):
@@ -523,12 +523,12 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path):
 
 
 def test_the_newest_checkpoint_is_the_one_of_the_highest_step(tmp_path):
-    assert ckpt.newest(tmp_path) is None
+    assert ckpt.newest_checkpoint(tmp_path) is None
     for name in ("checkpoint-9", "checkpoint-100", "checkpoint-20", "checkpoint-x", "old-checkpoint-999"):
         (tmp_path / name).mkdir()
     (tmp_path / "checkpoint-1000").write_text("a file")
-    assert ckpt.newest(tmp_path) == tmp_path / "checkpoint-100"
-    assert ckpt.newest(tmp_path / "nowhere") is None
+    assert ckpt.newest_checkpoint(tmp_path) == tmp_path / "checkpoint-100"
+    assert ckpt.newest_checkpoint(tmp_path / "nowhere") is None
 
 
 def test_damaged_tensors_are_named(tmp_path):

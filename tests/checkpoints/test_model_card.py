@@ -11,7 +11,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from balora.checkpoints.model_card import Subject, model_card
+from balora.checkpoints.model_card import ModelDescription, model_card
 from balora.config.run_config import RunConfig
 
 PROVENANCE = {
@@ -202,10 +202,10 @@ def test_tables_survive_what_stands_in_them() -> None:
 
 
 def test_a_model_without_a_config_has_a_card_of_what_is_known() -> None:
-    subject = Subject(
-        base=None, task="generation", method="balora", rank=8, difference="largest logit difference 1e-06"
+    description = ModelDescription(
+        base=None, task="generation", method="balora", rank=8, comparison="largest logit difference 1e-06"
     )
-    card = model_card(None, {}, {}, form="lora", subject=subject)
+    card = model_card(None, {}, {}, form="lora", description=description)
     assert "a LoRA of rank 8 on the untouched base model" in card and "largest logit difference 1e-06" in card
     assert "## Data" not in card and "## Training" not in card
     assert "base_model" not in front(card)

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from balora.config.run_config import load_run_config
-from balora.estimation.validate import preflight
+from balora.estimation.validate import validate
 from bench import SMALL
 from families import FAMILIES
 from tiny import tiny_llama, tiny_tokenizer
@@ -81,7 +81,7 @@ def test_the_activations_are_in_the_dtype_that_the_run_holds_its_weights_in(
     folder = place(tmp_path / "other", tiny_llama().to(stored))
     found = []
     for dtype in ("float32", "bfloat16"):
-        report = preflight(load_run_config(config, [f"model={folder}", f"dtype={dtype}"]))
+        report = validate(load_run_config(config, [f"model={folder}", f"dtype={dtype}"]))
         assert not report.problems
         assert report.estimate is not None
         found.append(report.estimate.activations_gib)

@@ -36,7 +36,7 @@ def on_meta(build, method: str = "balora"):
 @pytest.mark.parametrize("method", ["full", "lora", "balora"])
 def test_trainable_parameters_are_those_of_the_adapted_model(method: str) -> None:
     real = balora.adapt(tiny_llama(), method, rank=4)
-    found = estimate(on_meta(tiny_llama, method), "generation", dtype=torch.float32, batch=2, length=16, steps=1)
+    found = estimate(on_meta(tiny_llama, method), "generation", dtype=torch.float32, batch_size=2, length=16, steps=1)
     assert found.trainable == sum(p.numel() for p in real.parameters() if p.requires_grad)
     assert found.parameters == sum(p.numel() for p in real.parameters())
 
@@ -48,8 +48,8 @@ def test_quantized_weights_take_what_they_take(bits: int) -> None:
     taken = sum(p.nbytes for p in real.parameters())
     layers = [m for m in real.modules() if isinstance(m, Quantized)]
     taken += sum(m.weight.quant_state.absmax.nbytes if bits == 4 else m.scale_O.nbytes for m in layers)
-    how = {"dtype": torch.float32, "batch": 2, "length": 16, "steps": 1}
-    found = estimate(on_meta(tiny_bert, "lora"), "classification", bits=bits, double=False, **how)
+    how = {"dtype": torch.float32, "batch_size": 2, "length": 16, "steps": 1}
+    found = estimate(on_meta(tiny_bert, "lora"), "classification", bits=bits, double_quantization=False, **how)
     assert found.weights_gib * 2**30 == taken
     assert found.weights_gib < 0.75 * estimate(on_meta(tiny_bert, "lora"), "classification", **how).weights_gib
 
@@ -79,7 +79,7 @@ def test_activations_are_those_that_autograd_keeps(name: str) -> None:
         else:
             HeadlessForward(model).hidden_states(model, {**inputs, "use_cache": False})
     real = sum(size for size, _ in storages.values())
-    found = estimate(on_meta(build), task, dtype=torch.float32, batch=2, length=48, steps=1)
+    found = estimate(on_meta(build), task, dtype=torch.float32, batch_size=2, length=48, steps=1)
     # DeepSeek's values are narrower than its keys, which the CPU's attention writes out for; Mistral's window is a mask here.
     least = 0.8 if name.startswith(("DeepSeek-V", "Mistral")) else 1.0
     chunk = 0 if task == "classification" else 3 * 4 * 2 * 48 * 97
@@ -88,7 +88,7 @@ def test_activations_are_those_that_autograd_keeps(name: str) -> None:
 
 
 def test_a_decoder_of_its_own_runs_over_the_responses() -> None:
-    how = {"dtype": torch.float32, "batch": 2, "steps": 1}
+    how = {"dtype": torch.float32, "batch_size": 2, "steps": 1}
     found = {
         (source, target): estimate(
             on_meta(tiny_t5), "seq2seq", length=source, target_length=target, **how

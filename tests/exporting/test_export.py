@@ -16,11 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertModel
 
 import balora
-from balora.exporting import output_folder as export_folder
 from balora.exporting import weights as export_weights
-from balora.exporting.export import export
+from balora.exporting.export import _staged, export
 from balora.exporting.verification import compare, make_probe, probe_outputs
-from balora.exporting.weights import change_of, difference
+from balora.exporting.weights import change_of, factor_difference
 from balora.loading.trained import load
 from balora.methods import adapt, load_trainable
 from balora.methods.initial_state import trainable
@@ -209,7 +208,7 @@ def test_merging_what_did_not_learn_gives_the_pre_trained_weights_to_the_bit(tmp
 def test_the_difference_is_exact_and_balanced(rows: int, columns: int, rank: int) -> None:
     a, a0 = torch.randn(2, rank, columns, dtype=torch.float64)
     b, b0 = torch.randn(2, rows, rank, dtype=torch.float64).unbind()
-    new_a, new_b = difference(a, b, a0, b0)
+    new_a, new_b = factor_difference(a, b, a0, b0)
     assert new_a.shape == (2 * rank, columns) and new_b.shape == (rows, 2 * rank)
     assert torch.allclose(new_b @ new_a, b @ a - b0 @ a0, atol=1e-12)
     assert torch.allclose(new_a.norm(dim=1), new_b.norm(dim=0), atol=1e-10)
@@ -225,7 +224,7 @@ def test_balanced_factors_lose_less_when_a_server_rounds_them() -> None:
         rounded = new_b.bfloat16().double() @ new_a.bfloat16().double()
         return float((rounded - truth).norm() / truth.norm())
 
-    assert lost(*difference(a, b, a0, b0)) < 0.01
+    assert lost(*factor_difference(a, b, a0, b0)) < 0.01
     assert lost(torch.cat([a, -a0]), torch.cat([b, b0], 1)) > 0.1
 
 
@@ -395,8 +394,8 @@ def test_what_cannot_be_is_refused(exported, tmp_path: Path) -> None:
 
 
 def test_the_folder_takes_its_name_only_when_whole(tmp_path: Path) -> None:
-    with export_folder.to_the_side(tmp_path / "out") as side:
-        (side / "file").write_text("x")
+    with _staged(tmp_path / "out") as staging:
+        (staging / "file").write_text("x")
         assert not (tmp_path / "out").exists()
     assert (tmp_path / "out" / "file").read_text() == "x"
 

@@ -15,6 +15,7 @@ import balora
 from balora.checkpoints.provenance import provenance
 from balora.config.run_config import RunConfig
 from balora.loading.pretrained import load_model
+from balora.loading.source import ModelSource
 from balora.methods import adapt
 from balora.training.run import save_result
 from balora.training.trainer import BALoraTrainer
@@ -67,7 +68,7 @@ def trained_run(
     torch.manual_seed(config.seed)
     num_labels = {"classification": len(LABELS), "regression": 1}.get(task)
     id2label = dict(enumerate(LABELS)) if task == "classification" else None
-    model = load_model(config, num_labels, id2label, tokenizer=tiny_tokenizer())
+    model = load_model(ModelSource.from_config(config), num_labels, id2label, tokenizer=tiny_tokenizer())
     model = adapt(model, config.method.name, rank=config.method.rank, alpha=2 * config.method.rank, seed=config.seed)
     arguments = TrainingArguments(
         str(folder), per_device_train_batch_size=4, max_steps=steps, learning_rate=3e-2, report_to=[], use_cpu=True,

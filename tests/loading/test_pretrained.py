@@ -15,6 +15,7 @@ from balora.config.run_config import RunConfig
 from balora.data import ensure_pad_token
 from balora.errors import BALoraError
 from balora.loading import pretrained as loading
+from balora.loading.source import ModelSource
 from tiny import tiny_bart, tiny_bert, tiny_llama, tiny_roberta, tiny_tokenizer
 
 DATA = {
@@ -25,15 +26,14 @@ DATA = {
 }
 
 
-def settings(model: Path | str, task: str = "generation", data: dict | None = None, **more) -> RunConfig:
-    return RunConfig.from_dict(
-        {"model": str(model), "task": task, "data": {**DATA[task], **(data or {})}, "output": "o", **more}
-    )
+def source(model: Path | str, task: str = "generation", data: dict | None = None, **more) -> ModelSource:
+    config = {"model": str(model), "task": task, "data": {**DATA[task], **(data or {})}, "output": "o", **more}
+    return ModelSource.from_config(RunConfig.from_dict(config))
 
 
 def refused(*args, num_labels: int | None = None, **more) -> str:
     with pytest.raises(BALoraError) as error:
-        loading.load_model(settings(*args, **more), num_labels)
+        loading.load_model(source(*args, **more), num_labels)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -63,9 +63,9 @@ def llama(saved, tmp_path) -> Path:
 
 
 def test_each_task_has_its_class(saved):
-    assert type(loading.load_model(settings(saved / "llama"))) is transformers.LlamaForCausalLM
-    assert type(loading.load_model(settings(saved / "bart", "seq2seq"))) is transformers.BartForConditionalGeneration
-    model = loading.load_model(settings(saved / "llama", "classification"), 2, {0: "no", 1: "yes"})
+    assert type(loading.load_model(source(saved / "llama"))) is transformers.LlamaForCausalLM
+    assert type(loading.load_model(source(saved / "bart", "seq2seq"))) is transformers.BartForConditionalGeneration
+    model = loading.load_model(source(saved / "llama", "classification"), 2, {0: "no", 1: "yes"})
     assert type(model) is transformers.LlamaForSequenceClassification
     assert (model.config.num_labels, model.config.id2label, model.config.label2id) == (
         2,
@@ -73,13 +73,13 @@ def test_each_task_has_its_class(saved):
         {"no": 0, "yes": 1},
     )
     assert model.config.problem_type == "single_label_classification"
-    model = loading.load_model(settings(saved / "bert", "regression"), 1)
+    model = loading.load_model(source(saved / "bert", "regression"), 1)
     assert (model.config.num_labels, model.config.problem_type) == (1, "regression")
     assert model.classifier.out_features == 1
 
 
 def test_the_weights_are_those_of_the_folder(saved):
-    loaded, original = loading.load_model(settings(saved / "llama")), tiny_llama()
+    loaded, original = loading.load_model(source(saved / "llama")), tiny_llama()
     assert not loaded.training
     for name, value in original.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
@@ -90,33 +90,33 @@ def test_the_weights_are_those_of_the_folder(saved):
 )
 def test_dtype(saved, tmp_path, asked, got):
     tiny_llama().to(torch.float16).save_pretrained(tmp_path / "half")
-    assert loading.load_model(settings(tmp_path / "half", dtype=asked)).dtype == got
+    assert loading.load_model(source(tmp_path / "half", dtype=asked)).dtype == got
 
 
 def test_a_head_for_other_classes_gives_way(saved):
-    same = loading.load_model(settings(saved / "bert", "classification"), 3)
+    same = loading.load_model(source(saved / "bert", "classification"), 3)
     assert torch.equal(same.classifier.weight, tiny_bert(num_labels=3).classifier.weight)
-    assert loading.load_model(settings(saved / "bert", "classification"), 2).classifier.out_features == 2
+    assert loading.load_model(source(saved / "bert", "classification"), 2).classifier.out_features == 2
 
 
 def test_the_tokenizer_comes_with_a_pad_token(saved, tmp_path):
-    assert loading.load_tokenizer(settings(saved / "llama")).pad_token_id == 0
+    assert loading.load_tokenizer(source(saved / "llama")).pad_token_id == 0
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path)
-    assert loading.load_tokenizer(settings(saved / "llama", tokenizer=str(tmp_path))).pad_token == "</s>"
+    assert loading.load_tokenizer(source(saved / "llama", tokenizer=str(tmp_path))).pad_token == "</s>"
 
 
 def test_the_target_tokenizer(saved):
-    assert loading.load_target_tokenizer(settings(saved / "bart", "seq2seq")) is None
-    named = settings(saved / "bart", "seq2seq", {"target_tokenizer": str(saved / "llama")})
+    assert loading.load_target_tokenizer(source(saved / "bart", "seq2seq")) is None
+    named = source(saved / "bart", "seq2seq", {"target_tokenizer": str(saved / "llama")})
     assert loading.load_target_tokenizer(named).name_or_path == str(saved / "llama")
 
 
 def test_a_home_folder(saved, monkeypatch):
     monkeypatch.setenv("HOME", str(saved))
-    assert loading.load_model(settings("~/llama")).config.vocab_size == 97
-    assert loading.load_tokenizer(settings("~/llama")).vocab_size == 97
+    assert loading.load_model(source("~/llama")).config.vocab_size == 97
+    assert loading.load_tokenizer(source("~/llama")).vocab_size == 97
 
 
 def test_the_models_pad_token_becomes_the_tokenizers(llama):
@@ -124,7 +124,7 @@ def test_the_models_pad_token_becomes_the_tokenizers(llama):
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = None
     ensure_pad_token(tokenizer)
-    model = loading.load_model(settings(llama, "classification"), 2, tokenizer=tokenizer)
+    model = loading.load_model(source(llama, "classification"), 2, tokenizer=tokenizer)
     assert model.config.pad_token_id == tokenizer.pad_token_id == 2
     # A classifier on a decoder reads the last token that is not padding: padding must not change its answer.
     with torch.no_grad():
@@ -144,11 +144,11 @@ def test_positions():
 
 
 def test_real_models(shared_dir, stories):
-    tokenizer = loading.load_tokenizer(settings(stories))
-    model = loading.load_model(settings(stories), tokenizer=tokenizer)
+    tokenizer = loading.load_tokenizer(source(stories))
+    model = loading.load_model(source(stories), tokenizer=tokenizer)
     assert model.config.vocab_size == len(tokenizer) == 512
     folder = shared_dir / "models" / "bart-g2p"
-    named = settings(folder, "seq2seq", {"target_tokenizer": str(folder / "target")})
+    named = source(folder, "seq2seq", {"target_tokenizer": str(folder / "target")})
     assert loading.load_model(named, tokenizer=loading.load_tokenizer(named)).config.decoder_start_token_id == 1
 
 
@@ -158,22 +158,22 @@ def test_real_models(shared_dir, stories):
 def test_a_missing_folder_names_the_nearest(saved):
     wrong = saved / "lama"
     assert refused(wrong) == f"The model folder {wrong} does not exist. Did you mean 'llama'?"
-    assert "is a file; give the folder it is in" in refused(saved / "llama" / "config.json")
+    assert "is a file. Give the folder it is in" in refused(saved / "llama" / "config.json")
     for name in (wrong, saved / "llama" / "config.json"):  # validate says it once, though two loaders find it
         with pytest.raises(BALoraError) as error:
-            loading.load_tokenizer(settings(name))
+            loading.load_tokenizer(source(name))
         assert str(error.value) == refused(name)
     with pytest.raises(BALoraError, match=r"The folder .*tok \(data\.target_tokenizer\) does not exist"):
-        loading.load_target_tokenizer(settings(saved / "bart", "seq2seq", {"target_tokenizer": str(saved / "tok")}))
+        loading.load_target_tokenizer(source(saved / "bart", "seq2seq", {"target_tokenizer": str(saved / "tok")}))
 
 
 def test_a_folder_without_config(llama):
     (llama / "config.json").unlink()
     assert refused(llama) == f"The model folder {llama} has no config.json, so it is not a transformers model."
     (llama / "adapter_config.json").write_text("{}")
-    assert "It holds an adapter: give the model the adapter was made for" in refused(llama)
+    assert "It holds an adapter. Give the model the adapter was made for" in refused(llama)
     (llama / "adapter_config.json").rename(llama / "run.json")
-    assert "It holds a run: give the model that was trained" in refused(llama)
+    assert "It holds a run. Give the model that was trained" in refused(llama)
 
 
 @pytest.mark.parametrize(
@@ -189,11 +189,11 @@ def test_a_broken_config(llama, text, said):
 
 def test_a_hub_id_without_network(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    said = "nobody-here/no-such-model (model) is no local folder, and as a hub id it could not be reached; check the"
+    said = "nobody-here/no-such-model (model) is no local folder, and as a hub id it could not be reached. Check the"
     assert said in refused("nobody-here/no-such-model")
-    with pytest.raises(BALoraError, match="could not be reached; check the connection"):
-        loading.load_tokenizer(settings("nobody-here/no-such-model"))
-    assert loading.model_problems(settings("nobody-here/no-such-model")) == []
+    with pytest.raises(BALoraError, match=r"could not be reached\. Check the connection"):
+        loading.load_tokenizer(source("nobody-here/no-such-model"))
+    assert loading.model_problems(source("nobody-here/no-such-model")) == []
 
 
 def _raising(monkeypatch, error: Exception) -> None:
@@ -221,13 +221,13 @@ def test_what_the_hub_refuses(monkeypatch, error, said):
 
 def test_pickled_weights_are_refused_unless_allowed(llama):
     torch.save(tiny_llama().state_dict(), llama / "pytorch_model.bin")
-    assert loading.load_model(settings(llama)) is not None, "safetensors beside them are taken"
+    assert loading.load_model(source(llama)) is not None, "safetensors beside them are taken"
     (llama / "model.safetensors").unlink()
     message = refused(llama)
     assert "are in pickle form (pytorch_model.bin), which can run any code on loading" in message
     assert "Convert them once" in message
     assert "allow_pickle: true" in message
-    allowed = loading.load_model(settings(llama, allow_pickle=True))
+    allowed = loading.load_model(source(llama, allow_pickle=True))
     assert torch.equal(allowed.lm_head.weight, tiny_llama().lm_head.weight)
 
 
@@ -238,9 +238,7 @@ def test_pickled_weights_on_the_hub_are_refused(saved, monkeypatch):
             "x does not appear to have a file named model.safetensors and thus cannot be loaded with `safetensors`."
         )
 
-    monkeypatch.setattr(
-        loading, "load_config", lambda settings: transformers.AutoConfig.from_pretrained(saved / "llama")
-    )
+    monkeypatch.setattr(loading, "load_config", lambda source: transformers.AutoConfig.from_pretrained(saved / "llama"))
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
     assert "x has no weights in safetensors form, only in pickle form" in refused("x")
 
@@ -261,14 +259,14 @@ def test_damaged_weights(llama, size):
     path.write_bytes(content[:size])
     message = refused(llama)
     assert message.startswith(f"The weights file {path} is damaged (")
-    assert message.endswith("copy or download it again.")
+    assert message.endswith("Copy or download it again.")
 
 
 def test_shards_are_loaded_and_each_is_checked(tmp_path):
     tiny_llama().save_pretrained(tmp_path / "m", max_shard_size="20KB")
     shards = sorted((tmp_path / "m").glob("model-*.safetensors"))
     assert len(shards) > 1
-    assert torch.equal(loading.load_model(settings(tmp_path / "m")).lm_head.weight, tiny_llama().lm_head.weight)
+    assert torch.equal(loading.load_model(source(tmp_path / "m")).lm_head.weight, tiny_llama().lm_head.weight)
     shards[1].write_bytes(shards[1].read_bytes()[:-3])
     assert f"{shards[1]} is damaged" in refused(tmp_path / "m")
 
@@ -286,7 +284,7 @@ def test_code_that_comes_with_a_model_is_refused(llama):
     assert "needs code that comes with it" in message
     assert "trust_remote_code: true" in message
     edit_config(llama, model_type="llama")
-    assert type(loading.load_model(settings(llama))).__module__.startswith("transformers."), (
+    assert type(loading.load_model(source(llama))).__module__.startswith("transformers."), (
         "it has no need of its own code"
     )
 
@@ -298,42 +296,44 @@ def test_code_that_comes_with_a_tokenizer_is_refused(llama):
     path.write_text(json.dumps({**json.loads(path.read_text()), **own}))
     edit_config(llama, model_type="own")
     with pytest.raises(BALoraError, match=r"The tokenizer of .* needs code that comes with it"):
-        loading.load_tokenizer(settings(llama))
+        loading.load_tokenizer(source(llama))
 
 
 def test_a_folder_without_tokenizer(llama):
     for path in llama.glob("tokenizer*"):
         path.unlink()
-    with pytest.raises(BALoraError, match=r"\(model\) has no tokenizer; name a folder or hub id that has one"):
-        loading.load_tokenizer(settings(llama))
+    with pytest.raises(BALoraError, match=r"\(model\) has no tokenizer\. Name a folder or hub id that has one"):
+        loading.load_tokenizer(source(llama))
 
 
 @pytest.mark.parametrize("text", ["{", '{"a": 1}', '{"version": "1.0", "model": {"type": "BPE"}}'])
 def test_a_broken_tokenizer(llama, text):
     (llama / "tokenizer.json").write_text(text)
     with pytest.raises(BALoraError, match=r"The tokenizer of .* cannot be loaded: "):
-        loading.load_tokenizer(settings(llama))
+        loading.load_tokenizer(source(llama))
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model(saved, tmp_path):
     large = tiny_tokenizer(vocab=120)
     large.save_pretrained(tmp_path)
-    with pytest.raises(BALoraError, match=r"has 120 tokens and the model .* knows 97; take the tokenizer that belongs"):
-        loading.load_model(settings(saved / "llama"), tokenizer=large)
+    with pytest.raises(
+        BALoraError, match=r"has 120 tokens and the model .* knows 97\. Take the tokenizer that belongs"
+    ):
+        loading.load_model(source(saved / "llama"), tokenizer=large)
     assert "has 120 tokens" in refused(saved / "bart", "seq2seq", {"target_tokenizer": str(tmp_path)})
     small = tiny_tokenizer(vocab=50)
-    assert loading.load_model(settings(saved / "llama"), tokenizer=small) is not None
+    assert loading.load_model(source(saved / "llama"), tokenizer=small) is not None
 
 
 @pytest.mark.parametrize(
     ("model", "task", "said"),
     [
-        ("bart", "generation", "is an encoder-decoder model (bart); use task: seq2seq"),
+        ("bart", "generation", "is an encoder-decoder model (bart). Use task: seq2seq"),
         ("bert", "generation", "is an encoder (bert), which does not generate text"),
         (
             "llama",
             "seq2seq",
-            "is a llama model, which cannot do task seq2seq; it can do generation, classification, regression",
+            "is a llama model, which cannot do task seq2seq. It can do generation, classification, regression",
         ),
         ("bert", "seq2seq", "is a bert model, which cannot do task seq2seq"),
     ],
@@ -362,11 +362,11 @@ def test_out_of_memory_is_no_mistake_of_the_users(saved, monkeypatch):
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
     with pytest.raises(torch.OutOfMemoryError):
-        loading.load_model(settings(saved / "llama"))
+        loading.load_model(source(saved / "llama"))
 
 
 def test_problems_are_found_without_loading(saved, llama):
     (llama / "model.safetensors").write_bytes(b"")
     edit_config(llama, is_encoder_decoder=True)
-    assert len(loading.model_problems(settings(llama))) == 2
-    assert loading.model_problems(settings(saved / "llama")) == []
+    assert len(loading.model_problems(source(llama))) == 2
+    assert loading.model_problems(source(saved / "llama")) == []

@@ -20,7 +20,7 @@ from balora.config.run_config import load_run_config
 from balora.config.yaml_loader import read_config
 from balora.data import load_examples, render_prompt
 from balora.data.prompts import template_of
-from balora.estimation.validate import preflight
+from balora.estimation.validate import validate
 from balora.training.run import run
 
 # accelerate collects garbage at the start of each run, half a second over all that importing has made; that never dies.
@@ -153,7 +153,7 @@ def test_a_recipe_runs(path: Path, models, hub, tmp_path: Path) -> None:
     model = models(load_run_config(path).model)
     small = SMALL if load_run_config(path).task == "generation" else []
     settings = load_run_config(path, [f"model={model}", f"output={tmp_path / 'run'}", *QUICK, *small])
-    report = preflight(settings)
+    report = validate(settings)
     assert not report.problems, report.problems
     assert report.rows == (48 if settings.data.also else 24)
     metrics = run(settings).metrics

@@ -14,7 +14,7 @@ from transformers import EvalPrediction
 
 from balora.config.run_config import RunConfig
 from balora.errors import BALoraError
-from balora.estimation.validate import preflight
+from balora.estimation.validate import validate
 from balora.training.generative_eval import Answers
 from balora.training.run import prepare, run
 from tiny import tiny_t5, tiny_tokenizer
@@ -148,7 +148,7 @@ def test_a_word_the_tokenizer_cannot_write_is_refused(model: Path, rows: Path, t
     wrong = settings(model, rows, tmp_path / "run", label="label", labels=["né", "ok", "yes"])
     with pytest.raises(BALoraError, match=r"writes the answer 'né' as .* choose other words") as error:
         prepare(wrong)
-    assert preflight(wrong).problems == [str(error.value)], "validate says it, too"
+    assert validate(wrong).problems == [str(error.value)], "validate says it, too"
 
 
 def test_words_that_do_not_fit_are_refused(model: Path, rows: Path, tmp_path: Path) -> None:

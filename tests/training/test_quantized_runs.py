@@ -46,12 +46,12 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does_to_the_bit(method, 
     for later in (4, 6):
         shutil.rmtree(tmp_path / f"checkpoint-{later}")
     middle = tmp_path / "checkpoint-2"
-    resumed = start(ckpt.read_origin(middle).initial)  # nothing is decomposed again
+    resumed = start(ckpt.read_initial_weights(middle).values)  # nothing is decomposed again
     resumed.train(resume_from_checkpoint=str(middle))
     assert history(resumed, "loss") == history(uninterrupted, "loss")
     assert torch.equal(flat(resumed.model), flat(uninterrupted.model))
     # Rounded otherwise, it is another model.
-    other = balora.adapt(tiny_llama(), method, rank=4, bits=12 - bits, initial=ckpt.read_origin(middle).initial)
+    other = balora.adapt(tiny_llama(), method, rank=4, bits=12 - bits, initial=ckpt.read_initial_weights(middle).values)
     with pytest.raises(
         BALoraError,
         match=r"checkpoint-2 was trained on other weights than these: .*q_proj\.base_layer\.weight differs|_proj",
@@ -62,16 +62,16 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does_to_the_bit(method, 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_the_fingerprint_sees_codes_and_scales(bits):
     model = adapted(tiny_llama, "lora", bits=bits)
-    before = ckpt.unkept_fingerprint(model, {})
+    before = ckpt.pretrained_fingerprint(model, {})
     name = "base_model.model.model.layers.1.mlp.up_proj.base_layer"
     layer = model.get_submodule(name)
     scale = layer.weight.quant_state.offset if bits == 4 else layer.scale_O[:1]
     scale *= 1.01
-    assert first_mismatch(ckpt.unkept_fingerprint(model, {}), before) == f"{name}.weight"
+    assert first_mismatch(ckpt.pretrained_fingerprint(model, {}), before) == f"{name}.weight"
     scale /= 1.01
-    assert first_mismatch(ckpt.unkept_fingerprint(model, {}), before) is None
+    assert first_mismatch(ckpt.pretrained_fingerprint(model, {}), before) is None
     layer.weight.data[3:9] ^= 1
-    assert first_mismatch(ckpt.unkept_fingerprint(model, {}), before) == f"{name}.weight"
+    assert first_mismatch(ckpt.pretrained_fingerprint(model, {}), before) == f"{name}.weight"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import balora
 from balora import BALoraError
 from balora.checkpoints import checkpoint as ckpt
-from balora.evaluation.model_under_test import Subject
+from balora.evaluation.model_under_test import ModelUnderTest
 from small_runs import arguments, trainer
 from tiny import labelled_rows, tiny_bert, tiny_llama, tiny_tokenizer
 
@@ -50,7 +50,7 @@ def test_it_is_evaluated_and_loaded_without_saying_what_it_was_made_for(base, tm
     run = trained(base, tmp_path / "run", method)
     run.save_model(str(tmp_path / "final"))
     tiny_tokenizer().save_pretrained(tmp_path / "final")
-    assert torch.equal(logits(Subject(str(tmp_path / "final")).load("cpu").model), logits(run.model))
+    assert torch.equal(logits(ModelUnderTest(str(tmp_path / "final")).load("cpu").model), logits(run.model))
 
 
 @pytest.mark.parametrize("to", ["lora", "merged"])
@@ -80,7 +80,7 @@ def test_in_the_runs_own_folder_it_leaves_the_checkpoints_and_later_files_alone(
     tiny_tokenizer().save_pretrained(tmp_path)
     run.save_state()
     run.save_metrics("train", {"loss": 1.0})
-    ckpt.verify(tmp_path / "checkpoint-4")
+    ckpt.check_manifest(tmp_path / "checkpoint-4")
     (tmp_path / "checkpoint-4" / "adapter_config.json").unlink()
     assert torch.equal(logits(balora.load(tmp_path, base=base)), logits(run.model))
 

@@ -166,7 +166,7 @@ def test_a_checkpoint_is_whole_and_resumes_to_the_bit(tmp_path):
     first = trainer(tmp_path, **settings)
     first.train()
     assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {"checkpoint-2", "checkpoint-4"}
-    ckpt.verify(Path(tmp_path / "checkpoint-2"))
+    ckpt.check_manifest(Path(tmp_path / "checkpoint-2"))
     again = trainer(tmp_path, **settings)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert torch.equal(flat(first.model), flat(again.model))

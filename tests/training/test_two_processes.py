@@ -50,5 +50,5 @@ def test_global_statistics_are_logged_as_those_of_the_whole_batch(name, report):
 def test_and_write_one_whole_checkpoint_between_them(name, report):
     assert report[name]["folder"] == ["checkpoint-3"], "the earlier one rotated away, and no staging folder left"
     folder = report["path"] / "two" / name / "checkpoint-3"
-    ckpt.verify(folder)
+    ckpt.check_manifest(folder)
     assert {"rng_state_0.pth", "rng_state_1.pth", ckpt.INITIAL, ckpt.ORIGIN} <= {p.name for p in folder.iterdir()}

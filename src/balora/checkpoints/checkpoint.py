@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or not there: sealed with a manifest, renamed into place, checked before use.
+"""Checkpoints that are complete or absent: written to a staging directory, hashed, moved into place, checked before use.
 
-Beside what the Trainer writes, a checkpoint holds where the run came from: the trainable tensors' initial values, and a
-fingerprint of the frozen weights. A resume onto other weights is refused (METHOD 6.12).
+Besides the Trainer's files, a checkpoint has the initial values of the trainable tensors and a fingerprint of the frozen
+weights, so that a resume on other weights is refused (METHOD 6.12).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from balora.errors import BALoraError
-from balora.files import read_json
+from balora.files import fsync, read_json
 from balora.methods.fingerprint import Fingerprint, fingerprint, first_mismatch
 from balora.methods.initial_state import initial_state_of, own_tensors
 from balora.methods.layers.peft_lora import adapted_names
@@ -35,114 +35,153 @@ from balora.models.classifier_head import HEAD_NAMES
 
 MANIFEST = "manifest.json"
 ORIGIN = "origin.json"
+"""Fingerprint of the frozen weights, and metadata of the adapter."""
 INITIAL = "initial.safetensors"
+"""Initial values of the trainable tensors."""
 TRAINED = "trained.safetensors"
-"""What a method of form ``tensors`` trained."""
+"""Trained tensors of a method of form ``tensors``."""
 METHOD_STATE = "method_state.safetensors"
-"""What a method keeps beside tensors and optimizer (AdaLoRA's importance scores)."""
-RESULT = (ORIGIN, INITIAL, TRAINED, SAFETENSORS_WEIGHTS_NAME, "model*.safetensors")
-"""What `balora.load` takes the trained weights and their start from."""
+"""State of a method besides tensors and optimizer (AdaLoRA's importance scores)."""
+RESULT_FILES = (ORIGIN, INITIAL, TRAINED, SAFETENSORS_WEIGHTS_NAME, "model*.safetensors")
+"""Files that `balora.load` reads the trained weights and their initial values from."""
 STAGING = ".saving"
-_TORCH_WRITER = ("inline_container", "PytorchStreamWriter", "iostream", "write")
+_TORCH_WRITER_ERRORS = ("inline_container", "PytorchStreamWriter", "iostream", "write")
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
+# -- initial weights --------------------------------------------------------------------------------------------------
+
+
 @dataclasses.dataclass(frozen=True)
-class Origin:
-    """What a run started from."""
+class InitialWeights:
+    """The weights a run began with: stored where the pre-trained model does not have them, else fingerprinted."""
 
-    initial: dict[str, Tensor]
-    """The trainable tensors' initial values by parameter name."""
+    values: dict[str, Tensor]
+    """Initial values of the trainable tensors by parameter name."""
     frozen: Fingerprint
-    """Of the weights that do not learn, as the adapter's start left them."""
-    facts: dict[str, Any]
-    """Method, seed and the like."""
+    """Fingerprint of the weights that are not trained, after the method's initialization."""
+    metadata: dict[str, Any]
+    """Method, its options, seed, adapted layers and the like: everything that rebuilds the adapter."""
 
 
-def origin_of(model: nn.Module, initial: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> Origin:
-    """Where an adapted model came from.
+def initial_weights_of(
+    model: nn.Module, values: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
+) -> InitialWeights:
+    """Collect the initial weights of an adapted model.
 
-    Initial values that a fresh load of the pre-trained model gives back (full fine-tuning) are fingerprinted, not kept.
+    Initial values that a new load of the pre-trained model gives (full fine-tuning) are fingerprinted, not stored.
 
     Args:
-        model: The adapted model, its frozen weights as the start left them.
-        initial: The trainable tensors' initial values.
-        facts: To be written beside them; the start's method and seed are added.
+        model: The adapted model, with its frozen weights.
+        values: Initial values of the trainable tensors.
+        metadata: Entries to store besides the method and its options.
     """
-    kept = {name: value for name, value in initial.items() if not reloadable(model, name)}
-    kept |= {name: p.detach() for name, p in own_tensors(model) if name not in initial}  # never moved
-    return Origin(
-        initial=kept, frozen=unkept_fingerprint(model, initial), facts={**start_facts(model), **(facts or {})}
+    stored = {name: value for name, value in values.items() if not in_pretrained_model(model, name)}
+    stored |= {name: p.detach() for name, p in own_tensors(model) if name not in values}  # frozen, so still initial
+    return InitialWeights(
+        stored, pretrained_fingerprint(model, values), {**_adapter_metadata(model), **(metadata or {})}
     )
 
 
-def unkept_fingerprint(model: nn.Module, initial: Mapping[str, Tensor]) -> Fingerprint:
-    """Fingerprint of the pre-trained weights under an adapted model: the frozen ones, and initial values not kept.
+def pretrained_fingerprint(model: nn.Module, values: Mapping[str, Tensor]) -> Fingerprint:
+    """Return the fingerprint of the frozen weights, and of the initial values that are in the pre-trained model.
 
-    The heads that peft keeps under the trained copies are left out: they are random, and never run.
+    The heads under peft's trained copies are left out: they are random and never run.
     """
     frozen = (
         (name, p) for name, p in plain_parameters(model) if not p.requires_grad and ".original_module." not in name
     )
-    return fingerprint(itertools.chain(frozen, ((n, v) for n, v in initial.items() if reloadable(model, n))))
+    return fingerprint(itertools.chain(frozen, ((n, v) for n, v in values.items() if in_pretrained_model(model, n))))
 
 
-def reloadable(model: nn.Module, name: str) -> bool:
-    """Whether a trainable tensor's initial value comes back with the pre-trained model: not an adapter's, not a new head's."""
+def in_pretrained_model(model: nn.Module, name: str) -> bool:
+    """Return whether the pre-trained model has a trainable tensor: false for an adapter's and for a new head's."""
     return form_of(model) == "model" and name.split(".")[0] not in HEAD_NAMES
 
 
-def start_facts(model: nn.Module) -> dict[str, Any]:
-    """What building the adapter again takes: the method, what it was told, and what it adapted."""
-    start = initial_state_of(model)
-    return {**start.facts(), "targets": adapted_names(model)} if start else {}
+def _adapter_metadata(model: nn.Module) -> dict[str, Any]:
+    state = initial_state_of(model)
+    return {**state.facts(), "targets": adapted_names(model)} if state else {}
 
 
 def form_of(model: nn.Module) -> str:
-    """What a trained model consists of, as `Method.form` has it."""
-    start = initial_state_of(model)
-    if start is not None:
-        return find_method(start.method).form
+    """Return what a trained model consists of, in the terms of `Method.form`."""
+    state = initial_state_of(model)
+    if state is not None:
+        return find_method(state.method).form
     return "lora" if isinstance(model, PeftModel) else "model"
 
 
-def write_origin(folder: Path, origin: Origin) -> None:
-    """Write the initial values, the fingerprint and the facts into a folder."""
-    write_tensors(origin.initial, folder / INITIAL)
-    (folder / ORIGIN).write_text(json.dumps({"frozen": origin.frozen, **origin.facts}, indent=1))
+def write_initial_weights(folder: Path, initial: InitialWeights) -> None:
+    """Write the initial values, the fingerprint and the metadata into a directory."""
+    write_tensors(initial.values, folder / INITIAL)
+    (folder / ORIGIN).write_text(json.dumps({"frozen": initial.frozen, **initial.metadata}, indent=1))
 
 
-def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors by name, from whatever device, as a safetensors file."""
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
-
-
-def read_origin(folder: Path) -> Origin:
-    """Read them back.
+def read_initial_weights(folder: Path) -> InitialWeights:
+    """Read what `write_initial_weights` wrote.
 
     Raises:
         BALoraError: A file is missing or damaged.
     """
-    facts = _read(folder / ORIGIN)
-    return Origin(initial=read_tensors(folder / INITIAL), frozen=facts.pop("frozen"), facts=facts)
+    metadata = _read(folder / ORIGIN)
+    return InitialWeights(read_tensors(folder / INITIAL), metadata.pop("frozen"), metadata)
+
+
+def check_initial_weights(
+    model: nn.Module,
+    values: Mapping[str, Tensor],
+    expected: InitialWeights,
+    where: Path,
+    frozen: Fingerprint | None = None,
+) -> None:
+    """Refuse a model with other frozen weights or other initial values than a run had.
+
+    Args:
+        model: The adapted model.
+        values: Initial values of its trainable tensors.
+        expected: Initial weights of the run.
+        where: Directory of ``expected``, for the error message.
+        frozen: `pretrained_fingerprint` of ``model``, if it is sharded by now and was fingerprinted before.
+
+    Raises:
+        BALoraError: The weights differ; the message names the first tensor.
+    """
+    wrong = first_mismatch(frozen or pretrained_fingerprint(model, values), expected.frozen) or first_mismatch(
+        fingerprint((n, v) for n, v in values.items() if not in_pretrained_model(model, n)),
+        fingerprint((n, v) for n, v in expected.values.items() if n not in expected.frozen),
+    )
+    if wrong is not None:
+        raise BALoraError(
+            f"{where} was trained on other weights than these: {wrong} differs. Use the same pre-trained model and method "
+            "settings as the run did, or start a new run in another folder."
+        )
+
+
+# -- tensors ----------------------------------------------------------------------------------------------------------
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors from any device as a safetensors file."""
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Load a safetensors file.
 
     Raises:
-        BALoraError: It is missing or damaged.
+        BALoraError: The file is missing or damaged.
     """
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise BALoraError(
-            f"{path} is missing or damaged ({error}). Delete its folder to go on from an earlier one."
+            f"{path} is missing or damaged ({error}). Delete its folder to resume from an earlier checkpoint."
         ) from error
 
 
 def read_trained(folder: Path, model: nn.Module) -> dict[str, Tensor]:
-    """The trained tensors that the Trainer saved, by the model's parameter names.
+    """Read the trained tensors that the Trainer saved, by the model's parameter names.
 
     Raises:
         BALoraError: The weights are missing or damaged.
@@ -153,65 +192,37 @@ def read_trained(folder: Path, model: nn.Module) -> dict[str, Tensor]:
     if not isinstance(model, PeftModel):
         files = sorted(folder.glob("model*.safetensors"))
         if not files:
-            raise BALoraError(f"{folder} holds no model.safetensors. Delete it to go on from an earlier checkpoint.")
+            raise BALoraError(f"{folder} has no model.safetensors. Delete it to resume from an earlier checkpoint.")
         tensors = {name: value for file in files for name, value in read_tensors(file).items()}
         return {name: value for name, value in tensors.items() if name in names}
     saved = read_tensors(folder / SAFETENSORS_WEIGHTS_NAME)
-    # peft drops the adapter's name from the keys; ask it for its own key of every tensor instead of guessing the rule.
+    # peft drops the adapter's name from its keys. This asks peft for the key of every tensor.
     state = dict(model.named_parameters())
     keys = {id(value): key for key, value in get_peft_model_state_dict(model, state_dict=state).items()}
     return {name: saved[keys[id(state[name])]] for name in names if keys.get(id(state[name])) in saved}
 
 
-def check_origin(
-    model: nn.Module,
-    initial: Mapping[str, Tensor],
-    origin: Origin,
-    where: Path,
-    frozen: Fingerprint | None = None,
-) -> None:
-    """Refuse a model that does not stand where the run started: other frozen weights, or other initial values.
+# -- complete or absent -----------------------------------------------------------------------------------------------
+
+
+def write_manifest(folder: Path, patterns: Iterable[str] = ("**/*",)) -> None:
+    """List every file with its size and hash in the manifest, and flush all of them to the disk.
 
     Args:
-        model: The adapted model.
-        initial: The trainable tensors' initial values.
-        origin: Where the run started.
-        where: The folder that says so, for the sentence.
-        frozen: `unkept_fingerprint`, if it was taken before; of a model that has been sharded since it cannot be.
-
-    Raises:
-        BALoraError: They differ; the first tensor is named.
-    """
-    wrong = first_mismatch(frozen or unkept_fingerprint(model, initial), origin.frozen) or first_mismatch(
-        fingerprint((n, v) for n, v in initial.items() if not reloadable(model, n)),
-        fingerprint((n, v) for n, v in origin.initial.items() if n not in origin.frozen),
-    )
-    if wrong is not None:
-        raise BALoraError(
-            f"{where} was trained on other weights than these: {wrong} differs. Use the same pre-trained model and method "
-            "settings as the run did, or start a new run in another folder."
-        )
-
-
-def seal(folder: Path, patterns: Iterable[str] = ("**/*",)) -> None:
-    """List every file with its size and hash, and push all of it to the disk.
-
-    Args:
-        folder: Written to its end.
-        patterns: Of the files to list; `RESULT` where others may come and go beside them.
+        folder: A directory with all its files.
+        patterns: Glob patterns of the files to list; `RESULT_FILES` if other files may be added or removed later.
     """
     found = sorted({p for pattern in patterns for p in folder.glob(pattern) if p.name != MANIFEST})
     files = {p.relative_to(folder).as_posix(): [p.stat().st_size, _digest(p)] for p in found if p.is_file()}
     (folder / MANIFEST).write_text(json.dumps(files, indent=1))
-    for path in (*found, folder / MANIFEST, folder):
-        _sync(path)
+    fsync(*found, folder / MANIFEST, folder)
 
 
-def verify(folder: Path) -> None:
-    """Check a sealed folder against its manifest.
+def check_manifest(folder: Path) -> None:
+    """Compare a directory's files with its manifest.
 
     Raises:
-        BALoraError: A file is missing or not as it was written; it is named.
+        BALoraError: A file is missing or has changed; the message names it.
     """
     for name, (size, digest) in _read(folder / MANIFEST).items():
         path = folder / name
@@ -223,34 +234,34 @@ def verify(folder: Path) -> None:
             )
 
 
-def newest(run: Path) -> Path | None:
-    """The checkpoint with the highest step in a run's folder, None when there is none."""
+def newest_checkpoint(run: Path) -> Path | None:
+    """Return the checkpoint with the highest step in a run directory, or None."""
     found = [(int(m[1]), p) for p in run.glob("checkpoint-*") if (m := _NAME.fullmatch(p.name)) and p.is_dir()]
     return max(found)[1] if found else None
 
 
 @contextlib.contextmanager
 def staged(run: Path, *, main: bool = True, wait: Callable[[], object] = lambda: None) -> Iterator[Path]:
-    """A folder beside the checkpoints to write into; what is left in it at the end is sealed and moved into place.
+    """Provide a staging directory; at the end, give every directory in it a manifest and move it into the run directory.
 
     Args:
-        run: The folder of the checkpoints.
-        main: Whether this process cleans, seals and moves; of several that write together, one does.
-        wait: Returns when every process has called it.
+        run: The run directory.
+        main: Whether this is the one process that creates, moves and deletes; the other processes only write.
+        wait: Barrier: returns when every process has called it.
 
     Raises:
-        BALoraError: Writing failed (a full disk, say). Nothing half-written stays.
+        BALoraError: Writing failed (a full disk, for example). Nothing incomplete is left.
     """
     staging = run / STAGING
     if main:
-        shutil.rmtree(staging, ignore_errors=True)
+        discard_staging(run)
     wait()
     try:
         staging.mkdir(parents=True, exist_ok=True)
         yield staging
         wait()
         for folder in staging.iterdir() if main else ():
-            seal(folder)
+            write_manifest(folder)
             target = run / folder.name
             shutil.rmtree(target, ignore_errors=True)
             os.replace(folder, target)
@@ -258,23 +269,23 @@ def staged(run: Path, *, main: bool = True, wait: Callable[[], object] = lambda:
     except BALoraError:
         raise
     except (OSError, SafetensorError, RuntimeError) as error:
-        # safetensors reports a full disk as an error of its own, torch as whatever its archive writer tripped over first.
-        cut_short = isinstance(error, RuntimeError) and any(word in str(error) for word in _TORCH_WRITER)
+        # On a full disk safetensors raises its own error, and torch's archive writer a RuntimeError.
+        cut_short = isinstance(error, RuntimeError) and any(word in str(error) for word in _TORCH_WRITER_ERRORS)
         if isinstance(error, RuntimeError) and not cut_short:
             raise
         reason = f"torch could not write a file to its end ({error})" if cut_short else str(error)
-        last = newest(run)
-        rest = f"The last whole checkpoint is {last}" if last else "There is no earlier checkpoint"
+        last = newest_checkpoint(run)
+        rest = f"The last complete checkpoint is {last}" if last else "There is no earlier checkpoint"
         raise BALoraError(
-            f"Saving into {run} failed: {reason}. {rest}; free some space and run the same command again to go on."
+            f"Saving into {run} failed: {reason}. {rest}. Free some space and run the same command again to resume."
         ) from error
     finally:
         if main:
-            shutil.rmtree(staging, ignore_errors=True)
+            discard_staging(run)
 
 
 def discard_staging(run: Path) -> None:
-    """Remove what a killed process left half-written."""
+    """Delete the incomplete files of a process that was killed."""
     shutil.rmtree(run / STAGING, ignore_errors=True)
 
 
@@ -283,13 +294,5 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _read(path: Path) -> dict[str, Any]:
-    return read_json(path, f"So {path.parent} cannot be used. Delete that folder to go on from an earlier one.")
+    return read_json(path, f"So {path.parent} cannot be used. Delete that folder to resume from an earlier checkpoint.")

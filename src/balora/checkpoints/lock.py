@@ -1,4 +1,4 @@
-"""One process at a time in a folder."""
+"""Lock a directory for one process."""
 
 from __future__ import annotations
 
@@ -14,31 +14,35 @@ LOCK = ".lock"
 
 
 def require_writable(folder: Path, setting: str = "output") -> None:
-    """Refuse a folder that could not be made or written into, before anything is loaded for it.
+    """Refuse a directory that cannot be created or written to.
+
+    Args:
+        folder: Directory to write to, which may not exist yet.
+        setting: Name of the setting that gives the directory, for the error message.
 
     Raises:
-        BALoraError: The nearest folder that there is cannot be written into, or is a file.
+        BALoraError: The nearest existing parent is read-only, or is a file.
     """
-    there = folder
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
-        raise BALoraError(f"{folder} cannot be made: {there} is a file. Choose another {setting}.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise BALoraError(f"{folder} cannot be written to: {there} is read-only here. Choose another {setting}.")
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise BALoraError(f"{folder} cannot be created: {existing} is a file. Choose another {setting}.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise BALoraError(f"{folder} cannot be written to: {existing} is read-only here. Choose another {setting}.")
 
 
 @contextlib.contextmanager
 def locked(folder: Path, busy: str, setting: str = "output") -> Iterator[None]:
-    """Make a folder, and keep every other process out of it while the block lasts (or this process lives).
+    """Create a directory and keep every other process out of it, until the block ends or this process dies.
 
     Args:
-        folder: To be written into.
-        busy: What another process is doing there, for the error: "Another process is running".
-        setting: What names the folder, for the error.
+        folder: Directory to write to.
+        busy: What another process is doing in it, for the error message: "Another process is running".
+        setting: Name of the setting that gives the directory, for the error message.
 
     Raises:
-        BALoraError: It cannot be made, or another process is in it.
+        BALoraError: The directory cannot be created, or another process has locked it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

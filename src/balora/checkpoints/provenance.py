@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, machine, data, seed. Written beside every number balora reports."""
+"""Provenance of a result: versions, machine, commit and time. Written beside every number that balora reports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGES = ("balora", "torch", "transformers", "peft", "accelerate", "datasets"
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, hardware, the code's commit when it runs from a checkout, and the time (UTC)."""
+    """Return versions, hardware, the time (UTC), and the commit if balora runs from a git checkout."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -28,22 +28,22 @@ def provenance() -> dict[str, Any]:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a data file."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def peak_memory_mib() -> float:
-    """Most memory this process has held, in MiB: of the GPU where there is one, else resident."""
+    """Return the peak memory of this process in MiB: of the GPU if there is one, else the resident size."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    # The kernel's own count for this program. `ru_maxrss` also holds the peak of the process that started it.
+    # The kernel's count for this program alone. `ru_maxrss` includes the peak of the process that started it.
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.is_file() else []
     peak = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
     if peak is not None:
         return int(peak) / 1024
-    import resource  # absent on Windows, which has no resident peak to ask for either
+    import resource  # absent on Windows, which offers no resident peak either
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
@@ -68,7 +68,7 @@ def _commit() -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
-        # Only a checkout of balora itself: an installed copy may lie inside somebody else's repository.
+        # An installed copy may be inside another project's repository, whose commit says nothing about balora.
         if not (Path(git("rev-parse", "--show-toplevel")) / "src" / "balora").is_dir():
             return None
         return {"id": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}

@@ -20,4 +20,4 @@ def train(config: Config, overrides: Overrides = None) -> None:
     from balora.config.run_config import load_run_config
     from balora.training.run import run
 
-    run(load_run_config(config, overrides or []), say=typer.echo)
+    run(load_run_config(config, overrides or []), log=typer.echo)

@@ -10,9 +10,9 @@ from balora.cli.train import Config, Overrides
 def validate(config: Config, overrides: Overrides = None) -> None:
     """Check CONFIG, its model and its data, and estimate parameters, steps and memory. Nothing is trained or written."""
     from balora.config.run_config import load_run_config
-    from balora.estimation.validate import preflight
+    from balora.estimation.validate import validate as check
 
-    report = preflight(load_run_config(config, overrides or []))
+    report = check(load_run_config(config, overrides or []))
     for line in report.lines():
         typer.echo(line)
     if report.problems:

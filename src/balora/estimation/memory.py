@@ -1,7 +1,7 @@
-"""What a run will take, found without loading a weight: trainable parameters, steps, peak memory.
+"""Estimate trainable parameters, steps and peak memory of a run without loading a weight.
 
-The model is built on the meta device, adapted there, and run once there: every tensor that autograd would keep is counted, for
-any architecture, at no cost.
+The model is built, adapted and run once on the meta device, and every tensor that autograd would keep is counted. This works
+for any architecture and needs no memory.
 """
 
 from __future__ import annotations
@@ -33,21 +33,24 @@ class Estimate:
     """Sizes of a run."""
 
     parameters: int
+    """Number of parameters, the adapter's included."""
     trainable: int
+    """Number of trainable parameters."""
     steps: int
+    """Number of optimizer steps."""
     weights_gib: float
     training_gib: float
-    """Trainable tensors' gradients, moments and initial values."""
+    """Gradients, moments and initial values of the trainable tensors."""
     activations_gib: float | None
-    """What the longest batch keeps for its backward; None where the architecture could not be run without weights."""
+    """Tensors that the longest batch keeps for the backward; None if the architecture cannot run without weights."""
 
     @property
     def peak_gib(self) -> float:
-        """Sum of the parts, a process's own size aside."""
+        """Sum of the parts, without the size of the process itself."""
         return self.weights_gib + self.training_gib + (self.activations_gib or 0.0)
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the estimate as lines of text."""
         share = 100 * self.trainable / self.parameters
         activations = "unknown" if self.activations_gib is None else f"{self.activations_gib:.2f}"
         return [
@@ -63,45 +66,47 @@ def estimate(
     task: Task,
     *,
     dtype: torch.dtype,
-    batch: int,
+    batch_size: int,
     length: int,
     target_length: int | None = None,
     steps: int,
-    checkpointing: bool = False,
+    gradient_checkpointing: bool = False,
     bits: int | None = None,
-    double: bool = True,
+    double_quantization: bool = True,
 ) -> Estimate:
     """Estimate a run of an adapted model on the meta device.
 
     Args:
-        model: Adapted, on the meta device.
-        task: Decides whether the vocabulary's head is run.
-        dtype: Of the frozen weights.
-        batch: Examples per micro-batch.
+        model: Adapted model on the meta device.
+        task: Task of the run; for text generation the language-model head is counted by itself.
+        dtype: Dtype of the frozen weights.
+        batch_size: Examples per micro-batch.
         length: Tokens of the longest example.
-        target_length: Of the longest response, where it goes into a decoder of its own (seq2seq).
+        target_length: Tokens of the longest response, if it has its own decoder (seq2seq).
         steps: Optimizer steps of the run.
-        checkpointing: Whether activations are recomputed in the backward (``gradient_checkpointing``).
-        bits: Of the quantized weights, None for none.
-        double: Whether their scales are rounded too.
+        gradient_checkpointing: Whether activations are recomputed in the backward.
+        bits: Bits of the quantized weights, None without quantization.
+        double_quantization: Whether the scales of the quantized weights are quantized too.
     """
-    if checkpointing and isinstance(model, PeftModel | PreTrainedModel):
+    if gradient_checkpointing and isinstance(model, PeftModel | PreTrainedModel):
         model.gradient_checkpointing_enable()
     parameters = list(model.parameters())
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
     total = sum(p.numel() for p in parameters)
-    # peft keeps the adapter in float32 whatever the frozen weights are; full fine-tuning trains them as they are loaded.
-    adapters = 4 if trainable < total else dtype.itemsize
-    weights = (total - trainable) * dtype.itemsize + trainable * adapters
+    # peft keeps the adapter in float32 for any dtype of the frozen weights. Full fine-tuning trains the dtype that was loaded.
+    trainable_bytes = 4 if trainable < total else dtype.itemsize
+    weights = (total - trainable) * dtype.itemsize + trainable * trainable_bytes
     if bits is not None:
         inner = base_model_of(model)
         for name in quantizable(inner, head_names(inner)):
             layer: Any = inner.get_submodule(name)
-            weights += rounded_bytes(tuple(layer.weight.shape), bits, double) - layer.weight.numel() * dtype.itemsize
-    activations = _saved_bytes(model, task, batch, length, target_length or length)
+            quantized = rounded_bytes(tuple(layer.weight.shape), bits, double_quantization)
+            weights += quantized - layer.weight.numel() * dtype.itemsize
+    target_length = target_length or length
+    activations = _saved_bytes(model, task, batch_size, length, target_length)
     if activations is not None and task in ("generation", "seq2seq"):
         vocabulary = model.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
-        activations += min(_CHUNK_BYTES, 3 * 4 * batch * (target_length or length) * vocabulary)
+        activations += min(_CHUNK_BYTES, 3 * 4 * batch_size * target_length * vocabulary)
     return Estimate(
         parameters=total,
         trainable=trainable,
@@ -112,29 +117,29 @@ def estimate(
     )
 
 
-def _saved_bytes(model: nn.Module, task: Task, batch: int, length: int, target_length: int) -> int | None:
-    """Bytes that autograd keeps of one forward, each storage once, parameters aside."""
+def _saved_bytes(model: nn.Module, task: Task, batch_size: int, length: int, target_length: int) -> int | None:
+    """Count the bytes that autograd keeps of one forward: each storage once, without the parameters."""
     own = {t.untyped_storage()._cdata for t in itertools.chain(model.parameters(), model.buffers())}
-    # By storage; holding the tensor, as a freed storage's address would be given out again.
-    kept: dict[int, Tensor] = {}
+    # A reference to each tensor keeps its storage alive, so that no later storage gets the same address.
+    saved: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        kept.setdefault(tensor.untyped_storage()._cdata, tensor)
+        saved.setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 
     try:
-        with on_meta(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            tokens = torch.zeros(batch, length, dtype=torch.long, device="meta")
+        with on_meta(model), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            tokens = torch.zeros(batch_size, length, dtype=torch.long, device="meta")
             inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
             if task == "seq2seq":
-                inputs["decoder_input_ids"] = torch.zeros(batch, target_length, dtype=torch.long, device="meta")
+                inputs["decoder_input_ids"] = torch.zeros(batch_size, target_length, dtype=torch.long, device="meta")
             if task in ("generation", "seq2seq"):
                 HeadlessForward(model).hidden_states(model, {**inputs, "use_cache": False})
             else:
                 base = base_model_of(model)
-                # Without the cache that a decoder makes by default.
+                # A decoder would make a cache by default.
                 known = inspect.signature(base.forward).parameters
                 model(**inputs, **({"use_cache": False} if "use_cache" in known else {}))
-    except Exception:  # an estimate must not stand in the way of the run it is about
+    except Exception:  # a failed estimate must not prevent the run
         return None
-    return sum(t.untyped_storage().nbytes() for storage, t in kept.items() if storage not in own)
+    return sum(t.untyped_storage().nbytes() for storage, t in saved.items() if storage not in own)

@@ -1,74 +1,114 @@
-"""What a run on the meta device lacks: answers about values, and an attention that keeps what the real ones keep.
+"""Run a model on the meta device with the tensor sizes of a real device, so that its memory is counted without weights.
 
-With both, a model runs there as it would on its device, and what it takes can be counted without a weight.
 Shapes: B sequences, H heads, T positions, h size of a head.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import torch
-from torch import Tensor
+from peft.tuners.lora.layer import ParamWrapper
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @contextlib.contextmanager
-def on_meta() -> Iterator[None]:
-    """Inside, what is on the meta device runs as it would on its device, as far as sizes go."""
-    with (
-        _Answers(),
-        mock.patch.object(torch, "autocast", _autocast),
-        mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", _attention),
-    ):
-        yield
+def on_meta(model: nn.Module | None = None) -> Iterator[None]:
+    """Let operations on the meta device run inside the block as they would on a real device, as far as sizes go.
+
+    Args:
+        model: The model to run; needed if its adapter is on stacked experts.
+    """
+    stacks = [layer for layer in model.modules() if isinstance(layer, ParamWrapper)] if model is not None else []
+    for layer in stacks:
+        layer._activate_lora = functools.partial(_activate_lora, layer)
+    try:
+        with _Values(), _Attention():
+            yield
+    finally:
+        for layer in stacks:
+            del layer._activate_lora
 
 
-def _autocast(device_type: str, *args: Any, _torch: Any = torch.autocast, **kwargs: Any) -> Any:
-    """The meta device knows no autocast and refuses even to switch it off, which peft does over stacked experts."""
-    return contextlib.nullcontext() if device_type == "meta" else _torch(device_type, *args, **kwargs)
-
-
-class _Answers(TorchDispatchMode):
-    """Inside, whoever asks for a value on the meta device is told yes, or 1: no row is padded, all is finite."""
+class _Values(TorchDispatchMode):
+    """Answer every question about a value on the meta device with true or 1: no row is padded, everything is finite."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Answer, or run what can be run."""
+        """Answer, or run the operation."""
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return torch.ones((), dtype=args[0].dtype).item()
         if func is torch.ops.aten._grouped_mm.default and args[0].is_meta and args[1].dim() == 3:
-            # Rows times their expert's matrix: torch has the sizes for bfloat16 alone.
+            # Rows times the matrix of their expert. torch knows the output size for bfloat16 only.
             return args[0].new_empty(args[0].shape[0], args[1].shape[2])
         return func(*args, **(kwargs or {}))
 
 
-def _attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
-) -> Tensor:
-    """Attention that keeps its inputs, its output and a number for each row, as the kernels of CPU and GPU do.
+class _Attention(TorchFunctionMode):
+    """Replace attention by a function that keeps what the kernels of CPU and GPU keep: inputs, output, a number per row.
 
-    On the meta device torch takes the way that writes the scores out, T × T for each head, which no device takes.
+    On the meta device torch computes attention from its parts, which would keep T × T scores for each head.
     """
-    output: Tensor = _Attention.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
-    return output
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Replace attention, or call the function."""
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            return _attention(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
-class _Attention(torch.autograd.Function):
-    """The sizes alone."""
+def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any) -> Any:
+    return _AttentionSizes.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
+
+
+class _AttentionSizes(torch.autograd.Function):
+    """Attention without values: outputs and saved tensors have the right sizes."""
 
     @staticmethod
     def forward(ctx: Any, query_BHTh: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         *outer, heads, length, _ = query_BHTh.shape
-        # Position before head: what comes after turns it so, and finds it turned already.
-        turned = query_BHTh.new_empty(*outer, length, heads, value.shape[-1]).transpose(-3, -2)
+        # In memory the position comes before the head, so that the caller's transpose needs no copy.
+        output = query_BHTh.new_empty(*outer, length, heads, value.shape[-1]).transpose(-3, -2)
         total_BHT = query_BHTh.new_empty(query_BHTh.shape[:-1], dtype=torch.float32)
-        ctx.save_for_backward(query_BHTh, key, value, mask, turned, total_BHT)
-        return turned
+        ctx.save_for_backward(query_BHTh, key, value, mask, output, total_BHT)
+        return output
 
     @staticmethod
     def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         query, key, value, *_ = ctx.saved_tensors
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
+
+
+@contextlib.contextmanager
+def _activate_lora(layer: ParamWrapper, adapters: list[str]) -> Iterator[None]:
+    """Add a LoRA to stacked experts as peft does, but without `torch.autocast`, which refuses the meta device."""
+    base, name, weight = layer.get_base_layer(), layer.parameter_name, layer.get_param()
+    known = [adapter for adapter in adapters if adapter in layer.lora_A]
+    if len(known) != 1 or layer.num_experts == 1 or weight.dtype.itemsize == 1:  # peft uses no autocast for these
+        with type(layer)._activate_lora(layer, adapters):
+            yield
+        return
+    trainable = weight.requires_grad
+    parametrize.register_parametrization(base, name, _AddFactors(*layer.get_delta_factors(known[0])))
+    base.parametrizations[name].original.requires_grad_(trainable)
+    try:
+        with parametrize.cached():
+            yield
+    finally:
+        layer._remove_parametrizations()
+
+
+class _AddFactors(nn.Module):
+    """Add scaling · B·A to a stack of weights."""
+
+    def __init__(self, factor_b: Tensor, factor_a: Tensor, scaling: float) -> None:
+        super().__init__()
+        self.factor_b, self.factor_a, self.scaling = factor_b, factor_a, scaling
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return torch.baddbmm(weight, self.factor_b, self.factor_a, alpha=self.scaling)

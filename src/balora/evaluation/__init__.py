@@ -1,6 +1,6 @@
 """Evaluation of a model: GLUE, mathematics, programs, conversation, and the tasks of lm-evaluation-harness.
 
-Importing this package does not import torch: `balora evaluate MODEL --tasks list` must answer at once.
+Importing this package does not import torch, so that `balora evaluate MODEL --tasks list` answers quickly.
 """
 
 from balora.evaluation.evaluate import Evaluation, evaluate

@@ -11,9 +11,9 @@ from typing import Any
 
 from balora.errors import BALoraError
 from balora.evaluation.data import HubDataset, Rows, read_rows
-from balora.evaluation.engines.transformers import Generator, Sampling, TransformersGenerator
+from balora.evaluation.engines.transformers import Sampling, TransformersGenerator
 from balora.evaluation.engines.vllm import VllmGenerator
-from balora.evaluation.model_under_test import Loaded, Subject
+from balora.evaluation.model_under_test import LoadedModel, ModelUnderTest
 from balora.evaluation.options import EvaluationOptions
 from balora.evaluation.prompting import Prompting, prompting_for
 from balora.evaluation.results import Journal
@@ -37,7 +37,7 @@ class EvaluationContext:
     """State that the tasks of one evaluation share. The model is loaded on first use.
 
     Args:
-        subject: Model under test.
+        model_under_test: Model under test.
         options: Options of the evaluation.
         folder: Directory of the results.
         say: Function that receives progress messages.
@@ -45,12 +45,12 @@ class EvaluationContext:
 
     def __init__(
         self,
-        subject: Subject,
+        model_under_test: ModelUnderTest,
         options: EvaluationOptions,
         folder: Path,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.subject = subject
+        self.model_under_test = model_under_test
         self.options = options
         self.folder = folder
         self.say = say
@@ -63,29 +63,29 @@ class EvaluationContext:
         self._exit_stack.close()
 
     @functools.cached_property
-    def loaded(self) -> Loaded:
-        """Loaded model."""
-        return self.subject.load(self.options.device)
+    def loaded(self) -> LoadedModel:
+        """LoadedModel model."""
+        return self.model_under_test.load(self.options.device)
 
     @functools.cached_property
-    def generator(self) -> Generator:
+    def generator(self) -> TransformersGenerator | VllmGenerator:
         """Engine that continues prompts.
 
         Raises:
             BALoraError: The model is a classifier, or the engine is not installed.
         """
         if self.options.engine == "vllm":
-            return self._exit_stack.enter_context(VllmGenerator(self.subject))
+            return self._exit_stack.enter_context(VllmGenerator(self.model_under_test))
         if self.loaded.task not in ("generation", "seq2seq"):
             raise BALoraError(
-                f"{self.subject.name} is a classifier, which generates no text. It can be evaluated on the tasks of GLUE."
+                f"{self.model_under_test.name} is a classifier, which generates no text. It can be evaluated on the tasks of GLUE."
             )
         return TransformersGenerator(self.loaded, self.options.batch_size)
 
     @property
     def tokenizer(self) -> Any:
         """Tokenizer of the engine; None for reference answers."""
-        return None if self.subject.is_reference else self.generator.tokenizer
+        return None if self.model_under_test.is_reference else self.generator.tokenizer
 
     def rows(self, task: str, default: HubDataset) -> Rows:
         """Read all rows of a task.
@@ -110,11 +110,11 @@ class EvaluationContext:
 
     @functools.cached_property
     def _model_identity(self) -> dict[str, Any]:
-        return self.subject.identity
+        return self.model_under_test.identity
 
     def prompting(self, default: str, separator: str | None = None) -> Prompting:
         """Choose the prompt format; ``default`` and ``separator`` are the task's."""
-        return prompting_for(self.options.prompt_template, self.subject.settings, default, separator)
+        return prompting_for(self.options.prompt_template, self.model_under_test.settings, default, separator)
 
     def sampling(self, max_new_tokens: int, stops: tuple[str, ...] = (), temperature: float = 0.0) -> Sampling:
         """Choose the generation settings: the user's, else the task's, which are the arguments."""
@@ -141,7 +141,7 @@ class EvaluationContext:
         self, requests: Sequence[Request], prompting: Prompting, sampling: Sampling
     ) -> Iterator[tuple[Request, Mapping[str, Any]]]:
         """Yield each request with the fields of its answer, in the order of completion."""
-        if self.subject.is_reference:
+        if self.model_under_test.is_reference:
             yield from ((request, {"output": request.reference}) for request in requests)
             return
         generator = self.generator

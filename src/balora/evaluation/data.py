@@ -23,7 +23,7 @@ class HubDataset:
     configurations: tuple[str | None, ...] = (None,)
     """Configurations to read; their rows are joined."""
     splits: tuple[str, ...] = ("test",)
-    """Names of the split in a local directory; the hub is asked for the first one."""
+    """Names of the split in a local directory; the first name is the split on the hub."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _read_local(location: str, splits: tuple[str, ...]) -> Table:
     source = open_source(location)
     assert isinstance(source, FilesSource)
     if Path(location).expanduser().is_file():
-        return source.read("train")  # `open_source` calls the split of a single file "train", whatever the file's name
+        return source.read("train")  # `open_source` calls the only split of a single file "train"
     names = {"validation" if split in ("dev", "validation") else split for split in splits}
     found = [split for split in source.splits if split in names]
     if not found and len(source.splits) == 1:

@@ -57,17 +57,17 @@ def evaluate(
     """
     # Imported here because both import torch, which the package must not do when it is imported.
     from balora.evaluation.context import EvaluationContext
-    from balora.evaluation.model_under_test import Subject
+    from balora.evaluation.model_under_test import ModelUnderTest
 
     options = options or EvaluationOptions()
     entries = find_tasks(tasks)
     _check_data_names(options.data, [entry.name for entry in entries])
-    subject = Subject(str(model), options)
-    folder = Path(output) if output is not None else subject.folder
+    model_under_test = ModelUnderTest(str(model), options)
+    folder = Path(output) if output is not None else model_under_test.folder
     results: dict[str, Record] = {}
     with (
         locked(folder, "Another process writes results"),
-        EvaluationContext(subject, options, folder, say) as context,
+        EvaluationContext(model_under_test, options, folder, say) as context,
     ):
         for entry in entries:
             say(f"{entry.name}: {entry.summary}")
@@ -95,17 +95,14 @@ def format_scores(result: Record) -> str:
     scores: dict[str, Any] = result["scores"]
     main = scores["main"]
     names = [main, *(name for name in scores if name not in (main, "main"))]
-    return "  ".join(f"{name} {_format_score(scores[name])}" for name in names if _is_number(scores[name]))
+    numbers = [(name, scores[name]) for name in names if isinstance(scores[name], int | float | None)]
+    return "  ".join(f"{name} {_format_score(value)}" for name, value in numbers if not isinstance(value, bool))
 
 
 def _format_score(value: float | None) -> str:
     if value is None:
         return "undefined"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-
-
-def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 __all__ = ["Evaluation", "evaluate", "format_scores"]

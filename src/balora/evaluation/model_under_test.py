@@ -1,10 +1,9 @@
-"""What is evaluated: a run of balora, a plain transformers model, or the data's own reference answers."""
+"""The model under test: a run of balora, a plain transformers model, a peft adapter, or the data's reference answers."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,54 +18,54 @@ from balora.checkpoints.provenance import file_digest
 from balora.checkpoints.run_directory import CONFIG
 from balora.config.run_config import RunConfig
 from balora.data.collate import ensure_pad_token
-from balora.data.hub import looks_local
 from balora.errors import BALoraError
 from balora.evaluation.options import EvaluationOptions
 from balora.loading.pretrained import load_config, load_model, load_target_tokenizer, load_tokenizer
+from balora.loading.source import Location, ModelSource
 from balora.loading.trained import SavedModel, find_saved, load
 from balora.logging_control import quiet
 
 REFERENCE = "reference"
-"""The name that stands for the data's own answers: what they score tells whether the measurement can be trusted."""
+"""Name of the data's reference answers as a model under test. Their scores show whether the scoring can be trusted."""
 
-_DECISIVE = (
+_IDENTITY_FILES = (
     "*config.json", "*.safetensors", "*.bin",
-    # The tokenizer and the form of a chat: with others, the same weights are asked something else.
+    # With another tokenizer or chat template the same weights get another input.
     "tokenizer*", "*.model", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
     "additional_chat_templates/*",
 )  # fmt: skip
-"""The files in a model's folder that what it says depends on."""
+"""Files of a model directory that decide the model's outputs."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Loaded:
-    """A model in memory, ready to answer."""
+class LoadedModel:
+    """A model in memory with its tokenizers."""
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     task: str
     """generation, seq2seq, classification or regression."""
     labels: tuple[str, ...] | None = None
-    """A classifier's classes, in the order of their numbers."""
+    """Class names of a classifier in the order of their numbers."""
     target_tokenizer: PreTrainedTokenizerBase | None = None
-    """Of an encoder-decoder's responses, where it is another one."""
+    """Tokenizer of an encoder-decoder's responses, if it is not ``tokenizer``."""
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return next(self.model.parameters()).device
 
 
-class Subject:
-    """The thing that is evaluated, found and named but not yet loaded.
+class ModelUnderTest:
+    """A model to evaluate: found and identified, not yet loaded.
 
     Args:
-        name: A run's folder (or its ``adapter/``, ``model/`` or a ``checkpoint-N/``), a model's folder, a hub id, the folder
-            of a plain peft adapter for either, or ``reference``.
-        options: What may be loaded, and in what form.
+        name: A run directory (or its ``adapter/``, ``model/`` or a ``checkpoint-N/``), a model directory, a hub id, the
+            directory of a plain peft adapter for a plain model, or ``reference``.
+        options: Loading options.
 
     Raises:
-        BALoraError: There is nothing by that name, or it is not whole.
+        BALoraError: There is nothing of that name, or it is incomplete.
     """
 
     def __init__(self, name: str, options: EvaluationOptions | None = None) -> None:
@@ -76,65 +75,65 @@ class Subject:
         self.is_reference = name == REFERENCE and not Path(name).exists()
         self.saved: SavedModel | None = None
         self.adapter: Path | None = None
-        self.base = name
-        if self.is_reference or not looks_local(name):
+        self.base = Location(name)
+        path = self.base.directory
+        if self.is_reference or path is None:
             return
-        path = Path(name).expanduser()
         if _is_plain(path, CONFIG_NAME):
-            self.adapter, self.base = path, _base_of(path)
+            self.adapter, self.base = path, Location(_base_of(path))
         elif not _is_plain(path, "config.json"):
             self.saved = find_saved(path)
 
     @property
     def settings(self) -> RunConfig | None:
-        """The run's, None for anything else."""
-        return None if self.saved is None else self.saved.settings
+        """Config of the run; None for anything else."""
+        return None if self.saved is None else self.saved.config
 
     @property
     def folder(self) -> Path:
-        """Where results go if the user does not say: beside the run, else under the model's name."""
+        """Default directory of the results: inside the run directory, or else under the model's name."""
         if self.saved is not None:
             folder = (self.saved.run or self.saved.folder) / "evaluation"
             return folder / self.saved.folder.name if self.saved.folder.name.startswith("checkpoint-") else folder
-        return Path("evaluation") / (Path(self.name).name if looks_local(self.name) else self.name.replace("/", "--"))
+        local = Location(self.name).directory is not None
+        return Path("evaluation") / (Path(self.name).name if local else self.name.replace("/", "--"))
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells this model from another one: its weights, not where they lie."""
+        """Digest of the weights and everything else that decides the outputs; independent of the path."""
         if self.is_reference:
             return {"kind": REFERENCE}
         dtype = {} if self.dtype is None else {"dtype": self.dtype}
         if self.saved is not None:
             manifest = (self.saved.folder / ckpt.MANIFEST).read_bytes()
             return {"kind": "run", "weights": hashlib.sha256(manifest).hexdigest(), **dtype}
-        adapter = {} if self.adapter is None else {"adapter": _weights_digest(self.adapter)}
-        folder = Path(self.base).expanduser()
-        if folder.is_dir():
-            return {"kind": "model", "weights": _weights_digest(folder), **adapter, **dtype}
-        commit = getattr(load_config(self._plain_settings("generation")), "_commit_hash", None)
-        return {"kind": "model", "hub": self.base, "commit": commit, **adapter, **dtype}
+        adapter = {} if self.adapter is None else {"adapter": _digest(self.adapter)}
+        if self.base.directory is not None and self.base.available:
+            return {"kind": "model", "weights": _digest(self.base.directory), **adapter, **dtype}
+        commit = getattr(load_config(self._source()), "_commit_hash", None)
+        return {"kind": "model", "hub": self.base.name, "commit": commit, **adapter, **dtype}
 
-    def load(self, device: str | None) -> Loaded:
-        """Load it.
+    def load(self, device: str | None) -> LoadedModel:
+        """Load the model.
 
         Args:
-            device: Where to; default a GPU where there is one.
+            device: Device to load it to; default a GPU if there is one.
 
         Raises:
-            BALoraError: It cannot be loaded, or is no model that can be evaluated.
+            BALoraError: The model cannot be loaded, or cannot be evaluated.
         """
         assert not self.is_reference, "reference answers need no model"
         loaded = self._load_run(self.saved) if self.saved is not None else self._load_plain()
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            loaded.model.to(place).eval()
+            loaded.model.to(device).eval()
         except (RuntimeError, AssertionError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise BALoraError(f"The device {place} cannot be used: {str(error).splitlines()[0]}.") from error
+            raise BALoraError(f"The device {device} cannot be used: {str(error).splitlines()[0]}.") from error
         return loaded
 
-    def _load_run(self, saved: SavedModel) -> Loaded:
+    def _load_run(self, saved: SavedModel) -> LoadedModel:
         model = load(saved.folder)
         if self.dtype not in (None, "auto"):
             model = model.to(getattr(torch, str(self.dtype)))
@@ -142,11 +141,11 @@ class Subject:
         if tokenizer is None:
             raise BALoraError(f"{saved.folder} has no tokenizer beside it. Evaluate the run's folder instead.")
         ensure_pad_token(tokenizer)
-        target = None if saved.settings is None else load_target_tokenizer(saved.settings)
-        return Loaded(model, tokenizer, saved.task, saved.labels, target)
+        target = None if saved.config is None else load_target_tokenizer(ModelSource.from_config(saved.config))
+        return LoadedModel(model, tokenizer, saved.task, saved.labels, target)
 
-    def _load_plain(self) -> Loaded:
-        config = load_config(self._plain_settings("generation"))
+    def _load_plain(self) -> LoadedModel:
+        config = load_config(self._source())
         architecture = (config.architectures or [""])[0]
         labels = None
         if architecture.endswith("ForSequenceClassification"):
@@ -154,54 +153,51 @@ class Subject:
             labels = tuple(str(config.id2label[number]) for number in sorted(config.id2label))
         else:
             task = "seq2seq" if config.is_encoder_decoder else "generation"
-        settings = self._plain_settings(task)
-        tokenizer = load_tokenizer(settings)
+        source = dataclasses.replace(self._source(), task=task)
+        tokenizer = load_tokenizer(source)
+        num_labels, id2label = (len(labels), dict(enumerate(labels))) if labels else (None, None)
         with quiet(bars=True):
-            model = load_model(
-                settings,
-                len(labels) if labels else None,
-                dict(enumerate(labels)) if labels else None,
-                tokenizer=tokenizer,
-            )
+            model = load_model(source, num_labels, id2label, tokenizer=tokenizer)
         if self.adapter is None:
-            return Loaded(model, tokenizer, task, labels)
+            return LoadedModel(model, tokenizer, task, labels)
         if labels is not None or PeftConfig.from_pretrained(self.adapter).task_type == "SEQ_CLS":
             raise BALoraError(
-                f"{self.name} is the adapter of a classifier, whose head is known to its run. Evaluate the run, or the model "
+                f"{self.name} is the adapter of a classifier, and only its run knows the head. Evaluate the run, or the model "
                 "that balora export --to merged writes."
             )
-        return Loaded(PeftModel.from_pretrained(model, self.adapter), tokenizer, task)
+        return LoadedModel(PeftModel.from_pretrained(model, self.adapter), tokenizer, task)
 
-    def _plain_settings(self, task: str) -> RunConfig:
-        """Settings by which the training side's loaders, with their checks, find a plain model."""
-        columns: Mapping[str, Any] = {
-            "classification": {"text": "text", "label": "label"},
-            "regression": {"text": "text", "score": "score"},
-        }.get(task, {"prompt": "prompt", "response": "response"})
-        values = {"model": self.base, "task": task, "data": {"train": "-", **columns}, "output": "-"}
-        allowed = {key: getattr(self.options, key) for key in ("revision", "trust_remote_code", "allow_pickle")}
-        return RunConfig.from_dict({**values, **allowed, "dtype": self.dtype or "auto"})
+    def _source(self) -> ModelSource:
+        """Return the source of a plain model."""
+        return ModelSource(
+            model=self.base,
+            dtype=self.dtype or "auto",
+            revision=self.options.revision,
+            allow_pickle=self.options.allow_pickle,
+            trust_remote_code=self.options.trust_remote_code,
+        )
 
 
 def _is_plain(path: Path, file: str) -> bool:
-    """Whether a folder is transformers' or peft's own (it holds this file) and not balora's."""
+    """Return whether a directory with this file was written by transformers or peft, and not by balora."""
     known = (ckpt.ORIGIN, ckpt.MANIFEST, CONFIG)
     return (path / file).is_file() and not any((path / name).is_file() for name in known)
 
 
 def _base_of(adapter: Path) -> str:
+    """Return the pre-trained model that a peft adapter's config names."""
     base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
     if not base:
         raise BALoraError(f"{adapter} does not say which model it is for (base_model_name_or_path in {CONFIG_NAME}).")
     return str(base)
 
 
-def _weights_digest(folder: Path) -> str:
-    """Over all that decides what a model says: as long as reading the weights takes, which loading does anyway."""
+def _digest(folder: Path) -> str:
+    """Return a digest of the files that decide a model's outputs. It takes as long as reading the weights."""
     digest = hashlib.sha256()
-    for path in sorted({path for pattern in _DECISIVE for path in folder.glob(pattern) if path.is_file()}):
+    for path in sorted({path for pattern in _IDENTITY_FILES for path in folder.glob(pattern) if path.is_file()}):
         digest.update(f"{path.name} {file_digest(path)}".encode())
     return digest.hexdigest()
 
 
-__all__ = ["REFERENCE", "Loaded", "Subject"]
+__all__ = ["REFERENCE", "LoadedModel", "ModelUnderTest"]

@@ -94,20 +94,20 @@ class EvaluationOptions:
             raise BALoraError(f"top_p must be above 0 and at most 1, not {self.top_p:g}.")
         if self.samples > 1 and not self.temperature:
             raise BALoraError(
-                f"Greedy generation would write the same program {self.samples} times. Give a temperature (0.2 is usual for "
-                "pass@1, 0.8 for larger k), or samples 1."
+                f"samples is {self.samples}, but greedy generation writes the same program each time. Give a temperature (0.2 is "
+                "usual for pass@1, 0.8 for larger k), or set samples to 1."
             )
         large = [k for k in self.ks if not 1 <= k <= self.samples]
         if large:
             raise BALoraError(
-                f"pass@{large[0]} needs at least {large[0]} samples per problem and there are {self.samples}. Raise samples."
+                f"pass@{large[0]} needs at least {large[0]} samples per problem, but samples is {self.samples}. Increase samples."
             )
         if self.code_timeout <= 0:
             raise BALoraError(f"code_timeout must be above 0, not {self.code_timeout:g}.")
         if self.dtype not in (None, "auto", "float32", "bfloat16", "float16"):
-            raise BALoraError(f"dtype is float32, bfloat16, float16 or auto, not {self.dtype!r}.")
+            raise BALoraError(f"dtype must be float32, bfloat16, float16 or auto, not {self.dtype!r}.")
         if self.engine not in ("transformers", "vllm"):
-            raise BALoraError(f"engine is transformers or vllm, not {self.engine!r}.")
+            raise BALoraError(f"engine must be transformers or vllm, not {self.engine!r}.")
 
 
 __all__ = ["Engine", "EvaluationOptions", "JudgeOptions"]

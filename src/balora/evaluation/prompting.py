@@ -31,14 +31,14 @@ class Prompting:
     def __post_init__(self) -> None:
         if self.template not in (CHAT, "none", "alpaca") and "{prompt}" not in self.template:
             raise BALoraError(
-                f"prompt_template is none, alpaca, chat, or a text with {{prompt}} in it, not {self.template!r}."
+                f"prompt_template must be none, alpaca, chat, or a text that contains {{prompt}}, not {self.template!r}."
             )
 
     def text(self, tokenizer: PreTrainedTokenizerBase, question: str, reply: str = "") -> str:
         """Return the text up to the point where the model continues.
 
         Args:
-            tokenizer: Tokenizer whose chat template is used.
+            tokenizer: Tokenizer of the model.
             question: User's question.
             reply: First words of the reply, such as "Let's think step by step."
 
@@ -77,25 +77,25 @@ class Prompting:
 
 
 def prompting_for(
-    template: str | None, settings: RunConfig | None, default: str, separator: str | None = None
+    template: str | None, config: RunConfig | None, default: str, separator: str | None = None
 ) -> Prompting:
     """Choose the prompt format: the user's, else the one of the run's training, else the task's default.
 
     Args:
         template: Template that the user asked for.
-        settings: Config of the run; None for a plain model.
+        config: Config of the run; None for a plain model.
         default: Template of the task.
         separator: Separator of the task, used with its default template.
     """
     if template is not None:
         return Prompting(template)
-    if settings is None or settings.task not in ("generation", "seq2seq"):
+    if config is None or config.task not in ("generation", "seq2seq"):
         return Prompting(default, separator)
-    if settings.data.messages is not None:
+    if config.data.messages is not None:
         return Prompting(CHAT)
-    if settings.task == "seq2seq":
-        return Prompting(settings.data.prompt_template, "")  # the encoder reads the prompt without a separator
-    return Prompting(settings.data.prompt_template, settings.data.separator)
+    if config.task == "seq2seq":
+        return Prompting(config.data.prompt_template, "")  # the encoder reads the prompt without a separator
+    return Prompting(config.data.prompt_template, config.data.separator)
 
 
 __all__ = ["CHAT", "Message", "Prompting", "prompting_for"]

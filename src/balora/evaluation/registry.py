@@ -54,11 +54,11 @@ TASKS = {
         ("mnli_mismatched", "GLUE, MNLI: accuracy", "glue:GlueTask"),
         ("qnli", "GLUE, QNLI: accuracy", "glue:GlueTask"),
         ("rte", "GLUE, RTE: accuracy", "glue:GlueTask"),
-        ("gsm8k", "grade-school word problems: accuracy", "math:MathTask"),
+        ("gsm8k", "grade-school word problems: accuracy", "math:GSM8KTask"),
         ("math", "MATH, competition problems: accuracy", "math:MathTask"),
-        ("math500", "MATH-500, competition problems: accuracy", "math:MathTask"),
-        ("humaneval", "Python functions from their docstrings: pass@k", "code:CodeTask"),
-        ("mbpp", "basic Python problems: pass@k", "code:CodeTask"),
+        ("math500", "MATH-500, competition problems: accuracy", "math:Math500Task"),
+        ("humaneval", "Python functions from their docstrings: pass@k", "code:HumanEvalTask"),
+        ("mbpp", "basic Python problems: pass@k", "code:MBPPTask"),
         ("mt_bench", "conversations of two turns, rated 1 to 10 by a judge", "mt_bench:MTBenchTask"),
     )
 }

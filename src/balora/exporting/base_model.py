@@ -1,4 +1,4 @@
-"""The pre-trained model under an adapter, once more and plain: what an export is put on and compared with."""
+"""The pre-trained model under an adapter, loaded again without it: an export is put on it and compared with it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +14,11 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
-from balora.data.hub import looks_local
 from balora.errors import BALoraError
 from balora.exporting.weights import Change, unwrapped_copy
+from balora.loading.source import Location, ModelSource
 from balora.logging_control import quiet
+from balora.methods.initial_state import initial_state_of
 from balora.methods.quantization.quantize import Quantized, take_over
 from balora.models.adapted_model import ADAPTER, base_model_of
 
@@ -26,126 +26,154 @@ _OTHER_SEED = 7919
 
 
 @dataclasses.dataclass(frozen=True)
-class PlainBase:
-    """Where the pre-trained model comes from, and how it is loaded: by its own class, as anyone would.
+class BaseModel:
+    """A pre-trained model, and how it is loaded by its own class, without balora.
 
-    A model in memory that came from no place is copied instead.
+    A model in memory that was not loaded from anywhere is copied instead.
     """
 
-    kind: type[PreTrainedModel]
+    model_class: type[PreTrainedModel]
     config: PretrainedConfig
     dtype: torch.dtype
     device: torch.device
-    place: str | None
-    """Hub id or folder; None for a model that came from nowhere."""
-    revision: str | None = None
-    allow_pickle: bool = False
-    trained: nn.Module | None = None
-    """The adapted model, to be copied where there is no place."""
-    rounding: BitsAndBytesConfig | None = None
-    """How its weights are rounded as it is loaded."""
+    source: ModelSource | None
+    """Where the model is loaded from; None if it was made in memory."""
+    adapted: nn.Module | None = None
+    """The adapted model, which is copied if there is no source or if its frozen weights are to be kept."""
+    bits: int | None = None
+    """Bits of the adapted model's quantized weights."""
+    quantization: BitsAndBytesConfig | None = None
+    """Quantization of the weights while they are loaded."""
 
     @classmethod
-    def under(
-        cls, model: nn.Module, place: str | None, *, revision: str | None = None, allow_pickle: bool = False
-    ) -> PlainBase:
-        """The pre-trained model under an adapted one.
+    def under(cls, model: nn.Module, source: ModelSource | None) -> BaseModel:
+        """Describe the pre-trained model under an adapted one.
 
         Args:
             model: The adapted model.
-            place: Hub id or folder; None to go by what the model says of itself.
-            revision: Of a hub model.
-            allow_pickle: Whether weights in pickle form may be loaded.
+            source: Source of the pre-trained model; None to use the name that the model itself has.
         """
-        inner = _inner(model)
-        if place is None:
-            place = inner.name_or_path or None
-            if place is not None and looks_local(place) and not Path(place).expanduser().is_dir():
-                place = None
-            if place is not None and not looks_local(place):
-                revision = getattr(inner.config, "_commit_hash", None)
-        device = next(model.parameters()).device
-        return cls(type(inner), copy.deepcopy(inner.config), inner.dtype, device, place, revision, allow_pickle)
+        inner: PreTrainedModel = base_model_of(model)
+        if source is None and inner.name_or_path:
+            location = Location(inner.name_or_path)
+            if location.available:
+                revision = getattr(inner.config, "_commit_hash", None) if location.directory is None else None
+                source = ModelSource(model=location, revision=revision)
+        bits = next((module.bits for module in model.modules() if isinstance(module, Quantized)), None)
+        return cls(
+            model_class=type(inner),
+            config=copy.deepcopy(inner.config),
+            dtype=inner.dtype,
+            device=next(model.parameters()).device,
+            source=source,
+            adapted=None if bits is None else model,
+            bits=bits,
+            quantization=_quantization_config(model, bits),
+        )
 
     @property
     def address(self) -> str | None:
-        """The hub id, or the folder's whole path, as peft will look it up from wherever it is called."""
-        if self.place is not None and looks_local(self.place):
-            return str(Path(self.place).expanduser().absolute())
-        return self.place
+        """Hub id, or absolute path, so that peft finds the model from any working directory."""
+        if self.source is None:
+            return None
+        directory = self.source.model.directory
+        return self.source.model.name if directory is None else str(directory.absolute())
 
-    def load(self, initial: Mapping[str, Tensor] | None, *, as_is: bool = False) -> nn.Module:
-        """The pre-trained model.
+    def load(self, initial: Mapping[str, Tensor] | None, *, keep_frozen: bool = False) -> nn.Module:
+        """Load or copy the pre-trained model.
 
         Args:
-            initial: The adapter's initial values, to undo what the start did where the model has to be copied.
-            as_is: Take the weights under the adapter as they stand, whatever the start took out of them.
+            initial: Initial values of the adapter. If the model has to be copied, they restore the weights that the
+                method moved into the adapter.
+            keep_frozen: Whether to copy the frozen weights under the adapter as they are.
         """
-        if as_is or self.address is None:
-            assert isinstance(self.trained, PeftModel), "a model of a run has a place"
-            return unwrapped_copy(self.trained, None if as_is else initial, widened=as_is).eval()
-        # bitsandbytes rounds where it loads.
-        rounded = {"quantization_config": self.rounding, "device_map": {"": self.device}} if self.rounding else {}
-        model = self._from_pretrained(**rounded)[0]
+        if keep_frozen or self.source is None:
+            assert isinstance(self.adapted, PeftModel), "a run's model has a source"
+            return unwrapped_copy(self.adapted, None if keep_frozen else initial, dequantized=keep_frozen).eval()
+        # bitsandbytes quantizes on the device it loads to.
+        options = (
+            {"quantization_config": self.quantization, "device_map": {"": self.device}} if self.quantization else {}
+        )
+        model = self._from_pretrained(**options)[0]
         take_over(model)
-        return (model if rounded else model.to(self.device)).eval()
+        return (model if options else model.to(self.device)).eval()
 
-    def drawn(self) -> list[str]:
-        """Parameters that the pre-trained weights lack, which each load draws anew at random."""
-        if self.address is None:
+    def random_parameters(self) -> list[str]:
+        """Return the parameters that the pre-trained weights lack, so that each load makes them at random."""
+        if self.source is None:
             return []
-        came_in_few_bits = (
-            getattr(self.config, "quantization_config", None) is not None
-        )  # which no load does without weights
-        report = self._from_pretrained(device_map={"": self.device} if came_in_few_bits else "meta")[1]
+        # A model that is stored in few bits cannot be loaded without its weights.
+        stored_quantized = getattr(self.config, "quantization_config", None) is not None
+        report = self._from_pretrained(device_map={"": self.device} if stored_quantized else "meta")[1]
         return sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
 
-    def _from_pretrained(self, **more: Any) -> tuple[nn.Module, dict[str, Any]]:
-        classifies = self.kind.__name__.endswith("ForSequenceClassification")
+    def _from_pretrained(self, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
+        assert self.source is not None
         config = copy.deepcopy(self.config)
-        came_so = getattr(config, "quantization_config", None)
-        if came_so is not None and not isinstance(came_so, dict):  # once loaded it is an object, which no load takes
-            config.quantization_config = came_so.to_dict()
+        stored = getattr(config, "quantization_config", None)
+        if stored is not None and not isinstance(
+            stored, dict
+        ):  # a load turns it into an object, and accepts only a dict
+            config.quantization_config = stored.to_dict()
         with quiet(), torch.random.fork_rng(devices=[]):
-            # Not the run's seed: what is drawn at random must not agree by luck.
+            # Another seed than the run's: random weights must not agree by chance.
             torch.manual_seed(_OTHER_SEED)
             try:
-                return self.kind.from_pretrained(  # type: ignore[no-any-return]
+                return self.model_class.from_pretrained(  # type: ignore[no-any-return]
                     self.address,
                     config=config,
                     dtype=self.dtype,
-                    revision=self.revision or "main",
-                    use_safetensors=None if self.allow_pickle else True,
-                    ignore_mismatched_sizes=classifies,  # a head for other classes gives way
+                    revision=self.source.revision or "main",
+                    use_safetensors=None if self.source.allow_pickle else True,
+                    # replaces a stored head that has other classes
+                    ignore_mismatched_sizes=self.model_class.__name__.endswith("ForSequenceClassification"),
                     output_loading_info=True,
-                    **more,
+                    **options,
                 )
             except (OSError, ValueError, RuntimeError) as error:
                 reason = " ".join(str(error).split())[:300]
                 raise BALoraError(
-                    f"The pre-trained model {self.address} cannot be loaded to put the export on: {reason}. Name its "
-                    "place with base=."
+                    f"The pre-trained model {self.address} cannot be loaded to put the export on: {reason}. If it has moved, "
+                    "name its place with base=."
                 ) from error
 
 
-@torch.no_grad()
-def add_drawn(change: Change, model: nn.Module, drawn: list[str]) -> Change:
-    """Add to a change the layers that a plain load of the pre-trained model would draw at random, as they now are.
+def _quantization_config(model: nn.Module, bits: int | None) -> BitsAndBytesConfig | None:
+    """Return how transformers quantizes the pre-trained weights to an adapted model's.
 
-    A BERT or DeBERTa from masked language modelling has no pooler: the run's was drawn at its start, so that it must
-    travel with the result although it is no head.
+    None if no load can do that: the weights are not quantized, were stored quantized, or are a residual.
+    """
+    state, inner = initial_state_of(model), base_model_of(model)
+    if bits is None or state is None or state.shifts_base or hasattr(inner.config, "quantization_config"):
+        return None
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=state.options.extra["double_quantization"],
+        bnb_4bit_compute_dtype=inner.dtype,
+    )
+
+
+@torch.no_grad()
+def add_random_layers(change: Change, model: nn.Module, parameters: list[str]) -> Change:
+    """Add the layers that a plain load of the pre-trained model would make at random to a change, with their present weights.
+
+    A BERT or DeBERTa from masked language modelling has no pooler. The run's pooler was random at first, so it must be a
+    part of the result although it is no head.
 
     Args:
-        change: From `change_of`.
+        change: Result of `change_of`.
         model: The trained model.
-        drawn: From `PlainBase.drawn`.
+        parameters: Result of `BaseModel.random_parameters`.
     """
-    names = sorted({name.rpartition(".")[0] for name in drawn if name not in change.modules})
+    names = sorted({name.rpartition(".")[0] for name in parameters if name not in change.modules})
     if not names:
         return change
     factors, modules, config = dict(change.factors), dict(change.modules), copy.deepcopy(change.config)
     for name in names:
-        layer = _inner(model).get_submodule(name)
+        layer = base_model_of(model).get_submodule(name)
         factors.pop(name, None)
         if isinstance(layer, LoraLayer):
             delta = layer.get_delta_weight(ADAPTER)  # type: ignore[operator]
@@ -160,7 +188,3 @@ def add_drawn(change: Change, model: nn.Module, drawn: list[str]) -> Change:
     else:
         config.exclude_modules = [*(config.exclude_modules or []), *names]
     return Change(factors, modules, config)
-
-
-def _inner(model: nn.Module) -> PreTrainedModel:
-    return base_model_of(model)

@@ -1,29 +1,34 @@
-"""`balora.export`: a trained model in a form that needs no balora, compared with the trained model before it is done.
+"""`balora.export`: write a trained model in a form that needs no balora, and compare it with the trained model.
 
-``lora`` is a plain LoRA on the original pre-trained weights, for peft; ``merged`` a plain transformers model. Either is
-written to the side, loaded back through those libraries, compared on real tokens, and only then renamed into place.
+``lora`` is a plain LoRA on the original pre-trained weights, for peft; ``merged`` is a plain transformers model. Each is
+written to a staging directory, loaded through its library, compared on a probe, and only then moved to the output.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from balora.checkpoints.model_card import Subject, model_card
+from balora.checkpoints.model_card import ModelDescription, model_card
 from balora.checkpoints.run_directory import read_record
 from balora.errors import BALoraError, suggest
-from balora.exporting.base_model import PlainBase, add_drawn
-from balora.exporting.output_folder import refuse_occupied, to_the_side
-from balora.exporting.quantized import in_few_bits, rounded_base
+from balora.exporting.base_model import BaseModel, add_random_layers
+from balora.exporting.quantized import lora_reference
 from balora.exporting.verification import Agreement, compare, make_probe, narrowest_dtype, probe_outputs
 from balora.exporting.weights import Change, change_of, merge_into, write_lora
+from balora.files import fsync
 from balora.loading.pretrained import load_target_tokenizer
+from balora.loading.source import Location, ModelSource
 from balora.loading.trained import SavedModel, load, saved_of
 from balora.logging_control import quiet
 from balora.methods import METHODS, Method
@@ -34,30 +39,30 @@ from balora.training.generation_step import infer_task
 
 Form = Literal["lora", "merged"]
 TARGET_TOKENIZER = "target_tokenizer"
-"""Subfolder for the tokenizer of the responses, where it is another one."""
+"""Subdirectory of the tokenizer of the responses, if it is not the tokenizer of the inputs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how it compares with the trained model."""
+    """Files of an export, and their comparison with the trained model."""
 
     to: Form
     output: Path
     files: tuple[Path, ...]
     rank: int | None
-    """Of the LoRA; None for a merged model."""
+    """Rank of the LoRA; None for a merged model."""
     agreement: Agreement | None
-    """None where the check was switched off."""
+    """Comparison with the trained model; None without ``check``."""
     note: str | None = None
-    """What has to be known of a model that was trained in 4 or 8 bits."""
+    """Note on a model that was trained in 4 or 8 bits."""
 
     @property
     def largest_difference(self) -> float | None:
-        """Largest absolute logit difference to the trained model."""
+        """Largest absolute difference of a logit from the trained model's."""
         return None if self.agreement is None else self.agreement.largest_difference
 
     def describe(self) -> str:
-        """One sentence for people."""
+        """Return one sentence for the user."""
         what = f"a LoRA of rank {self.rank}" if self.to == "lora" else "a merged model"
         compared = "not compared with the trained model" if self.agreement is None else str(self.agreement)
         return f"Wrote {what} to {self.output}: {compared}." + (f" {self.note}" if self.note else "")
@@ -67,29 +72,27 @@ class ExportReport:
 
 
 @dataclasses.dataclass
-class _Source:
-    """What is exported."""
+class _Trained:
+    """The trained model to export, and everything known about it."""
 
     model: nn.Module | None
-    """The trained model; given up before the pre-trained one is loaded, where nobody else holds it."""
+    """The trained model; set to None before the pre-trained model is loaded, to free memory."""
     method: Method
     initial: Mapping[str, Tensor] | None
-    """The adapter's initial values where the method moved the weights and they are known."""
-    base: PlainBase
+    """Initial values of the adapter, if the method moved weights into it and the values are known."""
+    base: BaseModel
     task: str
     tokenizer: PreTrainedTokenizerBase | None
     saved: SavedModel | None
-    bits: int | None = None
-    """Of the frozen weights the model was trained on."""
 
     @property
-    def residual(self) -> bool:
-        """Whether all that is known of the pre-trained weights is what the start left of them."""
+    def only_residual(self) -> bool:
+        """Whether the original pre-trained weights are unknown, because the method moved a part of them into the adapter."""
         return self.method.shifts_base and self.initial is None
 
-    def as_is(self, to: Form) -> bool:
-        """Whether the frozen weights are taken as they stand: nothing else is known, or they were trained on in few bits."""
-        return self.residual or (to == "merged" and self.bits is not None)
+    def keeps_frozen(self, to: Form) -> bool:
+        """Return whether the export takes the frozen weights as they are: nothing else is known, or they are quantized."""
+        return self.only_residual or (to == "merged" and self.base.bits is not None)
 
 
 def export(
@@ -105,22 +108,23 @@ def export(
     """Write a trained model in plain peft's or plain transformers' form.
 
     Args:
-        run_or_model: A run's folder (or its ``adapter/`` or ``checkpoint-N/``), or a model that `balora.adapt` made.
-        to: ``lora``: a LoRA on the original pre-trained weights; of rank 2r and exactly the difference to them where
-            the method moved them, else of rank r. ``merged``: the whole model, summed in float32 and rounded once.
-        output: A folder that does not exist yet, or is empty.
-        tokenizer: To be written beside it; default the run's.
-        check: Whether to load the result back and compare it with the trained model.
-        initial: For a model in memory: the adapter's initial values, or the `PretrainedTeacher` that keeps them.
-            ``lora`` needs them where the method moved the pre-trained weights.
-        base: Hub id or folder of the pre-trained model, where it is not (or no longer) where the run or model says.
+        run_or_model: A run directory (or its ``adapter/`` or ``checkpoint-N/``), or a model made by `balora.adapt`.
+        to: ``lora``: a LoRA on the original pre-trained weights. Its rank is r; if the method moved weights into the
+            adapter, 2r, and the LoRA is exactly the difference. ``merged``: the whole model, summed in float32 and
+            rounded once.
+        output: A directory that does not exist yet, or is empty.
+        tokenizer: Tokenizer to write beside the weights; default the run's.
+        check: Whether to load the result and compare it with the trained model.
+        initial: For a model in memory: the initial values of the adapter, or the `PretrainedTeacher` that has them.
+            ``lora`` needs them if the method moved weights into the adapter.
+        base: Hub id or directory of the pre-trained model, if it has moved since the training.
 
     Returns:
-        What was written and the largest logit difference.
+        The files and the largest logit difference.
 
     Raises:
-        BALoraError: The method has no such form, the output folder is not empty, writing failed, or what was written
-            does not agree with the trained model. Nothing is left in the output folder then.
+        BALoraError: The method has no such form, the output directory is not empty, writing failed, or the result
+            does not agree with the trained model. Nothing is left in the output directory then.
 
     Example:
         >>> import balora, tempfile, transformers
@@ -136,164 +140,182 @@ def export(
         raise BALoraError(f"to is lora or merged, not {to!r}.{suggest(str(to), ['lora', 'merged'])}")
     form: Form = "lora" if to == "lora" else "merged"
     output = Path(output)
-    refuse_occupied(output)
+    if output.exists() and not output.is_dir():
+        raise BALoraError(f"{output} is a file. Name a folder for the export.")
+    if output.is_dir() and any(output.iterdir()):
+        raise BALoraError(f"{output} is not empty, and nothing is overwritten. Name another folder, or empty it first.")
     with quiet():
         if isinstance(run_or_model, str | Path):
-            source = _from_run(run_or_model, base)
+            trained = _from_run(run_or_model, base)
         else:
-            source = _from_model(run_or_model, initial, base)
-        _refuse_impossible(source, form)
+            trained = _from_model(run_or_model, initial, base)
+        _check_possible(trained, form)
         if tokenizer is not None:
-            named = isinstance(tokenizer, str | Path)
-            source.tokenizer = AutoTokenizer.from_pretrained(tokenizer) if named else tokenizer
-        return _export(source, form, output, check)
+            is_name = isinstance(tokenizer, str | Path)
+            trained.tokenizer = AutoTokenizer.from_pretrained(tokenizer) if is_name else tokenizer
+        return _export(trained, form, output, check)
 
 
-def _from_run(path: str | Path, base: str | Path | None) -> _Source:
+def _from_run(path: str | Path, base: str | Path | None) -> _Trained:
     model = load(path, base=base)
     saved = saved_of(model)
     assert saved is not None
-    settings = saved.settings
-    plain = PlainBase.under(
-        model,
-        str(base) if base is not None else settings.model if settings else None,
-        revision=settings.revision if settings and base is None else None,
-        allow_pickle=settings is not None and settings.allow_pickle,
+    source = saved.source(base) if saved.config is not None or base is not None else None
+    initial = saved.initial.values if saved.method.shifts_base else None
+    return _Trained(
+        model, saved.method, initial, BaseModel.under(model, source), infer_task(model), saved.tokenizer(), saved
     )
-    initial = saved.origin.initial if saved.method.shifts_base else None
-    plain, bits = rounded_base(plain, model)
-    return _Source(model, saved.method, initial, plain, infer_task(model), saved.tokenizer(), saved, bits)
 
 
 def _from_model(
     model: nn.Module, initial: Mapping[str, Tensor] | PretrainedTeacher | None, base: str | Path | None
-) -> _Source:
-    start, saved = initial_state_of(model), saved_of(model)
-    method = METHODS[start.method] if start else saved.method if saved else None
+) -> _Trained:
+    state, saved = initial_state_of(model), saved_of(model)
+    method = METHODS[state.method] if state else saved.method if saved else None
     if method is None or not isinstance(model, PeftModel | PreTrainedModel):
         raise BALoraError(
-            f"This {type(model).__name__} was not made by balora.adapt or balora.load. peft's own models are exported "
-            "with save_pretrained or merge_and_unload; of a run, give the folder."
+            f"This {type(model).__name__} was not made by balora.adapt or balora.load. Export peft's own models with "
+            "save_pretrained or merge_and_unload. To export a run, give its folder."
         )
-    touched = next((name for name, layer in lora_layers(model) if layer.merged or layer.disable_adapters), None)
-    if touched is not None:
-        raise BALoraError(f"The adapter of {touched} is merged or switched off. Unmerge it, or switch it on, first.")
+    inactive = next((name for name, layer in lora_layers(model) if layer.merged or layer.disable_adapters), None)
+    if inactive is not None:
+        raise BALoraError(f"The adapter of {inactive} is merged or switched off. Unmerge it, or switch it on, first.")
+    values = None
     if method.shifts_base:
-        initial = saved.origin.initial if initial is None and saved is not None else initial
+        initial = saved.initial.values if initial is None and saved is not None else initial
         if initial is not None and not isinstance(initial, PretrainedTeacher):
-            initial = PretrainedTeacher(model, initial)  # checks that they are what this adapter started from
-    values = initial.initial if isinstance(initial, PretrainedTeacher) and method.shifts_base else None
-    plain = dataclasses.replace(PlainBase.under(model, None if base is None else str(base)), trained=model)
-    plain, bits = rounded_base(plain, model)
-    return _Source(model, method, values, plain, infer_task(model), saved.tokenizer() if saved else None, saved, bits)
+            initial = PretrainedTeacher(model, initial)  # checks that these are the initial values of this adapter
+        values = None if initial is None else initial.initial
+    source = None if base is None else ModelSource(model=Location(str(base)))
+    plain = dataclasses.replace(BaseModel.under(model, source), adapted=model)
+    return _Trained(model, method, values, plain, infer_task(model), saved.tokenizer() if saved else None, saved)
 
 
-def _refuse_impossible(source: _Source, to: Form) -> None:
-    name = source.method.name
-    if to == "lora" and not source.method.low_rank:
-        way_out = "Export it with --to merged." if source.method.mergeable else "balora.load gives the trained model."
-        raise BALoraError(f"Method {name} trains {source.method.trains}, so the change is no LoRA. {way_out}")
-    if to == "merged" and not source.method.mergeable:
+def _check_possible(trained: _Trained, to: Form) -> None:
+    """Refuse a form that the method's result cannot have."""
+    method = trained.method
+    if to == "lora" and not method.low_rank:
+        way_out = "Export it with --to merged." if method.mergeable else "balora.load gives the trained model."
+        raise BALoraError(f"Method {method.name} trains {method.trains}, so the change is no LoRA. {way_out}")
+    if to == "merged" and not method.mergeable:
         raise BALoraError(
-            f"Method {name} adds layers with an activation between them, which no weight of the pre-trained model can hold, so it "
-            "cannot be merged. balora.load gives the trained model."
+            f"Method {method.name} adds layers with an activation between them, which no weight of the pre-trained model can "
+            "hold, so it cannot be merged. balora.load gives the trained model."
         )
-    if to == "lora" and source.residual:
+    if to == "lora" and trained.only_residual:
         raise BALoraError(
-            f"Method {name} moved part of the pre-trained weights into the adapter, so a LoRA on the original ones "
+            f"Method {method.name} moved part of the pre-trained weights into the adapter, so a LoRA on the original ones "
             "needs the initial values: pass initial= (a PretrainedTeacher made before training, or the contents of the "
             "run's initial.safetensors), give the run's folder in place of the model, or export with to='merged'."
         )
 
 
-def _export(source: _Source, to: Form, output: Path, check: bool) -> ExportReport:
-    model = source.model
+def _export(trained: _Trained, to: Form, output: Path, check: bool) -> ExportReport:
+    model = trained.model
     assert model is not None
     dtype = narrowest_dtype(model)
-    probe = make_probe(model, source.tokenizer) if check else []
-    trained = probe_outputs(model, probe)
-    note = None
-    if to == "lora" and source.bits is not None:
-        start = source.base.load(source.initial) if source.initial is not None else None
-        trained, note = in_few_bits(model, start, source.initial, probe, trained)
-        del start
-    change = _change(source, to) if source.method.low_rank else None
-    with to_the_side(output) as side:
+    probe = make_probe(model, trained.tokenizer) if check else []
+    expected, note = probe_outputs(model, probe), None
+    if to == "lora" and trained.base.bits is not None:
+        pretrained = trained.base.load(trained.initial) if trained.initial is not None else None
+        expected, note = lora_reference(model, pretrained, trained.initial, probe, expected)
+        del pretrained
+    change = _change(trained, to) if trained.method.low_rank else None
+    with _staged(output) as staging:
         if change is None:
-            model.save_pretrained(side)  # type: ignore[operator]
-        source.model = model = None
+            model.save_pretrained(staging)  # type: ignore[operator]
+        trained.model = model = None
         if change is not None:
-            _write(source, change, to, side)
+            _write(trained, change, to, staging)
         agreement = None
         if check:
-            exported = _load_back(source, to, side)
-            agreement = compare(trained, probe_outputs(exported, probe), dtype)
+            agreement = compare(expected, probe_outputs(_load_exported(trained, to, staging), probe), dtype)
             if not agreement.holds:
-                raise BALoraError(_disagreement(source, to, agreement))
+                where = f" at {trained.base.address}" if trained.base.address else ""
+                raise BALoraError(
+                    f"The exported {'LoRA' if to == 'lora' else 'model'} does not agree with the trained model and was not "
+                    f"kept: {agreement}. Check that the pre-trained model{where} is the one that was trained, or name "
+                    "another with base=."
+                )
         rank = change.config.r if change is not None and to == "lora" else None
-        _write_rest(source, to, side, rank, agreement, note)
+        _write_tokenizers(trained, staging)
+        (staging / "README.md").write_text(_card(trained, to, rank, agreement, note), encoding="utf-8")
     files = tuple(sorted(path for path in output.rglob("*") if path.is_file()))
     return ExportReport(to, output, files, rank, agreement, note)
 
 
-def _change(source: _Source, to: Form) -> Change:
-    assert isinstance(source.model, PeftModel)
-    as_is = source.as_is(to)
-    change = change_of(source.model, None if as_is else source.initial)
-    return change if as_is else add_drawn(change, source.model, source.base.drawn())
+@contextlib.contextmanager
+def _staged(output: Path) -> Iterator[Path]:
+    """Provide a directory beside the output, and rename it to the output if the block succeeds.
+
+    Raises:
+        BALoraError: Writing failed (a full disk, for example).
+    """
+    staging = output.absolute().with_name(f".{output.absolute().name}.exporting")
+    shutil.rmtree(staging, ignore_errors=True)  # left by an export that was killed
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        fsync(*staging.rglob("*"), staging)
+        os.replace(staging, output)
+    except (OSError, SafetensorError) as error:
+        raise BALoraError(f"Writing to {output} failed: {error}. Nothing was left there.") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
-def _write(source: _Source, change: Change, to: Form, side: Path) -> None:
+def _change(trained: _Trained, to: Form) -> Change:
+    assert isinstance(trained.model, PeftModel)
+    if trained.keeps_frozen(to):
+        return change_of(trained.model)
+    change = change_of(trained.model, trained.initial)
+    return add_random_layers(change, trained.model, trained.base.random_parameters())
+
+
+def _write(trained: _Trained, change: Change, to: Form, staging: Path) -> None:
+    base = trained.base
     if to == "lora":
-        write_lora(change, side, source.base.address, source.base.revision)
+        write_lora(change, staging, base.address, base.source.revision if base.source else None)
         return
-    # What the start left of the weights and the whole adapter make the same sum as the weights and what changed.
-    merged = source.base.load(source.initial, as_is=source.as_is(to))
+    # Frozen weights plus the adapter, or pre-trained weights plus the change: both sums are the trained model.
+    merged = base.load(trained.initial, keep_frozen=trained.keeps_frozen(to))
     merge_into(merged, change)
-    merged.save_pretrained(side)  # type: ignore[operator]
+    merged.save_pretrained(staging)  # type: ignore[operator]
 
 
-def _load_back(source: _Source, to: Form, side: Path) -> nn.Module:
-    """What was written, as anyone loads it."""
+def _load_exported(trained: _Trained, to: Form, staging: Path) -> nn.Module:
+    """Load an export as any user of peft or transformers does."""
     if to == "lora":
-        return PeftModel.from_pretrained(source.base.load(source.initial), side)
-    return source.base.kind.from_pretrained(side).to(source.base.device)
+        return PeftModel.from_pretrained(trained.base.load(trained.initial), staging)
+    return trained.base.model_class.from_pretrained(staging).to(trained.base.device)
 
 
-def _write_rest(
-    source: _Source, to: Form, side: Path, rank: int | None, agreement: Agreement | None, note: str | None
-) -> None:
-    """Tokenizers and the card."""
-    if source.tokenizer is not None:
-        source.tokenizer.save_pretrained(side)
-    saved, config = source.saved, source.base.config
-    settings = saved.settings if saved else None
-    target = load_target_tokenizer(settings) if settings else None
+def _write_tokenizers(trained: _Trained, staging: Path) -> None:
+    if trained.tokenizer is not None:
+        trained.tokenizer.save_pretrained(staging)
+    config = trained.saved.config if trained.saved else None
+    target = load_target_tokenizer(ModelSource.from_config(config)) if config else None
     if target is not None:
-        target.save_pretrained(side / TARGET_TOKENIZER)
+        target.save_pretrained(staging / TARGET_TOKENIZER)
+
+
+def _card(trained: _Trained, to: Form, rank: int | None, agreement: Agreement | None, note: str | None) -> str:
+    saved, base = trained.saved, trained.base
+    config = saved.config if saved else None
     record = (read_record(saved.run) if saved and saved.run else None) or {}
     provenance = {**record.get("provenance", {}), "data": record.get("data"), "resumed": record.get("resumed")}
-    classifies = source.task == "classification"
-    subject = Subject(
-        base=settings.model if settings else source.base.address,
-        task=source.task,
-        method=source.method.name,
-        labels=[config.id2label[number] for number in range(config.num_labels)] if classifies else None,
+    classes = range(base.config.num_labels) if trained.task == "classification" else None
+    description = ModelDescription(
+        base=config.model if config else base.address,
+        task=trained.task,
+        method=trained.method.name,
+        labels=None if classes is None else [base.config.id2label[number] for number in classes],
         rank=rank,
-        difference=None if agreement is None else str(agreement),
-        note=note,
-        rounding=source.base.rounding if to == "lora" else None,
+        comparison=None if agreement is None else str(agreement),
+        quantization_note=note,
+        quantization=base.quantization if to == "lora" else None,
     )
-    card = model_card(settings, record.get("metrics", {}), provenance, form=to, subject=subject)
-    (side / "README.md").write_text(card, encoding="utf-8")
-
-
-def _disagreement(source: _Source, to: Form, agreement: Agreement) -> str:
-    where = f" at {source.base.address}" if source.base.address else ""
-    return (
-        f"The exported {'LoRA' if to == 'lora' else 'model'} does not agree with the trained model and was not kept: "
-        f"{agreement}. Is the pre-trained model{where} the one that was trained? Another can be named with base=."
-    )
+    return model_card(config, record.get("metrics", {}), provenance, form=to, description=description)
 
 
 __all__ = ["ExportReport", "export"]

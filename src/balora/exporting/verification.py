@@ -1,4 +1,4 @@
-"""An exported model against the trained one: one probe through both, the largest logit difference, what is allowed.
+"""Compare an exported model with the trained one: the largest logit difference on a probe, and the allowed one.
 
 Shapes: B sequences, T positions.
 """
@@ -27,27 +27,28 @@ _SEED = 20240804
 ALLOWED = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest logit difference, relative to the largest logit (at least 1), by the narrowest dtype of the weights.
 
-In float32 trained and exported model do the same sums in another order. In half precision each layer's output is
-rounded to 8 bits (bfloat16) or 11, in the one before and in the other after the adapter's part is added; measured on
-five layers that moves logits by 2.4 % and 0.2 %. A wrong base or scaling moves them by the order of the logits.
+In float32 both models compute the same sums in another order. In half precision each layer's output is rounded to 8 bits
+(bfloat16) or 11 bits (float16): in the trained model before the adapter's part is added, in the exported model after it.
+Measured on five layers, that moves logits by 2.4 % and 0.2 %. A wrong base or scaling moves them by their own size.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How far two models are apart on the probe."""
+    """Difference of two models on the probe."""
 
     largest_difference: float
     """Largest absolute logit difference."""
     largest_logit: float
     """Largest absolute logit of the trained model."""
     positions: int
-    """Tokens (for classifiers: texts) compared."""
+    """Number of tokens compared (for classifiers: of texts)."""
     allowed: float
+    """Largest difference that rounding explains."""
 
     @property
     def holds(self) -> bool:
-        """Whether the difference is finite and allowed."""
+        """Whether the difference is finite and within the allowed one."""
         return self.largest_difference <= self.allowed
 
     def __str__(self) -> str:
@@ -58,21 +59,22 @@ class Agreement:
 
 
 Probe = list[dict[str, Tensor]]
+"""Batches of model inputs."""
 
 
 def make_probe(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> Probe:
-    """Batches of real text, where there is a tokenizer, and of seeded random tokens over the whole vocabulary.
+    """Make batches of seeded random tokens over the vocabulary, and of real text if there is a tokenizer.
 
-    The sequences of a batch differ in length and are padded; a model without a padding token gets them one by one.
+    The sequences of a batch differ in length and are padded. A model without a pad token gets them one by one.
 
     Args:
-        model: The trained model; says which inputs it takes.
-        tokenizer: The run's.
+        model: The trained model, which decides the names of the inputs.
+        tokenizer: Tokenizer of the model.
     """
     base = base_model_of(model)
-    size = len(base.get_input_embeddings().weight)  # type: ignore[operator]  # an adapted one says no more of itself
-    whole: Any = base.config
-    config = whole.get_text_config()
+    size = len(base.get_input_embeddings().weight)  # type: ignore[operator]  # an adapted embedding has no num_embeddings
+    full_config: Any = base.config
+    config = full_config.get_text_config()
     special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}
     positions = getattr(config, "max_position_embeddings", None) or 512
     generator = torch.Generator().manual_seed(_SEED)
@@ -86,13 +88,13 @@ def make_probe(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> P
         texts = [tokenizer(text)["input_ids"][: positions // 2] for text in _TEXTS]
         rows += [text for text in texts if len(text) > 1 and max(text) < size]
     eos = getattr(config, "eos_token_id", None)
-    if whole.is_encoder_decoder and isinstance(eos, int):
-        # BART's classifier reads the sentence at its last end token, and wants one in every row.
+    if full_config.is_encoder_decoder and isinstance(eos, int):
+        # BART's classifier reads the sentence at its last end token, and needs one in every row.
         rows = [[token for token in row if token != eos] + [eos] for row in rows]
     pad = getattr(config, "pad_token_id", None)
     groups = [rows[: len(_LENGTHS)], rows[len(_LENGTHS) :]] if isinstance(pad, int) else [[row] for row in rows]
     batches = [_pad(group, pad if isinstance(pad, int) else 0) for group in groups if group]
-    if whole.is_encoder_decoder and not type(base).__name__.endswith("ForSequenceClassification"):
+    if full_config.is_encoder_decoder and not type(base).__name__.endswith("ForSequenceClassification"):
         for batch in batches:
             targets = draw(batch["input_ids"].shape[0] * 7)
             batch["decoder_input_ids"] = torch.tensor(targets).reshape(-1, 7)
@@ -101,7 +103,7 @@ def make_probe(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> P
 
 
 def probe_outputs(model: nn.Module, probe: Probe) -> list[Tensor]:
-    """Logits at every position that is not padding, in float32 on the CPU, one tensor for each batch."""
+    """Return the logits at every position that is not padding, in float32 on the CPU, one tensor per batch."""
     device = next(model.parameters()).device
     found = []
     with evaluating(model):
@@ -114,12 +116,12 @@ def probe_outputs(model: nn.Module, probe: Probe) -> list[Tensor]:
 
 
 def compare(trained: Sequence[Tensor], exported: Sequence[Tensor], dtype: torch.dtype) -> Agreement:
-    """The largest difference of two models' probe outputs.
+    """Compare the probe outputs of two models.
 
     Args:
-        trained: From `probe_outputs`.
-        exported: From the exported model, in the same order.
-        dtype: The narrowest of the weights.
+        trained: Result of `probe_outputs` for the trained model.
+        exported: Result for the exported model, in the same order.
+        dtype: Narrowest dtype of the weights, which decides the allowed difference.
 
     Example:
         >>> compare([torch.tensor([[1.0, 2.0]])], [torch.tensor([[1.0, 2.5]])], torch.float32).largest_difference
@@ -136,7 +138,7 @@ def compare(trained: Sequence[Tensor], exported: Sequence[Tensor], dtype: torch.
 
 
 def narrowest_dtype(model: nn.Module) -> torch.dtype:
-    """The floating dtype of fewest bits among the weights; bfloat16 before float16."""
+    """Return the floating dtype of lowest precision among the weights; bfloat16 before float16."""
     dtypes: set[Any] = {p.dtype for p in model.parameters() if p.is_floating_point()}
     return min(dtypes, key=lambda dtype: -torch.finfo(dtype).eps)
 

@@ -1,6 +1,6 @@
-"""What training changed, as factors and whole modules on top of the pre-trained weights.
+"""The change that training made to the pre-trained weights, as low-rank factors and fully trained modules.
 
-A LoRA file holds them as they are; a merged model has them added. Shapes: O output features, I input features, R rank.
+A LoRA file stores the change; a merged model has it added. Shapes: O output features, I input features, R rank, E experts.
 """
 
 from __future__ import annotations
@@ -29,65 +29,65 @@ from balora.methods.quantization.quantize import dequantize
 from balora.models.adapted_model import ADAPTER
 
 PREFIX = "base_model.model."
-"""What peft puts before the names of the pre-trained model."""
+"""Prefix that peft adds to the parameter names of the pre-trained model."""
 _MODULES = f".modules_to_save.{ADAPTER}."
 
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-    """s·B·A on one weight; of a stack of experts, all of them: E × R × I and E × O × R."""
+    """Low-rank change s·B·A of one weight. A stack of experts has E × R × I and E × O × R."""
 
     a_RI: Tensor
     b_OR: Tensor
     scaling: float
     weight: str
-    """The weight's name in the pre-trained model."""
-    turned: bool = False
+    """Name of the weight in the pre-trained model."""
+    transposed: bool = False
     """Whether the model stores the weight as I × O."""
     embedding: bool = False
-    """Whether peft files it under its name for embeddings."""
+    """Whether peft stores the factors under its key for embeddings."""
     magnitude_O: Tensor | None = None
-    """DoRA's m: the length of each row of the changed weight."""
+    """DoRA's magnitude m: the norm of each row of the changed weight."""
 
     def delta(self) -> Tensor:
-        """s·B·A, (E ×) O × I, in float32."""
+        """Return s·B·A, (E ×) O × I, in float32."""
         return self.scaling * (self.b_OR.float() @ self.a_RI.float())
 
     def add_to(self, weight: Tensor) -> Tensor:
-        """A weight, as the model stores it, with the change; in float32."""
-        weight_OI = (weight.transpose(-1, -2) if self.turned else weight).float()
+        """Return a weight with the change added, in the layout of the model and in float32."""
+        weight_OI = (weight.transpose(-1, -2) if self.transposed else weight).float()
         weight_OI = weight_OI + self.delta().to(weight.device)
         if self.magnitude_O is not None:
             weight_OI = weight_OI * (self.magnitude_O.to(weight_OI) / weight_OI.norm(dim=1))[:, None]
-        return weight_OI.transpose(-1, -2) if self.turned else weight_OI
+        return weight_OI.transpose(-1, -2) if self.transposed else weight_OI
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """Everything that training changed, on the CPU; names are those of the pre-trained model."""
+    """Everything that training changed, on the CPU, under the names of the pre-trained model."""
 
     factors: dict[str, Factors]
-    """By the layer's name under peft."""
+    """Low-rank changes by the layer's name under peft."""
     modules: dict[str, Tensor]
-    """Tensors of modules that were trained whole (a classification head), by parameter."""
+    """Tensors of fully trained modules (a classification head) by parameter name."""
     config: LoraConfig
-    """For a plain LoRA of these factors."""
+    """peft's config of a plain LoRA with these factors."""
 
 
 @torch.no_grad()
 def change_of(model: PeftModel, initial: Mapping[str, Tensor] | None = None) -> Change:
-    r"""Read from an adapted model what training changed.
+    r"""Read the change that training made from an adapted model.
 
-    For a method that moves part of the weights into the adapter, the change on top of the pre-trained weights is
+    If the method moved a part of the weights into the adapter, the change of the pre-trained weights is
 
     .. math:: s' B' A' = s (B A - B_0 A_0), \quad \mathrm{rank} \le 2r, \quad \alpha' = 2 \alpha
 
     Args:
         model: The trained model.
-        initial: The initial values by parameter name, to be subtracted; None where they give nothing (B₀A₀ = 0).
+        initial: Initial values by parameter name, to be subtracted; None if B₀A₀ = 0.
 
     Returns:
-        The change; rank r, or 2r with ``initial``; after AdaLoRA each layer's own.
+        The change, of rank r, or 2r with ``initial``. After AdaLoRA each layer has its own rank.
     """
     factors = {name: _factors(name, layer, initial) for name, layer in _layers(model)}
     modules = {
@@ -105,21 +105,21 @@ def _factors(name: str, layer: LoraLayer, initial: Mapping[str, Tensor] | None) 
     embedding = isinstance(layer, Embedding)
     kinds = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A", "lora_B")
     pair = [factor(getattr(layer, kind)[ADAPTER]) for kind in kinds]
-    start = [] if initial is None else [_initial(initial, name, kind) for kind in kinds]
+    initial_pair = [] if initial is None else [_initial(initial, name, kind) for kind in kinds]
     scaling = float(layer.scaling[ADAPTER])
     if isinstance(layer, AdaLoraLayer):
         kept = layer.lora_E[ADAPTER].detach().flatten() != 0
         pair = [(pair[0] * layer.lora_E[ADAPTER].detach())[kept], pair[1][:, kept]]
-        scaling /= float(layer.ranknum[ADAPTER]) + 1e-5  # as peft has it
+        scaling /= float(layer.ranknum[ADAPTER]) + 1e-5  # as peft computes it
     stack = is_stack(layer)
     if stack:
-        pair, start = _split(layer, pair), _split(layer, start)
-    if start:
-        pair = list(difference(*pair, *start))
+        pair, initial_pair = _split(layer, pair), _split(layer, initial_pair)
+    if initial_pair:
+        pair = list(factor_difference(*pair, *initial_pair))
     a_RI, b_OR = (tensor.detach().cpu().clone() for tensor in pair)
     magnitude = getattr(layer, "lora_magnitude_vector", {})
     base = layer.get_base_layer()
-    turned = (
+    transposed = (
         isinstance(base, Conv1D | nn.Embedding)
         or getattr(base, "turned", False)
         or (stack and not layer._did_swap_in_out_features)
@@ -130,30 +130,30 @@ def _factors(name: str, layer: LoraLayer, initial: Mapping[str, Tensor] | None) 
         b_OR,
         scaling,
         weight=target if isinstance(layer, ParamWrapper) else f"{target}.weight",
-        turned=turned,
+        transposed=transposed,
         embedding=embedding,
         magnitude_O=magnitude[ADAPTER].weight.detach().cpu().clone() if ADAPTER in magnitude else None,
     )
 
 
-def difference(a_RI: Tensor, b_OR: Tensor, a0_RI: Tensor, b0_OR: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Factors of BA − B₀A₀, twice as many, balanced: A' and B' have the same singular values.
+def factor_difference(a_RI: Tensor, b_OR: Tensor, a0_RI: Tensor, b0_OR: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Return factors of BA − B₀A₀ of rank 2R, balanced: A' and B' have the same singular values.
 
-    Side by side, [B, B₀] and [A; −A₀] have the same product, but each half is as large as the pre-trained weight's
-    principal part, so that rounding the factors (a server that holds adapters in bfloat16) costs as much as rounding
-    that. Balanced, rounding costs in proportion to the change itself.
+    [B, B₀] and [A; −A₀] have the same product, but their entries are as large as the principal part of the pre-trained
+    weight, so rounding them (a server that keeps adapters in bfloat16) costs as much as rounding that part. With
+    balanced factors, rounding costs in proportion to the change.
 
     Args:
-        a_RI: A as trained.
-        b_OR: B as trained.
-        a0_RI: A at the start.
-        b0_OR: B at the start.
+        a_RI: Trained A.
+        b_OR: Trained B.
+        a0_RI: Initial A.
+        b0_OR: Initial B.
 
     Returns:
         (A': 2R × I, B': O × 2R), in the dtype of ``a_RI``. All of them may be stacks: E × R × I and E × O × R.
 
     Example:
-        >>> a, b = difference(torch.eye(1, 3), torch.ones(4, 1), torch.eye(1, 3), torch.zeros(4, 1))
+        >>> a, b = factor_difference(torch.eye(1, 3), torch.ones(4, 1), torch.eye(1, 3), torch.zeros(4, 1))
         >>> a.shape, b.shape, bool(torch.allclose(b @ a, torch.ones(4, 1) @ torch.eye(1, 3)))
         (torch.Size([2, 3]), torch.Size([4, 2]), True)
     """
@@ -166,20 +166,20 @@ def difference(a_RI: Tensor, b_OR: Tensor, a0_RI: Tensor, b0_OR: Tensor) -> tupl
     u, values, vt = torch.linalg.svd(left_r @ right_r.mT, full_matrices=False)
     root = values.sqrt()
     new_b, new_a = left @ (u * root[..., None, :]), (root[..., :, None] * vt) @ right.mT
-    # A layer narrower than 2R has fewer directions than that; peft wants one rank for all, so the rest is zero.
+    # A layer narrower than 2R has a lower rank. peft needs one rank for all layers, so the rest is zero.
     missing = rank - values.shape[-1]
     new_b, new_a = nn.functional.pad(new_b, (0, missing)), nn.functional.pad(new_a, (0, 0, 0, missing))
     return new_a.to(a_RI.dtype), new_b.to(b_OR.dtype)
 
 
 def write_lora(change: Change, folder: Path, base: str | None, revision: str | None) -> None:
-    """Write a change in peft's format, with nothing in it that needs balora.
+    """Write a change as a plain LoRA in peft's format.
 
     Args:
-        change: From `change_of`.
-        folder: Exists.
-        base: Hub id or folder of the pre-trained model.
-        revision: Of a hub model.
+        change: Result of `change_of`.
+        folder: An existing directory.
+        base: Hub id or directory of the pre-trained model.
+        revision: Revision of a hub model.
     """
     state = {}
     for name, factors in change.factors.items():
@@ -200,14 +200,14 @@ def write_lora(change: Change, folder: Path, base: str | None, revision: str | N
 
 @torch.no_grad()
 def merge_into(model: nn.Module, change: Change) -> None:
-    """Add a change to the pre-trained model's own weights: summed in float32, rounded once.
+    """Add a change to the weights of the pre-trained model: summed in float32, rounded once.
 
     Args:
-        model: The pre-trained model, its weights as they were before the adapter; changed in place.
-        change: From `change_of`.
+        model: The pre-trained model without adapter; changed in place.
+        change: Result of `change_of`.
 
     Raises:
-        BALoraError: A weight is quantized, is no matrix, or belongs to other layers too; the way out is named.
+        BALoraError: A weight is quantized, is no matrix, or is shared with another layer.
     """
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -217,7 +217,7 @@ def merge_into(model: nn.Module, change: Change) -> None:
         weight = parameters.get(factors.weight)
         if weight is None or not weight.is_floating_point() or weight.dim() not in (2, 3):
             raise BALoraError(
-                f"{factors.weight} is no plain weight matrix (it is quantized, say), so the change cannot be added to it exactly. "
+                f"{factors.weight} is no plain weight matrix (it may be quantized), so the change cannot be added to it exactly. "
                 "Export with --to lora; peft's merge_and_unload may take it from there."
             )
         if len(owners[id(weight)]) > 1:
@@ -232,34 +232,33 @@ def merge_into(model: nn.Module, change: Change) -> None:
 
 
 @torch.no_grad()
-def unwrapped_copy(model: PeftModel, initial: Mapping[str, Tensor] | None, *, widened: bool = False) -> nn.Module:
-    """A copy of the model under the adapter, with what the start took out of its weights put back.
+def unwrapped_copy(model: PeftModel, initial: Mapping[str, Tensor] | None, *, dequantized: bool = False) -> nn.Module:
+    """Copy the model under an adapter, and restore the part of its weights that the method moved into the adapter.
 
     Args:
-        model: An adapted model; it stays as it is.
-        initial: The initial values, None where the start took nothing out.
-        widened: Whether weights in 4 or 8 bits become ordinary ones; always with ``initial``.
+        model: An adapted model; unchanged.
+        initial: Initial values of the adapter; None if the method moved nothing.
+        dequantized: Whether weights in 4 or 8 bits become ordinary ones; always so with ``initial``.
     """
     base = copy.deepcopy(model).unload()
-    if widened or initial is not None:
+    if dequantized or initial is not None:
         dequantize(base, model.dtype)
     if initial is not None:
-        start = {name: initial_factors(name, layer, initial) for name, layer in lora_layers(model)}
-        merge_into(base, Change(start, {}, _plain_config(model, doubled=False)))
+        factors = {name: initial_factors(name, layer, initial) for name, layer in lora_layers(model)}
+        merge_into(base, Change(factors, {}, _plain_config(model, doubled=False)))
     return base
 
 
 def _split(layer: LoraLayer, pair: list[Tensor]) -> list[Tensor]:
-    """A and B of a stack as E × R × I and E × O × R."""
+    """Return A and B of a stack of experts as E × R × I and E × O × R."""
     return [f(t, experts_of(layer)) for f, t in zip((split_a, split_b), pair, strict=False)]
 
 
 def initial_factors(name: str, layer: LoraLayer, initial: Mapping[str, Tensor]) -> Factors:
-    """s·B₀·A₀ of one layer."""
-    now = _factors(name, layer, None)
+    """Return the initial factors s·B₀·A₀ of one layer."""
     pair = [_initial(initial, name, kind) for kind in ("lora_A", "lora_B")]
     pair = _split(layer, pair) if is_stack(layer) else pair
-    return dataclasses.replace(now, a_RI=pair[0], b_OR=pair[1])
+    return dataclasses.replace(_factors(name, layer, None), a_RI=pair[0], b_OR=pair[1])
 
 
 def _initial(initial: Mapping[str, Tensor], name: str, kind: str) -> Tensor:
@@ -279,17 +278,17 @@ def _plain_config(model: PeftModel, *, doubled: bool) -> LoraConfig:
     config.init_lora_weights = True
     config.inference_mode = True
     if doubled:
-        # With s = alpha / r both double; rank-stabilised, s = alpha / √r.
-        config.r *= 2
-        config.lora_alpha *= 2**0.5 if config.use_rslora else 2  # type: ignore[assignment]
-        config.rank_pattern = {key: 2 * value for key, value in config.rank_pattern.items()}
+        # The scaling s stays: it is alpha / r, or with rank-stabilised LoRA alpha / √r.
         factor = 2**0.5 if config.use_rslora else 2
+        config.r *= 2
+        config.lora_alpha *= factor  # type: ignore[assignment]
+        config.rank_pattern = {key: 2 * value for key, value in config.rank_pattern.items()}
         config.alpha_pattern = {key: factor * value for key, value in config.alpha_pattern.items()}
     return config
 
 
 def _pruned_config(model: PeftModel, factors: Mapping[str, Factors]) -> LoraConfig:
-    """A plain LoRA of uneven ranks with AdaLoRA's scaling: s = alpha / r layer by layer."""
+    """Return the config of a plain LoRA with AdaLoRA's rank and scaling s = alpha / r for each layer."""
     old = model.peft_config[ADAPTER]
     ranks = {name: found.a_RI.shape[0] for name, found in factors.items()}
     return LoraConfig(

@@ -1,15 +1,14 @@
-"""`balora.load`: a trained model from a run's folder, ready for inference.
+"""`balora.load`: a trained model from its run directory, ready for inference.
 
-The pre-trained model is loaded as the run did, adapted from the stored initial values (no decomposition is done anew),
-compared with what the run started from, and given the trained tensors. A plain copy of the factors onto the pre-trained
-weights would be another model (METHOD 6.12).
+The pre-trained model is loaded as in the run, adapted from the stored initial values without a new decomposition, compared
+with the fingerprint of the run's pre-trained weights, and given the trained tensors. Trained factors on the plain
+pre-trained weights would be another model (METHOD 6.12).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft.utils import CONFIG_NAME
@@ -19,10 +18,10 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from balora.checkpoints import checkpoint as ckpt
 from balora.checkpoints.run_directory import CONFIG, read_record
 from balora.config.run_config import RunConfig, load_run_config
-from balora.data.hub import looks_local
 from balora.errors import BALoraError, suggest
 from balora.files import read_json
 from balora.loading.pretrained import load_model, load_tokenizer
+from balora.loading.source import Location, ModelSource
 from balora.logging_control import quiet
 from balora.methods import Method, adapt, find_method, load_trainable
 from balora.methods.fingerprint import fingerprint
@@ -30,9 +29,9 @@ from balora.methods.initial_state import GUARD, trainable
 from balora.models.adapted_model import ADAPTER
 from balora.models.classifier_head import HEAD_NAMES
 
-ADAPTER_FOLDER, MODEL_FOLDER = "adapter", "model"
+_RESULT_DIRECTORIES = ("adapter", "model")
 _TASKS = {"CAUSAL_LM": "generation", "SEQ_2_SEQ_LM": "seq2seq", "SEQ_CLS": "classification"}
-_WRAPPED = f".modules_to_save.{ADAPTER}."
+_TRAINED_HEAD = f".modules_to_save.{ADAPTER}."
 _ATTRIBUTE = "balora_saved"
 
 
@@ -40,27 +39,31 @@ def load(run_dir: str | Path, *, base: str | Path | PreTrainedModel | None = Non
     """Load a trained model.
 
     Args:
-        run_dir: A run's folder; or its ``adapter/``, ``model/`` or a ``checkpoint-N/`` alone.
-        base: The pre-trained model: a hub id, a folder, or freshly loaded (it is then changed in place). Default: what
-            the run's config names, or else the adapter's. Needed where it is no longer there.
+        run_dir: A run directory, or its ``adapter/``, ``model/`` or a ``checkpoint-N/`` alone.
+        base: The pre-trained model: a hub id, a directory, or a freshly loaded model, which is then changed in place.
+            Default: the model named by the run's config, or else by the adapter's. Needed if that model has moved.
 
     Returns:
-        The model in eval mode, on the CPU (or where ``base`` is): a `peft.PeftModel`, for method full a transformers
-        model. `saved_of` tells where it came from, and has its tokenizer.
+        The model in eval mode, on the CPU (or on the device of ``base``): a `peft.PeftModel`, or for method full a
+        transformers model. `saved_of` returns its `SavedModel`, which has the tokenizer.
 
     Raises:
-        BALoraError: The folder holds no result of balora, an unfinished run or damaged files, or ``base`` is another
-            model than the one that was trained.
+        BALoraError: The directory has no result of balora, an unfinished run or damaged files, or ``base`` is not the
+            model that was trained.
     """
     saved = find_saved(run_dir)
-    model = _load_trained(saved, base)
+    if saved.method.form == "model":
+        # All weights were trained and are in the directory, so the pre-trained model is not needed.
+        model: nn.Module = load_model(saved.source(saved.folder), *_head_of(saved), tokenizer=saved.tokenizer())
+    else:
+        model = _adapted(saved, base)
+        load_trainable(model, ckpt.read_trained(saved.folder, model))
     setattr(model, _ATTRIBUTE, saved)
     return model.eval()
 
 
 def load_untrained(run_dir: str | Path, *, base: str | Path | PreTrainedModel | None = None) -> nn.Module:
-    """Load a run's model as it stood before the first step: the adapted model at its initial values, which is the
-    pre-trained model.
+    """Load a run's model at its initial values, where it computes the same as the pre-trained model.
 
     Arguments, result and errors are those of `load`.
     """
@@ -75,25 +78,25 @@ class SavedModel:
     """A trained model on disk."""
 
     folder: Path
-    """Holds the weights and the tokenizer: a run's ``adapter/`` or ``model/``, or a checkpoint."""
+    """Directory of the weights: a run's ``adapter/`` or ``model/``, or a checkpoint."""
     run: Path | None
-    """The run's folder, None where the weights lie alone."""
-    settings: RunConfig | None
-    """The run's, None where the weights lie alone."""
-    origin: ckpt.Origin
+    """Run directory; None if the weights are not in one."""
+    config: RunConfig | None
+    """Config of the run; None if the weights are not in a run directory."""
+    initial: ckpt.InitialWeights
 
     @property
     def method(self) -> Method:
-        """How it was trained."""
-        return find_method(str(self.origin.facts.get("method")))
+        """Fine-tuning method of the run."""
+        return find_method(str(self.initial.metadata.get("method")))
 
     @property
     def task(self) -> str:
-        """What it was trained for."""
-        if self.settings is not None:
-            return self.settings.task
-        if "task" in self.origin.facts:
-            return str(self.origin.facts["task"])
+        """Task the model was trained for."""
+        if self.config is not None:
+            return self.config.task
+        if "task" in self.initial.metadata:
+            return str(self.initial.metadata["task"])
         if self.method.form == "lora":
             kind = read_json(self.folder / CONFIG_NAME).get("task_type")
         else:
@@ -105,8 +108,8 @@ class SavedModel:
 
     @property
     def labels(self) -> tuple[str, ...] | None:
-        """Names of the classes in the order of their numbers, where they were written down."""
-        names = self.origin.facts.get("labels") or (self.settings and self.settings.data.labels)
+        """Class names in the order of their numbers; None if none are stored."""
+        names = self.initial.metadata.get("labels") or (self.config and self.config.data.labels)
         if not names and self.run is not None:
             names = ((read_record(self.run) or {}).get("data") or {}).get("labels")
         if not names and (self.folder / "config.json").is_file():
@@ -116,22 +119,39 @@ class SavedModel:
 
     @property
     def num_labels(self) -> int | None:
-        """Outputs of the classification head; None without one."""
-        heads = [v for name, v in self.origin.initial.items() if v.dim() == 2 and _of_head(name)]
+        """Number of outputs of the classification head; None without a head."""
+        heads = [value for name, value in self.initial.values.items() if value.dim() == 2 and _in_head(name)]
         if heads:
-            # The layer that makes the logits is the head's narrowest.
-            return min(value.shape[0] for value in heads)
+            return min(value.shape[0] for value in heads)  # the logits' layer is the narrowest of the head
         return len(self.labels) if self.labels else None
 
+    def source(self, base: str | Path | None = None) -> ModelSource:
+        """Return the source of the pre-trained model: the run's, or ``base`` loaded with the run's options.
+
+        Raises:
+            BALoraError: The weights are not in a run directory and name no pre-trained model.
+        """
+        if self.config is not None:
+            source = ModelSource.from_config(self.config)
+            return source if base is None else source.with_model(base)
+        location = _base_of_adapter(self.folder) if base is None else Location(str(base))
+        if location is None:
+            raise BALoraError(
+                f"{self.folder} is not in a run directory, so there is no {CONFIG} to name the pre-trained model. Name it: "
+                "balora.load(folder, base=...)."
+            )
+        known = {key: self.initial.metadata[key] for key in ("dtype", "seed") if key in self.initial.metadata}
+        return ModelSource(model=location, task=self.task, **known)
+
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The one that lies beside the weights, else the run's; None where neither is there."""
+        """Load the tokenizer beside the weights, or else the run's; return None if there is neither."""
         if (self.folder / "tokenizer_config.json").is_file():
             return AutoTokenizer.from_pretrained(self.folder)
-        return None if self.settings is None else load_tokenizer(self.settings)
+        return None if self.config is None else load_tokenizer(ModelSource.from_config(self.config))
 
 
 def saved_of(model: nn.Module) -> SavedModel | None:
-    """Where a model that `load` returned came from."""
+    """Return the files that `load` read a model from, or None for any other model."""
     return getattr(model, _ATTRIBUTE, None)
 
 
@@ -139,7 +159,7 @@ def find_saved(path: str | Path) -> SavedModel:
     """Find a trained model and check its files against their manifest.
 
     Raises:
-        BALoraError: There is none, the run is not finished, or a file is damaged.
+        BALoraError: There is no trained model, the run is not finished, or a file is damaged.
     """
     path = Path(path)
     if not path.is_dir():
@@ -149,85 +169,75 @@ def find_saved(path: str | Path) -> SavedModel:
         folder, run = path, path.parent
     else:
         folder, run = _result_of(path), path
-    ckpt.verify(folder)
-    settings = load_run_config(run / CONFIG) if (run / CONFIG).is_file() else None
-    return SavedModel(folder, run if settings else None, settings, ckpt.read_origin(folder))
+    ckpt.check_manifest(folder)
+    config = load_run_config(run / CONFIG) if (run / CONFIG).is_file() else None
+    return SavedModel(folder, run if config else None, config, ckpt.read_initial_weights(folder))
 
 
 def _result_of(run: Path) -> Path:
-    """The folder with the result of a run."""
-    for name in (ADAPTER_FOLDER, MODEL_FOLDER):
+    """Return the directory with the result of a finished run."""
+    for name in _RESULT_DIRECTORIES:
         if (run / name / ckpt.MANIFEST).is_file():
             return run / name
     if not (run / CONFIG).is_file():
-        raise BALoraError(f"{run} {_what_is(run)}")
+        raise BALoraError(_not_a_run(run))
     status = (read_record(run) or {}).get("status", "unknown")
-    newest = ckpt.newest(run)
-    way_out = f"load its newest checkpoint, {newest}" if newest else "it has no checkpoint yet"
-    raise BALoraError(
-        f"The run in {run} is not finished (status: {status}). Train on with the same command, or {way_out}."
-        if newest
-        else f"The run in {run} is not finished (status: {status}), and {way_out}. Train on with the same command."
-    )
+    newest = ckpt.newest_checkpoint(run)
+    problem, resume = f"The run in {run} is not finished (status: {status})", "To resume it, run the same command again"
+    if newest is None:
+        raise BALoraError(f"{problem} and has no checkpoint yet. {resume}.")
+    raise BALoraError(f"{problem}. {resume}, or load its newest checkpoint, {newest}.")
 
 
-def _what_is(folder: Path) -> str:
+def _not_a_run(folder: Path) -> str:
+    """Describe a directory without a config: what it holds instead, and how to load that."""
     if (folder / CONFIG_NAME).is_file():
         if read_json(folder / CONFIG_NAME).get("init_lora_weights") == GUARD:
             return (
-                f"holds trained factors without their initial values ({ckpt.INITIAL}), as save_pretrained writes them. Save "
-                "the model with trainer.save_model, or write a LoRA with balora.export(model, initial=...)."
+                f"{folder} holds trained factors without their initial values ({ckpt.INITIAL}), as save_pretrained writes "
+                "them. Save the model with trainer.save_model, or write a LoRA with balora.export(model, initial=...)."
             )
-        return "holds a plain peft adapter, not a run of balora. Load it with peft.PeftModel.from_pretrained."
+        return f"{folder} holds a plain peft adapter, not a run of balora. Load it with peft.PeftModel.from_pretrained."
     if (folder / "config.json").is_file():
-        return "holds a plain transformers model, not a run of balora. Load it with from_pretrained."
-    return f"is not the folder of a run: it has no {CONFIG}. Give the folder that `balora train` wrote."
-
-
-def _load_trained(saved: SavedModel, base: str | Path | PreTrainedModel | None) -> nn.Module:
-    if saved.method.form == "model":
-        # All weights were trained, so the folder is a whole model and the base has nothing to add.
-        return load_model(_settings_for(saved, saved.folder), *_head_of(saved), tokenizer=saved.tokenizer())
-    model = _adapted(saved, base)
-    load_trainable(model, ckpt.read_trained(saved.folder, model))
-    return model
+        return f"{folder} holds a plain transformers model, not a run of balora. Load it with from_pretrained."
+    return f"{folder} is not a run directory: it has no {CONFIG}. Give the folder that `balora train` wrote."
 
 
 def _adapted(saved: SavedModel, base: str | Path | PreTrainedModel | None) -> nn.Module:
-    """The pre-trained model with the run's adapter at its initial values, checked."""
+    """Return the pre-trained model with the run's adapter at its initial values, checked against the stored ones."""
     model = base if isinstance(base, PreTrainedModel) else _load_base(saved, base)
-    initial = saved.origin.initial
-    facts = saved.origin.facts
-    _check_heads(model, initial)
+    initial, metadata = saved.initial, saved.initial.metadata
+    _check_heads(model, initial.values)
     if saved.method.form == "lora":
-        _check_targets(model, facts["targets"], saved.folder)
+        _check_targets(model, metadata["targets"], saved.folder)
     adapted = adapt(
         model,
         saved.method.name,
-        rank=facts["rank"],
-        alpha=facts["alpha"],
-        target_modules=facts["targets"] or "all-linear",
-        seed=facts["seed"],
-        initial=initial,
-        total_steps=facts["total_steps"],
-        **facts["options"],
+        rank=metadata["rank"],
+        alpha=metadata["alpha"],
+        target_modules=metadata["targets"] or "all-linear",
+        seed=metadata["seed"],
+        initial=initial.values,
+        total_steps=metadata["total_steps"],
+        **metadata["options"],
     )
     values = {name: parameter.detach() for name, parameter in trainable(adapted)}
-    ckpt.check_origin(adapted, values, _with_own_heads(saved.origin, adapted), saved.folder)
+    ckpt.check_initial_weights(adapted, values, _with_unused_heads(initial, adapted), saved.folder)
     return adapted
 
 
 def _load_base(saved: SavedModel, base: str | Path | PreTrainedModel | None) -> PreTrainedModel:
     if isinstance(base, PreTrainedModel):
         return base
-    settings = _settings_for(saved, base)
-    # Whatever a checkpoint lacks is drawn at random; the run seeded just so before it loaded the model.
+    source = saved.source(base)
+    # Weights that the checkpoint lacks are random. The run set the same seed before it loaded the model.
     with quiet(bars=True), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        return load_model(settings, *_head_of(saved), tokenizer=saved.tokenizer())
+        torch.manual_seed(source.seed)
+        return load_model(source, *_head_of(saved), tokenizer=saved.tokenizer())
 
 
 def _head_of(saved: SavedModel) -> tuple[int | None, dict[int, str] | None]:
+    """Return the number of labels and their names, as `load_model` takes them."""
     if saved.task not in ("classification", "regression"):
         return None, None
     names = saved.labels
@@ -235,60 +245,37 @@ def _head_of(saved: SavedModel) -> tuple[int | None, dict[int, str] | None]:
     return saved.num_labels, id2label if saved.task == "classification" else None
 
 
-def _settings_for(saved: SavedModel, model: str | Path | None) -> RunConfig:
-    """Settings by which `load_model` finds the model: the run's, with another place where one is given."""
-    if saved.settings is not None:
-        changes = {} if model is None else {"model": str(model), "revision": None}
-        return saved.settings.model_copy(update=changes)
-    model = model if model is not None else _named_base(saved.folder)
-    if model is None:
-        raise BALoraError(
-            f"{saved.folder} lies alone, without its run's {CONFIG}. Say which pre-trained model it was made for: "
-            "balora.load(folder, base=...)."
-        )
-    facts = saved.origin.facts
-    # Nothing is read but what concerns the model; the columns only make the settings whole.
-    columns = {
-        "generation": ["prompt", "response"],
-        "seq2seq": ["prompt", "response"],
-        "classification": ["text", "label"],
-    }
-    data = {name: name for name in ["train", *columns.get(saved.task, ["text", "score"])]}
-    values: dict[str, Any] = {"model": str(model), "task": saved.task, "data": data, "output": "-"}
-    return RunConfig.from_dict({**values, **{key: facts[key] for key in ("dtype", "seed") if key in facts}})
-
-
-def _named_base(folder: Path) -> str | None:
-    """The pre-trained model that an adapter's config names, where it can still be; whether it is the one is checked later."""
+def _base_of_adapter(folder: Path) -> Location | None:
+    """Return the pre-trained model that an adapter's config names; None if it names none or a missing directory."""
     path = folder / CONFIG_NAME
     name = read_json(path).get("base_model_name_or_path") if path.is_file() else None
-    gone = name and looks_local(name) and not Path(name).expanduser().is_dir()
-    return None if not name or gone else str(name)
+    location = Location(str(name)) if name else None
+    return location if location is not None and location.available else None
 
 
 def _check_targets(model: nn.Module, targets: list[str], where: Path) -> None:
-    """Refuse a model that lacks something the run adapted."""
+    """Refuse a model that lacks a layer the run adapted."""
     known = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
     missing = next((name for name in targets if name not in known), None)
     if missing is not None:
         raise BALoraError(
-            f"{where} was trained on another model than this {type(model).__name__}: it adapts {missing}, which is not "
-            "there. Give the pre-trained model it was made for as base."
+            f"{where} was trained on another model than this {type(model).__name__}, which has no {missing} to adapt. Give "
+            "the pre-trained model it was made for as base."
         )
 
 
-def _of_head(name: str) -> bool:
-    """Whether a stored tensor belongs to a classification head: peft's copy of it, or the model's own."""
-    return _WRAPPED in name or name.split(".")[0] in HEAD_NAMES
+def _in_head(name: str) -> bool:
+    """Return whether a stored tensor belongs to a classification head: to peft's copy of it or to the model's own."""
+    return _TRAINED_HEAD in name or name.split(".")[0] in HEAD_NAMES
 
 
 def _check_heads(model: nn.Module, initial: dict[str, Tensor]) -> None:
-    """Refuse a model whose head, which the stored one replaces, is for other classes."""
+    """Refuse a model whose head has other classes than the stored head that replaces it."""
     parameters = dict(model.named_parameters())
     for name, value in initial.items():
-        if _WRAPPED not in name:
+        if _TRAINED_HEAD not in name:
             continue
-        own = name.removeprefix("base_model.model.").replace(_WRAPPED, ".")
+        own = name.removeprefix("base_model.model.").replace(_TRAINED_HEAD, ".")
         if own not in parameters or parameters[own].shape != value.shape:
             found = tuple(parameters[own].shape) if own in parameters else "missing"
             raise BALoraError(
@@ -297,10 +284,10 @@ def _check_heads(model: nn.Module, initial: dict[str, Tensor]) -> None:
             )
 
 
-def _with_own_heads(origin: ckpt.Origin, model: nn.Module) -> ckpt.Origin:
-    """The origin, asking nothing of the heads that peft keeps under the trained ones: they are random and never run."""
-    unused = {name: p for name, p in model.named_parameters() if ".original_module." in name and name in origin.frozen}
-    return dataclasses.replace(origin, frozen={**origin.frozen, **fingerprint(unused.items())})
+def _with_unused_heads(initial: ckpt.InitialWeights, model: nn.Module) -> ckpt.InitialWeights:
+    """Expect the model's own values of the heads under peft's trained copies: they are random and never run."""
+    unused = {n: p for n, p in model.named_parameters() if ".original_module." in n and n in initial.frozen}
+    return dataclasses.replace(initial, frozen={**initial.frozen, **fingerprint(unused.items())})
 
 
 __all__ = ["SavedModel", "find_saved", "load", "load_untrained", "saved_of"]

@@ -13,7 +13,7 @@ from balora.data import encode_prompt, load_examples, render_prompt, separator_o
 from balora.data.prompts import template_of
 from balora.errors import BALoraError
 from balora.evaluation.engines.transformers import Sampling, TransformersGenerator
-from balora.evaluation.model_under_test import Loaded, Subject
+from balora.evaluation.model_under_test import LoadedModel, ModelUnderTest
 from balora.evaluation.prompting import CHAT, Prompting
 from balora.loading.trained import load_untrained
 from balora.report.source import Run
@@ -91,8 +91,8 @@ def _of_group(runs: Sequence[Run], count: int, problems: list[str], say: Say) ->
     for run in runs:
         say(f"Samples of {run.label} ...")
         try:
-            loaded = Subject(str(run.folder)).load(None)
-            settings = Subject(str(run.folder)).settings
+            loaded = ModelUnderTest(str(run.folder)).load(None)
+            settings = ModelUnderTest(str(run.folder)).settings
             assert settings is not None, "a run's folder has its config"
             asked = asked or _questions(settings, count)
             if not columns:
@@ -124,14 +124,14 @@ def _questions(settings: RunConfig, count: int) -> list[_Asked]:
     return [_Asked(row["prompt"], row["input"] or "", [], row["response"]) for row in rows]
 
 
-def _answers(loaded: Loaded, settings: RunConfig, asked: Sequence[_Asked]) -> list[str]:
+def _answers(loaded: LoadedModel, settings: RunConfig, asked: Sequence[_Asked]) -> list[str]:
     """What a model makes of the prompts, asked as it was trained."""
     prompts = [_tokens(loaded, settings, one) for one in asked]
     found = dict(TransformersGenerator(loaded, _BATCH).generate(prompts, Sampling(MAX_NEW_TOKENS)))
     return [found[number].text + ("" if found[number].ended else " …") for number in range(len(asked))]
 
 
-def _tokens(loaded: Loaded, settings: RunConfig, one: _Asked) -> list[int]:
+def _tokens(loaded: LoadedModel, settings: RunConfig, one: _Asked) -> list[int]:
     if one.messages:
         chat = Prompting(CHAT)
         return chat.tokens(loaded.tokenizer, chat.chat(loaded.tokenizer, one.messages))

@@ -13,6 +13,7 @@ from balora.config.run_config import RunConfig
 from balora.data import load_examples, make_collator, tokenize_examples
 from balora.errors import BALoraError, raise_all
 from balora.loading.pretrained import load_model, load_target_tokenizer, load_tokenizer, max_positions
+from balora.loading.source import ModelSource
 from balora.methods.fingerprint import fingerprint
 from balora.teacher.cache import Identity, TeacherCache, tokenizer_digest
 from balora.teacher.cache_builder import Built, TeacherWriter
@@ -32,9 +33,10 @@ def build_teacher(settings: RunConfig, top_k: int = TOP_K, say: Callable[[str], 
     """
     raise_all(_unfit(settings, top_k), "The teacher cache cannot be built")
     folder = Path(settings.teacher_cache)
-    tokenizer, target = load_tokenizer(settings), load_target_tokenizer(settings)
+    source = ModelSource.from_config(settings)
+    tokenizer, target = load_tokenizer(source), load_target_tokenizer(source)
     examples = load_examples(settings.data, settings.task, settings.seed)
-    model = load_model(settings, tokenizer=tokenizer)
+    model = load_model(source, tokenizer=tokenizer)
     tokenized = tokenize_examples(
         examples,
         tokenizer,

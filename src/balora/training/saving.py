@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import rotate_checkpoints
 
 from balora.checkpoints import checkpoint as ckpt
-from balora.checkpoints.resume import KeepBest, best_checkpoint, check_whole
+from balora.checkpoints.resume import RestoreBestCheckpoint, check_resumable, find_best_checkpoint
 from balora.config.validation import NO_PUSH
 from balora.errors import BALoraError
 from balora.methods.adapt import load_trainable
@@ -35,8 +35,8 @@ class SavingMixin(_Base):
     task: str
     method: Method | None
     memory: TeacherCache | LogitCache | None
-    _origin: ckpt.Origin | None = None
-    _keep_best: KeepBest | None = None
+    _origin: ckpt.InitialWeights | None = None
+    _keep_best: RestoreBestCheckpoint | None = None
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write to the side, seal, rename; rotate old ones only when the new one is whole."""
@@ -75,7 +75,7 @@ class SavingMixin(_Base):
             # The Trainer saw the staging folder; the state must name the place where the checkpoint will be.
             self.state.best_model_checkpoint = str(Path(self.args.output_dir) / folder.name)
         if self.args.should_save:
-            ckpt.write_origin(folder, self.origin())
+            ckpt.write_initial_weights(folder, self.origin())
             if self.method is not None and self.method.state is not None:
                 ckpt.write_tensors(self.method.state(self.model), folder / ckpt.METHOD_STATE)
             if isinstance(self.memory, LogitCache):
@@ -86,10 +86,10 @@ class SavingMixin(_Base):
             ):  # the same weights once more, which nothing here reads
                 pickled.unlink()
 
-    def origin(self) -> ckpt.Origin:
+    def origin(self) -> ckpt.InitialWeights:
         """Where the run started; computed once, as the frozen weights do not change."""
         if self._origin is None:
-            self._origin = ckpt.origin_of(self.model, self.teacher.initial, self._facts())
+            self._origin = ckpt.initial_weights_of(self.model, self.teacher.initial, self._facts())
         return self._origin
 
     def _facts(self) -> dict[str, Any]:
@@ -117,9 +117,9 @@ class SavingMixin(_Base):
         else:
             super().save_model(output_dir, _internal_call)
         if result:
-            ckpt.write_origin(folder, self.origin())
+            ckpt.write_initial_weights(folder, self.origin())
             # Of the folder only this: it may be the run's own, and a script may put a tokenizer or scores there later.
-            ckpt.seal(folder, ckpt.RESULT)
+            ckpt.write_manifest(folder, ckpt.RESULT_FILES)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         broken = next((name for name, p in trainable(self.model) if not is_finite(p)), None)
@@ -154,19 +154,19 @@ class SavingMixin(_Base):
         folder = Path(resume_from_checkpoint)
         if not (folder / ckpt.MANIFEST).is_file():
             raise BALoraError(f"{folder} is not a checkpoint that balora wrote ({ckpt.MANIFEST} is missing).")
-        ckpt.verify(folder)
-        check_whole(folder)
-        best = best_checkpoint(folder, Path(self.args.output_dir), needed=self.args.load_best_model_at_end)
+        ckpt.check_manifest(folder)
+        check_resumable(folder)
+        best = find_best_checkpoint(folder, Path(self.args.output_dir), needed=self.args.load_best_model_at_end)
         target = self.model if model is None else model
         known = self.origin().frozen if is_sharded(target) else None
-        ckpt.check_origin(target, self.teacher.initial, ckpt.read_origin(folder), folder, known)
+        ckpt.check_initial_weights(target, self.teacher.initial, ckpt.read_initial_weights(folder), folder, known)
         load_trainable(target, ckpt.read_trained(folder, target))
         if self.method is not None and self.method.restore is not None:
             self.method.restore(target, ckpt.read_tensors(folder / ckpt.METHOD_STATE))
         if isinstance(self.memory, LogitCache):
             self.memory.load(folder, self.args.device)
         if self._keep_best is None:
-            self._keep_best = KeepBest()
+            self._keep_best = RestoreBestCheckpoint()
             self.add_callback(self._keep_best)
         self._keep_best.best = best
 
@@ -174,7 +174,7 @@ class SavingMixin(_Base):
         load_trainable(self.model, ckpt.read_trained(Path(self.state.best_model_checkpoint), self.model))
 
     def _divergence(self, name: str, step: int) -> str:
-        last = ckpt.newest(Path(self.args.output_dir))
+        last = ckpt.newest_checkpoint(Path(self.args.output_dir))
         after = f"The last good checkpoint is {last}." if last else "There is no checkpoint yet."
         return (
             f"The {name} became NaN or infinite at step {step}. {after} Lower the learning rate or that term's weight, or use "

@@ -10,13 +10,13 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
-from balora.evaluation.model_under_test import Loaded
+from balora.evaluation.model_under_test import LoadedModel
 from balora.loading.pretrained import max_positions
 
 logger = logging.getLogger("balora")
@@ -36,7 +36,7 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 42
     stops: tuple[str, ...] = ()
-    """Strings that end an answer and are not part of it."""
+    """Strings that end an answer; the answer does not include them."""
 
     def describe(self) -> dict[str, Any]:
         """Return the settings as they are written into results and journals."""
@@ -56,28 +56,6 @@ class Answer:
     """True if the beginning of the prompt was cut off to fit the model's positions."""
 
 
-class Generator(Protocol):
-    """Engine that continues prompts."""
-
-    @property
-    def tokenizer(self) -> Any:
-        """Tokenizer of the prompts."""
-
-    def generate(
-        self, prompts: Sequence[list[int]], sampling: Sampling, names: Sequence[str] | None = None
-    ) -> Iterator[tuple[int, Answer]]:
-        """Continue every prompt.
-
-        Args:
-            prompts: Token ids of the prompts.
-            sampling: Generation settings.
-            names: Names of the samples, which seed the sampling together with ``sampling.seed``. Default: the indices.
-
-        Yields:
-            Index of the prompt and its answer, in the order of completion.
-        """
-
-
 class TransformersGenerator:
     """Generator that runs a loaded model.
 
@@ -86,7 +64,7 @@ class TransformersGenerator:
         batch_size: Prompts per batch; it is halved if the GPU runs out of memory.
     """
 
-    def __init__(self, loaded: Loaded, batch_size: int) -> None:
+    def __init__(self, loaded: LoadedModel, batch_size: int) -> None:
         self.loaded = loaded
         self.tokenizer: Any = loaded.tokenizer
         self.batch_size = batch_size
@@ -99,8 +77,14 @@ class TransformersGenerator:
     ) -> Iterator[tuple[int, Answer]]:
         """Continue prompts, the longest first, so that too little memory shows in the first batch.
 
-        The names in a batch seed its sampling: the same batch gives the same answers in every call, and another sample of
-        a prompt gives another answer. See `Generator.generate`.
+        Args:
+            prompts: Token ids of the prompts.
+            sampling: Generation settings.
+            names: Names of the samples. Those of a batch seed its sampling: the same batch gives the same answers in every
+                call, and another sample of a prompt gives another answer. Default: the indices.
+
+        Yields:
+            Index of the prompt and its answer, in the order of completion.
         """
         cut = [fit_prompt(ids, sampling.max_new_tokens, self._positions, self._is_encoder_decoder) for ids in prompts]
         order = sorted(range(len(prompts)), key=lambda index: (-len(cut[index]), index))
@@ -119,7 +103,9 @@ class TransformersGenerator:
                     raise
                 batch_size = len(batch) // 2
                 torch.cuda.empty_cache()
-                logger.warning("Not enough memory for %d prompts at once; continuing with %d.", len(batch), batch_size)
+                logger.warning(
+                    "Not enough memory for a batch of %d prompts; continuing with %d.", len(batch), batch_size
+                )
                 continue
             order = order[len(batch) :]
             for index, answer in zip(batch, answers, strict=True):
@@ -264,7 +250,6 @@ class _StopStrings(StoppingCriteria):
 
 __all__ = [
     "Answer",
-    "Generator",
     "Sampling",
     "TransformersGenerator",
     "cut_at_stop",

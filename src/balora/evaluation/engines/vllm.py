@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from balora.data.collate import ensure_pad_token
 from balora.errors import BALoraError
 from balora.evaluation.engines.transformers import Answer, Sampling, cut_at_stop, fit_prompt, sample_seed
-from balora.evaluation.model_under_test import Subject
+from balora.evaluation.model_under_test import ModelUnderTest
 from balora.exporting.export import export
 
 _CHUNK = 256
@@ -25,30 +25,30 @@ class VllmGenerator:
     """Generator that runs vLLM. A run's adapter is merged into a plain model first, which vLLM then loads.
 
     Args:
-        subject: Model under test.
+        model: Model under test.
 
     Raises:
         BALoraError: vLLM is not installed, or the model is not a causal language model.
     """
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, model: ModelUnderTest) -> None:
         try:
             self._vllm: Any = importlib.import_module("vllm")
         except ImportError as error:
             raise BALoraError(
                 "vLLM is not installed (pip install vllm). Leave --engine out to generate through transformers."
             ) from error
-        if subject.saved is not None and subject.saved.task != "generation":
+        if model.saved is not None and model.saved.task != "generation":
             raise BALoraError(
-                f"{subject.name} was trained for {subject.saved.task}; vLLM is for causal language models. Leave --engine out."
+                f"{model.name} was trained for {model.saved.task}; vLLM is for causal language models. Leave --engine out."
             )
-        if subject.adapter is not None:
-            raise BALoraError(f"{subject.name} is an adapter; export it merged for vLLM (balora export --to merged).")
-        self._subject = subject
+        if model.adapter is not None:
+            raise BALoraError(f"{model.name} is an adapter; export it merged for vLLM (balora export --to merged).")
+        self._model = model
         self._exit_stack = contextlib.ExitStack()
 
     def __enter__(self) -> VllmGenerator:
-        path, saved, revision = self._subject.name, self._subject.saved, self._subject.options.revision
+        path, saved, revision = self._model.name, self._model.saved, self._model.options.revision
         if saved is not None:
             folder = self._exit_stack.enter_context(tempfile.TemporaryDirectory(prefix="balora-merged-"))
             path = str(Path(folder) / "model")
@@ -61,7 +61,7 @@ class VllmGenerator:
         self._engine = self._vllm.LLM(
             model=path,
             tokenizer=self.tokenizer.name_or_path,
-            dtype=self._subject.dtype or "auto",
+            dtype=self._model.dtype or "auto",
             **({} if revision is None else {"revision": revision}),
         )
         self._positions = int(self._engine.llm_engine.model_config.max_model_len)
@@ -73,7 +73,7 @@ class VllmGenerator:
     def generate(
         self, prompts: Sequence[list[int]], sampling: Sampling, names: Sequence[str] | None = None
     ) -> Iterator[tuple[int, Answer]]:
-        """Continue prompts in chunks, which vLLM splits into batches. See `Generator.generate`."""
+        """Continue prompts in chunks, which vLLM splits into batches. See `TransformersGenerator.generate`."""
         names = names or [str(index) for index in range(len(prompts))]
         for start in range(0, len(prompts), _CHUNK):
             chunk = prompts[start : start + _CHUNK]

@@ -1,4 +1,4 @@
-"""Protocol between the sandbox and the program in it: send the program, wait for the report with a time limit."""
+"""Protocol between the sandbox and its child process: send the program, and wait for the report with a time limit."""
 
 from __future__ import annotations
 

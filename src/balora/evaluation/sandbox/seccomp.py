@@ -51,17 +51,9 @@ def seccomp_filter() -> bytes | None:
         return None
     architecture, column = known
     refuse = _op(_RETURN, _ERROR | errno.EPERM)
-    program = [
-        _op(_LOAD, 4),
-        _op(_EQUAL, architecture, 1, 0),
-        _op(_RETURN, _KILL),
-        _op(_LOAD, 0),
-    ]
+    program = [_op(_LOAD, 4), _op(_EQUAL, architecture, 1, 0), _op(_RETURN, _KILL), _op(_LOAD, 0)]
     if column == 0:
-        program += [
-            _op(_AT_LEAST, _X32, 0, 1),
-            _op(_RETURN, _KILL),
-        ]  # the x32 numbers of the same calls
+        program += [_op(_AT_LEAST, _X32, 0, 1), _op(_RETURN, _KILL)]  # the x32 numbers of the same calls
     for numbers in _REFUSED.values():
         program += [_op(_EQUAL, numbers[column], 0, 1), refuse]
     # A filter cannot read the flags of clone3. Without clone3, the C library falls back to clone.

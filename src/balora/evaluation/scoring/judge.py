@@ -108,7 +108,7 @@ class Judge:
     """Client of the judge's endpoint.
 
     Problems that may pass (time-outs, lost connections, status 429 or 5xx, malformed replies) are retried after a growing
-    pause, or after the pause that the server asks for. A wrong key or an unknown model raises at once. The key is read from
+    pause, or after the pause that the server asks for. A wrong key or an unknown model raises without a retry. The key is read from
     the environment for each request and is never written anywhere.
 
     Args:

@@ -16,8 +16,7 @@ from balora.data.verbalizer import UNREADABLE
 from balora.errors import BALoraError
 from balora.evaluation.context import EvaluationContext
 from balora.evaluation.data import HubDataset, Rows, read_rows
-from balora.evaluation.engines.classifier import ClassifierPredictor
-from balora.evaluation.engines.text_labels import NO_CLASS, TextLabelPredictor
+from balora.evaluation.engines.predictors import NO_CLASS, ClassifierPredictor, TextLabelPredictor
 from balora.evaluation.results import Record
 from balora.evaluation.scoring.metrics import classification_metrics, regression_metrics
 from balora.evaluation.tasks.task import Task
@@ -96,8 +95,8 @@ class GlueTask(Task):
     def _classify(self, texts: Sequence[Sequence[str]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """Yield the index and the outputs of each row, from a classification or regression head."""
         context, classes = self.context, self.dataset.classes
-        predictor = ClassifierPredictor(context.loaded, context.subject.settings, context.options.batch_size)
-        names = self._model_classes(predictor)
+        predictor = ClassifierPredictor(context.loaded, context.model_under_test.settings, context.options.batch_size)
+        names = predictor.classes_for(self.dataset.classes, self.name)
         for position, logits in predictor.predict(texts):
             fields: dict[str, Any] = {"output": logits}
             if classes:
@@ -108,17 +107,10 @@ class GlueTask(Task):
     def _read_text_labels(self, texts: Sequence[Sequence[str]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """Yield the index, the answer and the class or score of each row, from an encoder-decoder."""
         context = self.context
-        predictor = TextLabelPredictor(context.loaded, context.subject.settings, context.options.batch_size)
-        names = self._model_classes(predictor)
+        predictor = TextLabelPredictor(context.loaded, context.model_under_test.settings, context.options.batch_size)
+        names = predictor.classes_for(self.dataset.classes, self.name)
         for position, answer in predictor.answer(texts):
             yield position, {"output": answer, "predicted": predictor.read(answer, names)}
-
-    def _model_classes(self, predictor: ClassifierPredictor | TextLabelPredictor) -> list[str]:
-        """Return the task's classes in the model's order; for a regression task, check the model and return none."""
-        if self.dataset.classes:
-            return predictor.classes_for(self.dataset.classes, self.name)
-        predictor.require_scores(self.name)
-        return []
 
     def _scores(self, records: Sequence[Record]) -> Record:
         classes = self.dataset.classes

@@ -58,12 +58,12 @@ class LMEvalTask(Task):
 
         context, name = self.context, self.name
         library = f"{name} is a task of lm-evaluation-harness"
-        if context.subject.is_reference:
+        if context.model_under_test.is_reference:
             raise BALoraError(f"{library}, which has no reference answers to score.")
         if context.options.engine != "transformers":
             raise BALoraError(f"{library}, which runs through transformers only. Leave --engine out.")
         if context.loaded.task not in ("generation", "seq2seq"):
-            raise BALoraError(f"{name} needs a language model, and {context.subject.name} is a classifier.")
+            raise BALoraError(f"{name} needs a language model, and {context.model_under_test.name} is a classifier.")
         chat = context.prompting("none").template == CHAT
         journal = context.journal(
             f"lm_eval.{Path(name).stem if is_yaml_file(name) else name}",
@@ -74,7 +74,7 @@ class LMEvalTask(Task):
             model = JournaledModel(context.loaded, context.options.batch_size, journal, context.say)
             output = self._run(spec, model, chat)
         results, samples = output["results"], output.get("samples", {})
-        # A tag of several tasks has no score of its own. It gets none, rather than the score of one of its tasks.
+        # A tag of several tasks has no score, and must not get the score of one of these tasks.
         own = next(iter(results)) if len(results) == 1 else Path(name).stem
         by_task = {task: _scores(found) for task, found in results.items() if task != own}
         scores = {
@@ -118,10 +118,9 @@ class LMEvalTask(Task):
 
 @contextlib.contextmanager
 def _task_spec(name: str, location: str | None) -> Iterator[str]:
-    """Yield what lm-evaluation-harness is asked to run.
+    """Yield the name of the task, or the path of a YAML file.
 
-    It is the name, or the path of a YAML file. With local data, the file is a temporary one that includes the task's own
-    YAML and replaces its data.
+    With local data, the file is temporary: it includes the task's own YAML file and replaces the data.
     """
     base = str(Path(name).expanduser().resolve()) if is_yaml_file(name) else None
     if location is None:

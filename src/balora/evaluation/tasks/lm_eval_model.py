@@ -10,7 +10,7 @@ from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 
-from balora.evaluation.model_under_test import Loaded
+from balora.evaluation.model_under_test import LoadedModel
 from balora.evaluation.results import Journal
 
 _BLOCK = 32
@@ -18,7 +18,7 @@ _BLOCK = 32
 
 
 class JournaledModel(HFLM):
-    """The library's transformers model class, for a loaded model. Each request is answered once and then read from the journal.
+    """Transformers model class of the library, for a loaded model. Journaled answers are not computed again.
 
     Args:
         loaded: Model and tokenizer.
@@ -27,7 +27,7 @@ class JournaledModel(HFLM):
         say: Function that receives progress messages.
     """
 
-    def __init__(self, loaded: Loaded, batch_size: int, journal: Journal, say: Callable[[str], None]) -> None:
+    def __init__(self, loaded: LoadedModel, batch_size: int, journal: Journal, say: Callable[[str], None]) -> None:
         super().__init__(
             pretrained=loaded.model,
             tokenizer=loaded.tokenizer,
@@ -71,7 +71,7 @@ class JournaledModel(HFLM):
 
 
 def _sample_names(kind: str, requests: Sequence[Any]) -> list[str]:
-    """Name each request by a digest of its content, and number equal requests, which sampling makes."""
+    """Name each request by a digest of its content and a number, because sampling makes equal requests."""
     seen: collections.Counter[str] = collections.Counter()
     names = []
     for request in requests:

@@ -1,17 +1,16 @@
-"""GSM8K and MATH: the paper's prompt, greedy answers, the final answer compared as a number or as an expression.
+"""GSM8K and MATH: the model answers the paper's prompt, and the final answer is compared as a number or an expression.
 
-The prompt is Alpaca's, and the response begins with "Let's think step by step." The paper follows MetaMath and PiSSA in
-this. A run gets the prompt format of its training.
+The paper's prompt, like that of MetaMath and PiSSA, is Alpaca's with a response that begins "Let's think step by step."
+A run gets the prompt format of its training instead.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import abc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from balora.data.readers import Row
-from balora.evaluation.context import EvaluationContext
 from balora.evaluation.data import HubDataset, Rows
 from balora.evaluation.results import Record
 from balora.evaluation.scoring.equivalence import EquivalenceChecker
@@ -25,46 +24,23 @@ _SUBJECTS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class MathDataset:
-    """Problems with one final answer each."""
+class _MathTask(GenerationTask):
+    """Task of problems with one final answer each."""
 
-    hub: HubDataset
     question: str
     """Column of the problem."""
     solution: str
     """Column of the worked solution."""
-    max_new_tokens: int
-    numeric: bool
-    """True if every answer is a number and is compared as one."""
-
-
-DATASETS = {
-    "gsm8k": MathDataset(HubDataset("openai/gsm8k", ("main",)), "question", "answer", 512, True),
-    "math": MathDataset(HubDataset("EleutherAI/hendrycks_math", _SUBJECTS), "problem", "solution", 2048, False),
-    "math500": MathDataset(HubDataset("HuggingFaceH4/MATH-500"), "problem", "solution", 2048, False),
-}
-"""Dataset of each task, by task name."""
-
-
-class MathTask(GenerationTask):
-    """GSM8K, MATH or MATH-500."""
-
     default_template = "alpaca"
     default_separator = " "
 
-    def __init__(self, context: EvaluationContext, name: str) -> None:
-        self.dataset = DATASETS[name]
-        super().__init__(context, name, self.dataset.hub, self.dataset.max_new_tokens)
-
-    def select(self, rows: Rows) -> Rows:
-        """Check that the columns of problem and solution exist."""
-        rows.column(self.dataset.question)
-        rows.column(self.dataset.solution)
+    def _select(self, rows: Rows) -> Rows:
+        rows.column(self.question)
+        rows.column(self.solution)
         return rows
 
-    def stops(self) -> tuple[str, ...]:
-        """Return the headings with which a model that does not stop asks itself the next question."""
+    def _stops(self) -> tuple[str, ...]:
+        # A model that does not stop continues with the next question under one of these headings.
         return ("\n### Instruction", "\n### Question")
 
     @property
@@ -72,41 +48,28 @@ class MathTask(GenerationTask):
         """First words of the response: the paper's with the paper's template, else none."""
         return STEP_BY_STEP if self.prompting.template == "alpaca" else ""
 
-    def prompting_details(self) -> Mapping[str, Any]:
-        """Return the first words of the response."""
+    def _prompting_details(self) -> Mapping[str, Any]:
         return {"reply": self._reply}
 
-    def prompt(self, row: Row, tokenizer: Any) -> str:
-        """Return the problem in the prompt format, with the first words of the response."""
-        return self.prompting.text(tokenizer, str(row[self.dataset.question]), self._reply)
+    def _prompt(self, row: Row, tokenizer: Any) -> str:
+        return self.prompting.text(tokenizer, str(row[self.question]), self._reply)
 
-    def reference(self, row: Row) -> str:
-        """Return the worked solution."""
-        return str(row[self.dataset.solution])
+    def _reference(self, row: Row) -> str:
+        return str(row[self.solution])
 
-    def grade(self, samples: Sequence[str]) -> None:
-        """Extract each final answer and compare it with the true one."""
+    @abc.abstractmethod
+    def _compare(self, row: Row, output: str, checker: EquivalenceChecker) -> tuple[str, str | None, bool]:
+        """Return the true answer, the answer in the output, and whether they are equal."""
+
+    def _grade(self, samples: Sequence[str]) -> None:
         with EquivalenceChecker() as checker:
             for sample in self.journal.missing(samples, "correct"):
                 row = self.rows.rows[int(sample)]
-                output = self.journal.records[sample]["output"]
-                truth = self._true_answer(row)
-                if self.dataset.numeric:
-                    extracted = final_number(output)
-                    correct = same_number(truth, extracted)
-                else:
-                    extracted = final_answer(output)
-                    correct = checker.is_correct(truth, extracted)
+                truth, extracted, correct = self._compare(row, self.journal.records[sample]["output"], checker)
                 kind = {key: row[key] for key in ("subject", "type", "level") if key in row}
                 self.journal.add(sample, **kind, expected=truth, extracted=extracted, correct=correct)
 
-    def _true_answer(self, row: Row) -> str:
-        """Return the answer column of MATH-500, else the final answer of the worked solution."""
-        if self.dataset.numeric:
-            return final_number(self.reference(row)) or ""
-        return str(row.get("answer") or last_boxed(self.reference(row)) or "")
-
-    def scores(self, records: Mapping[str, Record]) -> Record:
+    def _scores(self, records: Mapping[str, Record]) -> Record:
         """Return the accuracy, in total and by subject, and the fraction of answers with a final answer."""
         by_subject: dict[str, list[bool]] = {}
         for record in records.values():
@@ -124,8 +87,37 @@ class MathTask(GenerationTask):
         }
 
 
+class GSM8KTask(_MathTask):
+    """GSM8K: every answer is a number."""
+
+    hub = HubDataset("openai/gsm8k", ("main",))
+    question, solution, max_new_tokens = "question", "answer", 512
+
+    def _compare(self, row: Row, output: str, checker: EquivalenceChecker) -> tuple[str, str | None, bool]:
+        truth, extracted = final_number(self._reference(row)) or "", final_number(output)
+        return truth, extracted, same_number(truth, extracted)
+
+
+class MathTask(_MathTask):
+    """MATH: an answer is an expression."""
+
+    hub = HubDataset("EleutherAI/hendrycks_math", _SUBJECTS)
+    question, solution, max_new_tokens = "problem", "solution", 2048
+
+    def _compare(self, row: Row, output: str, checker: EquivalenceChecker) -> tuple[str, str | None, bool]:
+        # MATH-500 has a column of true answers.
+        truth, extracted = str(row.get("answer") or last_boxed(self._reference(row)) or ""), final_answer(output)
+        return truth, extracted, checker.is_correct(truth, extracted)
+
+
+class Math500Task(MathTask):
+    """MATH-500: a selection of MATH."""
+
+    hub = HubDataset("HuggingFaceH4/MATH-500")
+
+
 def _fraction(values: Sequence[bool]) -> float:
     return sum(values) / len(values)
 
 
-__all__ = ["DATASETS", "MathTask"]
+__all__ = ["GSM8KTask", "Math500Task", "MathTask"]

@@ -88,7 +88,7 @@ def _attempt(task: Task) -> int:
         settings = load_run_config(task.config)
         folder = Path(settings.output)
         if (read_record(folder) or {}).get("status") != "finished":  # else its evaluation alone is missing
-            run(settings, say=say)
+            run(settings, log=say)
         if task.evaluation is not None:
             gc.collect()  # what training held on the device is not needed any more
             evaluate_run(folder, EvaluationPlan.from_dict(json.loads(task.evaluation.read_text())), say)

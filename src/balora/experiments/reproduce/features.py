@@ -20,8 +20,8 @@ from torch import Tensor
 
 from balora.data import load_examples
 from balora.errors import BALoraError
-from balora.evaluation.engines.classifier import ClassifierPredictor
-from balora.evaluation.model_under_test import Subject
+from balora.evaluation.engines.predictors import ClassifierPredictor
+from balora.evaluation.model_under_test import ModelUnderTest
 
 PERPLEXITY, ITERATIONS, SEED = 30, 1000, 42
 """Of t-SNE, as in the paper (appendix B)."""
@@ -90,7 +90,7 @@ def features_of(run: Path, kept: Path) -> Features:
     Raises:
         BALoraError: The run cannot be loaded, is no classifier's, or has no evaluation rows.
     """
-    subject = Subject(str(run))
+    subject = ModelUnderTest(str(run))
     weights = str(subject.identity["weights"])
     found = _read(kept, weights)
     if found is None:
@@ -99,7 +99,7 @@ def features_of(run: Path, kept: Path) -> Features:
     return found
 
 
-def _take(subject: Subject) -> Features:
+def _take(subject: ModelUnderTest) -> Features:
     settings = subject.settings
     assert settings is not None
     examples = load_examples(settings.data, settings.task, settings.seed)

@@ -1,4 +1,4 @@
-"""Generation: batches change nothing, stops stop, prompts are framed as in training, and a kill costs one batch."""
+"""Generation through transformers: batches, stop strings, prompt formats, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from balora.evaluation.engines.transformers import (
     fit_prompt,
     pad_left,
 )
-from balora.evaluation.model_under_test import Loaded, Subject
+from balora.evaluation.model_under_test import LoadedModel, ModelUnderTest
 from balora.evaluation.prompting import Prompting, prompting_for
-from evaluation_models import classifier_at, writer_at
+from evaluation_models import classifier_at, generator_at
 from tiny import tiny_bart, tiny_llama, tiny_tokenizer
 from trained_runs import trained_run
 
@@ -30,10 +30,10 @@ PROMPTS = [[1, *range(10, 10 + length)] for length in (3, 9, 5, 5, 14, 2, 7)]
 
 
 def generator(batch_size: int, model=None) -> TransformersGenerator:
-    return TransformersGenerator(Loaded(model or tiny_llama(), tiny_tokenizer(), "generation"), batch_size)
+    return TransformersGenerator(LoadedModel(model or tiny_llama(), tiny_tokenizer(), "generation"), batch_size)
 
 
-def test_a_batch_of_unlike_lengths_says_what_each_prompt_alone_says() -> None:
+def test_a_batch_gives_the_same_answers_as_single_prompts() -> None:
     sampling = Sampling(max_new_tokens=12)
     together = dict(generator(4).generate(PROMPTS, sampling))
     assert sorted(together) == list(range(7))
@@ -41,11 +41,11 @@ def test_a_batch_of_unlike_lengths_says_what_each_prompt_alone_says() -> None:
     for number, ids in enumerate(PROMPTS):
         with torch.no_grad():
             alone = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False, pad_token_id=0)
-        # This tokenizer puts a space before every token but the first; an answer's first comes after the prompt.
+        # This tokenizer puts a space before every token but the first, and the answer's first token follows the prompt.
         assert together[number].text == " " + tokenizer.decode(alone[0, len(ids) :], skip_special_tokens=True)
 
 
-def test_the_longest_come_first_and_no_batch_is_larger_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_longest_prompts_come_first_and_batches_keep_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
     widths = []
     monkeypatch.setattr(
         TransformersGenerator,
@@ -73,7 +73,7 @@ def test_too_little_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> 
     assert [answers[number].text for number in range(7)] == [str(len(prompt)) for prompt in PROMPTS]
 
 
-def test_a_stop_ends_an_answer_and_is_no_part_of_it() -> None:
+def test_a_stop_string_ends_an_answer_and_is_not_part_of_it() -> None:
     free = dict(generator(7).generate(PROMPTS, Sampling(max_new_tokens=30)))
     stop = free[0].text[4:6]
     stopped = dict(generator(7).generate(PROMPTS, Sampling(max_new_tokens=30, stops=(stop,))))
@@ -91,7 +91,7 @@ def test_sampling_is_seeded() -> None:
     assert texts(seed=1) == texts(seed=1) != texts(seed=2)
 
 
-def test_samples_that_are_added_later_are_not_those_that_are_there() -> None:
+def test_samples_that_are_added_later_differ_from_the_existing_ones() -> None:
     sampling = Sampling(max_new_tokens=8, temperature=1.0)
 
     def texts(names: list[str]) -> list[str]:
@@ -103,7 +103,7 @@ def test_samples_that_are_added_later_are_not_those_that_are_there() -> None:
     assert texts(["0/0", "0/1", "0/2", "0/3"]) == first + later
 
 
-def test_a_prompt_that_leaves_no_room_loses_its_beginning() -> None:
+def test_a_prompt_that_is_too_long_loses_its_beginning() -> None:
     assert fit_prompt(list(range(100)), 20, 64) == list(range(56, 100))
     answers = dict(generator(2).generate([[1] * 300], Sampling(max_new_tokens=40)))
     assert answers[0].prompt_cut and answers[0].tokens <= 40
@@ -121,12 +121,12 @@ def test_an_answer_near_the_last_position_is_as_long_in_any_batch(batch_size: in
     assert [answers[number] for number in range(4)] == alone
 
 
-def test_padding_stands_on_the_left_and_is_masked() -> None:
+def test_padding_is_on_the_left_and_masked() -> None:
     tokens, mask = pad_left([[5, 6, 7], [8]], pad=0)
     assert tokens.tolist() == [[5, 6, 7], [0, 0, 8]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]]
 
 
-def test_an_answer_keeps_the_space_it_begins_with(stories: Path) -> None:
+def test_an_answer_keeps_its_leading_space(stories: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(stories)
@@ -136,9 +136,9 @@ def test_an_answer_keeps_the_space_it_begins_with(stories: Path) -> None:
     assert decode_answer(tokenizer, ids, Sampling(max_new_tokens=50), 50, before[-8:]).text == reply
 
 
-def test_an_encoder_decoder_answers_with_what_its_decoder_writes() -> None:
+def test_an_encoder_decoder_answers_with_its_decoder_output() -> None:
     model, tokenizer = tiny_bart(), tiny_tokenizer()
-    writer = TransformersGenerator(Loaded(model, tokenizer, "seq2seq"), 4)
+    writer = TransformersGenerator(LoadedModel(model, tokenizer, "seq2seq"), 4)
     answers = dict(writer.generate(PROMPTS, Sampling(max_new_tokens=6)))
     with torch.no_grad():
         alone = model.generate(torch.tensor([PROMPTS[1]]), max_new_tokens=6, do_sample=False, num_beams=1)
@@ -154,7 +154,7 @@ def settings(**data) -> RunConfig:
     )
 
 
-def test_a_run_is_asked_in_the_form_it_was_trained_in() -> None:
+def test_a_run_gets_the_prompt_format_of_its_training() -> None:
     tokenizer = tiny_tokenizer()
 
     def asked(run: RunConfig | None, template: str | None = None) -> str:
@@ -169,7 +169,7 @@ def test_a_run_is_asked_in_the_form_it_was_trained_in() -> None:
     assert prompting_for(None, settings(messages="messages"), "none").template == "chat"
 
 
-def test_the_chat_template_is_the_tokenizers() -> None:
+def test_the_chat_template_is_that_of_the_tokenizer() -> None:
     tokenizer = tiny_tokenizer()
     with pytest.raises(BALoraError, match="has no chat template"):
         Prompting("chat").text(tokenizer, "hi")
@@ -184,10 +184,10 @@ def test_the_chat_template_is_the_tokenizers() -> None:
         Prompting("no place")
 
 
-def test_a_kill_costs_the_batch_that_was_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_loses_only_the_current_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tmp_path / "test.jsonl"
     data.write_text("".join(json.dumps({"question": "?" * (n + 1), "answer": f"#### {n}"}) + "\n" for n in range(9)))
-    model = writer_at(tmp_path / "m")
+    model = generator_at(tmp_path / "m")
     options = EvaluationOptions(data={"gsm8k": str(data)}, batch_size=2, max_new_tokens=5, device="cpu")
     whole = evaluate(model, ["gsm8k"], output=tmp_path / "whole", options=options).results["gsm8k"]
     batch, calls = TransformersGenerator._generate_batch, []
@@ -208,10 +208,10 @@ def test_a_kill_costs_the_batch_that_was_under_way(tmp_path: Path, monkeypatch: 
     assert resumed["scores"] == whole["scores"]
 
 
-def test_other_ways_of_generating_are_not_mixed_in(tmp_path: Path) -> None:
+def test_other_generation_settings_are_refused(tmp_path: Path) -> None:
     data = tmp_path / "test.jsonl"
     data.write_text(json.dumps({"question": "?", "answer": "#### 1"}) + "\n")
-    model = writer_at(tmp_path / "m")
+    model = generator_at(tmp_path / "m")
 
     def run(**changes) -> None:
         options = EvaluationOptions(**{"data": {"gsm8k": str(data)}, "max_new_tokens": 3, "device": "cpu", **changes})
@@ -226,17 +226,17 @@ def test_other_ways_of_generating_are_not_mixed_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "chat_template.jinja", "merges.txt", "vocab.txt", "spiece.model"])
-def test_a_model_with_another_tokenizer_or_chat_template_is_another_one(tmp_path: Path, file: str) -> None:
-    model = writer_at(tmp_path / "m")
-    before = Subject(str(model)).identity
+def test_tokenizer_and_chat_template_are_part_of_the_identity(tmp_path: Path, file: str) -> None:
+    model = generator_at(tmp_path / "m")
+    before = ModelUnderTest(str(model)).identity
     (model / "README.md").write_text("It says nothing else.")
-    assert Subject(str(model)).identity == before
+    assert ModelUnderTest(str(model)).identity == before
     with (model / file).open("a") as changed:
         changed.write("\n")
-    assert Subject(str(model)).identity != before
+    assert ModelUnderTest(str(model)).identity != before
 
 
-def test_an_exported_adapter_says_what_its_run_says(tmp_path: Path) -> None:
+def test_an_exported_adapter_gives_the_answers_of_its_run(tmp_path: Path) -> None:
     data = tmp_path / "test.jsonl"
     data.write_text("".join(json.dumps({"question": "?" * (n + 1), "answer": "#### 1"}) + "\n" for n in range(3)))
     run = trained_run(tmp_path / "run", tiny_llama(), "generation")
@@ -248,20 +248,20 @@ def test_an_exported_adapter_says_what_its_run_says(tmp_path: Path) -> None:
         return [sample["output"] for sample in result.results["gsm8k"]["samples"]]
 
     assert outputs(run.folder) == outputs(tmp_path / "lora") != outputs(run.base)
-    assert Subject(str(run.folder)).folder == run.folder / "evaluation"
+    assert ModelUnderTest(str(run.folder)).folder == run.folder / "evaluation"
 
 
-def test_what_cannot_be_evaluated_is_named(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_evaluated_is_refused(tmp_path: Path) -> None:
     data = tmp_path / "test.jsonl"
     data.write_text(json.dumps({"question": "?", "answer": "#### 1"}) + "\n")
     options = EvaluationOptions(data={"gsm8k": str(data)})
     with pytest.raises(BALoraError, match="is a classifier, which generates no text"):
         evaluate(classifier_at(tmp_path / "c", ["a", "b"]), ["gsm8k"], output=tmp_path / "o", options=options)
     with pytest.raises(BALoraError, match="no folder"):
-        Subject(str(tmp_path / "absent"))
-    with pytest.raises(BALoraError, match=r"not the folder of a run"):
+        ModelUnderTest(str(tmp_path / "absent"))
+    with pytest.raises(BALoraError, match=r"is not a run directory"):
         (tmp_path / "empty").mkdir()
-        Subject(str(tmp_path / "empty"))
+        ModelUnderTest(str(tmp_path / "empty"))
     options = EvaluationOptions(data={"gsm8k": str(data)}, engine="vllm")
     with pytest.raises(BALoraError, match="vLLM is not installed"):
-        evaluate(writer_at(tmp_path / "w"), ["gsm8k"], output=tmp_path / "v", options=options)
+        evaluate(generator_at(tmp_path / "w"), ["gsm8k"], output=tmp_path / "v", options=options)

@@ -1,0 +1,76 @@
+"""Origin and loading options of a pre-trained model, decided once before anything is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from balora.config.run_config import RunConfig
+from balora.data.hub import looks_local
+
+
+@dataclasses.dataclass(frozen=True)
+class Location:
+    """A hub id or a local directory."""
+
+    name: str
+    """Hub id or path, as the user wrote it."""
+    key: str = "model"
+    """Config key that names it, for error messages."""
+    directory: Path | None = dataclasses.field(init=False)
+    """Local directory with ``~`` expanded, which may be missing; None for a hub id."""
+
+    def __post_init__(self) -> None:
+        directory = Path(self.name).expanduser() if looks_local(self.name) else None
+        object.__setattr__(self, "directory", directory)
+
+    @property
+    def path(self) -> str:
+        """Argument for ``from_pretrained``: the hub id, or the path of the directory."""
+        return self.name if self.directory is None else str(self.directory)
+
+    @property
+    def available(self) -> bool:
+        """Whether loading may be tried: false for a local directory that is missing."""
+        return self.directory is None or self.directory.is_dir()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """A pre-trained model with its tokenizers, and how they are loaded."""
+
+    model: Location
+    task: str = "generation"
+    """Task whose model class is loaded: generation, seq2seq, classification or regression."""
+    tokenizer: Location | None = None
+    """Tokenizer; None for the model's own."""
+    target_tokenizer: Location | None = None
+    """Tokenizer of the responses (seq2seq); None if one tokenizer serves both sides."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    dtype: str = "float32"
+    """Name of the weights' dtype, or ``auto`` for the stored one."""
+    seed: int = 42
+    """Seed of the weights that the checkpoint lacks, such as a new classification head."""
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> ModelSource:
+        """Return the source that a run's config describes."""
+        target = config.data.target_tokenizer
+        return cls(
+            model=Location(config.model),
+            task=config.task,
+            tokenizer=None if config.tokenizer is None else Location(config.tokenizer, "tokenizer"),
+            target_tokenizer=None if target is None else Location(target, "data.target_tokenizer"),
+            revision=config.revision,
+            dtype=config.dtype,
+            seed=config.seed,
+            allow_pickle=config.allow_pickle,
+            trust_remote_code=config.trust_remote_code,
+        )
+
+    def with_model(self, model: str | Path) -> ModelSource:
+        """Return the same source with its model in another place."""
+        return dataclasses.replace(self, model=Location(str(model)), revision=None)

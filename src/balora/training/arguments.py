@@ -1,0 +1,69 @@
+"""The transformers arguments of a run, validated by constructing them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib.util
+
+from transformers import TrainingArguments
+
+from balora.config.run_config import RunConfig
+from balora.errors import BALoraError, raise_all, suggest
+from balora.training.metrics import SCORES
+
+DEFAULTS = {"logging_steps": 10, "report_to": ["tensorboard"], "weight_decay": 0.0}
+"""Training arguments whose default is not transformers'. The paper uses no weight decay (section 3.1)."""
+
+
+def training_arguments(config: RunConfig) -> TrainingArguments:
+    """Build the transformers arguments of a run: the config's ``training`` section over balora's defaults.
+
+    Raises:
+        BALoraError: transformers refuses the values (its reason is in the message), or they ask for an evaluation, a score
+            or a tracker that the run does not have.
+    """
+    fixed = {
+        "output_dir": config.output,
+        "seed": config.seed,
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+    }
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    # Copied, because transformers writes into its arguments (fsdp_config), and a resume compares the config.
+    values = {**DEFAULTS, **copy.deepcopy(config.training), **{k: v for k, v in fixed.items() if k in known}}
+    try:
+        arguments = TrainingArguments(**values)
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise BALoraError(f"The training section cannot be used: {error}") from error
+    raise_all(_missing_requirements(arguments, config), "The training section cannot be used")
+    return arguments
+
+
+def _missing_requirements(arguments: TrainingArguments, config: RunConfig) -> list[str]:
+    """List what the arguments need and the run does not have; the Trainer would notice after the model is loaded."""
+    problems = []
+    if arguments.eval_strategy != "no" and config.data.eval is None:
+        problems.append(
+            f"training.eval_strategy is {arguments.eval_strategy.value}, and there are no rows to evaluate on. Name them in "
+            "data.eval (0.05 is a share of the training rows), or leave eval_strategy out."
+        )
+    scores, best = _scores(config), arguments.metric_for_best_model
+    if best is not None and best.removeprefix("eval_") not in scores:
+        problems.append(
+            f"training.metric_for_best_model is {best}, which no evaluation here gives.{suggest(best, scores)} There are "
+            f"{', '.join(scores)}."
+        )
+    problems += [
+        f"training.report_to: {name} needs a package that is not installed: pip install 'balora[{name}]'."
+        for name in ("wandb", "trackio")
+        if name in (arguments.report_to or ()) and importlib.util.find_spec(name) is None
+    ]
+    return problems
+
+
+def _scores(config: RunConfig) -> tuple[str, ...]:
+    """Return the names of the metrics of an evaluation during training."""
+    if config.task == "seq2seq" and config.data.form != "pair":  # classes or scores as text
+        return ("loss", *SCORES["classification"], *SCORES["regression"], "unreadable")
+    return ("loss", *SCORES.get(config.task, ()))
