@@ -132,7 +132,7 @@ class EvaluationContext:
         missing = set(journal.missing([request.sample for request in requests], "output"))
         pending = [request for request in requests if request.sample in missing]
         if len(pending) < len(requests):
-            self.say(f"{journal.task}: {len(requests) - len(pending):,} of {len(requests):,} answers exist already")
+            self.say(f"{journal.task}: {len(requests) - len(pending):,} of {len(requests):,} answers are there already")
         if pending:
             for request, fields in self._generate(pending, prompting, sampling):
                 journal.add(request.sample, prompt=request.prompt, **fields)

@@ -13,7 +13,7 @@ pytest.importorskip("lm_eval", reason="lm-evaluation-harness is absent: pip inst
 from balora import BALoraError
 from balora.evaluation import EvaluationOptions, evaluate
 from balora.evaluation.registry import find_tasks
-from balora.evaluation.tasks import lm_eval_model
+from balora.evaluation.tasks import lm_eval as lm_eval_tasks
 from evaluation_models import classifier_at, generator_at
 from tiny import tiny_llama, tiny_tokenizer
 from trained_runs import trained_run
@@ -74,9 +74,9 @@ def test_multiple_choice_log_likelihoods_are_those_of_the_model(tmp_path: Path, 
 def test_a_killed_evaluation_is_resumed_without_repeating_requests(
     tmp_path: Path, arc: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lm_eval_model, "_BLOCK", 1)
+    monkeypatch.setattr(lm_eval_tasks, "_BLOCK", 1)
     asked: list[int] = []
-    original = lm_eval_model.HFLM.loglikelihood
+    original = lm_eval_tasks.HFLM.loglikelihood
 
     def counted(self, requests, disable_tqdm=False):
         if sum(asked) == 4 and len(asked) == 2:
@@ -85,7 +85,7 @@ def test_a_killed_evaluation_is_resumed_without_repeating_requests(
         asked.append(len(requests))
         return original(self, requests, disable_tqdm=True)
 
-    monkeypatch.setattr(lm_eval_model.HFLM, "loglikelihood", counted)
+    monkeypatch.setattr(lm_eval_tasks.HFLM, "loglikelihood", counted)
     model = generator_at(tmp_path / "m")
     with pytest.raises(KeyboardInterrupt):
         measure(model, "arc_easy", arc, tmp_path / "out", batch_size=2)

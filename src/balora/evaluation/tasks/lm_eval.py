@@ -1,33 +1,42 @@
 """Tasks of EleutherAI's lm-evaluation-harness by name, on the loaded model.
 
 The library reads the data, makes the requests and scores the answers. balora runs the model and journals the answers, so
-that an interrupted evaluation continues. The library is an extra: ``pip install 'balora[lm-eval]'``.
+that an interrupted evaluation continues. The library is an extra (``pip install 'balora[lm-eval]'``); the registry imports
+this module only if it is installed.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
+import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import yaml
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
 from balora.data.hub import looks_local, unreachable
 from balora.data.readers import SUFFIXES
 from balora.errors import BALoraError
+from balora.evaluation.model_under_test import LoadedModel
 from balora.evaluation.prompting import CHAT
 from balora.evaluation.registry import LM_EVAL_PREFIX
-from balora.evaluation.results import Record
+from balora.evaluation.results import Journal, Record
 from balora.evaluation.tasks.task import Task
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _SPLITS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
 _SPLIT_ALIASES = {"dev": "validation", "valid": "validation", "val": "validation"}
+_BLOCK = 32
+"""Batches between two writes of the journal."""
 _BOOKKEEPING = ("doc_id", "doc_hash", "prompt_hash", "target_hash")
 
 
@@ -53,9 +62,6 @@ class LMEvalTask(Task):
         Raises:
             BALoraError: The data cannot be read, or the model is not a language model.
         """
-        # Imported here because it subclasses a class of lm_eval, which is an extra.
-        from balora.evaluation.tasks.lm_eval_model import JournaledModel
-
         context, name = self.context, self.name
         library = f"{name} is a task of lm-evaluation-harness"
         if context.model_under_test.is_reference:
@@ -65,10 +71,13 @@ class LMEvalTask(Task):
         if context.loaded.task not in ("generation", "seq2seq"):
             raise BALoraError(f"{name} needs a language model, and {context.model_under_test.name} is a classifier.")
         chat = context.prompting("none").template == CHAT
-        journal = context.journal(
-            f"lm_eval.{Path(name).stem if is_yaml_file(name) else name}",
-            harness={"name": name, "version": _version(), "few_shot": context.options.few_shot, "chat": chat},
-        )
+        identity = {
+            "name": name,
+            "version": str(getattr(lm_eval, "__version__", "unknown")),
+            "few_shot": context.options.few_shot,
+            "chat": chat,
+        }
+        journal = context.journal(f"lm_eval.{Path(name).stem if is_yaml_file(name) else name}", harness=identity)
         data = context.options.data
         with _errors_only(), _task_spec(name, data.get(LM_EVAL_PREFIX + name, data.get(name))) as spec:
             model = JournaledModel(context.loaded, context.options.batch_size, journal, context.say)
@@ -87,11 +96,9 @@ class LMEvalTask(Task):
         return journal.finish([], scores, details, records)
 
     def _run(self, spec: str, model: Any, chat: bool) -> dict[str, Any]:
-        from lm_eval import simple_evaluate
-
         options = self.context.options
         try:
-            output = simple_evaluate(
+            output = lm_eval.simple_evaluate(
                 model=model,
                 tasks=[spec],
                 num_fewshot=options.few_shot,
@@ -114,6 +121,76 @@ class LMEvalTask(Task):
             raise BALoraError(f"lm-evaluation-harness could not run {self.name}: {reason.rstrip('.')}.") from error
         assert output is not None, "only ranks above 0 get None, and there is one process"
         return dict(output)
+
+
+class JournaledModel(HFLM):
+    """Transformers model class of the library, for a loaded model. Journaled answers are not computed again.
+
+    Args:
+        loaded: Model and tokenizer.
+        batch_size: Requests per batch.
+        journal: Journal of the answers.
+        say: Function that receives progress messages.
+    """
+
+    def __init__(self, loaded: LoadedModel, batch_size: int, journal: Journal, say: Callable[[str], None]) -> None:
+        super().__init__(
+            pretrained=loaded.model,
+            tokenizer=loaded.tokenizer,
+            backend="seq2seq" if loaded.task == "seq2seq" else "causal",
+            batch_size=batch_size,
+        )
+        self._journal = journal
+        self._block = _BLOCK * batch_size
+        self._say = say
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Return the log-likelihood of each continuation, and whether it is the greedy one."""
+        answers = self._answer("loglikelihood", requests, super().loglikelihood)
+        return [(_log_likelihood(value), bool(greedy)) for value, greedy in answers]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
+        """Return the log-likelihood of each text."""
+        answers = self._answer("loglikelihood_rolling", requests, super().loglikelihood_rolling)
+        return [_log_likelihood(value) for value in answers]
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
+        """Generate the answer of each request, up to its stop strings."""
+        return [str(text) for text in self._answer("generate_until", requests, super().generate_until)]
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Return nothing: the library would look the model up on the hub. The result file describes the model."""
+        return {}
+
+    def _answer(self, kind: str, requests: Sequence[Any], ask: Callable[..., Sequence[Any]]) -> list[Any]:
+        names = _sample_names(kind, requests)
+        missing = set(self._journal.missing(names, "answer"))
+        pending = [(name, request) for name, request in zip(names, requests, strict=True) if name in missing]
+        if len(pending) < len(requests):
+            self._say(f"  {len(requests) - len(pending):,} of {len(requests):,} requests are answered already")
+        for start in range(0, len(pending), self._block):
+            block = pending[start : start + self._block]
+            answers = ask([request for _, request in block], disable_tqdm=True)
+            for (name, _), answer in zip(block, answers, strict=True):
+                self._journal.add(name, answer=answer)
+        return [self._journal.records[name]["answer"] for name in names]
+
+
+def _sample_names(kind: str, requests: Sequence[Any]) -> list[str]:
+    """Name each request by a digest of its content and a number, because sampling makes equal requests."""
+    seen: collections.Counter[str] = collections.Counter()
+    names = []
+    for request in requests:
+        content = json.dumps([kind, *request.args], default=str, sort_keys=True)
+        digest = hashlib.sha256(content.encode()).hexdigest()[:24]
+        names.append(f"{digest}/{seen[digest]}")
+        seen[digest] += 1
+    return names
+
+
+def _log_likelihood(value: float | None) -> float:
+    """Return a log-likelihood from the journal, which writes minus infinity as None."""
+    return float("-inf") if value is None else float(value)
 
 
 @contextlib.contextmanager
@@ -164,15 +241,7 @@ def _local_data(location: str) -> dict[str, Any]:
 @functools.cache
 def _task_manager() -> Any:
     """Return the library's index of tasks. Building it takes seconds."""
-    from lm_eval.tasks import TaskManager
-
     return TaskManager()
-
-
-def _version() -> str:
-    import lm_eval
-
-    return str(getattr(lm_eval, "__version__", "unknown"))
 
 
 def _scores(found: Mapping[str, Any]) -> Record:
@@ -209,4 +278,4 @@ def _errors_only() -> Iterator[None]:
             logger.setLevel(level)
 
 
-__all__ = ["LMEvalTask", "is_yaml_file", "task_names"]
+__all__ = ["JournaledModel", "LMEvalTask", "is_yaml_file", "task_names"]
