@@ -154,6 +154,3 @@ class EvaluationContext:
             if len(prompts) >= _PROGRESS_FROM and done * 10 // len(prompts) > reported:
                 reported = done * 10 // len(prompts)
                 self.say(f"  {done:,} of {len(prompts):,} answers")
-
-
-__all__ = ["EvaluationContext", "Request"]

@@ -104,6 +104,3 @@ def _read_hub(name: str, default: HubDataset, *, is_default: bool) -> Table:
     if not table.rows:
         raise BALoraError(f"{name} has no rows in its split {split}.")
     return table
-
-
-__all__ = ["HubDataset", "Rows", "read_rows"]

@@ -103,6 +103,3 @@ def _format_score(value: float | None) -> str:
     if value is None:
         return "undefined"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-
-
-__all__ = ["Evaluation", "evaluate", "format_scores"]

@@ -108,6 +108,3 @@ class EvaluationOptions:
             raise BALoraError(f"dtype must be float32, bfloat16, float16 or auto, not {self.dtype!r}.")
         if self.engine not in ("transformers", "vllm"):
             raise BALoraError(f"engine must be transformers or vllm, not {self.engine!r}.")
-
-
-__all__ = ["Engine", "EvaluationOptions", "JudgeOptions"]

@@ -96,6 +96,3 @@ def prompting_for(
     if config.task == "seq2seq":
         return Prompting(config.data.prompt_template, "")  # the encoder reads the prompt without a separator
     return Prompting(config.data.prompt_template, config.data.separator)
-
-
-__all__ = ["CHAT", "Message", "Prompting", "prompting_for"]

@@ -112,6 +112,3 @@ def describe_tasks() -> list[str]:
     lines = {**{name: entry.summary for name, entry in TASKS.items()}, **groups}
     width = max(map(len, lines))
     return [f"{name:<{width}}  {summary}" for name, summary in lines.items()]
-
-
-__all__ = ["GROUPS", "LM_EVAL_PREFIX", "TASKS", "TaskEntry", "describe_tasks", "find_tasks"]

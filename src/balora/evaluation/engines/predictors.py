@@ -185,6 +185,3 @@ def match_classes(own: Sequence[str], classes: Sequence[str], task: str) -> list
         f"{task} has the classes {', '.join(classes)}, but the model {model_classes}. Evaluate a model that was trained for "
         f"{task}."
     )
-
-
-__all__ = ["NO_CLASS", "ClassifierPredictor", "TextLabelPredictor", "match_classes"]

@@ -246,15 +246,3 @@ class _StopStrings(StoppingCriteria):
         tails = self.tokenizer.batch_decode(input_ids[:, self.width :][:, -_STOP_WINDOW:], skip_special_tokens=True)
         found = [any(stop in tail for stop in self.stops) for tail in tails]
         return torch.tensor(found, device=input_ids.device)
-
-
-__all__ = [
-    "Answer",
-    "Sampling",
-    "TransformersGenerator",
-    "cut_at_stop",
-    "decode_answer",
-    "fit_prompt",
-    "pad_left",
-    "sample_seed",
-]

@@ -99,6 +99,3 @@ class VllmGenerator:
             seed=sample_seed(sampling.seed, name) if sampling.temperature else None,
             stop=list(sampling.stops) or None,
         )
-
-
-__all__ = ["VllmGenerator"]

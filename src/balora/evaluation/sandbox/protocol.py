@@ -80,6 +80,3 @@ def describe_exit_status(status: int) -> str:
     with contextlib.suppress(ValueError):
         return f"killed by {signal.Signals(number).name}"
     return "ended early"
-
-
-__all__ = ["describe_exit_status", "exchange", "parse_outcome"]

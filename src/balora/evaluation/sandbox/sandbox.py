@@ -236,6 +236,3 @@ def _interpreter() -> tuple[str, list[str]]:
         return str(executable), []
     inside = Path(_PYTHON_INSIDE) / (executable.relative_to(base) if executable.is_relative_to(base) else "bin/python3")
     return str(inside), ["--ro-bind", str(base), _PYTHON_INSIDE, "--setenv", "LD_LIBRARY_PATH", f"{_PYTHON_INSIDE}/lib"]
-
-
-__all__ = ["Limits", "Outcome", "Sandbox"]

@@ -58,17 +58,9 @@ def seccomp_filter() -> bytes | None:
         program += [_op(_EQUAL, numbers[column], 0, 1), refuse]
     # A filter cannot read the flags of clone3. Without clone3, the C library falls back to clone.
     program += [_op(_EQUAL, _CLONE3[column], 0, 1), _op(_RETURN, _ERROR | errno.ENOSYS)]
-    program += [
-        _op(_EQUAL, _CLONE[column], 0, 3),
-        _op(_LOAD, 16),
-        _op(_ANY_BIT, _CLONE_NEWUSER, 0, 1),
-        refuse,
-    ]
+    program += [_op(_EQUAL, _CLONE[column], 0, 3), _op(_LOAD, 16), _op(_ANY_BIT, _CLONE_NEWUSER, 0, 1), refuse]
     return b"".join([*program, _op(_RETURN, _ALLOW)])
 
 
 def _op(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
     return struct.pack("=HBBI", code, if_true, if_false, value)
-
-
-__all__ = ["seccomp_filter"]

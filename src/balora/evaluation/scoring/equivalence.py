@@ -127,5 +127,3 @@ def _serve() -> None:
 
 if __name__ == "__main__":
     _serve()
-
-__all__ = ["EquivalenceChecker"]

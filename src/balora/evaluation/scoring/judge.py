@@ -209,6 +209,3 @@ def _retry_after(error: urllib.error.HTTPError) -> float | None:
         return max(0.0, float(error.headers.get("Retry-After", "")))
     except ValueError:
         return None
-
-
-__all__ = ["DEFAULT_PROMPTS", "Judge", "JudgePrompt", "JudgeUnavailable", "parse_rating", "read_prompts"]

@@ -217,6 +217,3 @@ def _balanced_braces(text: str, start: int) -> str | None:
         if depth == 0:
             return text[start + 1 : index].strip()
     return None
-
-
-__all__ = ["contradicts", "final_answer", "final_number", "last_boxed", "parse_number", "same_number", "same_text"]

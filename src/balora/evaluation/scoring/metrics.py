@@ -63,6 +63,3 @@ def regression_metrics(truth: Sequence[float], found: Sequence[float]) -> dict[s
         "mse": float(np.mean((np.asarray(truth) - np.asarray(found)) ** 2)),
         "rows": len(truth),
     }
-
-
-__all__ = ["classification_metrics", "regression_metrics"]

@@ -46,6 +46,3 @@ def mean_pass_at_k(verdicts: Iterable[list[bool]], k: int) -> float:
     """
     estimates = [pass_at_k(len(problem), sum(problem), k) for problem in verdicts]
     return sum(estimates) / len(estimates)
-
-
-__all__ = ["mean_pass_at_k", "pass_at_k"]

@@ -109,6 +109,3 @@ def complete_function(prompt: str, answer: str, name: str) -> str:
 def add_tests(program: str, tests: str) -> str:
     """Append the tests to a program, and change CRLF line ends to LF."""
     return f"{program}\n\n{tests}\n".replace("\r\n", "\n")
-
-
-__all__ = ["add_tests", "complete_function", "defines", "extract_code"]

@@ -186,6 +186,3 @@ class MBPPTask(_CodeTask):
 
 def _mbpp_text(row: Row) -> str:
     return str(row.get("text") or row["prompt"])  # the column is called prompt in the sanitized version
-
-
-__all__ = ["HumanEvalTask", "MBPPTask"]

@@ -174,6 +174,3 @@ def _with_cola_header(rows: Rows) -> Rows:
         return rows
     lines = [rows.columns, *(tuple(row.values()) for row in rows.rows)]
     return Rows(rows.source, [dict(zip(names, line, strict=True)) for line in lines], names)
-
-
-__all__ = ["DATASETS", "GlueTask"]

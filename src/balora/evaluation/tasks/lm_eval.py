@@ -276,6 +276,3 @@ def _errors_only() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-__all__ = ["JournaledModel", "LMEvalTask", "is_yaml_file", "task_names"]

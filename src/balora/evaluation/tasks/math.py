@@ -118,6 +118,3 @@ class Math500Task(MathTask):
 
 def _fraction(values: Sequence[bool]) -> float:
     return sum(values) / len(values)
-
-
-__all__ = ["GSM8KTask", "Math500Task", "MathTask"]

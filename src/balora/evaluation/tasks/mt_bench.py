@@ -69,11 +69,9 @@ class MTBenchTask(Task):
             self.rows = Rows(table.name, table.rows, table.columns)
             for path in sorted(folder.glob("reference_answer*.jsonl")):
                 references.update({row["question_id"]: row["choices"][0]["turns"] for row in read_table(path).rows})
-            if (folder / "judge_prompts.jsonl").is_file():
-                self.prompts, self.prompts_source = (
-                    read_prompts(read_table(folder / "judge_prompts.jsonl").rows),
-                    "mt_bench",
-                )
+            prompts = folder / "judge_prompts.jsonl"
+            if prompts.is_file():
+                self.prompts, self.prompts_source = read_prompts(read_table(prompts).rows), "mt_bench"
         conversations = [
             _conversation(row, references.get(row.get("question_id")), self.rows.source) for row in self.rows.rows
         ]
@@ -276,6 +274,3 @@ def _rating(judge: Judge, messages: list[Message]) -> Record:
         if rating is not None:
             return {"judgment": reply, "rating": rating}
     return {"judgment": reply}
-
-
-__all__ = ["Conversation", "MTBenchTask", "conversation_text"]

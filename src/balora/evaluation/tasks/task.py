@@ -114,6 +114,3 @@ class GenerationTask(Task):
     @abc.abstractmethod
     def _scores(self, records: Mapping[str, Record]) -> Record:
         """Compute the scores from the graded samples, by sample name."""
-
-
-__all__ = ["GenerationTask", "Task"]
