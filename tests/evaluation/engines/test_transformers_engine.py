@@ -147,7 +147,7 @@ def test_an_encoder_decoder_answers_with_its_decoder_output() -> None:
     assert answers[1].text == tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def settings(**data) -> RunConfig:
+def run_config(**data) -> RunConfig:
     columns = {"prompt": "q", "response": "a"} if "messages" not in data else {}
     return RunConfig.from_dict(
         {"model": "m", "task": "generation", "data": {"train": "t.jsonl", **columns, **data}, "output": "o"}
@@ -157,16 +157,16 @@ def settings(**data) -> RunConfig:
 def test_a_run_gets_the_prompt_format_of_its_training() -> None:
     tokenizer = tiny_tokenizer()
 
-    def asked(run: RunConfig | None, template: str | None = None) -> str:
+    def prompt(run: RunConfig | None, template: str | None = None) -> str:
         return prompting_for(template, run, "alpaca", " ").text(tokenizer, "2 + 2?")
 
-    assert asked(settings()) == "2 + 2?\n"
-    assert asked(settings(prompt_template="Q: {prompt} A:")) == "Q: 2 + 2? A:"
-    assert asked(settings(separator=" => ")) == "2 + 2? => "
-    assert asked(settings(prompt_template="alpaca")).endswith("### Response:\n")
-    assert asked(None).endswith("### Response: ")
-    assert asked(settings(), "Say: {prompt}") == "Say: 2 + 2?"
-    assert prompting_for(None, settings(messages="messages"), "none").template == "chat"
+    assert prompt(run_config()) == "2 + 2?\n"
+    assert prompt(run_config(prompt_template="Q: {prompt} A:")) == "Q: 2 + 2? A:"
+    assert prompt(run_config(separator=" => ")) == "2 + 2? => "
+    assert prompt(run_config(prompt_template="alpaca")).endswith("### Response:\n")
+    assert prompt(None).endswith("### Response: ")
+    assert prompt(run_config(), "Say: {prompt}") == "Say: 2 + 2?"
+    assert prompting_for(None, run_config(messages="messages"), "none").template == "chat"
 
 
 def test_the_chat_template_is_that_of_the_tokenizer() -> None:

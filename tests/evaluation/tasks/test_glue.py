@@ -80,8 +80,8 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
     model = classifier_at(tmp_path / "m", ["contradiction", "entailment", "neutral"])
     result = measure(model, "mnli", data, tmp_path / "out")
     for sample in result["samples"]:
-        said = ["contradiction", "entailment", "neutral"][int(np.argmax(sample["output"]))]
-        assert sample["predicted"] == said
+        expected = ["contradiction", "entailment", "neutral"][int(np.argmax(sample["output"]))]
+        assert sample["predicted"] == expected
 
 
 def test_a_model_with_other_classes_is_refused(tmp_path: Path, sst2: Path) -> None:
@@ -95,20 +95,20 @@ def test_a_model_with_other_classes_is_refused(tmp_path: Path, sst2: Path) -> No
 def test_a_second_call_predicts_only_new_rows(tmp_path: Path, sst2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = classifier_at(tmp_path / "m", ["0", "1"])
     measure(model, "sst2", sst2, tmp_path / "out", limit=10)
-    asked = []
+    row_counts = []
     predict = ClassifierPredictor.predict
 
     def counted(self, rows):
-        asked.append(len(rows))
+        row_counts.append(len(rows))
         return predict(self, rows)
 
     monkeypatch.setattr(ClassifierPredictor, "predict", counted)
     result = measure(model, "sst2", sst2, tmp_path / "out")
-    assert asked == [20] and result["scores"]["rows"] == 30
+    assert row_counts == [20] and result["scores"]["rows"] == 30
     fresh = measure(model, "sst2", sst2, tmp_path / "fresh")
     assert fresh["scores"] == result["scores"]
     measure(model, "sst2", sst2, tmp_path / "out")
-    assert asked == [20, 30]
+    assert row_counts == [20, 30]
 
 
 def test_results_of_another_model_are_not_continued(tmp_path: Path, sst2: Path) -> None:
@@ -134,14 +134,14 @@ def test_outputs_that_are_not_finite_count_as_wrong(
             yield place, [float("nan")] * len(logits) if place < 3 else logits
 
     monkeypatch.setattr(ClassifierPredictor, "predict", broken)
-    said: list[str] = []
+    messages: list[str] = []
     options = EvaluationOptions(data={task: str(data)}, device="cpu")
     scores = []
     for _ in range(2):  # from the model, then from the journal
-        result = evaluate(model, [task], output=tmp_path / "out", options=options, say=said.append).results[task]
+        result = evaluate(model, [task], output=tmp_path / "out", options=options, say=messages.append).results[task]
         scores.append(result["scores"])
     assert scores[0] == scores[1] and scores[0]["not_finite"] == 3
-    assert sum("3 of 30 rows have outputs that are NaN" in line for line in said) == 2
+    assert sum("3 of 30 rows have outputs that are NaN" in line for line in messages) == 2
     if task == "sst2":
         assert [sample["predicted"] for sample in result["samples"][:3]] == ["(no class)"] * 3
         assert np.sum(scores[0]["confusion"]) == 27
@@ -186,10 +186,10 @@ def test_the_official_files_are_read(tmp_path: Path, task: str, file: str, colum
 
 
 def test_the_default_rows_are_the_validation_rows_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    requested = []
 
     def hub(name, configuration, split, key):
-        asked.append((name, configuration, split))
+        requested.append((name, configuration, split))
         features = datasets.Features({
             "premise": datasets.Value("string"), "hypothesis": datasets.Value("string"),
             "label": datasets.ClassLabel(names=NLI), "idx": datasets.Value("int32"),
@@ -201,7 +201,10 @@ def test_the_default_rows_are_the_validation_rows_of_the_hub(tmp_path: Path, mon
     monkeypatch.setattr("balora.evaluation.data.load_hub_dataset", hub)
     model = classifier_at(tmp_path / "m", NLI)
     result = evaluate(model, ["mnli", "mnli_mismatched"], output=tmp_path / "out").results["mnli_mismatched"]
-    assert asked == [("nyu-mll/glue", "mnli", "validation_matched"), ("nyu-mll/glue", "mnli", "validation_mismatched")]
+    assert requested == [
+        ("nyu-mll/glue", "mnli", "validation_matched"),
+        ("nyu-mll/glue", "mnli", "validation_mismatched"),
+    ]
     assert result["samples"][0]["label"] == "contradiction"
 
 

@@ -75,14 +75,14 @@ def test_a_killed_evaluation_is_resumed_without_repeating_requests(
     tmp_path: Path, arc: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lm_eval_tasks, "_BLOCK", 1)
-    asked: list[int] = []
+    batch_sizes: list[int] = []
     original = lm_eval_tasks.HFLM.loglikelihood
 
     def counted(self, requests, disable_tqdm=False):
-        if sum(asked) == 4 and len(asked) == 2:
-            asked.append(0)
+        if sum(batch_sizes) == 4 and len(batch_sizes) == 2:
+            batch_sizes.append(0)
             raise KeyboardInterrupt
-        asked.append(len(requests))
+        batch_sizes.append(len(requests))
         return original(self, requests, disable_tqdm=True)
 
     monkeypatch.setattr(lm_eval_tasks.HFLM, "loglikelihood", counted)
@@ -90,9 +90,9 @@ def test_a_killed_evaluation_is_resumed_without_repeating_requests(
     with pytest.raises(KeyboardInterrupt):
         measure(model, "arc_easy", arc, tmp_path / "out", batch_size=2)
     resumed = measure(model, "arc_easy", arc, tmp_path / "out", batch_size=2)
-    assert asked == [2, 2, 0, 2, 2, 2]
+    assert batch_sizes == [2, 2, 0, 2, 2, 2]
     again = measure(model, "arc_easy", arc, tmp_path / "out", batch_size=2)
-    assert asked == [2, 2, 0, 2, 2, 2]
+    assert batch_sizes == [2, 2, 0, 2, 2, 2]
     whole = measure(model, "arc_easy", arc, tmp_path / "whole", batch_size=2)
     assert resumed["scores"] == again["scores"] == whole["scores"]
 
@@ -155,12 +155,12 @@ def test_own_tasks_have_precedence_over_lm_eval() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "words"),
+    ("task", "message"),
     [("arc_easy", "--data TASK=PATH"), ("mmlu", "group of tasks")],
 )
-def test_unreadable_data_are_reported(tmp_path: Path, arc: Path, task: str, words: str) -> None:
+def test_unreadable_data_are_reported(tmp_path: Path, arc: Path, task: str, message: str) -> None:
     data = arc if task == "mmlu" else None
-    with pytest.raises(BALoraError, match=words):
+    with pytest.raises(BALoraError, match=message):
         measure(generator_at(tmp_path / "m"), task, data, tmp_path / "out")
 
 

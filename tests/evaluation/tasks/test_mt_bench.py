@@ -126,11 +126,11 @@ def test_the_judge_gets_question_answer_and_reference(model: Path, bench: Path, 
     with judge_server(5) as server:
         result = evaluate(model, ["mt_bench"], output=tmp_path / "out", options=options(bench, server.url))
     answers = {sample["id"]: sample["output"] for sample in result.results["mt_bench"]["samples"]}
-    said = [" ".join(message["content"] for message in asked["messages"]) for asked in server.requests]
-    assert "Write {this}." in said[0] and answers["81/1"] in said[0] and "Again?" not in said[0]
-    assert all(part in said[1] for part in ("Write {this}.", answers["81/1"], "Again?", answers["81/2"]))
-    assert "It is 4." in said[2] and "It is 4." in said[3] and "It is 5." in said[3]
-    assert "eference" in said[2] and "eference" not in said[4], "coding has no reference answer here"
+    texts = [" ".join(message["content"] for message in request["messages"]) for request in server.requests]
+    assert "Write {this}." in texts[0] and answers["81/1"] in texts[0] and "Again?" not in texts[0]
+    assert all(part in texts[1] for part in ("Write {this}.", answers["81/1"], "Again?", answers["81/2"]))
+    assert "It is 4." in texts[2] and "It is 4." in texts[3] and "It is 5." in texts[3]
+    assert "eference" in texts[2] and "eference" not in texts[4], "coding has no reference answer here"
 
 
 def test_only_missing_ratings_are_requested(
@@ -159,9 +159,9 @@ def test_a_reply_without_a_rating_is_retried_and_then_counted(model: Path, bench
         assert record["scores"]["unrated"] == 1 and record["scores"]["rated"] == 3
         assert [sample.get("rating") for sample in record["samples"]] == [5, None, 6, 6]
         assert record["scores"]["second_turn"] == 6
-        asked = len(server.requests)
+        count = len(server.requests)
         again = evaluate(model, ["mt_bench"], output=tmp_path / "out", options=how).results["mt_bench"]
-        assert len(server.requests) == asked + 1 and again["scores"]["unrated"] == 0
+        assert len(server.requests) == count + 1 and again["scores"]["unrated"] == 0
 
 
 def test_answers_are_kept_if_no_judge_is_named(model: Path, bench: Path, tmp_path: Path) -> None:
@@ -218,8 +218,8 @@ def test_the_official_questions_and_prompts(balora, shared_dir: Path, tmp_path: 
     result = json.loads((tmp_path / "out" / "mt_bench.json").read_text())
     assert result["scores"]["rated"] == 100 and result["scores"]["first_turn"] == 6
     assert result["identity"]["judge prompts"].startswith("mt_bench ")
-    referenced = [asked for asked in server.requests if "reference answer" in str(asked["messages"]).lower()]
-    assert len(referenced) == 2 * 30, "reasoning, math and coding have them"
+    referenced = [request for request in server.requests if "reference answer" in str(request["messages"]).lower()]
+    assert len(referenced) == 2 * 30, "reasoning, math and coding have reference answers"
 
 
 def test_every_default_prompt_has_all_placeholders() -> None:
@@ -237,5 +237,5 @@ def test_every_default_prompt_has_all_placeholders() -> None:
         ),
     }
     for name, prompt in DEFAULT_PROMPTS.items():
-        said = str(prompt.messages(**{key: f"<{key}>" for key in values[name]}))
-        assert all(f"<{key}>" in said for key in values[name]) and "[[number]]" in said
+        texts = str(prompt.messages(**{key: f"<{key}>" for key in values[name]}))
+        assert all(f"<{key}>" in texts for key in values[name]) and "[[number]]" in texts

@@ -96,7 +96,7 @@ class GlueTask(Task):
         """Yield the index and the outputs of each row, from a classification or regression head."""
         context, classes = self.context, self.dataset.classes
         predictor = ClassifierPredictor(context.loaded, context.model_under_test.settings, context.options.batch_size)
-        names = predictor.classes_for(self.dataset.classes, self.name)
+        names = predictor.classes_for(classes, self.name)
         for position, logits in predictor.predict(texts):
             fields: dict[str, Any] = {"output": logits}
             if classes:
