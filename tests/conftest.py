@@ -6,15 +6,16 @@ import importlib.util
 import os
 from pathlib import Path
 
+# Before the imports: huggingface_hub reads the variable when it is imported.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
 import pytest
 import torch
 
 from balora.teacher import PretrainedTeacher
 
 pytest_plugins = ["command"]  # the `balora` fixture: the command, and a config to give it
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The journal: nothing is repeated, nothing mixed, nothing half-read."""
+"""The journal: it resumes, refuses samples of other settings, and survives a kill."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from balora.checkpoints.lock import locked
 from balora.evaluation.results import Journal
 
 
-def test_a_second_journal_has_what_the_first_one_wrote(tmp_path: Path) -> None:
+def test_a_reopened_journal_has_all_records(tmp_path: Path) -> None:
     first = Journal(tmp_path, "gsm8k", {"model": "a"})
     first.add("0", output="18")
     first.add("1", output="3")
@@ -23,18 +23,18 @@ def test_a_second_journal_has_what_the_first_one_wrote(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0c", "\r"])
-def test_an_answer_may_hold_any_character_that_ends_a_line(tmp_path: Path, character: str) -> None:
+def test_an_answer_may_contain_line_separators(tmp_path: Path, character: str) -> None:
     Journal(tmp_path, "gsm8k", {"model": "a"}).add("0", output=f"a{character}b")
     assert Journal(tmp_path, "gsm8k", {"model": "a"}).records == {"0": {"output": f"a{character}b"}}
 
 
-def test_samples_of_another_model_are_refused_by_name(tmp_path: Path) -> None:
+def test_a_journal_of_another_model_is_refused(tmp_path: Path) -> None:
     Journal(tmp_path, "gsm8k", {"model": "a", "data": "d"}).add("0", output="18")
     with pytest.raises(BALoraError, match=r"another model\. Choose another output"):
         Journal(tmp_path, "gsm8k", {"model": "b", "data": "d"})
 
 
-def test_a_line_cut_by_a_kill_is_done_again(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_dropped(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "gsm8k", {"model": "a"})
     journal.add("0", output="18")
     with journal.path.open("a") as file:
@@ -45,14 +45,14 @@ def test_a_line_cut_by_a_kill_is_done_again(tmp_path: Path) -> None:
     assert list(Journal(tmp_path, "gsm8k", {"model": "a"}).records) == ["0", "1"]
 
 
-def test_a_kill_within_the_first_line_leaves_a_fresh_start(tmp_path: Path) -> None:
+def test_an_incomplete_first_line_starts_a_new_journal(tmp_path: Path) -> None:
     (tmp_path / "gsm8k.samples.jsonl").write_text('{"identi')
     journal = Journal(tmp_path, "gsm8k", {"model": "a"})
     journal.add("0", output="18")
     assert list(Journal(tmp_path, "gsm8k", {"model": "a"}).records) == ["0"]
 
 
-def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+def test_a_damaged_journal_is_refused(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "gsm8k", {"model": "a"})
     with journal.path.open("a") as file:
         file.write("not json\n")
@@ -60,7 +60,7 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
         Journal(tmp_path, "gsm8k", {"model": "a"})
 
 
-def test_the_result_holds_the_samples_that_were_scored_and_where_they_come_from(tmp_path: Path) -> None:
+def test_the_result_has_scored_samples_and_provenance(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "gsm8k", {"model": "a"})
     for number in range(3):
         journal.add(str(number), output=str(number))
@@ -71,7 +71,7 @@ def test_the_result_holds_the_samples_that_were_scored_and_where_they_come_from(
     assert result["data"] == "test.jsonl" and result["provenance"]["versions"]["torch"]
 
 
-def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
+def test_two_processes_cannot_write_one_directory(tmp_path: Path) -> None:
     with locked(tmp_path, "Another process writes results"), pytest.raises(BALoraError, match="Another process"):
         locked(tmp_path, "Another process writes results").__enter__()
     with locked(tmp_path, "Another process writes results"):

@@ -1,4 +1,4 @@
-"""Model folders for evaluations: tiny, random, whole."""
+"""Directories of tiny random models for evaluations."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def classifier_at(folder: Path, labels: list[str], seed: int = 0) -> Path:
     return _save(model, folder)
 
 
-def writer_at(folder: Path, seed: int = 0, **settings) -> Path:
-    return _save(tiny_llama(seed=seed, **settings), folder)
+def generator_at(folder: Path, seed: int = 0, **config) -> Path:
+    return _save(tiny_llama(seed=seed, **config), folder)
 
 
 def _save(model, folder: Path) -> Path:

@@ -1,30 +1,28 @@
-"""A stand-in for an OpenAI-compatible endpoint on this machine, which answers, dawdles, refuses and talks nonsense."""
+"""Fake of an OpenAI-compatible endpoint, which can rate, wait, fail, reject and send malformed replies."""
 
 from __future__ import annotations
 
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-Behaviour = Callable[["JudgeServer", dict], object]
-
 
 class JudgeServer:
-    """What was asked, and how it is answered: one behaviour after the other, then the last one for ever."""
+    """Records the requests. Each request gets the next behaviour; the last behaviour repeats."""
 
     def __init__(self, *behaviours: str | float) -> None:
         self.behaviours = list(behaviours)
-        self.asked: list[dict] = []
+        self.requests: list[dict] = []
         self.headers: list[dict] = []
         self.url = ""
         self._lock = threading.Lock()
 
     def next(self, body: dict, headers: dict) -> str | float:
         with self._lock:
-            self.asked.append(body)
+            self.requests.append(body)
             self.headers.append(headers)
             return self.behaviours.pop(0) if len(self.behaviours) > 1 else self.behaviours[0]
 
@@ -40,27 +38,27 @@ def judge_server(*behaviours: str | float) -> Iterator[JudgeServer]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            what = judge.next({**body, "path": self.path}, dict(self.headers))
-            if isinstance(what, int | float):
-                return self.send(200, reply(f"It will do.\n\nRating: [[{what}]]"))
-            if what == "slow":
+            behaviour = judge.next({**body, "path": self.path}, dict(self.headers))
+            if isinstance(behaviour, int | float):
+                return self.send(200, reply(f"It will do.\n\nRating: [[{behaviour}]]"))
+            if behaviour == "slow":
                 time.sleep(1.5)
                 return self.send(200, reply("Rating: [[1]]"))
-            if what == "limited":
+            if behaviour == "limited":
                 return self.send(429, b'{"error": {"message": "too fast"}}', {"Retry-After": "0.05"})
-            if what == "broken":
+            if behaviour == "broken":
                 return self.send(500, b"oops")
-            if what == "denied":
+            if behaviour == "denied":
                 return self.send(401, b'{"error": {"message": "bad key"}}')
-            if what == "elsewhere":
+            if behaviour == "elsewhere":
                 return self.send(302, b"", {"Location": "http://127.0.0.1:9/"})
-            if what == "dropped":
+            if behaviour == "dropped":
                 return self.connection.close()
-            if what == "garbage":
+            if behaviour == "garbage":
                 return self.send(200, b"<html>hello</html>")
-            if what == "empty":
+            if behaviour == "empty":
                 return self.send(200, b'{"choices": []}')
-            return self.send(200, reply(what))
+            return self.send(200, reply(behaviour))
 
         def send(self, status: int, body: bytes, headers: dict | None = None) -> None:
             try:
@@ -71,7 +69,7 @@ def judge_server(*behaviours: str | float) -> Iterator[JudgeServer]:
                 self.end_headers()
                 self.wfile.write(body)
             except OSError:
-                return  # the caller has gone
+                return  # the client has closed the connection
 
         def log_message(self, *_: object) -> None:
             return

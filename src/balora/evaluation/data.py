@@ -1,4 +1,4 @@
-"""The rows that a task is measured on: from a local file or folder, or the hub."""
+"""Read the rows of a task from a local file or directory, or from the hub."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ from balora.errors import BALoraError, suggest
 
 
 @dataclasses.dataclass(frozen=True)
-class Origin:
-    """Where a task's rows are when the user does not say."""
+class HubDataset:
+    """Dataset on the hub that a task reads by default."""
 
-    hub: str
-    """A hub id."""
+    hub_id: str
     configurations: tuple[str | None, ...] = (None,)
-    """One or more, joined."""
+    """Configurations to read; their rows are joined."""
     splits: tuple[str, ...] = ("test",)
-    """The first that is there is taken."""
+    """Names of the split in a local directory; the first name is the split on the hub."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Rows and where they came from."""
+    """Rows of a task and the name of their source."""
 
     source: str
     rows: Sequence[Row]
@@ -37,7 +36,7 @@ class Rows:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the rows in order: the same data give the same digest, wherever they lie."""
+        """SHA-256 of the rows in order. It does not depend on where the rows are stored."""
         digest = hashlib.sha256()
         for row in self.rows:
             digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode())
@@ -45,10 +44,10 @@ class Rows:
         return digest.hexdigest()
 
     def column(self, *names: str) -> str:
-        """The first of several names that is a column here.
+        """Return the first of several names that is a column.
 
         Raises:
-            BALoraError: None of them is.
+            BALoraError: None of the names is a column.
         """
         for name in names:
             if name in self.columns:
@@ -60,49 +59,48 @@ class Rows:
         )
 
 
-def read_rows(place: str | None, origin: Origin) -> Rows:
-    """Read a task's rows.
+def read_rows(location: str | None, default: HubDataset) -> Rows:
+    """Read the rows of a task.
 
     Args:
-        place: What the user gave: a file, a folder or a hub id; None takes the task's own.
-        origin: The task's own.
+        location: File, directory or hub id that the user gave; None reads the default.
+        default: The task's own dataset.
 
     Raises:
-        BALoraError: The data are missing, broken or empty, or cannot be reached.
+        BALoraError: The data are missing, damaged or empty, or the hub cannot be reached.
     """
-    if place is not None and looks_local(place, SUFFIXES):
-        table = _read_local(place, origin.splits)
+    if location is not None and looks_local(location, SUFFIXES):
+        table = _read_local(location, default.splits)
     else:
-        table = _read_hub(place or origin.hub, origin, chosen=place is not None)
+        table = _read_hub(location or default.hub_id, default, is_default=location is None)
     return Rows(table.name, table.rows, table.columns)
 
 
-def _read_local(place: str, splits: tuple[str, ...]) -> Table:
-    source = open_source(place)
+def _read_local(location: str, splits: tuple[str, ...]) -> Table:
+    source = open_source(location)
     assert isinstance(source, FilesSource)
-    if Path(place).expanduser().is_file():
-        return source.read("train")  # a file alone is one split, whatever it is called
+    if Path(location).expanduser().is_file():
+        return source.read("train")  # `open_source` calls the only split of a single file "train"
     names = {"validation" if split in ("dev", "validation") else split for split in splits}
     found = [split for split in source.splits if split in names]
     if not found and len(source.splits) == 1:
         found = list(source.splits)
     if not found:
         raise BALoraError(
-            f"The folder {place} has no file for {' or '.join(splits)}; it has {', '.join(source.splits)}. Give the file itself."
+            f"The directory {location} has no file for {' or '.join(splits)}; it has {', '.join(source.splits)}. Give the "
+            "path of the file."
         )
     return source.read(found[0])
 
 
-def _read_hub(name: str, origin: Origin, *, chosen: bool) -> Table:
+def _read_hub(name: str, default: HubDataset, *, is_default: bool) -> Table:
+    split = default.splits[0]
     tables = []
-    for configuration in (None,) if chosen and name != origin.hub else origin.configurations:
-        dataset: Any = load_hub_dataset(name, configuration, origin.splits[0], key="--data TASK=FILE")
+    for configuration in default.configurations if is_default or name == default.hub_id else (None,):
+        dataset: Any = load_hub_dataset(name, configuration, split, key="--data TASK=FILE")
         rows = dataset.to_list()
-        tables.append(Table(f"{name} ({origin.splits[0]})", tuple(dataset.column_names), rows, [""] * len(rows)))
+        tables.append(Table(f"{name} ({split})", tuple(dataset.column_names), rows, [""] * len(rows)))
     table = join(tables)
     if not table.rows:
-        raise BALoraError(f"{name} has no rows in its split {origin.splits[0]}.")
+        raise BALoraError(f"{name} has no rows in its split {split}.")
     return table
-
-
-__all__ = ["Origin", "Rows", "read_rows"]

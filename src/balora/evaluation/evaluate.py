@@ -1,33 +1,34 @@
-"""`balora evaluate`: a model, some tasks, a folder of results."""
+"""Evaluate a model on tasks and write the results into a directory."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from balora.checkpoints.lock import locked
 from balora.errors import BALoraError, suggest
-from balora.evaluation.context import Session
-from balora.evaluation.model_under_test import ModelUnderTest
 from balora.evaluation.options import EvaluationOptions
-from balora.evaluation.registry import GROUPS, Task, find_tasks
-from balora.evaluation.results import Record
+from balora.evaluation.registry import GROUPS, LM_EVAL_PREFIX, find_tasks
+
+if TYPE_CHECKING:
+    from balora.evaluation.results import Record
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What came of it."""
+    """Results of an evaluation."""
 
     folder: Path
+    """Directory of the result files."""
     results: dict[str, Record]
-    """By task: ``scores``, ``samples`` and where they come from, as they were written."""
+    """Content of each task's result file: ``scores``, ``samples`` and provenance, by task name."""
 
     @property
     def main_scores(self) -> dict[str, float | None]:
-        """The one figure of every task."""
+        """Main score of each task, by task name."""
         return {name: result["scores"][result["scores"]["main"]] for name, result in self.results.items()}
 
 
@@ -39,65 +40,66 @@ def evaluate(
     options: EvaluationOptions | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Evaluation:
-    """Measure a model on tasks; where results are there already, go on from them.
+    """Evaluate a model on tasks. Samples that the output directory already has are kept, not computed again.
 
     Args:
-        model: A run's folder, a model's folder, a hub id, or ``reference`` for the data's own answers.
-        tasks: Names, such as ``gsm8k`` or ``glue``.
-        output: The folder of the results; default ``evaluation/`` in the run, or ``evaluation/MODEL``.
-        options: Everything else.
-        say: Takes lines for the user.
+        model: Run directory, model directory, hub id, or ``reference`` for the reference answers of the data.
+        tasks: Names of tasks or groups, such as ``gsm8k`` or ``glue``.
+        output: Directory for the results. Default: ``evaluation/`` in the run directory, or ``evaluation/MODEL``.
+        options: All other settings.
+        say: Function that receives progress messages.
 
     Returns:
-        Scores and samples; the same is in ``TASK.json`` in the folder.
+        Scores and samples of every task. ``TASK.json`` in the output directory has the same content.
 
     Raises:
-        BALoraError: Bad input. What was done before stays.
+        BALoraError: The model, a task, the data or an option is invalid. Finished samples stay in the output directory.
     """
+    # Imported here because both import torch, which the package must not do when it is imported.
+    from balora.evaluation.context import EvaluationContext
+    from balora.evaluation.model_under_test import ModelUnderTest
+
     options = options or EvaluationOptions()
-    wanted = find_tasks(tasks)
-    _check_places(options.data, wanted)
-    subject = ModelUnderTest(str(model), options)
-    folder = Path(output) if output is not None else subject.folder
+    entries = find_tasks(tasks)
+    _check_data_names(options.data, [entry.name for entry in entries])
+    model_under_test = ModelUnderTest(str(model), options)
+    folder = Path(output) if output is not None else model_under_test.folder
     results: dict[str, Record] = {}
-    with locked(folder, "Another process writes results"), Session(subject, options, folder, say) as session:
-        for task in wanted:
-            say(f"{task.name}: {task.summary}")
-            started = time.monotonic()
-            results[task.name] = task.evaluate(session)
-            say(f"  {describe(task, results[task.name])}  ({time.monotonic() - started:.1f} s)")
+    with (
+        locked(folder, "Another process writes results"),
+        EvaluationContext(model_under_test, options, folder, say) as context,
+    ):
+        for entry in entries:
+            say(f"{entry.name}: {entry.summary}")
+            start_time = time.monotonic()
+            results[entry.name] = entry.load(context).evaluate()
+            say(f"  {format_scores(results[entry.name])}  ({time.monotonic() - start_time:.1f} s)")
     return Evaluation(folder, results)
 
 
-def _check_places(places: Mapping[str, str], tasks: Sequence[Task]) -> None:
-    """Refuse data for a task that is not evaluated: most likely its name is misspelt, and other data would be taken."""
-    names = {task.name for task in tasks}
-    names |= {name.removeprefix("lm_eval:") for name in names} | {name.removesuffix("_mismatched") for name in names}
+def _check_data_names(data: Mapping[str, str], tasks: Iterable[str]) -> None:
+    """Refuse data for a task that is not evaluated: a misspelt name would silently evaluate the default data."""
+    names = set(tasks)
+    names |= {name.removeprefix(LM_EVAL_PREFIX) for name in names} | {n.removesuffix("_mismatched") for n in names}
     names |= {group for group, members in GROUPS.items() if names & set(members)}
-    for name in places:
+    for name in data:
         if name not in names:
             raise BALoraError(
-                f"Data were given for {name!r}, which is not among the tasks ({', '.join(sorted(names))}).{suggest(name, names)}"
+                f"Data were given for {name!r}, but it is not among the tasks to evaluate ({', '.join(sorted(names))})."
+                f"{suggest(name, names)}"
             )
 
 
-def describe(task: Task, result: Record) -> str:
-    """The scores that are single numbers, in one line, the main one first."""
+def format_scores(result: Record) -> str:
+    """Return the scores that are single numbers as one line, the main score first."""
     scores: dict[str, Any] = result["scores"]
     main = scores["main"]
-    rest = [name for name in scores if name not in (main, "main")]
-    return "  ".join(f"{name} {shown(scores[name])}" for name in [main, *rest] if _is_number(scores[name]))
+    names = [main, *(name for name in scores if name not in (main, "main"))]
+    numbers = [(name, scores[name]) for name in names if isinstance(scores[name], int | float | None)]
+    return "  ".join(f"{name} {_format_score(value)}" for name, value in numbers if not isinstance(value, bool))
 
 
-def shown(value: float | None) -> str:
-    """A score for people."""
+def _format_score(value: float | None) -> str:
     if value is None:
         return "undefined"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-
-
-def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-
-
-__all__ = ["Evaluation", "describe", "evaluate"]

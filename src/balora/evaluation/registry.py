@@ -1,83 +1,114 @@
-"""Every task by name, and what a name such as ``glue`` stands for."""
+"""Registry of the evaluation tasks: names, descriptions, and groups such as ``glue``.
+
+A task's code is imported when the task is evaluated, so that the list of tasks answers without torch.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterable
+import importlib
+import importlib.util
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from balora.errors import BALoraError, suggest
-from balora.evaluation.context import Session
-from balora.evaluation.results import Record
-from balora.evaluation.tasks import code, glue, mathematics, mt_bench
-from balora.evaluation.tasks import lm_eval as harness
+
+if TYPE_CHECKING:
+    from balora.evaluation.context import EvaluationContext
+    from balora.evaluation.tasks.task import Task
+
+LM_EVAL_PREFIX = "lm_eval:"
+"""Prefix that selects a task of lm-evaluation-harness where balora has one of the same name, or a task's YAML file."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-    """Something a model can be measured on."""
+class TaskEntry:
+    """Registry entry of a task."""
 
     name: str
     summary: str
-    evaluate: Callable[[Session], Record]
+    task_class: str
+    """Module in `balora.evaluation.tasks` and class, such as ``glue:GlueTask``."""
+
+    def load(self, context: EvaluationContext) -> Task:
+        """Import the task's code and prepare the task.
+
+        Args:
+            context: Model, options and output directory.
+        """
+        module, _, name = self.task_class.partition(":")
+        task_class = getattr(importlib.import_module(f"balora.evaluation.tasks.{module}"), name)
+        task: Task = task_class(context, self.name.removeprefix(LM_EVAL_PREFIX))
+        return task
 
 
-def _task(evaluate: Callable[..., Record], name: str, summary: str) -> Task:
-    return Task(name, summary, functools.partial(evaluate, name=name))
-
-
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        *(_task(glue.evaluate_glue, t.name, f"GLUE, {t.folder}: {t.main}") for t in glue.TASKS.values()),
-        *(_task(mathematics.evaluate_math, t.name, f"{t.summary}: accuracy") for t in mathematics.TASKS.values()),
-        *(_task(code.evaluate_code, t.name, t.summary) for t in code.TASKS.values()),
-        _task(mt_bench.evaluate_mt_bench, mt_bench.NAME, "conversations of two turns, rated 1 to 10 by a judge"),
+TASKS = {
+    name: TaskEntry(name, summary, task_class)
+    for name, summary, task_class in (
+        ("cola", "GLUE, CoLA: matthews", "glue:GlueTask"),
+        ("sst2", "GLUE, SST-2: accuracy", "glue:GlueTask"),
+        ("mrpc", "GLUE, MRPC: accuracy", "glue:GlueTask"),
+        ("stsb", "GLUE, STS-B: pearson", "glue:GlueTask"),
+        ("qqp", "GLUE, QQP: accuracy", "glue:GlueTask"),
+        ("mnli", "GLUE, MNLI: accuracy", "glue:GlueTask"),
+        ("mnli_mismatched", "GLUE, MNLI: accuracy", "glue:GlueTask"),
+        ("qnli", "GLUE, QNLI: accuracy", "glue:GlueTask"),
+        ("rte", "GLUE, RTE: accuracy", "glue:GlueTask"),
+        ("gsm8k", "grade-school word problems: accuracy", "math:GSM8KTask"),
+        ("math", "MATH, competition problems: accuracy", "math:MathTask"),
+        ("math500", "MATH-500, competition problems: accuracy", "math:Math500Task"),
+        ("humaneval", "Python functions from their docstrings: pass@k", "code:HumanEvalTask"),
+        ("mbpp", "basic Python problems: pass@k", "code:MBPPTask"),
+        ("mt_bench", "conversations of two turns, rated 1 to 10 by a judge", "mt_bench:MTBenchTask"),
     )
 }
-GROUPS = {"glue": tuple(glue.TASKS)}
-"""Names that stand for several tasks."""
+"""Entry of every task of balora, by name."""
+GROUPS = {"glue": tuple(entry.name for entry in TASKS.values() if entry.task_class == "glue:GlueTask")}
+"""Tasks that a group name selects, by group name."""
 
 
-def find_tasks(names: Iterable[str]) -> list[Task]:
-    """The tasks by these names, each once, in order: ours first, then those of lm-evaluation-harness.
+def find_tasks(names: Iterable[str]) -> list[TaskEntry]:
+    """Return the entries for task and group names, in order and without duplicates.
+
+    balora's own tasks have precedence over tasks of lm-evaluation-harness.
 
     Raises:
-        BALoraError: There is no such task; the nearest is named.
+        BALoraError: A task does not exist; the message suggests the nearest name.
     """
-    found: dict[str, Task] = {}
+    entries: dict[str, TaskEntry] = {}
     for name in names:
-        for single in GROUPS.get(name, (name,)):
-            found[single] = TASKS.get(single) or _harness_task(single)
-    if not found:
+        for task in GROUPS.get(name, (name,)):
+            entries[task] = TASKS.get(task) or _lm_eval_entry(task)
+    if not entries:
         raise BALoraError(f"No task was named. The tasks are {', '.join([*TASKS, *GROUPS])}.")
-    return list(found.values())
+    return list(entries.values())
 
 
-def _harness_task(name: str) -> Task:
-    """A task of lm-evaluation-harness."""
-    own = name.removeprefix(harness.PREFIX)
-    if not harness.installed():
-        known = [*TASKS, *GROUPS]
+def _lm_eval_entry(name: str) -> TaskEntry:
+    """Return the entry of a task of lm-evaluation-harness."""
+    own_names = [*TASKS, *GROUPS]
+    if importlib.util.find_spec("lm_eval") is None:
         raise BALoraError(
-            f"There is no task {name!r}.{suggest(name, known)} The tasks are {', '.join(known)}; those of lm-evaluation-harness "
-            "need: pip install 'balora[lm-eval]'."
+            f"There is no task {name!r}.{suggest(name, own_names)} The tasks are {', '.join(own_names)}. Tasks of "
+            "lm-evaluation-harness need: pip install 'balora[lm-eval]'."
         )
-    known = harness.names()
-    if own not in known and not harness.is_file(own):
-        near = suggest(name, [*TASKS, *GROUPS]) or suggest(own, known)
+    # Imported here because its imports take seconds, and most names are balora's own.
+    from balora.evaluation.tasks import lm_eval
+
+    lm_eval_name = name.removeprefix(LM_EVAL_PREFIX)
+    known = lm_eval.task_names()
+    if lm_eval_name not in known and not lm_eval.is_yaml_file(lm_eval_name):
+        hint = suggest(name, own_names) or suggest(lm_eval_name, known)
         raise BALoraError(
-            f"There is no task {name!r}, here or in lm-evaluation-harness.{near} balora's own are "
-            f"{', '.join([*TASKS, *GROUPS])}."
+            f"There is no task {name!r}, neither in balora nor in lm-evaluation-harness.{hint} The tasks of balora are "
+            f"{', '.join(own_names)}."
         )
-    return Task(name, "a task of lm-evaluation-harness", functools.partial(harness.evaluate_harness, name=own))
+    return TaskEntry(name, "a task of lm-evaluation-harness", "lm_eval:LMEvalTask")
 
 
 def describe_tasks() -> list[str]:
-    """One line per task, for people."""
-    width = max(map(len, [*TASKS, *GROUPS]))
-    groups = [f"{name:<{width}}  {', '.join(tasks)}" for name, tasks in GROUPS.items()]
-    return [f"{task.name:<{width}}  {task.summary}" for task in TASKS.values()] + groups
-
-
-__all__ = ["GROUPS", "TASKS", "Task", "describe_tasks", "find_tasks"]
+    """Return one line per task and group, for display."""
+    groups = {name: ", ".join(tasks) for name, tasks in GROUPS.items()}
+    lines = {**{name: entry.summary for name, entry in TASKS.items()}, **groups}
+    width = max(map(len, lines))
+    return [f"{name:<{width}}  {summary}" for name, summary in lines.items()]

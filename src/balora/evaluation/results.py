@@ -1,8 +1,8 @@
-"""What an evaluation leaves behind: a journal that grows sample by sample, and a result that is written whole.
+"""Files of an evaluation: a journal that grows sample by sample, and a result file per task.
 
-``TASK.samples.jsonl`` is the journal. Its first line says whose samples these are (model, data, prompts, generation);
-every further line adds facts to one sample, so that a second call continues where the first one stopped and does nothing
-twice. ``TASK.json`` is the result: scores, provenance, and every sample that was scored.
+``TASK.samples.jsonl`` is the journal. Its first line is the identity: model, data, prompts and generation settings. Each
+further line adds fields to one sample. A second call reads the journal and computes only what is missing.
+``TASK.json`` is the result: scores, provenance, and every scored sample.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ Record = dict[str, Any]
 
 
 class Journal:
-    """The samples of one task, on disk as they come.
+    """Samples of one task, written to disk one by one.
 
     Args:
-        folder: Where the results lie.
-        task: The name that the files carry.
-        identity: What makes the samples what they are. A journal with another identity is refused, not mixed with.
+        folder: Directory of the results.
+        task: Name of the task; both files are named after it.
+        identity: Model, data and settings that decide what the samples are.
 
     Raises:
-        BALoraError: The journal belongs to something else, or is damaged.
+        BALoraError: The journal on disk has another identity, or is damaged.
     """
 
     def __init__(self, folder: Path, task: str, identity: Mapping[str, Any]) -> None:
@@ -43,57 +43,57 @@ class Journal:
         if not self.path.is_file():
             self._append({"identity": self.identity})
 
-    def add(self, sample: str, **facts: Any) -> None:
-        """Write facts about a sample, beside those it has."""
-        self.records.setdefault(sample, {}).update(facts)
-        self._append({"id": sample, **facts})
+    def add(self, sample: str, **fields: Any) -> None:
+        """Add fields to a sample, and append them to the file."""
+        self.records.setdefault(sample, {}).update(fields)
+        self._append({"id": sample, **fields})
 
-    def missing(self, samples: Iterable[str], fact: str) -> list[str]:
-        """Those samples that lack a fact, in order."""
-        return [sample for sample in samples if fact not in self.records.get(sample, {})]
+    def missing(self, samples: Iterable[str], field: str) -> list[str]:
+        """Return the samples that lack a field, in order."""
+        return [sample for sample in samples if field not in self.records.get(sample, {})]
 
     def finish(
         self,
         samples: Iterable[str],
         scores: Mapping[str, Any],
-        about: Mapping[str, Any],
+        details: Mapping[str, Any],
         records: Iterable[Record] | None = None,
     ) -> Record:
-        """Write the result.
+        """Write the result file.
 
         Args:
-            samples: Names of those that were scored.
-            scores: With ``main``, the name of the one that stands for all.
-            about: What else is worth knowing.
-            records: The samples, where they are not what the journal has.
+            samples: Names of the scored samples.
+            scores: Scores by name; ``main`` is the name of the main score.
+            details: Further entries, such as the data's source.
+            records: Samples to write in place of the journal's.
 
         Returns:
-            What was written.
+            Content of the file.
         """
         result = {
             "task": self.task,
             "scores": scores,
             "identity": self.identity,
-            **about,
+            **details,
             "provenance": provenance(),
             "samples": list(records or ({"id": sample, **self.records[sample]} for sample in samples)),
         }
-        write_text(self.result_path, json.dumps(plain(result), indent=1, ensure_ascii=False) + "\n")
+        write_text(self.result_path, json.dumps(json_safe(result), indent=1, ensure_ascii=False) + "\n")
         return result
 
     def _append(self, line: Mapping[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(plain(line), ensure_ascii=False) + "\n")
+            file.write(json.dumps(json_safe(line), ensure_ascii=False) + "\n")
 
     def _read(self) -> None:
-        text = self.path.read_bytes()
-        whole = text[: text.rfind(b"\n") + 1]
-        if len(whole) < len(text):
-            # The process was killed within a line; what it was about to say is not known, so it is done again.
+        content = self.path.read_bytes()
+        complete = content[: content.rfind(b"\n") + 1]
+        if len(complete) < len(content):
+            # The process was killed while it wrote the last line. Drop the line; its sample is computed again.
             with self.path.open("r+b") as file:
-                file.truncate(len(whole))
-        # Not splitlines: an answer may hold U+2028, U+2029 or U+0085, which JSON leaves as they are.
-        lines = whole.decode("utf-8").split("\n")[:-1]
+                file.truncate(len(complete))
+        # Not splitlines: an answer may contain U+2028, U+2029 or U+0085, which JSON does not escape.
+        lines = complete.decode("utf-8").split("\n")[:-1]
         if not lines:
             self.path.unlink()
             return
@@ -103,29 +103,26 @@ class Journal:
             for line in rest:
                 self.records.setdefault(line.pop("id"), {}).update(line)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BALoraError(f"{self.path} is damaged ({error}). Delete it to evaluate this task anew.") from error
+            raise BALoraError(f"{self.path} is damaged ({error}). Delete it to evaluate this task again.") from error
         changed = [key for key in {**found, **self.identity} if found.get(key) != self.identity.get(key)]
         if changed:
             raise BALoraError(
-                f"{self.path} holds samples made with another {', '.join(changed)}. Choose another output, or delete it to "
-                "evaluate this task anew."
+                f"{self.path} has samples that were made with another {', '.join(changed)}. Choose another output, or delete "
+                "the file to evaluate this task again."
             )
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON can hold it: NaN and infinities, which JSON does not have, become None.
+def json_safe(value: Any) -> Any:
+    """Replace NaN and infinities, which JSON does not have, by None.
 
     Example:
-        >>> plain({"score": float("nan"), "rows": (1, 2)})
+        >>> json_safe({"score": float("nan"), "rows": (1, 2)})
         {'score': None, 'rows': [1, 2]}
     """
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): json_safe(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [json_safe(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-__all__ = ["Journal", "Record", "plain"]

@@ -1,4 +1,4 @@
-"""The sandbox against programs that mean harm: each is contained, and the machine is as it was."""
+"""The sandbox confines harmful programs and leaves the machine unchanged."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def processes() -> int:
         ("print('passed')", "passed"),
     ],
 )
-def test_an_honest_program_ends_as_it_should(sandbox: Sandbox, program: str, result: str) -> None:
+def test_the_outcome_of_a_harmless_program(sandbox: Sandbox, program: str, result: str) -> None:
     assert sandbox.run(program).result == result
 
 
 @pytest.mark.parametrize("leave", ["import sys; sys.exit(0)", "import os; os._exit(0)", "exit()", "raise SystemExit"])
-def test_leaving_early_is_not_passing(sandbox: Sandbox, leave: str) -> None:
+def test_an_early_exit_does_not_pass(sandbox: Sandbox, leave: str) -> None:
     assert not sandbox.run(f"print('passed')\n{leave}\nassert False").passed
 
 
@@ -88,7 +88,7 @@ assert set(os.environ) <= set(known), list(os.environ)
 """
 
 
-def test_a_report_of_its_own_is_not_believed(sandbox: Sandbox) -> None:
+def test_a_forged_report_is_ignored(sandbox: Sandbox) -> None:
     assert not sandbox.run(FORGED).passed
 
 
@@ -98,7 +98,7 @@ def test_a_fork_bomb(short: Sandbox) -> None:
         assert not short.run(bomb).passed
     assert time.monotonic() - started < 15
     time.sleep(0.5)
-    assert processes() < before + 200, "others run things here too, but a bomb makes thousands"
+    assert processes() < before + 200, "other processes start here too, but a fork bomb makes thousands"
 
 
 def test_the_number_of_processes_is_limited(sandbox: Sandbox) -> None:
@@ -114,7 +114,7 @@ def test_an_endless_loop(short: Sandbox, loop: str) -> None:
     assert outcome.result in ("timed out", "out of memory") and outcome.seconds < 6
 
 
-def test_what_a_program_leaves_running_ends_with_it(sandbox: Sandbox) -> None:
+def test_background_processes_are_killed(sandbox: Sandbox) -> None:
     name = f"left-{os.getpid()}"
     leave = LEAVES_SOMETHING_RUNNING.replace("NAME", repr(name))
     assert sandbox.run(leave).seconds < 15
@@ -134,7 +134,7 @@ def test_ten_gigabytes(sandbox: Sandbox) -> None:
     assert not sandbox.run("blocks = []\nwhile True: blocks.append(bytearray(50 * 2**20))").passed
 
 
-def test_the_home_folder_is_not_there(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_the_home_directory_is_not_visible(sandbox: Sandbox, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("key")
     for path in (Path.home(), secret, Path(__file__), "/etc/passwd", "/etc/shadow", "/home", "/root"):
@@ -154,11 +154,13 @@ def test_deleting_files(sandbox: Sandbox, tmp_path: Path) -> None:
     assert kept.read_text() == "here" and Path("/usr/bin/env").exists()
 
 
-def test_writing_outside_the_scratch_folder(sandbox: Sandbox) -> None:
+def test_writing_outside_the_scratch_directory(sandbox: Sandbox) -> None:
     for place in ("/x", "/usr/x", "/etc/x", "/dev/x", "/run/x", "/run/child.py", "/var/x"):
         assert not sandbox.run(f"open({place!r}, 'w')").passed, place
     assert sandbox.run("open('note', 'w').write('x')\nassert open('/tmp/note').read() == 'x'").passed
-    assert sandbox.run("import os\nassert os.listdir('/tmp') == []").passed, "a fresh one for every program"
+    assert sandbox.run("import os\nassert os.listdir('/tmp') == []").passed, (
+        "every program gets a new scratch directory"
+    )
 
 
 def test_filling_the_disk(sandbox: Sandbox) -> None:
@@ -192,7 +194,7 @@ def test_opening_a_socket(sandbox: Sandbox) -> None:
     assert not met
 
 
-def test_writing_for_ever(short: Sandbox) -> None:
+def test_endless_output(short: Sandbox) -> None:
     started = time.monotonic()
     for program in (
         "while True: print('x' * 1000)",
@@ -203,7 +205,7 @@ def test_writing_for_ever(short: Sandbox) -> None:
     assert time.monotonic() - started < 15
 
 
-def test_killing_the_parent_and_everybody_else(sandbox: Sandbox) -> None:
+def test_killing_other_processes(sandbox: Sandbox) -> None:
     me = os.getpid()
     for target in ("os.getppid()", "1", "-1", str(me), f"-{os.getpgid(0)}"):
         sandbox.run(f"import os, signal\nos.kill({target}, signal.SIGKILL)")
@@ -211,7 +213,7 @@ def test_killing_the_parent_and_everybody_else(sandbox: Sandbox) -> None:
     assert sandbox.run(f"import os\nassert not os.path.exists('/proc/{me}/environ') or {me} < 10").passed
 
 
-def test_getting_rights_back(sandbox: Sandbox) -> None:
+def test_regaining_privileges(sandbox: Sandbox) -> None:
     for program in (
         "import os\nos.setuid(0)",
         "import resource\nresource.setrlimit(resource.RLIMIT_NPROC, (10000, 10000))",
@@ -221,20 +223,20 @@ def test_getting_rights_back(sandbox: Sandbox) -> None:
         assert not sandbox.run(program).passed, program
 
 
-@pytest.mark.skipif(seccomp_filter() is None, reason="the numbers of this architecture's system calls are not known")
+@pytest.mark.skipif(seccomp_filter() is None, reason="the system call numbers of this architecture are not known")
 @pytest.mark.parametrize(
     "call",
     [
-        "libc.unshare(0x10000000)",  # a namespace of users, in which one would be root
-        "libc.syscall(56 if x86 else 220, 0x10000000 | 17, 0, 0, 0, 0)",  # clone into one
-        "libc.shmget(0, 1 << 20, 0o1666)",  # memory that is no process's
+        "libc.unshare(0x10000000)",  # a user namespace, in which the program would be root
+        "libc.syscall(56 if x86 else 220, 0x10000000 | 17, 0, 0, 0, 0)",  # clone into a user namespace
+        "libc.shmget(0, 1 << 20, 0o1666)",  # memory that belongs to no process
         "libc.memfd_create(b'x', 0)",
         "libc.syscall(425, 4, 0)",  # io_uring
         "libc.mount(b'none', b'/tmp', b'tmpfs', 0, None)",
         "libc.ptrace(16, 1, 0, 0)",
     ],
 )
-def test_what_leads_around_the_limits_is_refused(sandbox: Sandbox, call: str) -> None:
+def test_system_calls_that_evade_the_limits_are_refused(sandbox: Sandbox, call: str) -> None:
     program = f"""
 import ctypes, errno, platform
 x86 = platform.machine() == "x86_64"
@@ -244,7 +246,7 @@ assert {call} == -1 and ctypes.get_errno() == errno.EPERM, ctypes.get_errno()
     assert sandbox.run(program).result == "passed"
 
 
-def test_honest_programs_may_still_start_threads_and_processes(sandbox: Sandbox) -> None:
+def test_harmless_threads_and_processes_are_allowed(sandbox: Sandbox) -> None:
     program = """
 import subprocess, threading
 from concurrent.futures import ThreadPoolExecutor
@@ -258,13 +260,13 @@ def test_crashing_the_interpreter(sandbox: Sandbox) -> None:
     assert sandbox.run("import ctypes\nctypes.string_at(0)").result == "killed by SIGSEGV"
 
 
-def test_without_bubblewrap_it_refuses_and_names_both_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_bubblewrap_the_error_names_both_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.shutil, "which", lambda name: None)
     with pytest.raises(BALoraError, match=r"apt-get install bubblewrap.*--unsafe-code"):
         Sandbox()
 
 
-def test_where_the_kernel_forbids_it_it_refuses_and_says_so(
+def test_a_kernel_without_namespaces_is_reported(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     broken = tmp_path / "bwrap"
@@ -277,7 +279,7 @@ def test_where_the_kernel_forbids_it_it_refuses_and_says_so(
         Sandbox()
 
 
-def test_unsafe_runs_without_a_sandbox_and_still_ends_in_time() -> None:
+def test_unsafe_programs_keep_their_limits() -> None:
     unsafe = Sandbox(Limits(seconds=2.0), unsafe=True)
     assert unsafe.run("assert True").passed
     assert unsafe.run("while True: pass").result == "timed out"
@@ -296,9 +298,9 @@ USERS_PROGRAMS = [
 ]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_it_holds_for_an_ordinary_user_too(sandbox: Sandbox, tmp_path: Path) -> None:
-    """As root the namespaces are made otherwise, so the other way is tried from another user's process."""
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change to another user")
+def test_the_sandbox_confines_programs_of_an_ordinary_user(sandbox: Sandbox, tmp_path: Path) -> None:
+    """For root, the sandbox makes its namespaces in another way. This test runs it in the process of another user."""
     python = "/usr/bin/python3"
     if not os.access(python, os.X_OK):
         pytest.skip(f"there is no {python} that another user could run")

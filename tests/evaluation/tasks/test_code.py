@@ -1,4 +1,4 @@
-"""HumanEval and MBPP: from answers to programs, pass@k, and the reference solutions, which are right."""
+"""HumanEval and MBPP: programs from answers, pass@k, and the reference solutions."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 
 from balora import BALoraError
 from balora.evaluation import EvaluationOptions, evaluate
-from balora.evaluation.context import Session
+from balora.evaluation.context import EvaluationContext
 from balora.evaluation.sandbox import sandbox as sandbox_module
 from balora.evaluation.sandbox.sandbox import Outcome, Sandbox
 from balora.evaluation.scoring.pass_at_k import mean_pass_at_k, pass_at_k
-from balora.evaluation.scoring.programs import code_in, complete
-from evaluation_models import writer_at
+from balora.evaluation.scoring.programs import complete_function, extract_code
+from evaluation_models import generator_at
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def problems(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("n", [1, 3, 6])
-def test_pass_at_k_is_the_share_of_all_choices(n: int) -> None:
+def test_pass_at_k_is_the_fraction_of_all_subsets(n: int) -> None:
     for correct, k in itertools.product(range(n + 1), range(1, n + 1)):
         programs = [True] * correct + [False] * (n - correct)
         choices = list(itertools.combinations(programs, k))
@@ -75,27 +75,29 @@ def test_pass_at_k_is_the_share_of_all_choices(n: int) -> None:
         ("no code", "no code"),
     ],
 )
-def test_the_code_in_a_reply(reply: str, code: str) -> None:
-    assert code_in(reply, "f") == code
+def test_code_is_extracted_from_a_reply(reply: str, code: str) -> None:
+    assert extract_code(reply, "f") == code
     if "helper" not in reply:
-        assert code_in(reply) == code
+        assert extract_code(reply) == code
 
 
-def test_a_whole_function_keeps_the_helpers_of_the_prompt() -> None:
+def test_a_complete_function_keeps_the_helpers_of_the_prompt() -> None:
     prompt = "import math\n\ndef helper(x):\n    return x\n\n\ndef f(x):\n"
-    whole = complete(prompt, "def f(x):\n    return helper(x)\n", "f")
+    whole = complete_function(prompt, "def f(x):\n    return helper(x)\n", "f")
     assert whole == "import math\n\ndef helper(x):\n    return x\n\n\ndef f(x):\n    return helper(x)\n"
-    assert complete(prompt, "    return 1\n", "f") == prompt + "    return 1\n"
+    assert complete_function(prompt, "    return 1\n", "f") == prompt + "    return 1\n"
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, replies) -> None:
-    monkeypatch.setattr(Session, "tokenizer", None)
+    monkeypatch.setattr(EvaluationContext, "tokenizer", None)
     monkeypatch.setattr(
-        Session, "_answers", lambda self, requests, *_: ((r, {"output": replies(r.sample)}) for r in requests)
+        EvaluationContext,
+        "_generate",
+        lambda self, requests, *_: ((r, {"output": replies(r.sample)}) for r in requests),
     )
 
 
-def test_programs_are_run_and_counted(sandbox, tmp_path: Path, problems: Path, monkeypatch) -> None:
+def test_pass_at_k_of_generated_programs(sandbox, tmp_path: Path, problems: Path, monkeypatch) -> None:
     right = {"0/0", "0/1", "1/2", "3/0", "3/1", "3/2"}
     answers(
         monkeypatch, lambda s: f"    return math.floor(helper(x)) + {s[0]}\n" if s in right else "    return None\n"
@@ -103,7 +105,7 @@ def test_programs_are_run_and_counted(sandbox, tmp_path: Path, problems: Path, m
     options = EvaluationOptions(
         data={"humaneval": str(problems)}, samples=3, ks=(1, 2, 3), temperature=0.8, code_timeout=10
     )
-    result = evaluate(writer_at(tmp_path / "m"), ["humaneval"], output=tmp_path / "out", options=options)
+    result = evaluate(generator_at(tmp_path / "m"), ["humaneval"], output=tmp_path / "out", options=options)
     scores = result.results["humaneval"]["scores"]
     assert scores["pass@1"] == pytest.approx((2 / 3 + 1 / 3 + 0 + 1) / 4)
     assert scores["pass@2"] == pytest.approx((1 + 2 / 3 + 0 + 1) / 4)
@@ -114,18 +116,18 @@ def test_programs_are_run_and_counted(sandbox, tmp_path: Path, problems: Path, m
     assert result.results["humaneval"]["sandbox"]["kind"] == "bubblewrap"
 
 
-def test_a_reply_in_words_is_searched_for_code(sandbox, tmp_path: Path, problems: Path, monkeypatch) -> None:
+def test_a_reply_to_an_instruction_is_searched_for_code(sandbox, tmp_path: Path, problems: Path, monkeypatch) -> None:
     answers(
         monkeypatch,
         lambda s: f"Sure.\n```python\ndef add{s[0]}(x):\n    return helper(x) + {s[0]}\n```\nHope it helps!",
     )
     options = EvaluationOptions(data={"humaneval": str(problems)}, prompt_template="alpaca")
-    result = evaluate(writer_at(tmp_path / "m"), ["humaneval"], output=tmp_path / "out", options=options)
+    result = evaluate(generator_at(tmp_path / "m"), ["humaneval"], output=tmp_path / "out", options=options)
     assert result.main_scores == {"humaneval": 1.0}
     assert "### Instruction:\nComplete the following" in result.results["humaneval"]["samples"][0]["prompt"]
 
 
-def test_nothing_is_run_twice(sandbox, tmp_path: Path, problems: Path, monkeypatch) -> None:
+def test_no_program_is_run_twice(sandbox, tmp_path: Path, problems: Path, monkeypatch) -> None:
     options = EvaluationOptions(data={"humaneval": str(problems)}, limit=2)
     evaluate("reference", ["humaneval"], output=tmp_path / "out", options=options)
     ran = []
@@ -136,9 +138,9 @@ def test_nothing_is_run_twice(sandbox, tmp_path: Path, problems: Path, monkeypat
     assert len(ran) == 2 and result["scores"]["pass@1"] == 1.0 and result["scores"]["problems"] == 4
 
 
-def test_verdicts_of_another_sandbox_or_time_limit_are_made_again(tmp_path: Path, problems: Path, monkeypatch) -> None:
+def test_a_verdict_of_another_sandbox_or_time_limit_is_made_again(tmp_path: Path, problems: Path, monkeypatch) -> None:
     ran = []
-    monkeypatch.setattr(Sandbox, "_find", lambda self: "bwrap")
+    monkeypatch.setattr(Sandbox, "_find_bubblewrap", lambda self: "bwrap")
     monkeypatch.setattr(
         Sandbox, "run", lambda self, program: ran.append(self.unsafe) or Outcome(False, "timed out", 1.0)
     )
@@ -156,17 +158,21 @@ def test_verdicts_of_another_sandbox_or_time_limit_are_made_again(tmp_path: Path
 
 def test_without_a_sandbox_nothing_is_generated(balora, tmp_path: Path, problems: Path, monkeypatch) -> None:
     monkeypatch.setattr(sandbox_module.shutil, "which", lambda name: None)
-    model = writer_at(tmp_path / "m")
+    model = generator_at(tmp_path / "m")
     command = ["evaluate", model, "--tasks", "humaneval", "--data", f"humaneval={problems}", "--output", tmp_path / "o"]
     refused = balora(*command)
-    assert refused.status == 2 and "bubblewrap is not installed" in refused.err and "--unsafe-code" in refused.err
+    assert (
+        refused.status == 2
+        and "needs bubblewrap, which is not installed" in refused.err
+        and "--unsafe-code" in refused.err
+    )
     assert not (tmp_path / "o" / "humaneval.samples.jsonl").exists()
     allowed = balora(*command, "--unsafe-code", "--max-new-tokens", 5, "--device", "cpu")
     assert allowed.status == 0 and "WITHOUT a sandbox" in allowed.out
     assert json.loads((tmp_path / "o" / "humaneval.json").read_text())["sandbox"]["kind"] == "none"
 
 
-def test_mbpp_takes_its_test_split_from_the_whole_file(shared_dir: Path, sandbox, tmp_path: Path) -> None:
+def test_mbpp_selects_its_test_split_from_the_complete_file(shared_dir: Path, sandbox, tmp_path: Path) -> None:
     options = EvaluationOptions(data={"mbpp": str(shared_dir / "data/mbpp/mbpp.jsonl")}, limit=20)
     result = evaluate("reference", ["mbpp"], output=tmp_path, options=options).results["mbpp"]
     assert [sample["problem"] for sample in result["samples"]] == list(range(11, 31))
@@ -174,7 +180,7 @@ def test_mbpp_takes_its_test_split_from_the_whole_file(shared_dir: Path, sandbox
     assert result["samples"][0]["prompt"].startswith('"""\nWrite a python function to remove first and last occurrence')
 
 
-def test_reference_solutions_of_humaneval(shared_dir: Path, sandbox, tmp_path: Path) -> None:
+def test_reference_solutions_of_humaneval_pass(shared_dir: Path, sandbox, tmp_path: Path) -> None:
     options = EvaluationOptions(data={"humaneval": str(shared_dir / "data/humaneval/HumanEval.jsonl")}, limit=40)
     result = evaluate("reference", ["humaneval"], output=tmp_path, options=options).results["humaneval"]
     assert [s["problem"] for s in result["samples"] if not s["passed"]] == []
@@ -182,7 +188,7 @@ def test_reference_solutions_of_humaneval(shared_dir: Path, sandbox, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["humaneval", "mbpp"])
-def test_every_reference_solution_is_right(shared_dir: Path, sandbox, tmp_path: Path, task: str) -> None:
+def test_every_reference_solution_passes(shared_dir: Path, sandbox, tmp_path: Path, task: str) -> None:
     file = {"humaneval": "humaneval/HumanEval.jsonl", "mbpp": "mbpp/mbpp.jsonl"}[task]
     options = EvaluationOptions(data={task: str(shared_dir / "data" / file)}, code_timeout=60)
     result = evaluate("reference", [task], output=tmp_path, options=options).results[task]
@@ -193,6 +199,6 @@ def test_every_reference_solution_is_right(shared_dir: Path, sandbox, tmp_path: 
 def test_wrong_programs_fail_their_tests(shared_dir: Path, sandbox, tmp_path: Path, monkeypatch) -> None:
     answers(monkeypatch, lambda s: "    return None\n")
     options = EvaluationOptions(data={"humaneval": str(shared_dir / "data/humaneval/HumanEval.jsonl")}, limit=15)
-    model = writer_at(tmp_path / "m")
+    model = generator_at(tmp_path / "m")
     scores = evaluate(model, ["humaneval"], output=tmp_path / "o", options=options).results["humaneval"]["scores"]
     assert scores["pass@1"] == 0.0

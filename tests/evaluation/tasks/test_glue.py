@@ -1,4 +1,4 @@
-"""GLUE: columns and classes as they come, scores as they should be, nothing predicted twice."""
+"""GLUE: columns, classes and metrics. No row is predicted twice."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from transformers import AutoModelForSequenceClassification
 
 from balora import BALoraError
 from balora.evaluation import EvaluationOptions, evaluate
-from balora.evaluation.engines.classifier import Predictor
-from balora.evaluation.scoring.scores import class_scores, regression_scores
-from balora.evaluation.tasks.glue import TASKS
-from evaluation_models import classifier_at, writer_at
+from balora.evaluation.engines.predictors import ClassifierPredictor
+from balora.evaluation.scoring.metrics import classification_metrics, regression_metrics
+from balora.evaluation.tasks.glue import DATASETS
+from evaluation_models import classifier_at, generator_at
 from tiny import tiny_bert, tiny_tokenizer
 from trained_runs import trained_run
 
@@ -41,10 +41,10 @@ def measure(model: Path, task: str, data: Path, folder: Path, **options):
     return evaluate(model, [task], output=folder, options=how).results[task]
 
 
-def test_scores_against_counts_by_hand() -> None:
+def test_metrics_against_manual_counts() -> None:
     truth = ["a"] * 6 + ["b"] * 3 + ["c"]
     found = ["a", "a", "a", "b", "b", "c", "b", "b", "a", "a"]
-    scores = class_scores(truth, found, ["a", "b", "c", "d"])
+    scores = classification_metrics(truth, found, ["a", "b", "c", "d"])
     assert scores["accuracy"] == 0.5
     assert scores["recall"] == {"a": 0.5, "b": pytest.approx(2 / 3), "c": 0.0, "d": None}
     assert scores["confusion"] == [[3, 2, 1, 0], [1, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
@@ -54,14 +54,14 @@ def test_matthews_and_pearson_against_their_formulas() -> None:
     rng = np.random.default_rng(0)
     truth, found = rng.integers(0, 2, 50), rng.integers(0, 2, 50)
     names = np.array(["no", "yes"])
-    scores = class_scores(list(names[truth]), list(names[found]), ["no", "yes"])
+    scores = classification_metrics(list(names[truth]), list(names[found]), ["no", "yes"])
     assert scores["matthews"] == pytest.approx(np.corrcoef(truth, found)[0, 1])
     x, y = rng.normal(size=20), rng.normal(size=20)
-    assert regression_scores(list(x), list(y))["pearson"] == pytest.approx(np.corrcoef(x, y)[0, 1])
-    assert regression_scores([1.0, 2.0], [3.0, 3.0])["pearson"] is None
+    assert regression_metrics(list(x), list(y))["pearson"] == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert regression_metrics([1.0, 2.0], [3.0, 3.0])["pearson"] is None
 
 
-def test_predictions_are_the_models_own(tmp_path: Path, sst2: Path) -> None:
+def test_predictions_are_those_of_the_model(tmp_path: Path, sst2: Path) -> None:
     model = classifier_at(tmp_path / "m", ["LABEL_0", "LABEL_1"])
     result = measure(model, "sst2", sst2, tmp_path / "out", batch_size=7)
     plain, tokenizer = AutoModelForSequenceClassification.from_pretrained(model), tiny_tokenizer()
@@ -80,38 +80,38 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
     model = classifier_at(tmp_path / "m", ["contradiction", "entailment", "neutral"])
     result = measure(model, "mnli", data, tmp_path / "out")
     for sample in result["samples"]:
-        said = ["contradiction", "entailment", "neutral"][int(np.argmax(sample["output"]))]
-        assert sample["predicted"] == said
+        expected = ["contradiction", "entailment", "neutral"][int(np.argmax(sample["output"]))]
+        assert sample["predicted"] == expected
 
 
 def test_a_model_with_other_classes_is_refused(tmp_path: Path, sst2: Path) -> None:
     model = classifier_at(tmp_path / "m", ["red", "green"])
-    with pytest.raises(BALoraError, match=r"sst2 has the classes negative, positive and the model red, green"):
+    with pytest.raises(BALoraError, match=r"sst2 has the classes negative, positive, but the model has red, green"):
         measure(model, "sst2", sst2, tmp_path / "out")
     with pytest.raises(BALoraError, match="need a classifier"):
-        measure(writer_at(tmp_path / "w"), "sst2", sst2, tmp_path / "out2")
+        measure(generator_at(tmp_path / "w"), "sst2", sst2, tmp_path / "out2")
 
 
-def test_a_second_call_predicts_only_what_is_new(tmp_path: Path, sst2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_call_predicts_only_new_rows(tmp_path: Path, sst2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = classifier_at(tmp_path / "m", ["0", "1"])
     measure(model, "sst2", sst2, tmp_path / "out", limit=10)
-    asked = []
-    predict = Predictor.predict
+    row_counts = []
+    predict = ClassifierPredictor.predict
 
     def counted(self, rows):
-        asked.append(len(rows))
+        row_counts.append(len(rows))
         return predict(self, rows)
 
-    monkeypatch.setattr(Predictor, "predict", counted)
+    monkeypatch.setattr(ClassifierPredictor, "predict", counted)
     result = measure(model, "sst2", sst2, tmp_path / "out")
-    assert asked == [20] and result["scores"]["rows"] == 30
+    assert row_counts == [20] and result["scores"]["rows"] == 30
     fresh = measure(model, "sst2", sst2, tmp_path / "fresh")
     assert fresh["scores"] == result["scores"]
     measure(model, "sst2", sst2, tmp_path / "out")
-    assert asked == [20, 30]
+    assert row_counts == [20, 30]
 
 
-def test_another_model_does_not_go_on_from_these_results(tmp_path: Path, sst2: Path) -> None:
+def test_results_of_another_model_are_not_continued(tmp_path: Path, sst2: Path) -> None:
     measure(classifier_at(tmp_path / "m", ["0", "1"]), "sst2", sst2, tmp_path / "out")
     other = classifier_at(tmp_path / "other", ["0", "1"], seed=1)
     with pytest.raises(BALoraError, match="another model"):
@@ -121,27 +121,27 @@ def test_another_model_does_not_go_on_from_these_results(tmp_path: Path, sst2: P
 @pytest.mark.parametrize(
     ("task", "classes", "column"), [("sst2", ["0", "1"], "sentence"), ("stsb", ["score"], "sentence1")]
 )
-def test_outputs_that_are_not_finite_are_no_answer(
+def test_outputs_that_are_not_finite_count_as_wrong(
     tmp_path: Path, monkeypatch, task: str, classes, column: str
 ) -> None:
     rows = [[s, "b", i % 2] for i, s in enumerate(SENTENCES)]
     data = write(tmp_path / "data.tsv", [column, "sentence2", "score" if task == "stsb" else "label"], rows)
     model = classifier_at(tmp_path / "m", classes)
-    predict = Predictor.predict
+    predict = ClassifierPredictor.predict
 
     def broken(self, rows):
         for place, logits in predict(self, rows):
             yield place, [float("nan")] * len(logits) if place < 3 else logits
 
-    monkeypatch.setattr(Predictor, "predict", broken)
-    said: list[str] = []
+    monkeypatch.setattr(ClassifierPredictor, "predict", broken)
+    messages: list[str] = []
     options = EvaluationOptions(data={task: str(data)}, device="cpu")
     scores = []
-    for _ in range(2):  # from memory, then from the journal
-        result = evaluate(model, [task], output=tmp_path / "out", options=options, say=said.append).results[task]
+    for _ in range(2):  # from the model, then from the journal
+        result = evaluate(model, [task], output=tmp_path / "out", options=options, say=messages.append).results[task]
         scores.append(result["scores"])
     assert scores[0] == scores[1] and scores[0]["not_finite"] == 3
-    assert sum("3 of 30 rows have outputs that are NaN" in line for line in said) == 2
+    assert sum("3 of 30 rows have outputs that are NaN" in line for line in messages) == 2
     if task == "sst2":
         assert [sample["predicted"] for sample in result["samples"][:3]] == ["(no class)"] * 3
         assert np.sum(scores[0]["confusion"]) == 27
@@ -150,7 +150,7 @@ def test_outputs_that_are_not_finite_are_no_answer(
         assert scores[0]["pearson"] == pytest.approx(np.corrcoef(found, [i % 2 for i in range(30)])[0, 1])
 
 
-def test_a_runs_classifier_and_its_regression(tmp_path: Path) -> None:
+def test_a_run_with_a_regression_head(tmp_path: Path) -> None:
     pairs = [[a, b, f"{i % 6}.5"] for i, (a, b) in enumerate(itertools.pairwise(SENTENCES))]
     data = write(tmp_path / "stsb.tsv", ["sentence1", "sentence2", "score"], pairs)
     run = trained_run(tmp_path / "run", tiny_bert(num_labels=1), "regression")
@@ -178,18 +178,18 @@ def test_a_runs_classifier_and_its_regression(tmp_path: Path) -> None:
 def test_the_official_files_are_read(tmp_path: Path, task: str, file: str, columns: str, row: str, label: str) -> None:
     write(tmp_path / "glue" / file, columns.split("/"), [row.split("/")])
     write(tmp_path / "glue" / Path(file).parent / "train.tsv", ["wrong"], [["file"]])
-    model = classifier_at(tmp_path / "m", list(TASKS[task].classes))
+    model = classifier_at(tmp_path / "m", list(DATASETS[task].classes))
     options = EvaluationOptions(data={"glue": str(tmp_path / "glue")}, device="cpu")
     result = evaluate(model, [task], output=tmp_path / "out", options=options).results[task]
     assert result["samples"][0]["label"] == label
     assert len(result["samples"]) == (2 if task == "cola" else 1)
 
 
-def test_the_hub_is_asked_for_the_official_validation_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def test_the_default_rows_are_the_validation_rows_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requested = []
 
     def hub(name, configuration, split, key):
-        asked.append((name, configuration, split))
+        requested.append((name, configuration, split))
         features = datasets.Features({
             "premise": datasets.Value("string"), "hypothesis": datasets.Value("string"),
             "label": datasets.ClassLabel(names=NLI), "idx": datasets.Value("int32"),
@@ -201,7 +201,10 @@ def test_the_hub_is_asked_for_the_official_validation_rows(tmp_path: Path, monke
     monkeypatch.setattr("balora.evaluation.data.load_hub_dataset", hub)
     model = classifier_at(tmp_path / "m", NLI)
     result = evaluate(model, ["mnli", "mnli_mismatched"], output=tmp_path / "out").results["mnli_mismatched"]
-    assert asked == [("nyu-mll/glue", "mnli", "validation_matched"), ("nyu-mll/glue", "mnli", "validation_mismatched")]
+    assert requested == [
+        ("nyu-mll/glue", "mnli", "validation_matched"),
+        ("nyu-mll/glue", "mnli", "validation_mismatched"),
+    ]
     assert result["samples"][0]["label"] == "contradiction"
 
 
@@ -231,7 +234,9 @@ def test_the_command_prints_scores_and_writes_results(balora, tmp_path: Path, ss
         (["--tasks", "sst2"], ["nyu-mll/glue", "--data TASK=FILE"]),
     ],
 )
-def test_a_mistake_is_one_sentence(balora, tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+def test_a_mistake_is_reported_without_a_traceback(
+    balora, tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
     model = classifier_at(tmp_path / "m", ["0", "1"])
     outcome = balora("evaluate", model, *arguments, "--output", tmp_path / "out")
     assert outcome.status == 2 and "Traceback" not in outcome.err

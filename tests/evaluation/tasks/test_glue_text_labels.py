@@ -1,4 +1,4 @@
-"""GLUE from a model that says its classes in words: asked as in training, read as in training, scored the same."""
+"""GLUE with a model that writes text labels: prompts, labels and metrics equal those of the training run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tokenizers.processors import TemplateProcessing
 from balora import BALoraError
 from balora.config.run_config import RunConfig
 from balora.evaluation import EvaluationOptions, evaluate
-from balora.evaluation.engines.text_labels import NO_CLASS
+from balora.evaluation.engines.predictors import NO_CLASS
 from balora.training.run import run
-from evaluation_models import writer_at
+from evaluation_models import generator_at
 from tiny import tiny_t5, tiny_tokenizer
 
 CLASSES = ["entailment", "neutral", "contradiction"]
@@ -62,23 +62,23 @@ def measure(model: Path, task: str, rows: Path, folder: Path):
     return evaluate(model, [task], output=folder, options=how).results[task]
 
 
-def test_classes_in_words_are_scored_as_the_run_itself_scored_them(base: Path, rows: Path, tmp_path: Path) -> None:
-    # Words of one letter, which a tiny model learns in no time; numbers mean the task's own order.
+def test_text_label_metrics_equal_those_of_the_run(base: Path, rows: Path, tmp_path: Path) -> None:
+    # Labels of one letter, which a tiny model learns quickly. Numbers mean the order of the task's classes.
     metrics = train(base, rows, tmp_path / "run", 60, label="label", labels=["0", "1", "2"])
     result = measure(tmp_path / "run", "mnli", rows, tmp_path / "out")
     scores = result["scores"]
-    assert metrics["eval_accuracy"] > 0.4, "else the comparison says little"
+    assert metrics["eval_accuracy"] > 0.4, "a model that has learnt nothing makes the comparison meaningless"
     for name in ("accuracy", "matthews", "f1_macro", "unreadable"):
         assert scores[name] == pytest.approx(metrics[f"eval_{name}"]), name
     for sample in result["samples"]:
         assert sample["predicted"] == dict(zip("012", CLASSES, strict=True)).get(sample["output"], NO_CLASS)
-    with pytest.raises(BALoraError, match="the model says classes"):
+    with pytest.raises(BALoraError, match="the model predicts classes"):
         measure(tmp_path / "run", "stsb", _as_stsb(rows, tmp_path), tmp_path / "out2")
-    with pytest.raises(BALoraError, match=r"rte has the classes entailment, not_entailment and the model 0, 1, 2"):
+    with pytest.raises(BALoraError, match=r"rte has the classes entailment, not_entailment, but the model has 0, 1, 2"):
         measure(tmp_path / "run", "rte", _as_rte(rows, tmp_path), tmp_path / "out3")
 
 
-def test_scores_in_words_are_read_as_numbers(base: Path, rows: Path, tmp_path: Path) -> None:
+def test_scores_written_as_text_are_parsed(base: Path, rows: Path, tmp_path: Path) -> None:
     metrics = train(base, rows, tmp_path / "run", 60, score="score")
     result = measure(tmp_path / "run", "stsb", _as_stsb(rows, tmp_path), tmp_path / "out")
     assert metrics["eval_unreadable"] < 1
@@ -86,9 +86,11 @@ def test_scores_in_words_are_read_as_numbers(base: Path, rows: Path, tmp_path: P
     assert result["scores"]["unreadable"] == metrics["eval_unreadable"]
 
 
-def test_a_model_that_was_not_taught_classes_is_refused(base: Path, rows: Path, tmp_path: Path) -> None:
-    for model in (base, writer_at(tmp_path / "writer")):
-        with pytest.raises(BALoraError, match=r"GLUE's tasks need a (model that was trained to classify|classifier)"):
+def test_a_model_that_was_not_trained_on_labels_is_refused(base: Path, rows: Path, tmp_path: Path) -> None:
+    for model in (base, generator_at(tmp_path / "writer")):
+        with pytest.raises(
+            BALoraError, match=r"The tasks of GLUE need a (model that was trained to classify|classifier)"
+        ):
             measure(model, "mnli", rows, tmp_path / f"out-{model.name}")
 
 

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness: its tasks by name, on local data, on the model in memory, each request asked once."""
+"""Tasks of lm-evaluation-harness, by name, on local data and a loaded model. No request is answered twice."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ pytest.importorskip("lm_eval", reason="lm-evaluation-harness is absent: pip inst
 from balora import BALoraError
 from balora.evaluation import EvaluationOptions, evaluate
 from balora.evaluation.registry import find_tasks
-from balora.evaluation.tasks import lm_eval_model as harness_model
-from evaluation_models import classifier_at, writer_at
+from balora.evaluation.tasks import lm_eval as lm_eval_tasks
+from evaluation_models import classifier_at, generator_at
 from tiny import tiny_llama, tiny_tokenizer
 from trained_runs import trained_run
 
@@ -22,8 +22,8 @@ CHOICES = [["no", "yes it is"], ["cat", "dog"], ["one", "three"], ["up", "down"]
 
 
 @pytest.fixture(autouse=True)
-def no_survey(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The harness asks pip and the compiler about the machine for two seconds; nothing here looks at that."""
+def no_environment_info(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm_eval collects information about the machine for two seconds, which no test needs."""
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
 
 
@@ -58,8 +58,8 @@ def log_likelihood(model, context: str, continuation: str) -> float:
     return float(logits.gather(1, torch.tensor(after)[:, None]).sum())
 
 
-def test_multiple_choice_on_local_data_is_what_the_model_says(tmp_path: Path, arc: Path) -> None:
-    result = measure(writer_at(tmp_path / "m"), "arc_easy", arc, tmp_path / "out", batch_size=3)
+def test_multiple_choice_log_likelihoods_are_those_of_the_model(tmp_path: Path, arc: Path) -> None:
+    result = measure(generator_at(tmp_path / "m"), "arc_easy", arc, tmp_path / "out", batch_size=3)
     model, right = tiny_llama(), 0
     for number, choices in enumerate(CHOICES):
         context = f"Question: Number {number}?\nAnswer:"
@@ -71,33 +71,33 @@ def test_multiple_choice_on_local_data_is_what_the_model_says(tmp_path: Path, ar
     assert result["scores"]["rows"] == 5 and result["provenance"]["versions"]["torch"]
 
 
-def test_a_killed_evaluation_goes_on_and_asks_nothing_twice(
+def test_a_killed_evaluation_is_resumed_without_repeating_requests(
     tmp_path: Path, arc: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(harness_model, "_BLOCK", 1)
-    asked: list[int] = []
-    original = harness_model.HFLM.loglikelihood
+    monkeypatch.setattr(lm_eval_tasks, "_BLOCK", 1)
+    batch_sizes: list[int] = []
+    original = lm_eval_tasks.HFLM.loglikelihood
 
     def counted(self, requests, disable_tqdm=False):
-        if sum(asked) == 4 and len(asked) == 2:
-            asked.append(0)
+        if sum(batch_sizes) == 4 and len(batch_sizes) == 2:
+            batch_sizes.append(0)
             raise KeyboardInterrupt
-        asked.append(len(requests))
+        batch_sizes.append(len(requests))
         return original(self, requests, disable_tqdm=True)
 
-    monkeypatch.setattr(harness_model.HFLM, "loglikelihood", counted)
-    model = writer_at(tmp_path / "m")
+    monkeypatch.setattr(lm_eval_tasks.HFLM, "loglikelihood", counted)
+    model = generator_at(tmp_path / "m")
     with pytest.raises(KeyboardInterrupt):
         measure(model, "arc_easy", arc, tmp_path / "out", batch_size=2)
     resumed = measure(model, "arc_easy", arc, tmp_path / "out", batch_size=2)
-    assert asked == [2, 2, 0, 2, 2, 2]
+    assert batch_sizes == [2, 2, 0, 2, 2, 2]
     again = measure(model, "arc_easy", arc, tmp_path / "out", batch_size=2)
-    assert asked == [2, 2, 0, 2, 2, 2]
+    assert batch_sizes == [2, 2, 0, 2, 2, 2]
     whole = measure(model, "arc_easy", arc, tmp_path / "whole", batch_size=2)
     assert resumed["scores"] == again["scores"] == whole["scores"]
 
 
-def test_a_task_of_ones_own_that_writes_text(tmp_path: Path) -> None:
+def test_a_user_defined_generation_task(tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     data.write_text("".join(json.dumps({"q": f"say {n}", "a": "never"}) + "\n" for n in range(3)))
     task = tmp_path / "mine.yaml"
@@ -108,7 +108,7 @@ def test_a_task_of_ones_own_that_writes_text(tmp_path: Path) -> None:
         "generation_kwargs: {until: ['\\n'], max_gen_toks: 6, do_sample: false}\n"
         "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
     )
-    result = measure(writer_at(tmp_path / "m"), str(task), None, tmp_path / "out")
+    result = measure(generator_at(tmp_path / "m"), str(task), None, tmp_path / "out")
     assert result["scores"]["main"] == "exact_match" and result["scores"]["exact_match"] == 0.0
     ids = tiny_tokenizer()("say 1:", return_tensors="pt", add_special_tokens=False)["input_ids"]
     with torch.no_grad():
@@ -119,13 +119,13 @@ def test_a_task_of_ones_own_that_writes_text(tmp_path: Path) -> None:
 
 def test_examples_in_the_prompt_come_from_the_training_file(tmp_path: Path, arc: Path) -> None:
     (arc.parent / "train.jsonl").write_text(arc.read_text().replace("Number", "Example"))
-    result = measure(writer_at(tmp_path / "m"), "arc_easy", arc.parent, tmp_path / "out", few_shot=2, limit=2)
+    result = measure(generator_at(tmp_path / "m"), "arc_easy", arc.parent, tmp_path / "out", few_shot=2, limit=2)
     assert result["scores"]["rows"] == 2
     prompt = result["samples"][0]["arguments"][0][0]
     assert prompt.count("Question: Example") == 2 and prompt.endswith("Question: Number 0?\nAnswer:")
 
 
-def test_a_run_is_measured_with_its_adapter(tmp_path: Path, arc: Path) -> None:
+def test_a_run_is_evaluated_with_its_adapter(tmp_path: Path, arc: Path) -> None:
     run = trained_run(tmp_path / "run", tiny_llama(), "generation")
     tuned = measure(run.folder, "arc_easy", arc, tmp_path / "tuned")
     plain = measure(run.base, "arc_easy", arc, tmp_path / "plain")
@@ -134,20 +134,20 @@ def test_a_run_is_measured_with_its_adapter(tmp_path: Path, arc: Path) -> None:
     assert tuned["samples"][0]["filtered_resps"][0][0] == pytest.approx(ours, rel=1e-3)
 
 
-def test_a_tag_of_tasks_has_no_score_that_is_one_of_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tag_of_tasks_has_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def answered(*_: object) -> dict:
         return {"results": {"cola": {"mcc,none": 0.1}, "mnli": {"acc,none": 0.9}}, "samples": {}}
 
-    monkeypatch.setattr("balora.evaluation.tasks.lm_eval._run", answered)
-    scores = measure(writer_at(tmp_path / "model"), "lm_eval:glue", None, tmp_path / "out")["scores"]
+    monkeypatch.setattr("balora.evaluation.tasks.lm_eval.LMEvalTask._run", answered)
+    scores = measure(generator_at(tmp_path / "model"), "lm_eval:glue", None, tmp_path / "out")["scores"]
     assert scores["score"] is None and "mcc" not in scores
     assert scores["by_task"] == {"cola": {"main": "mcc", "mcc": 0.1}, "mnli": {"main": "acc", "acc": 0.9}}
 
 
-def test_names_are_ours_first_and_then_the_harnesss() -> None:
-    ours, theirs, only_theirs = find_tasks(["gsm8k", "lm_eval:gsm8k", "hellaswag"])
-    assert [ours.name, theirs.name, only_theirs.name] == ["gsm8k", "lm_eval:gsm8k", "hellaswag"]
-    assert "harness" in theirs.summary and "harness" not in ours.summary
+def test_own_tasks_have_precedence_over_lm_eval() -> None:
+    own, library, library_only = find_tasks(["gsm8k", "lm_eval:gsm8k", "hellaswag"])
+    assert [own.name, library.name, library_only.name] == ["gsm8k", "lm_eval:gsm8k", "hellaswag"]
+    assert "harness" in library.summary and "harness" not in own.summary
     with pytest.raises(BALoraError, match=r"There is no task 'sst3'.*'sst2'"):
         find_tasks(["sst3"])
     with pytest.raises(BALoraError, match=r"There is no task 'hellaswagg'.*'hellaswag'"):
@@ -155,19 +155,19 @@ def test_names_are_ours_first_and_then_the_harnesss() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "words"),
-    [("arc_easy", "--data TASK=PLACE"), ("mmlu", "group of tasks")],
+    ("task", "message"),
+    [("arc_easy", "--data TASK=PATH"), ("mmlu", "group of tasks")],
 )
-def test_what_cannot_be_read_is_said(tmp_path: Path, arc: Path, task: str, words: str) -> None:
+def test_unreadable_data_are_reported(tmp_path: Path, arc: Path, task: str, message: str) -> None:
     data = arc if task == "mmlu" else None
-    with pytest.raises(BALoraError, match=words):
-        measure(writer_at(tmp_path / "m"), task, data, tmp_path / "out")
+    with pytest.raises(BALoraError, match=message):
+        measure(generator_at(tmp_path / "m"), task, data, tmp_path / "out")
 
 
-def test_only_language_models_are_asked(tmp_path: Path, arc: Path) -> None:
+def test_other_models_than_language_models_are_refused(tmp_path: Path, arc: Path) -> None:
     with pytest.raises(BALoraError, match="is a classifier"):
         measure(classifier_at(tmp_path / "c", ["a", "b"]), "arc_easy", arc, tmp_path / "out")
     with pytest.raises(BALoraError, match="no reference answers"):
         measure(Path("reference"), "arc_easy", arc, tmp_path / "out2")
-    with pytest.raises(BALoraError, match="no file or folder"):
-        measure(writer_at(tmp_path / "m"), "arc_easy", tmp_path / "absent.jsonl", tmp_path / "out3")
+    with pytest.raises(BALoraError, match="no file or directory"):
+        measure(generator_at(tmp_path / "m"), "arc_easy", tmp_path / "absent.jsonl", tmp_path / "out3")

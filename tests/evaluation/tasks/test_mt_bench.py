@@ -1,4 +1,4 @@
-"""MT-Bench: two turns, a judge that may do anything, and ratings that are kept."""
+"""MT-Bench: answers of two turns, and the ratings of an unreliable judge."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from balora import BALoraError
 from balora.evaluation import EvaluationOptions, JudgeOptions, evaluate
 from balora.evaluation.engines.transformers import TransformersGenerator
 from balora.evaluation.prompting import Prompting
-from balora.evaluation.scoring.judge import Judge, JudgeUnavailable
-from balora.evaluation.scoring.judge_prompts import OURS, rating_in
+from balora.evaluation.scoring.judge import DEFAULT_PROMPTS, Judge, JudgeUnavailable, parse_rating
 from balora.evaluation.tasks.mt_bench import conversation_text
-from evaluation_models import writer_at
+from evaluation_models import generator_at
 from judge_server import judge_server
 from tiny import tiny_llama, tiny_tokenizer
 
@@ -63,21 +62,21 @@ def ask(url: str, **changes) -> str:
 
 
 @pytest.mark.parametrize("trouble", ["slow", "limited", "broken", "dropped", "garbage", "empty"])
-def test_what_may_pass_is_tried_again(trouble: str) -> None:
+def test_a_temporary_failure_is_retried(trouble: str) -> None:
     with judge_server(trouble, trouble, 7) as server:
-        assert rating_in(ask(server.url)) == 7
-        assert len(server.asked) == 3
+        assert parse_rating(ask(server.url)) == 7
+        assert len(server.requests) == 3
 
 
 @pytest.mark.parametrize("trouble", ["slow", "limited", "broken", "dropped", "garbage"])
-def test_what_does_not_pass_is_given_up(trouble: str) -> None:
+def test_a_permanent_failure_raises_after_all_attempts(trouble: str) -> None:
     with judge_server(trouble) as server:
         with pytest.raises(JudgeUnavailable):
             ask(server.url, attempts=2)
-        assert len(server.asked) == 2
+        assert len(server.requests) == 2
 
 
-def test_a_refusal_is_said_at_once_and_the_key_stays_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rejected_request_is_not_retried_and_the_key_is_not_leaked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MY_KEY", raising=False)
     with judge_server("denied") as server:
         with pytest.raises(BALoraError, match=r"status 401: bad key.*MY_KEY is not set"):
@@ -85,7 +84,7 @@ def test_a_refusal_is_said_at_once_and_the_key_stays_here(monkeypatch: pytest.Mo
         monkeypatch.setenv("MY_KEY", "sk-secret")
         with pytest.raises(BALoraError) as refused:
             ask(server.url, key_variable="MY_KEY")
-        assert len(server.asked) == 2
+        assert len(server.requests) == 2
         assert server.headers[1]["Authorization"] == "Bearer sk-secret"
         assert "sk-secret" not in str(refused.value)
     with judge_server("elsewhere") as server, pytest.raises(BALoraError, match="302"):
@@ -104,8 +103,8 @@ def test_a_refusal_is_said_at_once_and_the_key_stays_here(monkeypatch: pytest.Mo
         ("see [2] and rate [[4]]", 4),
     ],
 )  # fmt: skip
-def test_ratings(text: str, rating: float | None) -> None:
-    assert rating_in(text) == rating
+def test_ratings_are_parsed(text: str, rating: float | None) -> None:
+    assert parse_rating(text) == rating
 
 
 def test_both_turns_are_answered_and_rated(model: Path, bench: Path, tmp_path: Path) -> None:
@@ -120,26 +119,26 @@ def test_both_turns_are_answered_and_rated(model: Path, bench: Path, tmp_path: P
     assert scores["first_turn"] == pytest.approx(17 / 3) and scores["second_turn"] == pytest.approx(22 / 3)
     assert scores["both_turns"] == pytest.approx(39 / 6) and scores["unrated"] == 0
     assert scores["by_category"]["math"] == {"first_turn": 6, "second_turn": 8}
-    assert server.asked[0]["path"] == "/v1/chat/completions" and server.asked[0]["model"] == "judge-1"
+    assert server.requests[0]["path"] == "/v1/chat/completions" and server.requests[0]["model"] == "judge-1"
 
 
-def test_the_judge_sees_question_answer_and_reference(model: Path, bench: Path, tmp_path: Path) -> None:
+def test_the_judge_gets_question_answer_and_reference(model: Path, bench: Path, tmp_path: Path) -> None:
     with judge_server(5) as server:
         result = evaluate(model, ["mt_bench"], output=tmp_path / "out", options=options(bench, server.url))
     answers = {sample["id"]: sample["output"] for sample in result.results["mt_bench"]["samples"]}
-    said = [" ".join(message["content"] for message in asked["messages"]) for asked in server.asked]
-    assert "Write {this}." in said[0] and answers["81/1"] in said[0] and "Again?" not in said[0]
-    assert all(part in said[1] for part in ("Write {this}.", answers["81/1"], "Again?", answers["81/2"]))
-    assert "It is 4." in said[2] and "It is 4." in said[3] and "It is 5." in said[3]
-    assert "eference" in said[2] and "eference" not in said[4], "coding has no reference answer here"
+    texts = [" ".join(message["content"] for message in request["messages"]) for request in server.requests]
+    assert "Write {this}." in texts[0] and answers["81/1"] in texts[0] and "Again?" not in texts[0]
+    assert all(part in texts[1] for part in ("Write {this}.", answers["81/1"], "Again?", answers["81/2"]))
+    assert "It is 4." in texts[2] and "It is 4." in texts[3] and "It is 5." in texts[3]
+    assert "eference" in texts[2] and "eference" not in texts[4], "coding has no reference answer here"
 
 
-def test_ratings_are_kept_and_only_the_missing_ones_are_asked_for(
+def test_only_missing_ratings_are_requested(
     model: Path, bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with judge_server(3, 4, "broken") as server, pytest.raises(BALoraError, match=r"4 of 6 answers could not be rated"):
         evaluate(model, ["mt_bench"], output=tmp_path / "out", options=options(bench, server.url))
-    assert len(server.asked) <= 2 + 6 * 4
+    assert len(server.requests) <= 2 + 6 * 4
 
     def never(*_: object) -> None:
         raise AssertionError("answers are written once")
@@ -149,23 +148,23 @@ def test_ratings_are_kept_and_only_the_missing_ones_are_asked_for(
         record = evaluate(model, ["mt_bench"], output=tmp_path / "out", options=options(bench, server.url)).results[
             "mt_bench"
         ]
-        assert len(server.asked) == 4
+        assert len(server.requests) == 4
     assert [sample["rating"] for sample in record["samples"]] == [3, 4, 9, 9, 9, 9]
 
 
-def test_a_judge_that_gives_no_rating_is_asked_again_and_then_counted(model: Path, bench: Path, tmp_path: Path) -> None:
+def test_a_reply_without_a_rating_is_retried_and_then_counted(model: Path, bench: Path, tmp_path: Path) -> None:
     with judge_server("Hm.", 5, "Well.", "Well.", "Well.", 6) as server:
         how = options(bench, server.url, limit=2)
         record = evaluate(model, ["mt_bench"], output=tmp_path / "out", options=how).results["mt_bench"]
         assert record["scores"]["unrated"] == 1 and record["scores"]["rated"] == 3
         assert [sample.get("rating") for sample in record["samples"]] == [5, None, 6, 6]
         assert record["scores"]["second_turn"] == 6
-        asked = len(server.asked)
+        count = len(server.requests)
         again = evaluate(model, ["mt_bench"], output=tmp_path / "out", options=how).results["mt_bench"]
-        assert len(server.asked) == asked + 1 and again["scores"]["unrated"] == 0
+        assert len(server.requests) == count + 1 and again["scores"]["unrated"] == 0
 
 
-def test_without_a_judge_the_answers_are_written(model: Path, bench: Path, tmp_path: Path) -> None:
+def test_answers_are_kept_if_no_judge_is_named(model: Path, bench: Path, tmp_path: Path) -> None:
     with pytest.raises(BALoraError, match="--judge-url"):
         evaluate(model, ["mt_bench"], output=tmp_path / "out", options=options(bench, None))
     with judge_server(8) as server:
@@ -174,14 +173,14 @@ def test_without_a_judge_the_answers_are_written(model: Path, bench: Path, tmp_p
 
 
 @pytest.mark.parametrize("change", [{"seed": 2}, {"top_p": 0.5}])
-def test_answers_of_another_seed_or_top_p_are_not_mixed_in(model: Path, bench: Path, tmp_path: Path, change) -> None:
+def test_answers_of_another_seed_or_top_p_are_refused(model: Path, bench: Path, tmp_path: Path, change) -> None:
     with pytest.raises(BALoraError, match="--judge-url"):
         evaluate(model, ["mt_bench"], output=tmp_path / "out", options=options(bench, None, limit=1))
     with pytest.raises(BALoraError, match="another generation"):
         evaluate(model, ["mt_bench"], output=tmp_path / "out", options=options(bench, None, limit=1, **change))
 
 
-def test_another_judge_is_not_mixed_in(model: Path, bench: Path, tmp_path: Path) -> None:
+def test_ratings_of_another_judge_are_refused(model: Path, bench: Path, tmp_path: Path) -> None:
     with judge_server(8) as server:
         how = options(bench, server.url)
         evaluate(model, ["mt_bench"], output=tmp_path / "out", options=how)
@@ -192,7 +191,7 @@ def test_another_judge_is_not_mixed_in(model: Path, bench: Path, tmp_path: Path)
             evaluate(model, ["mt_bench"], output=tmp_path / "out", options=other)
 
 
-def test_a_template_without_chat_repeats_itself() -> None:
+def test_a_template_without_chat_is_repeated() -> None:
     messages = [
         {"role": "user", "content": "One?"},
         {"role": "assistant", "content": "First."},
@@ -203,12 +202,12 @@ def test_a_template_without_chat_repeats_itself() -> None:
     assert text.endswith("### Instruction:\nOne?\n\n### Response:\nFirst.\n\n### Instruction:\nTwo?\n\n### Response:\n")
 
 
-def test_a_model_without_a_chat_template_is_named(bench: Path, tmp_path: Path) -> None:
+def test_a_model_without_a_chat_template_is_refused(bench: Path, tmp_path: Path) -> None:
     with pytest.raises(BALoraError, match="has no chat template"):
-        evaluate(writer_at(tmp_path / "w"), ["mt_bench"], output=tmp_path / "out", options=options(bench, None))
+        evaluate(generator_at(tmp_path / "w"), ["mt_bench"], output=tmp_path / "out", options=options(bench, None))
 
 
-def test_the_real_questions_and_prompts(balora, shared_dir: Path, tmp_path: Path) -> None:
+def test_the_official_questions_and_prompts(balora, shared_dir: Path, tmp_path: Path) -> None:
     place = shared_dir / "data" / "mt_bench"
     with judge_server(6) as server:
         outcome = balora(
@@ -219,11 +218,11 @@ def test_the_real_questions_and_prompts(balora, shared_dir: Path, tmp_path: Path
     result = json.loads((tmp_path / "out" / "mt_bench.json").read_text())
     assert result["scores"]["rated"] == 100 and result["scores"]["first_turn"] == 6
     assert result["identity"]["judge prompts"].startswith("mt_bench ")
-    referenced = [asked for asked in server.asked if "reference answer" in str(asked["messages"]).lower()]
-    assert len(referenced) == 2 * 30, "reasoning, math and coding have them"
+    referenced = [request for request in server.requests if "reference answer" in str(request["messages"]).lower()]
+    assert len(referenced) == 2 * 30, "reasoning, math and coding have reference answers"
 
 
-def test_every_prompt_of_ours_has_places_for_all_it_is_given() -> None:
+def test_every_default_prompt_has_all_placeholders() -> None:
     values = {
         "single-v1": ("question", "answer"),
         "single-math-v1": ("question", "answer", "ref_answer_1"),
@@ -237,6 +236,6 @@ def test_every_prompt_of_ours_has_places_for_all_it_is_given() -> None:
             "ref_answer_2",
         ),
     }
-    for name, prompt in OURS.items():
-        said = str(prompt.messages(**{key: f"<{key}>" for key in values[name]}))
-        assert all(f"<{key}>" in said for key in values[name]) and "[[number]]" in said
+    for name, prompt in DEFAULT_PROMPTS.items():
+        texts = str(prompt.messages(**{key: f"<{key}>" for key in values[name]}))
+        assert all(f"<{key}>" in texts for key in values[name]) and "[[number]]" in texts

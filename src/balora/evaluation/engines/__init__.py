@@ -1,1 +1,1 @@
-"""Engines that answer prompts or classify rows: transformers and vLLM."""
+"""Engines that generate answers or classify rows."""

@@ -1,4 +1,4 @@
-"""Run programs that a model wrote, confined."""
+"""Sandbox for programs that a model wrote."""
 
 from balora.evaluation.sandbox.sandbox import Limits, Sandbox
 

@@ -1,8 +1,8 @@
-"""The program that runs a program, inside the sandbox. Standard library alone: nothing else is there.
+"""Child process that runs one program inside the sandbox. It can import only the standard library.
 
-It reads one line of settings and then the program from its standard input, gives up its rights, sets the limits, runs the
-program to its end, and reports. A program that leaves early (`sys.exit(0)`, a kill, a crash) never gets to the report,
-so it cannot be taken for one that ran to its end.
+It reads one line of settings and then the program from standard input, gives up its privileges, sets the limits, runs the
+program, and reports the outcome. A program that exits early (`sys.exit(0)`, a kill, a crash) prevents the report, so it
+does not pass.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ NOBODY = 65534
 
 
 def main() -> None:
-    """Run the program that stands on the standard input."""
+    """Run the program from standard input."""
     settings: dict[str, Any] = json.loads(sys.stdin.readline())
     program = sys.stdin.read()
     report = os.dup(1)
-    nowhere = os.open(os.devnull, os.O_RDWR)
+    null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
-        os.dup2(nowhere, stream)
+        os.dup2(null, stream)
     if settings["user"] is not None:
-        _become(settings["user"])
+        _change_user(settings["user"])
     for name, value in settings["limits"].items():
         limit = getattr(resource, name)
         hard = resource.getrlimit(limit)[1]
@@ -38,11 +38,11 @@ def main() -> None:
     os._exit(0)
 
 
-def _become(user: int) -> None:
-    """Stop being root. A user of its own for every program, so that they do not share a limit of processes."""
+def _change_user(user: int) -> None:
+    """Stop being root. Each program gets its own user id, so that programs do not share one limit of processes."""
     os.setgroups([])
     for number in (user, NOBODY):
-        with contextlib.suppress(OSError):  # a container may know few numbers
+        with contextlib.suppress(OSError):  # a container may map only a few user ids
             os.setresgid(number, number, number)
             os.setresuid(number, number, number)
             return
@@ -50,15 +50,15 @@ def _become(user: int) -> None:
 
 
 def _run(program: str) -> str:
-    # A module of its own: dataclasses and pickle look their classes' module up. It is not __main__, so that what stands
-    # under `if __name__ == "__main__"` does not wait for input.
+    # The program runs in a new module, because dataclasses and pickle look up the module of a class. The module is not
+    # __main__: code under `if __name__ == "__main__"` could wait for input.
     module = types.ModuleType("program")
     sys.modules["program"] = module
     try:
         exec(compile(program, "program.py", "exec"), module.__dict__)
     except MemoryError:
         return "out of memory"
-    except BaseException as error:  # SystemExit and KeyboardInterrupt are the program's own, too
+    except BaseException as error:  # the program may also raise SystemExit and KeyboardInterrupt
         module.__dict__.clear()
         text = " ".join(str(error).split())[:200]
         return f"{type(error).__name__}: {text}" if text else type(error).__name__

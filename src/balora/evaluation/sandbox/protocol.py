@@ -1,4 +1,4 @@
-"""The conversation with a program in the sandbox: it is handed over, its report is awaited, and not for ever."""
+"""Protocol between the sandbox and its child process: send the program, and wait for the report with a time limit."""
 
 from __future__ import annotations
 
@@ -10,56 +10,62 @@ import signal
 import subprocess
 import time
 
-_MOST_OUTPUT = 64 * 1024
-"""Bytes; a report is some hundred."""
+_MAX_OUTPUT = 64 * 1024
+"""Bytes. A report has a few hundred."""
 
 
-def talk(process: subprocess.Popen[bytes], sent: bytes, deadline: float) -> tuple[bytes, str | None]:
-    """Hand the program over and wait for the report, its end, too much of anything, or the deadline.
+def exchange(process: subprocess.Popen[bytes], message: bytes, deadline: float) -> tuple[bytes, str | None]:
+    """Send a message and wait for the reply, until the process ends, writes too much, or reaches the deadline.
+
+    Args:
+        process: Process with pipes for standard input and output.
+        message: Settings and program.
+        deadline: Latest time, on the clock of `time.monotonic`.
 
     Returns:
-        What came back, and why no more was waited for.
+        The reply, and the reason if the wait was cut short.
     """
     assert process.stdin is not None and process.stdout is not None
-    reply, rest = b"", memoryview(sent)
+    reply, rest = b"", memoryview(message)
     os.set_blocking(process.stdin.fileno(), False)
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdin, selectors.EVENT_WRITE)
         selector.register(process.stdout, selectors.EVENT_READ)
         while True:
-            left = deadline - time.monotonic()
-            ready = selector.select(max(0.0, left))
-            if not ready and left <= 0:
+            remaining = deadline - time.monotonic()
+            ready = selector.select(max(0.0, remaining))
+            if not ready and remaining <= 0:
                 return reply, "timed out"
             for key, _ in ready:
                 if key.fileobj is process.stdin:
-                    rest = _push(process, rest)
+                    rest = _send(process, rest)
                     if not rest:
                         selector.unregister(process.stdin)
                         process.stdin.close()
                     continue
-                part = os.read(process.stdout.fileno(), _MOST_OUTPUT)
+                part = os.read(process.stdout.fileno(), _MAX_OUTPUT)
                 reply += part
+                if not part:
+                    process.wait()
                 if not part or reply.endswith(b"}\n"):
-                    if not part:
-                        process.wait()
                     return reply, None
-                if len(reply) > _MOST_OUTPUT:
+                if len(reply) > _MAX_OUTPUT:
                     return reply, "wrote without end"
 
 
-def _push(process: subprocess.Popen[bytes], rest: memoryview) -> memoryview:
+def _send(process: subprocess.Popen[bytes], rest: memoryview) -> memoryview:
+    """Write as much as the pipe takes, and return the rest."""
     assert process.stdin is not None
     try:
-        return rest[os.write(process.stdin.fileno(), rest[:_MOST_OUTPUT]) :]
+        return rest[os.write(process.stdin.fileno(), rest[:_MAX_OUTPUT]) :]
     except BlockingIOError:
         return rest
     except BrokenPipeError:
         return rest[len(rest) :]
 
 
-def outcome_in(reply: bytes, token: str) -> str | None:
-    """The report, if it is the child's: the program does not know the token."""
+def parse_outcome(reply: bytes, token: str) -> str | None:
+    """Return the outcome that the child process reports. The token, which the program does not know, proves the sender."""
     for line in reply.splitlines():
         with contextlib.suppress(ValueError, TypeError, KeyError, UnicodeDecodeError):
             report = json.loads(line)
@@ -68,12 +74,9 @@ def outcome_in(reply: bytes, token: str) -> str | None:
     return None
 
 
-def how_it_ended(status: int) -> str:
-    """What a status says of a program that did not report."""
+def describe_exit_status(status: int) -> str:
+    """Describe how a process ended that did not report."""
     number = -status if status < 0 else status - 128
     with contextlib.suppress(ValueError):
         return f"killed by {signal.Signals(number).name}"
     return "ended early"
-
-
-__all__ = ["how_it_ended", "outcome_in", "talk"]

@@ -1,7 +1,7 @@
-"""A place where programs written by a model can do no harm: bubblewrap, with limits on everything.
+"""Sandbox that confines programs written by a model, by bubblewrap and resource limits.
 
-A program sees the interpreter and the system's libraries, read-only, and a scratch folder in memory, which is its home. It
-has no network, no sight of other processes, no rights, and little time, memory, disk and company.
+A program sees the interpreter and the system's libraries, read-only, and a scratch directory in memory, which is its home.
+It has no network and no privileges, sees no other processes, and its time, memory, disk space and processes are limited.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from balora.errors import BALoraError
-from balora.evaluation.sandbox.protocol import how_it_ended, outcome_in, talk
+from balora.evaluation.sandbox.protocol import describe_exit_status, exchange, parse_outcome
 from balora.evaluation.sandbox.seccomp import seccomp_filter
 
 _CHILD = Path(__file__).with_name("child.py")
-_INSIDE = "/run/child.py"
-_PYTHON = "/run/python"
-_LINKS = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-_FIRST_USER = 1_000_000_000
-_users = itertools.count()
+_CHILD_INSIDE = "/run/child.py"
+_PYTHON_INSIDE = "/run/python"
+_SYSTEM_DIRECTORIES = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+_FIRST_USER_ID = 1_000_000_000
+_user_ids = itertools.count()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one program may use."""
+    """Resource limits of one program."""
 
     seconds: float = 15.0
-    """By the clock; of the processor it gets one second more."""
+    """Wall-clock time. The limit of CPU time is one second more."""
     memory: int = 1 << 30
-    """Bytes of each of its processes."""
+    """Bytes of address space per process."""
     processes: int = 16
-    """Processes and threads."""
+    """Number of processes and threads."""
     file: int = 16 << 20
-    """Bytes of one file."""
+    """Bytes per file."""
     scratch: int = 64 << 20
-    """Bytes of all files."""
+    """Bytes of all files in the scratch directory."""
     open_files: int = 128
 
     def resources(self, *, processes: bool) -> dict[str, int]:
-        """As the kernel takes them."""
+        """Return the limits by their names in `resource`; ``processes`` includes the limit of processes."""
         limits = {
             "RLIMIT_CPU": math.ceil(self.seconds) + 1,
             "RLIMIT_AS": self.memory,
@@ -64,21 +64,21 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a program ended."""
+    """Outcome of a program."""
 
     passed: bool
-    """Whether it ran to its end without an exception."""
+    """True if the program ran to its end without an exception."""
     result: str
-    """``passed``, the exception, or what stopped it."""
+    """``passed``, the exception, or the reason why the program was stopped."""
     seconds: float
 
 
 class Sandbox:
-    """Runs programs.
+    """Runs programs that a model wrote.
 
     Args:
-        limits: What each of them may use.
-        unsafe: Run them without bubblewrap. The limits on time and memory stay; nothing else protects the machine.
+        limits: Resource limits of each program.
+        unsafe: Run the programs without bubblewrap. Only the limits on time, memory and files remain.
 
     Raises:
         BALoraError: bubblewrap is missing or does not work here, and ``unsafe`` is false.
@@ -88,34 +88,35 @@ class Sandbox:
         self.limits = limits or Limits()
         self.unsafe = unsafe
         self._as_root = not unsafe and os.geteuid() == 0
-        self._bwrap = None if unsafe else self._find()
+        self._bwrap = None if unsafe else self._find_bubblewrap()
 
     def run(self, program: str) -> Outcome:
-        """Run a program and wait for its end; it is ended when it has used up its time.
+        """Run a program and wait until it ends or reaches its time limit.
 
         Args:
-            program: Python source. It passes when it ends without an exception.
+            program: Python source. It passes if it ends without an exception.
         """
         token = secrets.token_hex(16)
-        user = _FIRST_USER + (os.getpid() * 1000 + next(_users)) % _FIRST_USER if self._as_root else None
+        user = _FIRST_USER_ID + (os.getpid() * 1000 + next(_user_ids)) % _FIRST_USER_ID if self._as_root else None
         settings = {
             "token": token,
             "user": user,
-            # Outside a sandbox the limit would count all that the user runs.
+            # Outside the sandbox, this limit would count all processes of the user.
             "limits": self.limits.resources(processes=not self.unsafe),
         }
-        started = time.monotonic()
+        start_time = time.monotonic()
         with self._process() as process:
-            reply, why = talk(process, f"{json.dumps(settings)}\n{program}".encode(), started + self.limits.seconds)
-        outcome = outcome_in(reply, token) or why or how_it_ended(process.returncode)
-        return Outcome(outcome == "passed", outcome, time.monotonic() - started)
+            message = f"{json.dumps(settings)}\n{program}".encode()
+            reply, reason = exchange(process, message, start_time + self.limits.seconds)
+        outcome = parse_outcome(reply, token) or reason or describe_exit_status(process.returncode)
+        return Outcome(outcome == "passed", outcome, time.monotonic() - start_time)
 
     @contextlib.contextmanager
     def _process(self) -> Iterator[subprocess.Popen[bytes]]:
-        with tempfile.TemporaryDirectory(prefix="balora-code-") as scratch, self._filter() as filtered:
+        with tempfile.TemporaryDirectory(prefix="balora-code-") as scratch, self._filter() as filter_fd:
             process = subprocess.Popen(
-                self.command(filtered),
-                pass_fds=[] if filtered is None else [filtered],
+                self.command(filter_fd),
+                pass_fds=[] if filter_fd is None else [filter_fd],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -136,7 +137,7 @@ class Sandbox:
 
     @contextlib.contextmanager
     def _filter(self) -> Iterator[int | None]:
-        """A descriptor from which bubblewrap reads the filter of system calls."""
+        """Yield a file descriptor from which bubblewrap reads the filter of system calls; None if there is no filter."""
         program = None if self.unsafe else seccomp_filter()
         if program is None:
             yield None
@@ -146,18 +147,18 @@ class Sandbox:
             file.seek(0)
             yield file.fileno()
 
-    def command(self, filtered: int | None = None) -> list[str]:
-        """What is started: bubblewrap, and in it Python with the child's program.
+    def command(self, filter_fd: int | None = None) -> list[str]:
+        """Return the command line: bubblewrap, which starts Python with the child's program.
 
         Args:
-            filtered: A descriptor with the filter of system calls.
+            filter_fd: File descriptor of the filter of system calls.
         """
         if self.unsafe:
             return [sys.executable, "-I", "-S", "-B", str(_CHILD)]
         assert self._bwrap is not None
-        rights = (
-            # Root sets the namespaces up itself, and the child becomes somebody who owns nothing: a limit on the number of
-            # processes does not hold for root, nor for a namespace's root that root has made.
+        privileges = (
+            # As root, bubblewrap needs no user namespace, and the child changes to a user without files. The limit of
+            # processes does not apply to root, nor to the root of a user namespace that root created.
             ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
             if self._as_root
             else ["--unshare-user", *(["--disable-userns"] if "--disable-userns" in self._options else [])]
@@ -165,27 +166,27 @@ class Sandbox:
         return [
             self._bwrap,
             *("--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"),
-            *rights,
+            *privileges,
             *("--die-with-parent", "--new-session", "--clearenv"),
-            *([] if filtered is None else ["--seccomp", str(filtered)]),
+            *([] if filter_fd is None else ["--seccomp", str(filter_fd)]),
             *("--setenv", "HOME", "/tmp", "--setenv", "PATH", "/usr/bin:/bin", "--setenv", "OMP_NUM_THREADS", "1"),
-            *_system(),
+            *_system_binds(),
             *_interpreter()[1],
-            *("--ro-bind", str(_CHILD), _INSIDE),
+            *("--ro-bind", str(_CHILD), _CHILD_INSIDE),
             *("--proc", "/proc", "--dev", "/dev"),
             *("--size", str(self.limits.scratch), "--perms", "1777", "--tmpfs", "/dev/shm"),
             *("--size", str(self.limits.scratch), "--perms", "1777", "--tmpfs", "/tmp"),
-            # Without these two, the file systems that hold /dev and the root of all would be memory to be filled.
+            # Without these two options, a program could fill the memory with files in /dev and /.
             *("--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp", "--"),
-            *(_interpreter()[0], "-I", "-S", "-B", _INSIDE),
+            *(_interpreter()[0], "-I", "-S", "-B", _CHILD_INSIDE),
         ]
 
-    def _find(self) -> str:
+    def _find_bubblewrap(self) -> str:
         found = shutil.which("bwrap")
         if found is None:
             raise BALoraError(
-                "Programs written by a model are run in a sandbox, and bubblewrap is not installed (apt-get install bubblewrap). "
-                "With --unsafe-code they run without one, which can delete your files."
+                "The sandbox for generated programs needs bubblewrap, which is not installed (apt-get install bubblewrap). "
+                "With --unsafe-code the programs run without a sandbox and can delete your files."
             )
         self._bwrap = found
         help_text = subprocess.run([found, "--help"], capture_output=True, text=True, check=False)
@@ -194,11 +195,11 @@ class Sandbox:
             raise BALoraError(
                 f"{found} is too old to limit the size of a sandbox's files. Install bubblewrap 0.7 or newer."
             )
-        self._try()
+        self._check_kernel()
         return found
 
-    def _try(self) -> None:
-        """Whether the kernel lets us, asked with a program that does nothing."""
+    def _check_kernel(self) -> None:
+        """Run a program that does nothing, and raise if the kernel does not allow a sandbox."""
         command = self.command()
         probe = [*command[: command.index("--") + 1], _interpreter()[0], "-I", "-S", "-c", "pass"]
         result = subprocess.run(probe, capture_output=True, text=True, check=False, timeout=60)
@@ -206,35 +207,32 @@ class Sandbox:
             reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise BALoraError(
                 f"bubblewrap cannot make a sandbox here ({reason}): the kernel or the container forbids namespaces. Allow "
-                "them (sysctl kernel.unprivileged_userns_clone=1, or docker run --privileged), or run the programs unprotected "
-                "with --unsafe-code, which can delete your files."
+                "them (sysctl kernel.unprivileged_userns_clone=1, or docker run --privileged), or run the programs without a "
+                "sandbox (--unsafe-code), where they can delete your files."
             )
 
 
-def _system() -> Iterator[str]:
-    """What programs need of this machine, read-only: its libraries, and nothing else."""
+def _system_binds() -> Iterator[str]:
+    """Yield the options that show the machine's libraries to a program, read-only."""
     yield from ("--ro-bind", "/usr", "/usr")
-    for link in _LINKS:
-        if os.path.islink(link):
-            yield from ("--symlink", os.readlink(link), link)
-        elif os.path.isdir(link):
-            yield from ("--ro-bind", link, link)
+    for path in _SYSTEM_DIRECTORIES:
+        if os.path.islink(path):
+            yield from ("--symlink", os.readlink(path), path)
+        elif os.path.isdir(path):
+            yield from ("--ro-bind", path, path)
     for folder in ("/etc", "/run"):
-        yield from ("--perms", "0755", "--dir", folder)  # of its own accord bubblewrap opens them to root alone
+        yield from ("--perms", "0755", "--dir", folder)  # by default, bubblewrap makes them readable for root only
     for file in ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/localtime"):
         yield from ("--ro-bind-try", file, file)
 
 
 def _interpreter() -> tuple[str, list[str]]:
-    """Where Python is inside, and what brings it there.
+    """Return the path of Python inside the sandbox, and the options that make it available there.
 
-    One that lies in somebody's home (pyenv, conda, uv) is shown at another place, so that the home stays out of sight.
+    An interpreter in a home directory (pyenv, conda, uv) gets another path inside, so that the home is not visible.
     """
     base, executable = Path(sys.base_prefix).resolve(), Path(sys.executable).resolve()
     if base.is_relative_to("/usr"):
         return str(executable), []
-    inside = Path(_PYTHON) / (executable.relative_to(base) if executable.is_relative_to(base) else "bin/python3")
-    return str(inside), ["--ro-bind", str(base), _PYTHON, "--setenv", "LD_LIBRARY_PATH", f"{_PYTHON}/lib"]
-
-
-__all__ = ["Limits", "Outcome", "Sandbox"]
+    inside = Path(_PYTHON_INSIDE) / (executable.relative_to(base) if executable.is_relative_to(base) else "bin/python3")
+    return str(inside), ["--ro-bind", str(base), _PYTHON_INSIDE, "--setenv", "LD_LIBRARY_PATH", f"{_PYTHON_INSIDE}/lib"]

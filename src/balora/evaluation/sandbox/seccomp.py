@@ -1,7 +1,7 @@
-"""A filter of system calls for the sandbox: what no honest test program asks the kernel for is refused.
+"""Filter that refuses the system calls that no test program needs.
 
-Namespaces and limits hold the rest; this closes the ways around the limits (memory that belongs to no process, a namespace
-in which one is root again) and the corners of the kernel where most of its faults have been.
+Namespaces and limits confine everything else. The filter closes ways around the limits (memory that belongs to no process,
+a namespace in which the program is root again) and parts of the kernel that have had the most vulnerabilities.
 """
 
 from __future__ import annotations
@@ -35,35 +35,32 @@ _REFUSED = {
     "mq_open": (240, 180),
 }
 _CLONE, _CLONE3 = (56, 220), (435, 435)
-_NEW_USER = 0x10000000
+_CLONE_NEWUSER = 0x10000000
 _X32 = 0x40000000
 _ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
 
-# Classic BPF over seccomp_data: the call's number at 0, the architecture at 4, the low half of the first argument at 16.
+# Classic BPF over seccomp_data: offset 0 is the call's number, 4 the architecture, 16 the low 32 bits of the first argument.
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _ERROR, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 
 
 def seccomp_filter() -> bytes | None:
-    """The filter as bubblewrap's ``--seccomp`` reads it; None on an architecture whose numbers are not known here."""
+    """Return the filter for bubblewrap's ``--seccomp``; None on an architecture that is not in the table."""
     known = _ARCHITECTURES.get(platform.machine())
     if known is None:
         return None
     architecture, column = known
-    refuse = _step(_RETURN, _ERROR | errno.EPERM)
-    program = [_step(_LOAD, 4), _step(_EQUAL, architecture, 1, 0), _step(_RETURN, _KILL), _step(_LOAD, 0)]
+    refuse = _op(_RETURN, _ERROR | errno.EPERM)
+    program = [_op(_LOAD, 4), _op(_EQUAL, architecture, 1, 0), _op(_RETURN, _KILL), _op(_LOAD, 0)]
     if column == 0:
-        program += [_step(_AT_LEAST, _X32, 0, 1), _step(_RETURN, _KILL)]  # the same calls under other numbers
+        program += [_op(_AT_LEAST, _X32, 0, 1), _op(_RETURN, _KILL)]  # the x32 numbers of the same calls
     for numbers in _REFUSED.values():
-        program += [_step(_EQUAL, numbers[column], 0, 1), refuse]
-    # clone3 keeps its flags where a filter cannot look; without it the C library takes clone.
-    program += [_step(_EQUAL, _CLONE3[column], 0, 1), _step(_RETURN, _ERROR | errno.ENOSYS)]
-    program += [_step(_EQUAL, _CLONE[column], 0, 3), _step(_LOAD, 16), _step(_ANY_BIT, _NEW_USER, 0, 1), refuse]
-    return b"".join([*program, _step(_RETURN, _ALLOW)])
+        program += [_op(_EQUAL, numbers[column], 0, 1), refuse]
+    # A filter cannot read the flags of clone3. Without clone3, the C library falls back to clone.
+    program += [_op(_EQUAL, _CLONE3[column], 0, 1), _op(_RETURN, _ERROR | errno.ENOSYS)]
+    program += [_op(_EQUAL, _CLONE[column], 0, 3), _op(_LOAD, 16), _op(_ANY_BIT, _CLONE_NEWUSER, 0, 1), refuse]
+    return b"".join([*program, _op(_RETURN, _ALLOW)])
 
 
-def _step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+def _op(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
     return struct.pack("=HBBI", code, if_true, if_false, value)
-
-
-__all__ = ["seccomp_filter"]

@@ -1,1 +1,1 @@
-"""Scores of answers: mathematical equivalence, programs, judges, class and regression scores."""
+"""Scores of answers: mathematical equivalence, program tests, a judge's ratings, and metrics of classes and scores."""

@@ -1,24 +1,25 @@
-"""Whether two mathematical answers mean the same, decided by math-verify in a process of its own.
+"""Compare mathematical answers with math-verify, in a separate process.
 
-What a model writes may be a tower of powers that no computer can work out, and Python cannot interrupt itself there. So
-the checker runs beside us with little memory, and is started again when it takes too long.
+An answer may contain a power that no computer can evaluate, and Python cannot interrupt such a computation. The process
+that compares has limited memory, and is restarted if a comparison takes too long.
+
+This file is also the program of that process. It imports balora only inside `EquivalenceChecker`, so that the process
+starts without it.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import resource
 import selectors
 import subprocess
 import sys
-from pathlib import Path
-from typing import IO
 
-from balora.errors import BALoraError
-from balora.evaluation.scoring.math_answers import same_text
-
-_WORKER = Path(__file__).with_name("equivalence_worker.py")
-_LONGEST = 2000
-"""Characters. No answer is longer; what is, is a solution that was taken for one."""
+_MAX_LENGTH = 2000
+"""Characters. A longer answer is a solution that was taken for an answer."""
+_MAX_MEMORY = 2 * 2**30
+"""Bytes of the process that compares."""
 
 
 class EquivalenceChecker:
@@ -38,45 +39,57 @@ class EquivalenceChecker:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
+    def is_correct(self, truth: str, found: str | None) -> bool:
+        """Return True if the answer equals the true one and does not contradict it (see `math_answers.contradicts`)."""
+        from balora.evaluation.scoring.math_answers import contradicts
+
+        return found is not None and not contradicts(truth, found) and self.equal(truth, found)
+
     def equal(self, truth: str, found: str | None) -> bool:
-        """Whether the found answer means the true one; one that takes too long to understand does not.
+        """Return True if the answer means the same as the true one.
 
         Args:
-            truth: The true answer, LaTeX.
-            found: The model's; None is never right.
+            truth: True answer in LaTeX.
+            found: The model's answer. None, a longer text than any answer, and one that cannot be evaluated in time are wrong.
         """
-        if found is None or len(found) > _LONGEST:
-            return False
-        return same_text(truth, found) or self._ask(truth, found)
+        from balora.evaluation.scoring.math_answers import same_text
 
-    def _ask(self, truth: str, found: str) -> bool:
-        worker = self._running()
+        if found is None or len(found) > _MAX_LENGTH:
+            return False
+        return same_text(truth, found) or self._ask_worker(truth, found)
+
+    def _ask_worker(self, truth: str, found: str) -> bool:
+        worker = self._running_worker()
+        assert worker.stdin is not None and worker.stdout is not None
         try:
-            _stdin(worker).write(json.dumps({"truth": truth, "found": found}) + "\n")
-            _stdin(worker).flush()
+            worker.stdin.write(json.dumps({"truth": truth, "found": found}) + "\n")
+            worker.stdin.flush()
         except BrokenPipeError:
             self._stop()
             return False
         with selectors.DefaultSelector() as selector:
-            selector.register(_stdout(worker), selectors.EVENT_READ)
+            selector.register(worker.stdout, selectors.EVENT_READ)
             ready = selector.select(self.timeout)
-        reply = _stdout(worker).readline() if ready else ""
-        if not reply:  # too long, or too much memory
+        reply = worker.stdout.readline() if ready else ""
+        if not reply:  # the time or memory limit was reached
             self._stop()
             return False
         return bool(json.loads(reply))
 
-    def _running(self) -> subprocess.Popen[str]:
+    def _running_worker(self) -> subprocess.Popen[str]:
         if self._worker is None or self._worker.poll() is not None:
             self._worker = subprocess.Popen(
-                [sys.executable, str(_WORKER)],
+                [sys.executable, __file__],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 text=True,
             )
-            # Importing sympy takes seconds, which are not the comparison's.
-            if _stdout(self._worker).readline().strip() != "ready":
+            assert self._worker.stdout is not None
+            # The worker says when it is ready: importing sympy takes seconds, which do not count as comparison time.
+            if self._worker.stdout.readline().strip() != "ready":
+                from balora.errors import BALoraError
+
                 raise BALoraError("math-verify, which compares answers, cannot be started: pip install math-verify.")
         return self._worker
 
@@ -87,14 +100,30 @@ class EquivalenceChecker:
             self._worker = None
 
 
-def _stdin(worker: subprocess.Popen[str]) -> IO[str]:
-    assert worker.stdin is not None
-    return worker.stdin
+def _verify(truth: str, found: str) -> bool:
+    """Compare two answers with math-verify."""
+    from math_verify import parse, verify
+
+    parsed = [parse(f"${text.strip().strip('$')}$", parsing_timeout=None) for text in (truth, found)]
+    return bool(verify(*parsed, timeout_seconds=None))
 
 
-def _stdout(worker: subprocess.Popen[str]) -> IO[str]:
-    assert worker.stdout is not None
-    return worker.stdout
+def _serve() -> None:
+    """Compare the pairs on the standard input, line by line, until it ends."""
+    logging.disable(logging.CRITICAL)  # math-verify warns that its time-outs are off; the parent process has one
+    _verify("1", "2")
+    resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    for line in sys.stdin:
+        pair = json.loads(line)
+        try:
+            answer = _verify(pair["truth"], pair["found"])
+        except Exception:  # the parser may raise anything on malformed text, which is no correct answer
+            answer = False
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
 
 
-__all__ = ["EquivalenceChecker"]
+if __name__ == "__main__":
+    _serve()

@@ -1,16 +1,13 @@
-"""A client for the judge: one question, one answer, through any OpenAI-compatible endpoint.
-
-What may pass (time-outs, lost connections, 429, 5xx, bodies that are no answer) is tried again after a pause that grows, or
-that the server asks for. What will not pass (a wrong key, an unknown model) is said at once. The key is read from the
-environment when it is used, and written nowhere.
-"""
+"""Ask a judge for ratings: the prompts, the rating in a reply, and the client of an OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import json
 import os
 import random
+import re
 import time
 import urllib.error
 import urllib.request
@@ -20,62 +17,145 @@ from typing import Any
 from balora.errors import BALoraError
 from balora.evaluation.options import JudgeOptions
 
-_LONGEST_PAUSE = 60.0
-_PASSING = {408, 409, 425, 429}
+_RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*(?:/\s*10\s*)?\]\]")
+_SINGLE_BRACKETS = re.compile(r"\[\s*(\d+(?:\.\d+)?)\s*(?:/\s*10\s*)?\]")
+
+_TASK = (
+    "You are to rate, as an impartial judge, {what}. Look at how helpful, relevant, correct, thorough, original and detailed "
+    "it is.{reference} First explain your view in a few sentences, as objectively as you can. Then give a whole or decimal "
+    'number from 1 (worst) to 10 (best) in exactly this form: "Rating: [[number]]", for example "Rating: [[5]]".'
+)
+_REFERENCE = " Compare it with the reference answer, which is right, and name its mistakes."
+_ONE = "an AI assistant's answer to a user's question"
+_TWO = "an AI assistant's answer to the second question of a conversation"
+_SYSTEM = "You judge the answers of AI assistants."
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgePrompt:
+    """Prompt of the judge, with placeholders for question, answer and reference."""
+
+    system: str
+    template: str
+
+    def messages(self, **values: str) -> list[dict[str, str]]:
+        """Fill the placeholders in. Braces in the values are not placeholders."""
+        placeholders = re.compile(r"\{(" + "|".join(values) + r")\}")
+        content = placeholders.sub(lambda match: values[match[1]], self.template)
+        return [{"role": "system", "content": self.system}, {"role": "user", "content": content}]
+
+
+DEFAULT_PROMPTS = {
+    "single-v1": JudgePrompt(
+        _SYSTEM,
+        _TASK.format(what=_ONE, reference="") + "\n\n[Question]\n{question}\n\n[Answer]\n{answer}\n[End of answer]",
+    ),
+    "single-math-v1": JudgePrompt(
+        _SYSTEM,
+        _TASK.format(what=_ONE, reference=_REFERENCE)
+        + "\n\n[Question]\n{question}\n\n[Reference answer]\n{ref_answer_1}\n[End of reference answer]"
+        + "\n\n[Answer]\n{answer}\n[End of answer]",
+    ),
+    "single-v1-multi-turn": JudgePrompt(
+        _TASK.format(what=_TWO, reference=""),
+        "[First question]\n{question_1}\n\n[First answer]\n{answer_1}\n\n[Second question]\n{question_2}\n\n"
+        "[Second answer]\n{answer_2}\n[End of conversation]",
+    ),
+    "single-math-v1-multi-turn": JudgePrompt(
+        _TASK.format(what=_TWO, reference=_REFERENCE),
+        "[Reference answer to the first question]\n{ref_answer_1}\n\n[Reference answer to the second question]\n"
+        "{ref_answer_2}\n\n[First question]\n{question_1}\n\n[First answer]\n{answer_1}\n\n[Second question]\n{question_2}\n\n"
+        "[Second answer]\n{answer_2}\n[End of conversation]",
+    ),
+}
+"""balora's own prompts, by MT-Bench's names; ``math`` means with a reference answer.
+
+Published scores are comparable only if MT-Bench's own ``judge_prompts.jsonl`` is used (see `read_prompts`)."""
+
+
+def read_prompts(rows: Sequence[Mapping[str, Any]]) -> dict[str, JudgePrompt]:
+    """Read the rows of MT-Bench's own ``judge_prompts.jsonl``."""
+    found = {str(row["name"]): row for row in rows}
+    return {
+        name: JudgePrompt(str(found[name]["system_prompt"]), str(found[name]["prompt_template"]))
+        for name in DEFAULT_PROMPTS
+    }
+
+
+def parse_rating(reply: str) -> float | None:
+    """Return the last rating in a judge's reply, 1 to 10, or None.
+
+    Example:
+        >>> parse_rating("Fine, but [[2]] short.\\nRating: [[7.5]]"), parse_rating("Rating: [8]"), parse_rating("[[11]] of 10")
+        (7.5, 8.0, None)
+    """
+    for form in (_RATING, _SINGLE_BRACKETS):
+        ratings = [float(match) for match in form.findall(reply)]
+        if ratings:
+            return ratings[-1] if 1 <= ratings[-1] <= 10 else None
+    return None
+
+
+_MAX_PAUSE = 60.0
+_RETRIED_STATUSES = {408, 409, 425, 429}
 
 
 class JudgeUnavailable(Exception):
-    """The endpoint gave no answer, however often it was asked."""
+    """Raised when the endpoint gave no answer to any of the allowed requests."""
 
 
 class Judge:
-    """Asks.
+    """Client of the judge's endpoint.
+
+    Problems that may pass (time-outs, lost connections, status 429 or 5xx, malformed replies) are retried after a growing
+    pause, or after the pause that the server asks for. A wrong key or an unknown model raises without a retry. The key is read from
+    the environment for each request and is never written anywhere.
 
     Args:
-        options: Which endpoint and model, and how patiently.
+        options: Endpoint, model and retries.
 
     Raises:
-        BALoraError: The base URL is none.
+        BALoraError: The base URL is not an HTTP URL.
     """
 
     def __init__(self, options: JudgeOptions) -> None:
         if not options.base_url.startswith(("http://", "https://")):
-            raise BALoraError(f"The judge's URL starts with http:// or https://, unlike {options.base_url!r}.")
+            raise BALoraError(f"The judge's URL must start with http:// or https://, not {options.base_url!r}.")
         self.options = options
         self._url = options.base_url.rstrip("/") + "/chat/completions"
-        # A redirect would take the key to another host.
+        # A redirect could send the key to another host.
         self._opener = urllib.request.build_opener(_NoRedirects)
 
     def ask(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The judge's reply to a conversation.
+        """Return the judge's reply to a conversation.
 
         Raises:
-            BALoraError: The endpoint refuses: the key, the model or the request is wrong.
-            JudgeUnavailable: It gave no answer in the allowed number of attempts.
+            BALoraError: The endpoint rejects the key, the model or the request.
+            JudgeUnavailable: The endpoint gave no answer in the allowed number of attempts.
         """
-        reason, asked = "", None
+        reason, retry_after = "", None
         for attempt in range(self.options.attempts):
             if attempt:
-                time.sleep(self._pause(attempt, asked))
-            asked = None
+                time.sleep(self._pause(attempt, retry_after))
+            retry_after = None
             try:
-                return self._once(messages)
+                return self._request(messages)
             except urllib.error.HTTPError as error:
-                reason = f"status {error.code}: {_said(error)}"
-                if error.code not in _PASSING and error.code < 500:
+                reason = f"status {error.code}: {_error_message(error)}"
+                if error.code not in _RETRIED_STATUSES and error.code < 500:
                     raise BALoraError(
-                        f"The judge at {self._url} refuses ({reason}).{self._hint(error.code)}"
+                        f"The judge at {self._url} rejects the request ({reason}).{self._hint(error.code)}"
                     ) from error
-                asked = _retry_after(error)
+                retry_after = _retry_after(error)
             except TimeoutError:
                 reason = f"no answer in {self.options.timeout:g} s"
             except (OSError, http.client.HTTPException) as error:
                 reason = str(getattr(error, "reason", error)) or type(error).__name__
             except (ValueError, LookupError, TypeError):
-                reason = "its reply is not that of a chat endpoint"
+                reason = "the reply is not that of a chat endpoint"
         raise JudgeUnavailable(f"{self._url}: {reason}")
 
-    def _once(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def _request(self, messages: Sequence[Mapping[str, str]]) -> str:
         body = {
             "model": self.options.model,
             "messages": list(messages),
@@ -93,17 +173,17 @@ class Judge:
             raise TypeError("no text")
         return content
 
-    def _pause(self, attempt: int, asked: float | None) -> float:
-        if asked is not None:
-            return min(asked, _LONGEST_PAUSE)
-        return min(self.options.pause * 2 ** (attempt - 1), _LONGEST_PAUSE) * random.uniform(0.75, 1.25)
+    def _pause(self, attempt: int, retry_after: float | None) -> float:
+        if retry_after is not None:
+            return min(retry_after, _MAX_PAUSE)
+        return min(self.options.pause * 2 ** (attempt - 1), _MAX_PAUSE) * random.uniform(0.75, 1.25)
 
     def _hint(self, status: int) -> str:
         variable = self.options.key_variable
         if status in (401, 403):
-            known = "holds a key it does not take" if os.environ.get(variable) else "is not set"
-            return f" The environment variable {variable} {known}."
-        return f" Is the model {self.options.model!r} known there?" if status == 404 else ""
+            problem = "has a key that the judge does not accept" if os.environ.get(variable) else "is not set"
+            return f" The environment variable {variable} {problem}."
+        return f" Check the model name {self.options.model!r}." if status == 404 else ""
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -111,7 +191,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _said(error: urllib.error.HTTPError) -> str:
+def _error_message(error: urllib.error.HTTPError) -> str:
     try:
         text = error.read(2000).decode(errors="replace")
     except OSError:
@@ -129,6 +209,3 @@ def _retry_after(error: urllib.error.HTTPError) -> float | None:
         return max(0.0, float(error.headers.get("Retry-After", "")))
     except ValueError:
         return None
-
-
-__all__ = ["Judge", "JudgeUnavailable"]

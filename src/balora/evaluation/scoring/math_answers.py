@@ -1,4 +1,4 @@
-r"""The final answer in a worked solution: after "The answer is:", in ``\boxed{}``, or after ``####``."""
+r"""Find the final answer in a worked solution, and compare answers as numbers or as text."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 from collections.abc import Iterator
 from fractions import Fraction
 
-_SAID = re.compile(r"the[^\S\n]+(?:final[^\S\n]+)?answer[^\S\n]+is(?:[^\S\n]|\*)*:?", re.IGNORECASE)
+_ANSWER_PHRASE = re.compile(r"the[^\S\n]+(?:final[^\S\n]+)?answer[^\S\n]+is(?:[^\S\n]|\*)*:?", re.IGNORECASE)
 _NEXT_SENTENCE = re.compile(r"(?<=\S)(?<!\bM[rs])(?<!\bMrs)(?<!\b[DS][rt])\.\s+(?=[A-Z])")
 _DISPLAY = re.compile(r"(?<!\\)\\[()\[\]]")
 _MARKED = re.compile(r"####")
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*(\{|\S+)")
 _UNSIGNED = r"(?:(?:\d{1,3}(?:,\d{3})+(?!,?\d)|\d+)(?:\.\d+)?|\.\d+)"
 _NUMBER = re.compile(
-    # The exponent is short, lest a number fill the memory.
+    # At most two digits of exponent: 1e999999999 would fill the memory.
     rf"[-+]?{_UNSIGNED}(?:[eE][-+]?\d{{1,2}}(?!\w)|\s*/\s*\d+(?:\.\d+)?)?"
 )
 _FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
@@ -27,10 +27,10 @@ _WRAPPED = re.compile(r"\\(?:text|mathrm|textbf|mbox)\s*\{([^{}]*)\}")
 
 
 def final_answer(solution: str) -> str | None:
-    r"""The answer that a solution ends on, or None where it names none.
+    r"""Return the final answer of a solution, or None if it has none.
 
-    The last of its kind counts, and the kinds in this order: what follows "The answer is:" or "The final answer is" (to
-    the end of the sentence or line, or on the next line), the content of ``\boxed{}``, what follows ``####``.
+    The places are searched in this order, and the last occurrence counts: the text after "The answer is:" or "The final
+    answer is" (the rest of the sentence or line, else the next line), the content of ``\boxed{}``, the text after ``####``.
 
     Example:
         >>> final_answer("So 3 * 6 = 18.\n#### 18\nThe answer is: $18.")
@@ -40,35 +40,35 @@ def final_answer(solution: str) -> str | None:
         >>> final_answer("It is 5, I think.") is None
         True
     """
-    return next(_answers(solution), None)
+    return next(_candidates(solution), None)
 
 
 def final_number(solution: str) -> str | None:
-    r"""The number that a solution ends on: of the places where `final_answer` looks, the first that holds one.
+    r"""Search the places of `final_answer` and return the first number, or None.
 
     Example:
         >>> final_number("If the answer is wrong, tell me.\n#### 18"), final_number("The answer is: eighteen")
         ('18', None)
     """
-    return next((number for answer in _answers(solution) if (number := number_in(answer)) is not None), None)
+    return next((number for answer in _candidates(solution) if (number := parse_number(answer)) is not None), None)
 
 
-def _answers(solution: str) -> Iterator[str]:
-    """What stands where an answer may stand, the likeliest first."""
-    said = [_sentence(solution, match.end()) for match in _SAID.finditer(solution)]
-    for answer in reversed(said):
+def _candidates(solution: str) -> Iterator[str]:
+    """Yield the possible final answers, the most likely first."""
+    phrased = [_rest_of_sentence(solution, match.end()) for match in _ANSWER_PHRASE.finditer(solution)]
+    for answer in reversed(phrased):
         inner = last_boxed(answer)
         if inner or answer:
             yield inner or answer
     boxed = last_boxed(solution)
     if boxed is not None:
         yield boxed
-    marked = [_line(solution, match.end()) for match in _MARKED.finditer(solution)]
+    marked = [_rest_of_line(solution, match.end()) for match in _MARKED.finditer(solution)]
     yield from (answer for answer in reversed(marked) if answer)
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last ``\boxed``, its braces balanced.
+    r"""Return the content of the last ``\boxed``, with balanced braces.
 
     Example:
         >>> last_boxed(r"\boxed{1} or rather \boxed{\frac{1}{\sqrt{2}}}.")
@@ -78,31 +78,31 @@ def last_boxed(text: str) -> str | None:
     """
     content = None
     for match in _BOXED.finditer(text):
-        found = _braced(text, match.start(1)) if match[1] == "{" else match[1].rstrip("$.,")
+        found = _balanced_braces(text, match.start(1)) if match[1] == "{" else match[1].rstrip("$.,")
         content = found if found is not None else content
     return content
 
 
-def number_in(answer: str | None) -> str | None:
-    r"""The first number in an answer, its thousands separators gone; None where there is none.
+def parse_number(answer: str | None) -> str | None:
+    r"""Return the first number in an answer without thousands separators, or None.
 
-    Of an equation it is the first behind the last "=".
+    In an equation it is the first number after the last "=".
 
     Example:
-        >>> number_in("$1,234.50 dollars"), number_in(r"\frac{3}{4}"), number_in("about .5"), number_in("none")
+        >>> parse_number("$1,234.50 dollars"), parse_number(r"\frac{3}{4}"), parse_number("about .5"), parse_number("none")
         ('1234.50', '3/4', '.5', None)
-        >>> number_in("3 + 15 = $18"), number_in("-$5"), number_in(r"3\frac{1}{2}"), number_in("2e4")
+        >>> parse_number("3 + 15 = $18"), parse_number("-$5"), parse_number(r"3\frac{1}{2}"), parse_number("2e4")
         ('18', '-5', '7/2', '2e4')
     """
     if answer is None:
         return None
-    # In "18 (as 6 * 3 = n)" the equation is not what is answered.
-    match = _NUMBER.search(_plain(_WORKING.sub("", answer).rsplit("=", 1)[-1]))
+    # The equation in parentheses of "18 (as 6 * 3 = n)" is not the answer.
+    match = _NUMBER.search(_plain_numbers(_WORKING.sub("", answer).rsplit("=", 1)[-1]))
     return None if match is None else re.sub(r"[,\s]", "", match[0])
 
 
 def same_number(one: str | None, other: str | None) -> bool:
-    """Whether two numbers, as `number_in` gives them, are equal exactly.
+    """Return True if two numbers, as `parse_number` returns them, are exactly equal.
 
     Example:
         >>> same_number("18.00", "18"), same_number("1/3", "0.33"), same_number(None, "3")
@@ -113,13 +113,17 @@ def same_number(one: str | None, other: str | None) -> bool:
 
 
 def same_text(one: str, other: str) -> bool:
-    r"""Whether two answers are written alike, up to spaces, ``$``, ``\text``, the sizes of brackets and how a number is put.
+    r"""Return True if two answers are written alike.
+
+    Spaces, ``$``, ``\text``, sizes of brackets and notations of a number are ignored.
 
     Example:
         >>> same_text(r"\left( 3, \frac{\pi}{2} \right)", r"(3,\dfrac{\pi}{2})"), same_text(r"\text{Evelyn}", "Evelyn")
         (True, True)
     """
-    return bool(one.strip()) and (_bare(one) == _bare(other) or same_number(_only_number(one), _only_number(other)))
+    return bool(one.strip()) and (
+        _normalize(one) == _normalize(other) or same_number(_as_number(one), _as_number(other))
+    )
 
 
 def _value(number: str | None) -> Fraction | None:
@@ -131,8 +135,9 @@ def _value(number: str | None) -> Fraction | None:
 
 
 def contradicts(truth: str, found: str) -> bool:
-    r"""Whether two answers differ in what math-verify passes over: bases, units, the kind of brackets, the number of answers,
-    and small numbers, which it rounds.
+    r"""Return True if two answers differ in something that math-verify ignores.
+
+    It ignores bases, units, the kind of brackets and the number of answers, and it rounds small numbers.
 
     Example:
         >>> contradicts("2516_8", "2516_7"), contradicts(r"\{3,4\}", "(3,4)"), contradicts("6", "6,6")
@@ -144,28 +149,30 @@ def contradicts(truth: str, found: str) -> bool:
         one, other = (pattern.findall(_WRAPPED.sub(r"\1", text)) for text in (truth, found))
         if one and other and set(one).isdisjoint(other):
             return True
-    sets = [_bare(text.rsplit("=", 1)[-1].rsplit("\\in ", 1)[-1])[:2] for text in (truth, found)]
+    sets = [_normalize(text.rsplit("=", 1)[-1].rsplit("\\in ", 1)[-1])[:2] for text in (truth, found)]
     if sets in (["\\{", sets[1]], [sets[0], "\\{"]) and any(start[:1] in ("(", "[") for start in sets):
         return True
-    value = _value(_only_number(truth))
+    value = _value(_as_number(truth))
     if value is None:
         return False
-    other_value = _value(_only_number(found))
+    other_value = _value(_as_number(found))
     if other_value is not None:
         return abs(value - other_value) > abs(value) / 10**5
-    # More than one answer, where there is one.
-    parts = _OR.split(_plain(found))
-    return (len(parts) > 1 and all(map(_NUMBER.search, parts))) or re.search(r"\d\s+\d", _plain(found)) is not None
+    # Several answers where the true answer is one number.
+    parts = _OR.split(_plain_numbers(found))
+    return (len(parts) > 1 and all(map(_NUMBER.search, parts))) or re.search(
+        r"\d\s+\d", _plain_numbers(found)
+    ) is not None
 
 
-def _only_number(text: str) -> str | None:
-    """The number that a text is, if it is nothing else."""
-    whole = _NUMBER.fullmatch(_plain(text.replace("$", "").strip()).strip().rstrip("."))
-    return None if whole is None else number_in(whole[0])
+def _as_number(text: str) -> str | None:
+    """Return the number if the text is a number and nothing else."""
+    whole = _NUMBER.fullmatch(_plain_numbers(text.replace("$", "").strip()).strip().rstrip("."))
+    return None if whole is None else parse_number(whole[0])
 
 
-def _plain(text: str) -> str:
-    """Numbers as one would type them: no LaTeX in them, one kind of minus, mixed fractions added up."""
+def _plain_numbers(text: str) -> str:
+    """Rewrite numbers without LaTeX, with an ASCII minus, and mixed fractions as one fraction."""
     text = text.replace("\u2212", "-").replace("\\!", "").replace("{,}", ",")
     text = re.sub(r"(?<=\d)\\,(?=\d{3})", "", text)
     text = _FRACTION.sub(lambda match: " {}/{}".format(*(part for part in match.groups() if part)), text)
@@ -173,43 +180,40 @@ def _plain(text: str) -> str:
     return re.sub(r"^\s*([-+])\s+", r"\1", _SIGNED_MONEY.sub(r"\1", text))
 
 
-def _bare(text: str) -> str:
+def _normalize(text: str) -> str:
     text = _WRAPPED.sub(r"\1", text)
     for what, instead in (("\\left", ""), ("\\right", ""), ("\\dfrac", "\\frac"), ("\\tfrac", "\\frac"), ("\\!", "")):
         text = text.replace(what, instead)
     text = re.sub(r"(?<=\d)\\,(?=\d{3})", "", text)
-    text = re.sub(r"(?<=\d)(?:\s|\\[ ,;])+(?=\d)", "~", text)  # "3 2" is not 32
+    text = re.sub(r"(?<=\d)(?:\s|\\[ ,;])+(?=\d)", "~", text)  # "3 2" must not become 32
     return re.sub(r"[\s$]|\\[ ,;]", "", text).rstrip(".")
 
 
-def _sentence(text: str, start: int) -> str:
-    """What is said from here: the rest of the line, else the next line that says something."""
+def _rest_of_sentence(text: str, start: int) -> str:
+    """Return the rest of the sentence or line from ``start``, else the next line with text."""
     for line in text[start:].split("\n"):
-        if line.startswith("#"):  # another kind of answer, or another section
+        if line.startswith("#"):  # an answer after ####, or a heading
             break
         line = _NEXT_SENTENCE.split(_DISPLAY.sub("", line), maxsplit=1)[0]
-        line = _line(line.strip("* \t"), 0).strip("* \t")
+        line = _rest_of_line(line.strip("* \t"), 0).strip("* \t")
         if line.strip("$"):
             return line
     return ""
 
 
-def _line(text: str, start: int) -> str:
-    """The rest of a line, without the full stop that ends it."""
+def _rest_of_line(text: str, start: int) -> str:
+    """Return the rest of the line from ``start`` without a final full stop."""
     line = text[start:].split("\n", 1)[0].strip()
     return re.sub(r"(?<=.)\.$", "", line).strip()
 
 
-def _braced(text: str, start: int) -> str | None:
+def _balanced_braces(text: str, start: int) -> str | None:
     depth = 0
-    for place in range(start, len(text)):
-        if text[place] == "\\":
+    for index in range(start, len(text)):
+        if text[index] == "\\":
             continue
-        escaped = place > 0 and text[place - 1] == "\\"
-        depth += 0 if escaped else {"{": 1, "}": -1}.get(text[place], 0)
+        escaped = index > 0 and text[index - 1] == "\\"
+        depth += 0 if escaped else {"{": 1, "}": -1}.get(text[index], 0)
         if depth == 0:
-            return text[start + 1 : place].strip()
+            return text[start + 1 : index].strip()
     return None
-
-
-__all__ = ["contradicts", "final_answer", "final_number", "last_boxed", "number_in", "same_number", "same_text"]

@@ -1,4 +1,4 @@
-"""pass@k: how likely one of k programs is right, estimated without bias from n ≥ k of them."""
+"""Estimate pass@k: the probability that at least one of k generated programs is correct."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Iterable
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
-    r"""The unbiased estimate for one problem.
+    r"""Return the unbiased estimate of pass@k for one problem.
 
     .. math:: 1 - \binom{n - c}{k} / \binom{n}{k}
 
     Args:
-        samples: n, the programs that were written.
-        correct: c, those that are right.
-        k: The programs one may try, at most n.
+        samples: Number of generated programs, n.
+        correct: Number of correct programs, c.
+        k: Number of programs that may be tried, at most n.
 
     Returns:
-        A probability.
+        Probability in [0, 1].
 
     Raises:
-        ValueError: k is not in 1 … n, or c not in 0 … n.
+        ValueError: k is not in 1 … n, or c is not in 0 … n.
 
     Example:
         >>> pass_at_k(samples=4, correct=1, k=2)
@@ -34,11 +34,11 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 
 def mean_pass_at_k(verdicts: Iterable[list[bool]], k: int) -> float:
-    """The mean over problems.
+    """Return the mean of pass@k over problems.
 
     Args:
-        verdicts: For every problem, whether each of its programs is right.
-        k: The programs one may try.
+        verdicts: True for each correct program, by problem.
+        k: Number of programs that may be tried.
 
     Example:
         >>> mean_pass_at_k([[True, False], [False, False]], k=1)
@@ -46,6 +46,3 @@ def mean_pass_at_k(verdicts: Iterable[list[bool]], k: int) -> float:
     """
     estimates = [pass_at_k(len(problem), sum(problem), k) for problem in verdicts]
     return sum(estimates) / len(estimates)
-
-
-__all__ = ["mean_pass_at_k", "pass_at_k"]

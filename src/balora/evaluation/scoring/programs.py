@@ -1,4 +1,4 @@
-r"""From what a model wrote to a program that can be run: completions, and replies with code in them."""
+r"""Turn a model's answer, a completion or a reply with code blocks, into a program that can be run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PREAMBLE = re.compile(r"^(?:from|import)\s.*$", re.MULTILINE)
 
 
 def defines(code: str, name: str) -> bool:
-    r"""Whether code defines a function (or class) of this name at its outermost level.
+    r"""Return True if code defines a function or class of this name at its outermost level.
 
     Example:
         >>> defines("def add(a, b):\n    return a + b\n", "add"), defines("    return a + b\n", "add")
@@ -23,26 +23,28 @@ def defines(code: str, name: str) -> bool:
     return re.search(rf"^(?:async\s+def|def|class)\s+{re.escape(name)}\b", code, re.MULTILINE) is not None
 
 
-def code_in(reply: str, name: str | None = None) -> str:
-    r"""The code in a reply: its Python block (the one that defines ``name``, else the first) and the others with helpers,
-    or from its first line of code.
+def extract_code(reply: str, name: str | None = None) -> str:
+    r"""Return the code in a reply.
+
+    With code blocks, it is the Python block that defines ``name``, else the first one, together with the blocks that
+    define helpers. Without code blocks, it is the text from the first line of code.
 
     Example:
-        >>> code_in("Sure!\n```python\ndef one():\n    return 1\n```\nThis returns 1.")
+        >>> extract_code("Sure!\n```python\ndef one():\n    return 1\n```\nThis returns 1.")
         'def one():\n    return 1\n'
-        >>> code_in("Here it is:\ndef one():\n    return 1")
+        >>> extract_code("Here it is:\ndef one():\n    return 1")
         'def one():\n    return 1'
     """
-    fenced = [(match[2].lower(), _unindented(match[3]) if match[1] else match[3]) for match in _FENCE.finditer(reply)]
+    fenced = [(match[2].lower(), _unindent(match[3]) if match[1] else match[3]) for match in _FENCE.finditer(reply)]
     if fenced:
-        blocks = [block for tag, block in fenced if tag in _PYTHON and _parsed(block)] or [block for _, block in fenced]
+        blocks = [block for tag, block in fenced if tag in _PYTHON and _parse(block)] or [block for _, block in fenced]
         chosen = next((block for block in blocks if name and defines(block, name)), blocks[0])
-        return _with_helpers(chosen, blocks)
+        return _add_helpers(chosen, blocks)
     start = _CODE_LINE.search(reply)
     return reply[start.start() :] if start and not reply.startswith((" ", "\t")) else reply
 
 
-def _parsed(block: str) -> ast.Module | None:
+def _parse(block: str) -> ast.Module | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -51,17 +53,17 @@ def _parsed(block: str) -> ast.Module | None:
         return None
 
 
-def _unindented(block: str) -> str:
-    """A block from within a list, without the list's indentation; a function's body keeps its own."""
+def _unindent(block: str) -> str:
+    """Remove the indentation of a list item from a block. The body of a function keeps its indentation."""
     plain = textwrap.dedent(block)
     return plain if re.search(r"^(?:async\s+def|def|class|import|from)\b", plain, re.MULTILINE) else block
 
 
-def _with_helpers(chosen: str, blocks: list[str]) -> str:
-    """The chosen block and, as they stand, the others that define functions which no block before them does."""
-    taken, known = [], _functions(chosen)
+def _add_helpers(chosen: str, blocks: list[str]) -> str:
+    """Join the chosen block with the blocks that define new functions, in order. Blocks that only define tests are left out."""
+    taken, known = [], _defined_names(chosen)
     for block in blocks:
-        new = _functions(block)
+        new = _defined_names(block)
         if block == chosen:
             taken.append(block)
         elif new and not new & known and not all(name.lower().startswith("test") for name in new):
@@ -70,29 +72,29 @@ def _with_helpers(chosen: str, blocks: list[str]) -> str:
     return "\n".join(taken)
 
 
-def _functions(block: str) -> set[str]:
+def _defined_names(block: str) -> set[str]:
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    tree = _parsed(block)
+    tree = _parse(block)
     return {node.name for node in tree.body if isinstance(node, kinds)} if tree else set()
 
 
-def complete(prompt: str, answer: str, name: str) -> str:
-    r"""The function that a prompt begins and an answer ends.
+def complete_function(prompt: str, answer: str, name: str) -> str:
+    r"""Join a prompt, which begins a function, with an answer, which completes it.
 
     Args:
-        prompt: Imports, a signature and a docstring.
-        answer: The function's body, or the whole function anew.
-        name: The function's name.
+        prompt: Imports, signature and docstring.
+        answer: Body of the function, or the complete function.
+        name: Name of the function.
 
     Returns:
-        The program. Where the answer holds the whole function, the prompt's imports and helpers still stand before it.
+        Program. If the answer is the complete function, the prompt's imports and helpers come before it.
 
     Example:
-        >>> print(complete("import math\ndef area(r):\n", "    return math.pi * r**2\n", "area"))
+        >>> print(complete_function("import math\ndef area(r):\n", "    return math.pi * r**2\n", "area"))
         import math
         def area(r):
             return math.pi * r**2
-        >>> print(complete("import math\ndef area(r):\n", "def area(r):\n    return math.pi * r**2\n", "area"))
+        >>> print(complete_function("import math\ndef area(r):\n", "def area(r):\n    return math.pi * r**2\n", "area"))
         import math
         def area(r):
             return math.pi * r**2
@@ -104,9 +106,6 @@ def complete(prompt: str, answer: str, name: str) -> str:
     return imports + answer
 
 
-def tested(program: str, tests: str) -> str:
-    """A program and, after it, its tests; without either's line ends of another system."""
+def add_tests(program: str, tests: str) -> str:
+    """Append the tests to a program, and change CRLF line ends to LF."""
     return f"{program}\n\n{tests}\n".replace("\r\n", "\n")
-
-
-__all__ = ["code_in", "complete", "defines", "tested"]

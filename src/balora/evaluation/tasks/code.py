@@ -1,194 +1,188 @@
-"""HumanEval and MBPP: programs written by the model, run in the sandbox against their tests, pass@k.
+"""HumanEval and MBPP: the model writes programs, the sandbox runs their tests, and pass@k is the score.
 
-A plain model continues the code it is shown, which is how both sets were meant (and the paper's harness asks). A run that
-was trained with a template, or a chat model, is asked in words, and the code is taken out of its reply.
+A plain model continues the code of the prompt, as both datasets intend and the paper does. A run that was trained with a
+prompt template, or a chat model, gets an instruction, and the code is extracted from its reply.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from balora.evaluation.context import Request, Session
-from balora.evaluation.data import Origin, Rows
-from balora.evaluation.results import Journal, Record
+from balora.data.readers import Row
+from balora.evaluation.context import EvaluationContext
+from balora.evaluation.data import HubDataset, Rows
+from balora.evaluation.results import Record
 from balora.evaluation.sandbox.sandbox import Limits, Sandbox
 from balora.evaluation.scoring.pass_at_k import mean_pass_at_k
-from balora.evaluation.scoring.programs import code_in, complete, tested
+from balora.evaluation.scoring.programs import add_tests, complete_function, extract_code
+from balora.evaluation.tasks.task import GenerationTask
 
 _MBPP_TEST = range(11, 511)
-"""MBPP's test split by task id; the other rows are for prompts, training and validation."""
-_COMPLETE = (
-    "Complete the following Python function. Answer with the whole function in one code block.\n\n```python\n{}```"
-)
-_SOLVE = "{}\nAnswer with one Python code block. Your code should pass these tests:\n\n```python\n{}\n```"
+"""Task ids of MBPP's test split. The other rows are for prompts, training and validation."""
 
 
-@dataclasses.dataclass(frozen=True)
-class CodeTask:
-    """A set of programming problems with tests."""
-
-    name: str
-    summary: str
-    origin: Origin
-    stops: tuple[str, ...]
-    """Where a completion has left the function, in a plain continuation."""
-    max_new_tokens: int
-    shown: Callable[[Record], str]
-    """The code that is to be continued."""
-    asked: Callable[[Record], str]
-    """The same as a question."""
-    program: Callable[[Record, str, bool], str]
-    """Row, answer, whether the answer is a reply in words: the program with its tests."""
-    reference: Callable[[Record], str]
-
-
-def _humaneval_program(row: Record, answer: str, words: bool) -> str:
-    name = str(row["entry_point"])
-    body = code_in(answer, name) if words else answer
-    return tested(complete(str(row["prompt"]), body, name), f"{row['test']}\ncheck({name})")
-
-
-def _mbpp_text(row: Record) -> str:
-    return str(row.get("text") or row["prompt"])  # the sanitized half calls it prompt
-
-
-def _mbpp_shown(row: Record) -> str:
-    tests = "\n".join(row["test_list"])
-    return f'"""\n{_mbpp_text(row)}\n{tests}\n"""\n'
-
-
-def _mbpp_program(row: Record, answer: str, words: bool) -> str:
-    setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
-    tests = "\n".join([str(setup), *row["test_list"]])
-    return tested(code_in(answer) if words else answer, tests)
-
-
-TASKS = {
-    task.name: task
-    for task in (
-        CodeTask(
-            "humaneval", "Python functions from their docstrings: pass@k", Origin("openai/openai_humaneval"),
-            ("\nclass ", "\ndef ", "\n#", "\n@", "\nif ", "\nprint(", "\n```", "\nassert "), 512,
-            shown=lambda row: str(row["prompt"]),
-            asked=lambda row: _COMPLETE.format(row["prompt"]),
-            program=_humaneval_program,
-            reference=lambda row: str(row["canonical_solution"]),
-        ),
-        CodeTask(
-            "mbpp", "basic Python problems: pass@k", Origin("google-research-datasets/mbpp", ("full",)),
-            ("\nassert ", '\n"""', "\nprint(", "\nif __name__", "\n```", "\n# Test"), 512,
-            shown=_mbpp_shown,
-            asked=lambda row: _SOLVE.format(_mbpp_text(row), "\n".join(row["test_list"])),
-            program=_mbpp_program,
-            reference=lambda row: str(row["code"]),
-        ),
-    )
-}  # fmt: skip
-
-
-def evaluate_code(session: Session, name: str) -> Record:
-    """Have programs written, and run them.
-
-    Returns:
-        The result; beside every program stands how it ended.
+class _CodeTask(GenerationTask):
+    """Task of programming problems with tests.
 
     Raises:
-        BALoraError: There is no sandbox (and ``unsafe_code`` is false), the data cannot be read, or the model does not
-            write text.
+        BALoraError: There is no sandbox and ``unsafe_code`` is false, or the data cannot be read.
     """
-    task, options = TASKS[name], session.options
-    # Before anything is generated: hours of it would be for nothing without a place to run the programs.
-    sandbox = Sandbox(Limits(seconds=options.code_timeout), unsafe=options.unsafe_code)
-    if options.unsafe_code:
-        session.say("  Programs run WITHOUT a sandbox: they can read, change and delete whatever you can.")
-    rows = _test_rows(session.rows(name, task.origin))
-    prompting = session.prompting("none", separator="")
-    words = prompting.template != "none"
-    sampling = session.sampling(task.max_new_tokens, stops=() if words else task.stops)
-    journal = session.journal(
-        name, rows, prompting={**prompting.describe(), "words": words}, generation=sampling.describe()
-    )
-    tokenizer = session.tokenizer
-    requests = [
-        Request(
-            f"{number}/{sample}",
-            prompting.text(tokenizer, task.asked(row)) if words else task.shown(row),
-            task.reference(row),
+
+    completion_stops: tuple[str, ...]
+    """Strings that end the function in a plain completion."""
+    solution: str
+    """Column of the reference solution."""
+    max_new_tokens = 512
+    default_template = "none"
+    default_separator = ""
+
+    def __init__(self, context: EvaluationContext, name: str) -> None:
+        options = context.options
+        # The sandbox is checked before anything is generated: without it, hours of generation would be lost.
+        self.sandbox = Sandbox(Limits(seconds=options.code_timeout), unsafe=options.unsafe_code)
+        if options.unsafe_code:
+            context.say("  Programs run WITHOUT a sandbox: they can read, change and delete all your files.")
+        super().__init__(context, name)
+
+    @abc.abstractmethod
+    def _completion_prompt(self, row: Row) -> str:
+        """Return the code that a plain model continues."""
+
+    @abc.abstractmethod
+    def _instruction(self, row: Row) -> str:
+        """Return the same problem as an instruction."""
+
+    @abc.abstractmethod
+    def _program(self, row: Row, answer: str, is_reply: bool) -> str:
+        """Return the program with its tests; ``is_reply`` means that the answer replies to an instruction."""
+
+    @property
+    def _is_instruction(self) -> bool:
+        """True if the prompt is an instruction, False if it is code to continue."""
+        return self.prompting.template != "none"
+
+    def _stops(self) -> tuple[str, ...]:
+        return () if self._is_instruction else self.completion_stops
+
+    def _prompting_details(self) -> Mapping[str, Any]:
+        return {"words": self._is_instruction}
+
+    def _sample_names(self, index: int) -> Sequence[str]:
+        return [f"{index}/{number}" for number in range(self.context.options.samples)]
+
+    def _prompt(self, row: Row, tokenizer: Any) -> str:
+        if self._is_instruction:
+            return self.prompting.text(tokenizer, self._instruction(row))
+        return self._completion_prompt(row)
+
+    def _reference(self, row: Row) -> str:
+        return str(row[self.solution])
+
+    def _grade(self, samples: Sequence[str]) -> None:
+        """Run the programs in parallel. A verdict of another sandbox or other limits is made again."""
+        sandbox = self._describe_sandbox()
+        pending = [sample for sample in samples if self.journal.records[sample].get("sandbox") != sandbox]
+        is_reply = self._is_instruction and not self.context.model_under_test.is_reference
+        rows = [self.rows.rows[_problem(sample)] for sample in pending]
+        programs = [
+            self._program(row, self.journal.records[sample]["output"], is_reply)
+            for sample, row in zip(pending, rows, strict=True)
+        ]
+        with ThreadPoolExecutor(self.context.options.workers or os.cpu_count() or 1) as pool:
+            outcomes = pool.map(self.sandbox.run, programs)
+            for sample, row, program, outcome in zip(pending, rows, programs, outcomes, strict=True):
+                self.journal.add(
+                    sample,
+                    problem=row.get("task_id"),
+                    program=program,
+                    passed=outcome.passed,
+                    result=outcome.result,
+                    seconds=round(outcome.seconds, 3),
+                    sandbox=sandbox,
+                )
+
+    def _scores(self, records: Mapping[str, Record]) -> Record:
+        verdicts: dict[int, list[bool]] = {}
+        for sample, record in records.items():
+            verdicts.setdefault(_problem(sample), []).append(record["passed"])
+        ks = self.context.options.ks
+        return {
+            "main": f"pass@{ks[0]}",
+            **{f"pass@{k}": mean_pass_at_k(verdicts.values(), k) for k in ks},
+            "problems": len(verdicts),
+            "samples": len(records),
+            "timed_out": sum(record["result"] == "timed out" for record in records.values()),
+        }
+
+    def _result_details(self) -> Mapping[str, Any]:
+        return {"sandbox": self._describe_sandbox()}
+
+    def _describe_sandbox(self) -> Record:
+        kind = "none" if self.sandbox.unsafe else "bubblewrap"
+        return {"kind": kind, **dataclasses.asdict(self.sandbox.limits)}
+
+
+def _problem(sample: str) -> int:
+    """Return the row index in a sample's name."""
+    return int(sample.split("/")[0])
+
+
+class HumanEvalTask(_CodeTask):
+    """HumanEval."""
+
+    hub = HubDataset("openai/openai_humaneval")
+    completion_stops = ("\nclass ", "\ndef ", "\n#", "\n@", "\nif ", "\nprint(", "\n```", "\nassert ")
+    solution = "canonical_solution"
+
+    def _completion_prompt(self, row: Row) -> str:
+        return str(row["prompt"])
+
+    def _instruction(self, row: Row) -> str:
+        return (
+            "Complete the following Python function. Answer with the whole function in one code block.\n\n"
+            f"```python\n{row['prompt']}```"
         )
-        for number, row in enumerate(session.limited(rows.rows))
-        for sample in range(options.samples)
-    ]
-    session.write_answers(journal, requests, prompting, sampling)
-    wanted = [request.sample for request in requests]
-    words = words and not session.subject.is_reference
-    _run_all(task, journal, wanted, rows, sandbox, words, options.workers)
-    return journal.finish(
-        wanted, _scores(journal, wanted, options.ks), {"data": rows.source, "sandbox": _about(sandbox)}
-    )
+
+    def _program(self, row: Row, answer: str, is_reply: bool) -> str:
+        name = str(row["entry_point"])
+        body = extract_code(answer, name) if is_reply else answer
+        return add_tests(complete_function(str(row["prompt"]), body, name), f"{row['test']}\ncheck({name})")
 
 
-def _test_rows(rows: Rows) -> Rows:
-    """Of MBPP's whole file, the rows of the test split."""
-    if "task_id" not in rows.columns:
-        return rows
-    ids = [row["task_id"] for row in rows.rows]
-    if 1 not in ids or 974 not in ids:
-        return rows
-    return dataclasses.replace(rows, rows=[row for row in rows.rows if row["task_id"] in _MBPP_TEST])
+class MBPPTask(_CodeTask):
+    """MBPP."""
+
+    hub = HubDataset("google-research-datasets/mbpp", ("full",))
+    completion_stops = ("\nassert ", '\n"""', "\nprint(", "\nif __name__", "\n```", "\n# Test")
+    solution = "code"
+
+    def _select(self, rows: Rows) -> Rows:
+        ids = [row.get("task_id") for row in rows.rows]
+        if 1 not in ids or 974 not in ids:  # not the complete dataset: the user has selected rows
+            return rows
+        return dataclasses.replace(rows, rows=[row for row in rows.rows if row["task_id"] in _MBPP_TEST])
+
+    def _completion_prompt(self, row: Row) -> str:
+        tests = "\n".join(row["test_list"])
+        return f'"""\n{_mbpp_text(row)}\n{tests}\n"""\n'
+
+    def _instruction(self, row: Row) -> str:
+        tests = "\n".join(row["test_list"])
+        return (
+            f"{_mbpp_text(row)}\nAnswer with one Python code block. Your code should pass these tests:\n\n"
+            f"```python\n{tests}\n```"
+        )
+
+    def _program(self, row: Row, answer: str, is_reply: bool) -> str:
+        setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
+        tests = "\n".join([str(setup), *row["test_list"]])
+        return add_tests(extract_code(answer) if is_reply else answer, tests)
 
 
-def _run_all(
-    task: CodeTask,
-    journal: Journal,
-    wanted: Sequence[str],
-    rows: Rows,
-    sandbox: Sandbox,
-    words: bool,
-    workers: int | None,
-) -> None:
-    """Run what has not been run, several programs at once; a verdict under other limits says nothing about these."""
-    place = _about(sandbox)
-    pending = [sample for sample in wanted if journal.records[sample].get("sandbox") != place]
-
-    def program(sample: str) -> str:
-        row = rows.rows[int(sample.split("/")[0])]
-        return task.program(row, journal.records[sample]["output"], words)
-
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        outcomes = pool.map(lambda sample: sandbox.run(program(sample)), pending)
-        for sample, outcome in zip(pending, outcomes, strict=True):
-            row = rows.rows[int(sample.split("/")[0])]
-            journal.add(
-                sample,
-                problem=row.get("task_id"),
-                program=program(sample),
-                passed=outcome.passed,
-                result=outcome.result,
-                seconds=round(outcome.seconds, 3),
-                sandbox=place,
-            )
-
-
-def _scores(journal: Journal, wanted: Sequence[str], ks: Sequence[int]) -> Record:
-    verdicts: dict[str, list[bool]] = {}
-    for sample in wanted:
-        verdicts.setdefault(sample.split("/")[0], []).append(journal.records[sample]["passed"])
-    passes = {f"pass@{k}": mean_pass_at_k(verdicts.values(), k) for k in ks}
-    records = [journal.records[sample] for sample in wanted]
-    return {
-        "main": f"pass@{ks[0]}",
-        **passes,
-        "problems": len(verdicts),
-        "samples": len(wanted),
-        "timed_out": sum(record["result"] == "timed out" for record in records),
-    }
-
-
-def _about(sandbox: Sandbox) -> Record:
-    return {"kind": "none" if sandbox.unsafe else "bubblewrap", **dataclasses.asdict(sandbox.limits)}
-
-
-__all__ = ["TASKS", "evaluate_code"]
+def _mbpp_text(row: Row) -> str:
+    return str(row.get("text") or row["prompt"])  # the column is called prompt in the sanitized version

@@ -1,155 +1,236 @@
-"""Tasks of EleutherAI's lm-evaluation-harness by name, on the model in memory.
+"""Tasks of EleutherAI's lm-evaluation-harness by name, on the loaded model.
 
-The harness reads the data, makes the requests and scores them; the model and its answers are ours, so that an interrupted
-evaluation goes on and repeats nothing. It is an extra: ``pip install 'balora[lm-eval]'``.
+The library reads the data, makes the requests and scores the answers. balora runs the model and journals the answers, so
+that an interrupted evaluation continues. The library is an extra (``pip install 'balora[lm-eval]'``); the registry imports
+this module only if it is installed.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
-import importlib.util
+import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import yaml
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
 from balora.data.hub import looks_local, unreachable
 from balora.data.readers import SUFFIXES
 from balora.errors import BALoraError
-from balora.evaluation.context import Session
+from balora.evaluation.model_under_test import LoadedModel
 from balora.evaluation.prompting import CHAT
-from balora.evaluation.results import Record
+from balora.evaluation.registry import LM_EVAL_PREFIX
+from balora.evaluation.results import Journal, Record
+from balora.evaluation.tasks.task import Task
 
-PREFIX = "lm_eval:"
-"""Before a name that balora has a task for as well, and before the path of a task's own YAML file."""
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _SPLITS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
-_ALIASES = {"dev": "validation", "valid": "validation", "val": "validation"}
+_SPLIT_ALIASES = {"dev": "validation", "valid": "validation", "val": "validation"}
+_BLOCK = 32
+"""Batches between two writes of the journal."""
+_BOOKKEEPING = ("doc_id", "doc_hash", "prompt_hash", "target_hash")
 
 
-def installed() -> bool:
-    """Whether the harness is there."""
-    return importlib.util.find_spec("lm_eval") is not None
+def task_names() -> list[str]:
+    """Return the names of all tasks, groups and tags of lm-evaluation-harness."""
+    return list(_task_manager().all_tasks)
 
 
-def names() -> list[str]:
-    """Every task, group and tag of the harness, none where it is not installed."""
-    return list(_manager().all_tasks) if installed() else []
-
-
-def is_file(name: str) -> bool:
-    """Whether a name is the path of a task's YAML file."""
+def is_yaml_file(name: str) -> bool:
+    """Return True if a name is the path of an existing YAML file, which defines a task."""
     return name.endswith((".yaml", ".yml")) and Path(name).expanduser().is_file()
 
 
-def evaluate_harness(session: Session, name: str) -> Record:
-    """Run one task (or group) of the harness.
+class LMEvalTask(Task):
+    """Task or group of lm-evaluation-harness, by its name there or by the path of its YAML file."""
+
+    def evaluate(self) -> Record:
+        """Let lm-evaluation-harness run the task. See `Task.evaluate`.
+
+        Returns:
+            Content of the result file. Its samples are the library's, with document, answer and scores.
+
+        Raises:
+            BALoraError: The data cannot be read, or the model is not a language model.
+        """
+        context, name = self.context, self.name
+        library = f"{name} is a task of lm-evaluation-harness"
+        if context.model_under_test.is_reference:
+            raise BALoraError(f"{library}, which has no reference answers to score.")
+        if context.options.engine != "transformers":
+            raise BALoraError(f"{library}, which runs through transformers only. Leave --engine out.")
+        if context.loaded.task not in ("generation", "seq2seq"):
+            raise BALoraError(f"{name} needs a language model, and {context.model_under_test.name} is a classifier.")
+        chat = context.prompting("none").template == CHAT
+        identity = {
+            "name": name,
+            "version": str(getattr(lm_eval, "__version__", "unknown")),
+            "few_shot": context.options.few_shot,
+            "chat": chat,
+        }
+        journal = context.journal(f"lm_eval.{Path(name).stem if is_yaml_file(name) else name}", harness=identity)
+        data = context.options.data
+        with _errors_only(), _task_spec(name, data.get(LM_EVAL_PREFIX + name, data.get(name))) as spec:
+            model = JournaledModel(context.loaded, context.options.batch_size, journal, context.say)
+            output = self._run(spec, model, chat)
+        results, samples = output["results"], output.get("samples", {})
+        # A tag of several tasks has no score, and must not get the score of one of these tasks.
+        own = next(iter(results)) if len(results) == 1 else Path(name).stem
+        by_task = {task: _scores(found) for task, found in results.items() if task != own}
+        scores = {
+            **_scores(results.get(own, {})),
+            "rows": len({(task, row["doc_id"]) for task, rows in samples.items() for row in rows}),
+            **({"by_task": by_task} if by_task else {}),
+        }
+        records = [{"id": f"{task}/{row['doc_id']}", **_sample(row)} for task, rows in samples.items() for row in rows]
+        details = {"configs": _as_json(output.get("configs", {})), "versions": output.get("versions", {})}
+        return journal.finish([], scores, details, records)
+
+    def _run(self, spec: str, model: Any, chat: bool) -> dict[str, Any]:
+        options = self.context.options
+        try:
+            output = lm_eval.simple_evaluate(
+                model=model,
+                tasks=[spec],
+                num_fewshot=options.few_shot,
+                limit=options.limit,
+                apply_chat_template=chat,
+                task_manager=_task_manager(),
+                random_seed=options.seed,
+                numpy_random_seed=options.seed,
+                torch_random_seed=options.seed,
+            )
+        except BALoraError:
+            raise
+        except Exception as error:  # the tasks are data and code of many authors and may raise anything
+            if unreachable(error) or type(error).__name__ in ("DatasetNotFoundError", "LocalEntryNotFoundError"):
+                raise BALoraError(
+                    f"The data of {self.name} could not be reached. Check the connection, or give local files "
+                    "(--data TASK=PATH)."
+                ) from error
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise BALoraError(f"lm-evaluation-harness could not run {self.name}: {reason.rstrip('.')}.") from error
+        assert output is not None, "only ranks above 0 get None, and there is one process"
+        return dict(output)
+
+
+class JournaledModel(HFLM):
+    """Transformers model class of the library, for a loaded model. Journaled answers are not computed again.
 
     Args:
-        session: The evaluation.
-        name: The harness's name for it, or a YAML file.
-
-    Returns:
-        The result; its samples are the harness's, with document, answer and scores.
-
-    Raises:
-        BALoraError: The data cannot be read, or the model is not one the harness can ask.
+        loaded: Model and tokenizer.
+        batch_size: Requests per batch.
+        journal: Journal of the answers.
+        say: Function that receives progress messages.
     """
-    from balora.evaluation.tasks.lm_eval_model import JournaledModel
 
-    if session.subject.is_reference:
-        raise BALoraError(f"{name} is a task of lm-evaluation-harness, which has no reference answers to be scored.")
-    if session.options.engine != "transformers":
-        raise BALoraError(
-            f"{name} is a task of lm-evaluation-harness; here it goes through transformers. Leave --engine out."
+    def __init__(self, loaded: LoadedModel, batch_size: int, journal: Journal, say: Callable[[str], None]) -> None:
+        super().__init__(
+            pretrained=loaded.model,
+            tokenizer=loaded.tokenizer,
+            backend="seq2seq" if loaded.task == "seq2seq" else "causal",
+            batch_size=batch_size,
         )
-    if session.loaded.task not in ("generation", "seq2seq"):
-        raise BALoraError(f"{name} needs a language model, and {session.subject.name} is a classifier.")
-    chat = session.prompting("none").template == CHAT
-    title = f"lm_eval.{Path(name).stem if is_file(name) else name}"
-    settings = {"few_shot": session.options.few_shot, "chat": chat}
-    journal = session.journal_of(title, harness={"name": name, "version": _version(), **settings})
-    data = session.options.data
-    with _quiet(), _spec(name, data.get(PREFIX + name, data.get(name))) as spec:
-        model = JournaledModel(session.loaded, session.options.batch_size, journal, session.say)
-        output = _run(session, name, spec, model, chat)
-    results, samples = output["results"], output.get("samples", {})
-    own = next(iter(results)) if len(results) == 1 else Path(name).stem
-    scores = _scores(results.get(own, {}))  # a tag of tasks has no score of its own, and no task's is put in its place
-    subtasks = {task: _scores(found) for task, found in results.items() if task != own}
-    records = [{"id": f"{task}/{row['doc_id']}", **_sample(row)} for task, rows in samples.items() for row in rows]
-    rows = {"rows": len({(task, row["doc_id"]) for task, found in samples.items() for row in found})}
-    about = {"configs": _plain(output.get("configs", {})), "versions": output.get("versions", {})}
-    return journal.finish([], {**scores, **rows, **({"by_task": subtasks} if subtasks else {})}, about, records)
+        self._journal = journal
+        self._block = _BLOCK * batch_size
+        self._say = say
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Return the log-likelihood of each continuation, and whether it is the greedy one."""
+        answers = self._answer("loglikelihood", requests, super().loglikelihood)
+        return [(_log_likelihood(value), bool(greedy)) for value, greedy in answers]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[float]:
+        """Return the log-likelihood of each text."""
+        answers = self._answer("loglikelihood_rolling", requests, super().loglikelihood_rolling)
+        return [_log_likelihood(value) for value in answers]
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[str]:
+        """Generate the answer of each request, up to its stop strings."""
+        return [str(text) for text in self._answer("generate_until", requests, super().generate_until)]
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Return nothing: the library would look the model up on the hub. The result file describes the model."""
+        return {}
+
+    def _answer(self, kind: str, requests: Sequence[Any], ask: Callable[..., Sequence[Any]]) -> list[Any]:
+        names = _sample_names(kind, requests)
+        missing = set(self._journal.missing(names, "answer"))
+        pending = [(name, request) for name, request in zip(names, requests, strict=True) if name in missing]
+        if len(pending) < len(requests):
+            self._say(f"  {len(requests) - len(pending):,} of {len(requests):,} requests are answered already")
+        for start in range(0, len(pending), self._block):
+            block = pending[start : start + self._block]
+            answers = ask([request for _, request in block], disable_tqdm=True)
+            for (name, _), answer in zip(block, answers, strict=True):
+                self._journal.add(name, answer=answer)
+        return [self._journal.records[name]["answer"] for name in names]
 
 
-def _run(session: Session, name: str, spec: Any, model: Any, chat: bool) -> dict[str, Any]:
-    from lm_eval import simple_evaluate
+def _sample_names(kind: str, requests: Sequence[Any]) -> list[str]:
+    """Name each request by a digest of its content and a number, because sampling makes equal requests."""
+    seen: collections.Counter[str] = collections.Counter()
+    names = []
+    for request in requests:
+        content = json.dumps([kind, *request.args], default=str, sort_keys=True)
+        digest = hashlib.sha256(content.encode()).hexdigest()[:24]
+        names.append(f"{digest}/{seen[digest]}")
+        seen[digest] += 1
+    return names
 
-    try:
-        output = simple_evaluate(
-            model=model,
-            tasks=[spec],
-            num_fewshot=session.options.few_shot,
-            limit=session.options.limit,
-            apply_chat_template=chat,
-            task_manager=_manager(),
-            random_seed=session.options.seed,
-            numpy_random_seed=session.options.seed,
-            torch_random_seed=session.options.seed,
-        )
-    except BALoraError:
-        raise
-    except Exception as error:  # tasks are data and code of many authors; to the user one sentence is enough
-        if unreachable(error) or type(error).__name__ in ("DatasetNotFoundError", "LocalEntryNotFoundError"):
-            raise BALoraError(
-                f"The data of {name} could not be reached; check the connection, or give local files (--data TASK=PLACE)."
-            ) from error
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise BALoraError(f"lm-evaluation-harness could not run {name}: {reason.rstrip('.')}.") from error
-    assert output is not None, "one process always gets the results"
-    return dict(output)
+
+def _log_likelihood(value: float | None) -> float:
+    """Return a log-likelihood from the journal, which writes minus infinity as None."""
+    return float("-inf") if value is None else float(value)
 
 
 @contextlib.contextmanager
-def _spec(name: str, place: str | None) -> Iterator[str]:
-    """What the harness is asked for: the name, or the task as it is with other data, written as its own YAML has it."""
-    base = str(Path(name).expanduser().resolve()) if is_file(name) else None
-    if place is None:
+def _task_spec(name: str, location: str | None) -> Iterator[str]:
+    """Yield the name of the task, or the path of a YAML file.
+
+    With local data, the file is temporary: it includes the task's own YAML file and replaces the data.
+    """
+    base = str(Path(name).expanduser().resolve()) if is_yaml_file(name) else None
+    if location is None:
         yield base or name
         return
     if base is None:
-        entry = _manager().task_index[name]
+        entry = _task_manager().task_index[name]
         if entry.yaml_path is None or not str(entry.kind).endswith("TASK"):
-            raise BALoraError(f"{name} is a group of tasks; local data can be given for a single one.")
+            raise BALoraError(f"{name} is a group of tasks; local data can be given for a single task only.")
         base = str(entry.yaml_path)
     with tempfile.TemporaryDirectory(prefix="balora-task-") as folder:
         path = Path(folder) / f"{Path(name).stem}.yaml"
-        path.write_text(yaml.safe_dump({"include": base, "task": Path(name).stem, **_local_data(place)}))
+        path.write_text(yaml.safe_dump({"include": base, "task": Path(name).stem, **_local_data(location)}))
         yield str(path)
 
 
-def _local_data(place: str) -> dict[str, Any]:
-    """A task's data settings for a local file, or a folder with one file per split."""
-    path = Path(place).expanduser().resolve()
-    if not looks_local(place, SUFFIXES) or not path.exists():
-        raise BALoraError(f"There is no file or folder {place} for a task of lm-evaluation-harness (--data).")
+def _local_data(location: str) -> dict[str, Any]:
+    """Return a task's data settings for a local file, or for a directory with one file per split."""
+    path = Path(location).expanduser().resolve()
+    if not looks_local(location, SUFFIXES) or not path.exists():
+        raise BALoraError(f"There is no file or directory {location} for a task of lm-evaluation-harness (--data).")
     files = {"test": path}
     if path.is_dir():
         found = [file for file in sorted(path.iterdir()) if file.suffix.lower() in _BUILDERS]
-        files = {_ALIASES.get(file.stem, file.stem): file for file in found}
-    kinds = {_BUILDERS.get(file.suffix.lower()) for file in files.values()}
-    if len(kinds) != 1 or None in kinds or not set(files) & set(_SPLITS):
+        files = {_SPLIT_ALIASES.get(file.stem, file.stem): file for file in found}
+    builders = {_BUILDERS.get(file.suffix.lower()) for file in files.values()}
+    if len(builders) != 1 or None in builders or not set(files) & set(_SPLITS):
         raise BALoraError(
-            f"{place} must be one file, or hold train, validation and test files, of one kind: {', '.join(_BUILDERS)}."
+            f"{location} must be one file, or a directory with train, validation and test files of one type: "
+            f"{', '.join(_BUILDERS)}."
         )
     return {
-        "dataset_path": kinds.pop(),
+        "dataset_path": builders.pop(),
         "dataset_name": None,
         "dataset_kwargs": {"data_files": {split: str(file) for split, file in files.items()}},
         **{key: split if split in files else None for split, key in _SPLITS.items()},
@@ -158,45 +239,34 @@ def _local_data(place: str) -> dict[str, Any]:
 
 
 @functools.cache
-def _manager() -> Any:
-    """The harness's list of tasks, which takes seconds to read."""
-    from lm_eval.tasks import TaskManager
-
+def _task_manager() -> Any:
+    """Return the library's index of tasks. Building it takes seconds."""
     return TaskManager()
 
 
-def _version() -> str:
-    import lm_eval
-
-    return str(getattr(lm_eval, "__version__", "unknown"))
-
-
-def _scores(found: dict[str, Any]) -> Record:
-    """The harness's ``acc,none`` and ``acc_stderr,none`` as ``acc`` and ``acc_stderr``; the first metric is the main one."""
+def _scores(found: Mapping[str, Any]) -> Record:
+    """Rename ``acc,none`` and ``acc_stderr,none`` to ``acc`` and ``acc_stderr``. The first metric is the main score."""
     scores: Record = {}
     for key, value in found.items():
-        metric, _, filtered = key.partition(",")
-        name = metric if filtered in ("none", "") else f"{metric} ({filtered})"
+        metric, _, filter_name = key.partition(",")
+        name = metric if filter_name in ("none", "") else f"{metric} ({filter_name})"
         if isinstance(value, int | float) and not isinstance(value, bool) and metric != "sample_len":
             scores[name] = float(value)
     main = next((name for name in scores if "_stderr" not in name), None)
-    if main is None:
-        return {"main": "score", "score": None}
-    return {"main": main, **scores}
+    return {"main": "score", "score": None} if main is None else {"main": main, **scores}
 
 
 def _sample(row: Record) -> Record:
-    kept = {key: value for key, value in row.items() if key not in ("doc_id", "doc_hash", "prompt_hash", "target_hash")}
-    return dict(_plain(kept))
+    return dict(_as_json({key: value for key, value in row.items() if key not in _BOOKKEEPING}))
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str, ensure_ascii=False))
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the harness's own reports and bars."""
+def _errors_only() -> Iterator[None]:
+    """Silence the library's log messages below errors."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -206,6 +276,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-__all__ = ["PREFIX", "evaluate_harness", "installed", "is_file", "names"]

@@ -65,13 +65,13 @@ def evaluate_run(run: Path, plan: EvaluationPlan, say: Say) -> None:
     """
     # Imported here: a comparison without evaluations does not need these modules.
     from balora.evaluation.evaluate import evaluate
-    from balora.evaluation.results import plain
+    from balora.evaluation.results import json_safe
 
     evaluation = evaluate(run, plan.tasks, options=_evaluation_options(plan), say=say)
     values = {
         f"{task}/{name}": value for task, result in evaluation.results.items() for name, value in _task_scores(result)
     }
-    write_text(evaluation.folder / SCORES, json.dumps(plain({**plan.to_dict(), "values": values}), indent=1) + "\n")
+    write_text(evaluation.folder / SCORES, json.dumps(json_safe({**plan.to_dict(), "values": values}), indent=1) + "\n")
 
 
 def read_scores(run: Path, plan: EvaluationPlan) -> dict[str, float] | None:

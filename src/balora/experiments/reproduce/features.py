@@ -20,7 +20,7 @@ from torch import Tensor
 
 from balora.data import load_examples
 from balora.errors import BALoraError
-from balora.evaluation.engines.classifier import Predictor
+from balora.evaluation.engines.predictors import ClassifierPredictor
 from balora.evaluation.model_under_test import ModelUnderTest
 
 PERPLEXITY, ITERATIONS, SEED = 30, 1000, 42
@@ -108,7 +108,7 @@ def _extract(subject: ModelUnderTest) -> Features:
     texts: Sequence[Sequence[str]] = [
         [row[name] for name in ("text", "text_pair") if row.get(name) is not None] for row in examples.eval
     ]
-    predictor = Predictor(subject.load(None), config, _BATCH)
+    predictor = ClassifierPredictor(subject.load(None), config, _BATCH)
     rows = sorted(predictor.represent(texts), key=lambda row: row[0])  # the predictor sorts rows by length
     return Features(
         features_Nd=torch.stack([features for _, _, features in rows]).half(),

@@ -1,7 +1,6 @@
-"""vLLM's side of generation, with a stand-in for vLLM: it cannot be installed beside this torch.
+"""Generation through vLLM, with a fake vLLM: the real one cannot be installed with this version of torch.
 
-What is held here is our half: what vLLM is given, and what becomes of what it says. That vLLM itself behaves as its
-documentation has it is not shown.
+The tests check the arguments that vLLM gets and the use of its results. They do not check vLLM itself.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from balora.evaluation import EvaluationOptions, evaluate
 from balora.evaluation.engines import vllm as vllm_engine
-from evaluation_models import writer_at
+from evaluation_models import generator_at
 from tiny import tiny_llama
 from trained_runs import trained_run
 
@@ -33,7 +32,7 @@ class SamplingParams:
 
 
 class LLM:
-    """Loads the folder it is given with transformers, and generates one prompt at a time."""
+    """Fake of vLLM's class: loads a model directory with transformers, and generates one prompt at a time."""
 
     calls: list[tuple[list[dict], list[SamplingParams]]] = []  # noqa: RUF012
 
@@ -79,8 +78,8 @@ def outputs(model: Path, problems: Path, folder: Path, **options) -> list[str]:
     return [sample["output"] for sample in result["samples"]]
 
 
-def test_both_engines_are_given_the_same_tokens_and_say_the_same(tmp_path: Path, problems: Path) -> None:
-    model = writer_at(tmp_path / "m")
+def test_both_engines_get_the_same_tokens_and_give_the_same_answers(tmp_path: Path, problems: Path) -> None:
+    model = generator_at(tmp_path / "m")
     through_vllm = outputs(model, problems, tmp_path / "vllm", engine="vllm")
     assert through_vllm == outputs(model, problems, tmp_path / "transformers")
     prompts, parameters = LLM.calls[0]
@@ -88,25 +87,25 @@ def test_both_engines_are_given_the_same_tokens_and_say_the_same(tmp_path: Path,
     assert parameters[0].stop == ["\n### Instruction", "\n### Question"]
 
 
-def test_a_runs_adapter_is_merged_for_it(tmp_path: Path, problems: Path) -> None:
+def test_the_adapter_of_a_run_is_merged(tmp_path: Path, problems: Path) -> None:
     run = trained_run(tmp_path / "run", tiny_llama(), "generation")
     tuned = outputs(run.folder, problems, tmp_path / "vllm", engine="vllm")
     assert tuned == outputs(run.folder, problems, tmp_path / "transformers")
     assert tuned != outputs(run.base, problems, tmp_path / "base", engine="vllm", prompt_template="none")
 
 
-def test_what_is_done_is_written_before_the_next_prompts_and_seeds_differ(
+def test_answers_are_written_after_each_chunk_and_seeds_differ(
     tmp_path: Path, problems: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vllm_engine, "_CHUNK", 2)
-    outputs(writer_at(tmp_path / "m"), problems, tmp_path / "out", engine="vllm", temperature=0.7)
+    outputs(generator_at(tmp_path / "m"), problems, tmp_path / "out", engine="vllm", temperature=0.7)
     assert [len(prompts) for prompts, _ in LLM.calls] == [2, 2, 1]
     seeds = [how.seed for _, parameters in LLM.calls for how in parameters]
     assert len(set(seeds)) == 5
 
 
-def test_a_sample_has_the_same_seed_when_the_evaluation_goes_on(tmp_path: Path, problems: Path) -> None:
-    model = writer_at(tmp_path / "m")
+def test_a_sample_has_the_same_seed_after_a_resume(tmp_path: Path, problems: Path) -> None:
+    model = generator_at(tmp_path / "m")
     outputs(model, problems, tmp_path / "whole", engine="vllm", temperature=0.7)
     outputs(model, problems, tmp_path / "parts", engine="vllm", temperature=0.7, limit=2)
     outputs(model, problems, tmp_path / "parts", engine="vllm", temperature=0.7)

@@ -1,4 +1,4 @@
-"""Scores of classifiers and regression models: scikit-learn's and scipy's, put together as the tables need them."""
+"""Metrics of classification and regression, computed by scikit-learn and scipy."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, matthews_corrcoef, recall_score
 
 
-def class_scores(truth: Sequence[str], found: Sequence[str], classes: Sequence[str]) -> dict[str, Any]:
-    """Everything a confusion matrix says, and the matrix.
+def classification_metrics(truth: Sequence[str], found: Sequence[str], classes: Sequence[str]) -> dict[str, Any]:
+    """Return the confusion matrix and the metrics that follow from it.
 
     Args:
-        truth: The class of every row.
-        found: The predicted class of every row.
-        classes: All classes, in their order.
+        truth: True class of every row.
+        found: Predicted class of every row.
+        classes: All classes, in the order of the matrix.
 
     Returns:
-        ``accuracy``, ``matthews`` in [-1, 1], ``f1_macro``, for two classes ``f1`` of the second one, ``recall`` by
-        class (None where no row is of it), ``confusion`` with true classes as rows, and ``rows``.
+        ``accuracy``, ``matthews`` in [-1, 1], ``f1_macro``, for two classes ``f1`` of the second class, ``recall`` by
+        class (None for a class without rows), ``classes``, ``confusion`` with true classes as rows, and ``rows``.
 
     Example:
-        >>> scores = class_scores(["no", "no", "yes", "yes"], ["no", "yes", "yes", "yes"], ["no", "yes"])
+        >>> scores = classification_metrics(["no", "no", "yes", "yes"], ["no", "yes", "yes", "yes"], ["no", "yes"])
         >>> scores["accuracy"], scores["recall"], scores["confusion"]
         (0.75, {'no': 0.5, 'yes': 1.0}, [[1, 1], [0, 2]])
     """
@@ -45,14 +45,14 @@ def class_scores(truth: Sequence[str], found: Sequence[str], classes: Sequence[s
     return {**scores, "rows": len(truth)}
 
 
-def regression_scores(truth: Sequence[float], found: Sequence[float]) -> dict[str, Any]:
-    """Pearson's and Spearman's correlation and the mean squared error.
+def regression_metrics(truth: Sequence[float], found: Sequence[float]) -> dict[str, Any]:
+    """Return Pearson's and Spearman's correlation and the mean squared error.
 
     Returns:
-        Correlations in [-1, 1], None where one side is constant or there is a single row.
+        ``pearson`` and ``spearman`` in [-1, 1], None if one side is constant or there is a single row; ``mse`` and ``rows``.
 
     Example:
-        >>> scores = regression_scores([1.0, 2.0, 3.0], [2.0, 4.0, 9.0])
+        >>> scores = regression_metrics([1.0, 2.0, 3.0], [2.0, 4.0, 9.0])
         >>> round(scores["pearson"], 3), scores["spearman"]
         (0.971, 1.0)
     """
@@ -63,6 +63,3 @@ def regression_scores(truth: Sequence[float], found: Sequence[float]) -> dict[st
         "mse": float(np.mean((np.asarray(truth) - np.asarray(found)) ** 2)),
         "rows": len(truth),
     }
-
-
-__all__ = ["class_scores", "regression_scores"]

@@ -1,4 +1,4 @@
-"""GSM8K and MATH: what is taken for the answer, and what counts as equal to it."""
+"""GSM8K and MATH: the extraction and the comparison of final answers."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from pathlib import Path
 import pytest
 
 from balora.evaluation import EvaluationOptions, evaluate
-from balora.evaluation.context import Session
+from balora.evaluation.context import EvaluationContext
 from balora.evaluation.scoring.equivalence import EquivalenceChecker
 from balora.evaluation.scoring.math_answers import (
     contradicts,
     final_answer,
     final_number,
-    number_in,
+    parse_number,
     same_number,
     same_text,
 )
-from balora.evaluation.tasks.mathematics import _equal
-from evaluation_models import writer_at
+from evaluation_models import generator_at
 
 SHORT = {"device": "cpu", "max_new_tokens": 4, "batch_size": 3}
 
@@ -90,8 +89,8 @@ def test_the_final_answer(text: str, answer: str | None) -> None:
         ("1\\,000", "1000"), ("2e4", "2e4"), ("2e999999999", "2"), ("2eggs", "2"),
     ],
 )  # fmt: skip
-def test_the_number_in_an_answer(answer: str | None, number: str | None) -> None:
-    assert number_in(answer) == number
+def test_numbers_are_parsed(answer: str | None, number: str | None) -> None:
+    assert parse_number(answer) == number
 
 
 @pytest.mark.parametrize(
@@ -105,7 +104,7 @@ def test_the_number_in_an_answer(answer: str | None, number: str | None) -> None
         ("The answer is: eighteen", None),
     ],
 )
-def test_the_final_number_is_where_a_number_is(solution: str, number: str | None) -> None:
+def test_the_final_number_is_taken_from_the_first_place_with_a_number(solution: str, number: str | None) -> None:
     assert final_number(solution) == number
 
 
@@ -140,7 +139,7 @@ def test_numbers_are_compared_exactly() -> None:
         ("5", "5 " * 2000, False),
     ],
 )
-def test_what_is_equal(checker: EquivalenceChecker, truth: str, found: str | None, equal: bool) -> None:
+def test_equivalent_answers(checker: EquivalenceChecker, truth: str, found: str | None, equal: bool) -> None:
     assert checker.equal(truth, found) is equal
 
 
@@ -164,8 +163,8 @@ def test_what_is_equal(checker: EquivalenceChecker, truth: str, found: str | Non
         ("1 \\text{ or } 2", "1,2", True),
     ],
 )
-def test_what_math_verify_passes_over(checker: EquivalenceChecker, truth: str, found: str, equal: bool) -> None:
-    assert _equal(checker, truth, found) is equal
+def test_differences_that_math_verify_ignores(checker: EquivalenceChecker, truth: str, found: str, equal: bool) -> None:
+    assert checker.is_correct(truth, found) is equal
 
 
 def test_no_reference_answer_contradicts_itself(shared_dir: Path) -> None:
@@ -173,7 +172,7 @@ def test_no_reference_answer_contradicts_itself(shared_dir: Path) -> None:
     assert not [row["answer"] for row in rows if contradicts(row["answer"], row["answer"])]
 
 
-def test_an_answer_that_nobody_can_work_out_is_wrong_and_does_not_hold_up_the_rest() -> None:
+def test_an_answer_that_cannot_be_evaluated_in_time_is_wrong() -> None:
     with EquivalenceChecker(timeout=2.0) as checker:
         assert checker.equal("7", "14/2")
         started = time.monotonic()
@@ -182,8 +181,8 @@ def test_an_answer_that_nobody_can_work_out_is_wrong_and_does_not_hold_up_the_re
         assert checker.equal("7", "14/2")
 
 
-def test_a_plain_model_is_asked_as_in_the_paper(tmp_path: Path, problems: Path) -> None:
-    model = writer_at(tmp_path / "m")
+def test_a_plain_model_gets_the_prompt_of_the_paper(tmp_path: Path, problems: Path) -> None:
+    model = generator_at(tmp_path / "m")
     options = EvaluationOptions(data={"gsm8k": str(problems)}, **SHORT)
     result = evaluate(model, ["gsm8k"], output=tmp_path / "out", options=options).results["gsm8k"]
     assert result["samples"][2]["prompt"] == (
@@ -195,7 +194,7 @@ def test_a_plain_model_is_asked_as_in_the_paper(tmp_path: Path, problems: Path) 
     assert result["identity"]["generation"]["temperature"] == 0
 
 
-def test_what_was_extracted_stands_beside_each_answer(tmp_path: Path, problems: Path) -> None:
+def test_each_sample_has_its_extracted_answer(tmp_path: Path, problems: Path) -> None:
     options = EvaluationOptions(data={"gsm8k": str(problems)})
     result = evaluate("reference", ["gsm8k"], output=tmp_path / "out", options=options).results["gsm8k"]
     assert result["scores"]["accuracy"] == 1.0
@@ -212,23 +211,25 @@ def test_what_was_extracted_stands_beside_each_answer(tmp_path: Path, problems: 
 def test_accuracy_counts_wrong_and_missing_answers(tmp_path: Path, problems: Path, monkeypatch) -> None:
     replies = ["#### 0", "The answer is: 2", "The answer is: 5", "no idea", "#### 8.0", "\\boxed{10}", "12"]
     monkeypatch.setattr(
-        Session, "_answers", lambda self, requests, *_: ((r, {"output": replies[int(r.sample)]}) for r in requests)
+        EvaluationContext,
+        "_generate",
+        lambda self, requests, *_: ((r, {"output": replies[int(r.sample)]}) for r in requests),
     )
     options = EvaluationOptions(data={"gsm8k": str(problems)}, **SHORT)
-    scores = evaluate(writer_at(tmp_path / "m"), ["gsm8k"], output=tmp_path / "out", options=options).results["gsm8k"][
-        "scores"
-    ]
+    scores = evaluate(generator_at(tmp_path / "m"), ["gsm8k"], output=tmp_path / "out", options=options).results[
+        "gsm8k"
+    ]["scores"]
     assert scores["accuracy"] == pytest.approx(4 / 7)
     assert scores["answered"] == pytest.approx(5 / 7)
 
 
-def test_real_reference_answers_of_gsm8k(shared_dir: Path, tmp_path: Path) -> None:
+def test_reference_answers_of_gsm8k_are_correct(shared_dir: Path, tmp_path: Path) -> None:
     options = EvaluationOptions(data={"gsm8k": str(shared_dir / "data/gsm8k/test.jsonl")})
     result = evaluate("reference", ["gsm8k"], output=tmp_path, options=options).results["gsm8k"]
     assert result["scores"]["accuracy"] == 1.0 and result["scores"]["rows"] == 1319
 
 
-def test_real_reference_solutions_of_math(shared_dir: Path, tmp_path: Path) -> None:
+def test_reference_solutions_of_math_are_correct(shared_dir: Path, tmp_path: Path) -> None:
     options = EvaluationOptions(data={"math500": str(shared_dir / "data/math/math500.jsonl")})
     result = evaluate("reference", ["math500"], output=tmp_path, options=options).results["math500"]
     misses = [(s["expected"], s["extracted"]) for s in result["samples"] if not s["correct"]]
@@ -236,13 +237,11 @@ def test_real_reference_solutions_of_math(shared_dir: Path, tmp_path: Path) -> N
     assert len(result["scores"]["by_subject"]) == 7
 
 
-def test_math_verify_alone_knows_the_reference_answers_and_tells_them_apart(
-    shared_dir: Path, checker: EquivalenceChecker
-) -> None:
-    """Without the comparison as text, and with another question's answer in its place."""
+def test_math_verify_distinguishes_the_reference_answers(shared_dir: Path, checker: EquivalenceChecker) -> None:
+    """math-verify alone, without the comparison as text, accepts a reference answer and rejects that of another problem."""
     rows = [json.loads(line) for line in (shared_dir / "data/math/math500.jsonl").read_text().splitlines()][:200]
     answers = [row["answer"] for row in rows]
-    assert sum(checker._ask(answer, answer) for answer in answers) >= 198
+    assert sum(checker._ask_worker(answer, answer) for answer in answers) >= 198
     others = answers[3:] + answers[:3]
     different = [(a, b) for a, b in zip(answers, others, strict=True) if not same_text(a, b)]
     assert not [pair for pair in different if checker.equal(*pair)]

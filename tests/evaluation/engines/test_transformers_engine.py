@@ -1,4 +1,4 @@
-"""Generation: batches change nothing, stops stop, prompts are framed as in training, and a kill costs one batch."""
+"""Generation through transformers: batches, stop strings, prompt formats, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ import balora
 from balora import BALoraError
 from balora.config.run_config import RunConfig
 from balora.evaluation import EvaluationOptions, evaluate
-from balora.evaluation.engines.transformers import Answer, Sampling, TransformersGenerator, answer_of, fit, pad_left
+from balora.evaluation.engines.transformers import (
+    Answer,
+    Sampling,
+    TransformersGenerator,
+    decode_answer,
+    fit_prompt,
+    pad_left,
+)
 from balora.evaluation.model_under_test import LoadedModel, ModelUnderTest
 from balora.evaluation.prompting import Prompting, prompting_for
-from evaluation_models import classifier_at, writer_at
+from evaluation_models import classifier_at, generator_at
 from tiny import tiny_bart, tiny_llama, tiny_tokenizer
 from trained_runs import trained_run
 
@@ -26,7 +33,7 @@ def generator(batch_size: int, model=None) -> TransformersGenerator:
     return TransformersGenerator(LoadedModel(model or tiny_llama(), tiny_tokenizer(), "generation"), batch_size)
 
 
-def test_a_batch_of_unlike_lengths_says_what_each_prompt_alone_says() -> None:
+def test_a_batch_gives_the_same_answers_as_single_prompts() -> None:
     sampling = Sampling(max_new_tokens=12)
     together = dict(generator(4).generate(PROMPTS, sampling))
     assert sorted(together) == list(range(7))
@@ -34,15 +41,15 @@ def test_a_batch_of_unlike_lengths_says_what_each_prompt_alone_says() -> None:
     for number, ids in enumerate(PROMPTS):
         with torch.no_grad():
             alone = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False, pad_token_id=0)
-        # This tokenizer puts a space before every token but the first; an answer's first comes after the prompt.
+        # This tokenizer puts a space before every token but the first, and the answer's first token follows the prompt.
         assert together[number].text == " " + tokenizer.decode(alone[0, len(ids) :], skip_special_tokens=True)
 
 
-def test_the_longest_come_first_and_no_batch_is_larger_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_longest_prompts_come_first_and_batches_keep_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
     widths = []
     monkeypatch.setattr(
         TransformersGenerator,
-        "_batch",
+        "_generate_batch",
         lambda self, prompts, sampling, seed: (
             widths.append([len(p) for p in prompts]) or [Answer("", 0, True)] * len(prompts)
         ),
@@ -60,13 +67,13 @@ def test_too_little_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> 
             raise torch.OutOfMemoryError
         return [Answer(str(len(prompt)), 1, True) for prompt in prompts]
 
-    monkeypatch.setattr(TransformersGenerator, "_batch", batch)
+    monkeypatch.setattr(TransformersGenerator, "_generate_batch", batch)
     answers = dict(generator(5).generate(PROMPTS, Sampling(max_new_tokens=2)))
     assert sizes == [5, 2, 2, 2, 1]
     assert [answers[number].text for number in range(7)] == [str(len(prompt)) for prompt in PROMPTS]
 
 
-def test_a_stop_ends_an_answer_and_is_no_part_of_it() -> None:
+def test_a_stop_string_ends_an_answer_and_is_not_part_of_it() -> None:
     free = dict(generator(7).generate(PROMPTS, Sampling(max_new_tokens=30)))
     stop = free[0].text[4:6]
     stopped = dict(generator(7).generate(PROMPTS, Sampling(max_new_tokens=30, stops=(stop,))))
@@ -84,7 +91,7 @@ def test_sampling_is_seeded() -> None:
     assert texts(seed=1) == texts(seed=1) != texts(seed=2)
 
 
-def test_samples_that_are_added_later_are_not_those_that_are_there() -> None:
+def test_samples_that_are_added_later_differ_from_the_existing_ones() -> None:
     sampling = Sampling(max_new_tokens=8, temperature=1.0)
 
     def texts(names: list[str]) -> list[str]:
@@ -96,8 +103,8 @@ def test_samples_that_are_added_later_are_not_those_that_are_there() -> None:
     assert texts(["0/0", "0/1", "0/2", "0/3"]) == first + later
 
 
-def test_a_prompt_that_leaves_no_room_loses_its_beginning() -> None:
-    assert fit(list(range(100)), 20, 64) == list(range(56, 100))
+def test_a_prompt_that_is_too_long_loses_its_beginning() -> None:
+    assert fit_prompt(list(range(100)), 20, 64) == list(range(56, 100))
     answers = dict(generator(2).generate([[1] * 300], Sampling(max_new_tokens=40)))
     assert answers[0].prompt_cut and answers[0].tokens <= 40
 
@@ -114,22 +121,22 @@ def test_an_answer_near_the_last_position_is_as_long_in_any_batch(batch_size: in
     assert [answers[number] for number in range(4)] == alone
 
 
-def test_padding_stands_on_the_left_and_is_masked() -> None:
+def test_padding_is_on_the_left_and_masked() -> None:
     tokens, mask = pad_left([[5, 6, 7], [8]], pad=0)
     assert tokens.tolist() == [[5, 6, 7], [0, 0, 8]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]]
 
 
-def test_an_answer_keeps_the_space_it_begins_with(stories: Path) -> None:
+def test_an_answer_keeps_its_leading_space(stories: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(stories)
     prompt, reply = "Once upon a", " time there was"
     before = tokenizer(prompt)["input_ids"]
     ids = tokenizer(prompt + reply)["input_ids"][len(before) :]
-    assert answer_of(tokenizer, ids, Sampling(max_new_tokens=50), 50, before[-8:]).text == reply
+    assert decode_answer(tokenizer, ids, Sampling(max_new_tokens=50), 50, before[-8:]).text == reply
 
 
-def test_an_encoder_decoder_answers_with_what_its_decoder_writes() -> None:
+def test_an_encoder_decoder_answers_with_its_decoder_output() -> None:
     model, tokenizer = tiny_bart(), tiny_tokenizer()
     writer = TransformersGenerator(LoadedModel(model, tokenizer, "seq2seq"), 4)
     answers = dict(writer.generate(PROMPTS, Sampling(max_new_tokens=6)))
@@ -140,29 +147,29 @@ def test_an_encoder_decoder_answers_with_what_its_decoder_writes() -> None:
     assert answers[1].text == tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def settings(**data) -> RunConfig:
+def run_config(**data) -> RunConfig:
     columns = {"prompt": "q", "response": "a"} if "messages" not in data else {}
     return RunConfig.from_dict(
         {"model": "m", "task": "generation", "data": {"train": "t.jsonl", **columns, **data}, "output": "o"}
     )
 
 
-def test_a_run_is_asked_in_the_form_it_was_trained_in() -> None:
+def test_a_run_gets_the_prompt_format_of_its_training() -> None:
     tokenizer = tiny_tokenizer()
 
-    def asked(run: RunConfig | None, template: str | None = None) -> str:
+    def prompt(run: RunConfig | None, template: str | None = None) -> str:
         return prompting_for(template, run, "alpaca", " ").text(tokenizer, "2 + 2?")
 
-    assert asked(settings()) == "2 + 2?\n"
-    assert asked(settings(prompt_template="Q: {prompt} A:")) == "Q: 2 + 2? A:"
-    assert asked(settings(separator=" => ")) == "2 + 2? => "
-    assert asked(settings(prompt_template="alpaca")).endswith("### Response:\n")
-    assert asked(None).endswith("### Response: ")
-    assert asked(settings(), "Say: {prompt}") == "Say: 2 + 2?"
-    assert prompting_for(None, settings(messages="messages"), "none").template == "chat"
+    assert prompt(run_config()) == "2 + 2?\n"
+    assert prompt(run_config(prompt_template="Q: {prompt} A:")) == "Q: 2 + 2? A:"
+    assert prompt(run_config(separator=" => ")) == "2 + 2? => "
+    assert prompt(run_config(prompt_template="alpaca")).endswith("### Response:\n")
+    assert prompt(None).endswith("### Response: ")
+    assert prompt(run_config(), "Say: {prompt}") == "Say: 2 + 2?"
+    assert prompting_for(None, run_config(messages="messages"), "none").template == "chat"
 
 
-def test_the_chat_template_is_the_tokenizers() -> None:
+def test_the_chat_template_is_that_of_the_tokenizer() -> None:
     tokenizer = tiny_tokenizer()
     with pytest.raises(BALoraError, match="has no chat template"):
         Prompting("chat").text(tokenizer, "hi")
@@ -177,13 +184,13 @@ def test_the_chat_template_is_the_tokenizers() -> None:
         Prompting("no place")
 
 
-def test_a_kill_costs_the_batch_that_was_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_loses_only_the_current_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tmp_path / "test.jsonl"
     data.write_text("".join(json.dumps({"question": "?" * (n + 1), "answer": f"#### {n}"}) + "\n" for n in range(9)))
-    model = writer_at(tmp_path / "m")
+    model = generator_at(tmp_path / "m")
     options = EvaluationOptions(data={"gsm8k": str(data)}, batch_size=2, max_new_tokens=5, device="cpu")
     whole = evaluate(model, ["gsm8k"], output=tmp_path / "whole", options=options).results["gsm8k"]
-    batch, calls = TransformersGenerator._batch, []
+    batch, calls = TransformersGenerator._generate_batch, []
 
     def dies(self, prompts, sampling, seed):
         calls.append(len(prompts))
@@ -191,7 +198,7 @@ def test_a_kill_costs_the_batch_that_was_under_way(tmp_path: Path, monkeypatch: 
             raise KeyboardInterrupt
         return batch(self, prompts, sampling, seed)
 
-    monkeypatch.setattr(TransformersGenerator, "_batch", dies)
+    monkeypatch.setattr(TransformersGenerator, "_generate_batch", dies)
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, ["gsm8k"], output=tmp_path / "out", options=options)
     resumed = evaluate(model, ["gsm8k"], output=tmp_path / "out", options=options).results["gsm8k"]
@@ -201,10 +208,10 @@ def test_a_kill_costs_the_batch_that_was_under_way(tmp_path: Path, monkeypatch: 
     assert resumed["scores"] == whole["scores"]
 
 
-def test_other_ways_of_generating_are_not_mixed_in(tmp_path: Path) -> None:
+def test_other_generation_settings_are_refused(tmp_path: Path) -> None:
     data = tmp_path / "test.jsonl"
     data.write_text(json.dumps({"question": "?", "answer": "#### 1"}) + "\n")
-    model = writer_at(tmp_path / "m")
+    model = generator_at(tmp_path / "m")
 
     def run(**changes) -> None:
         options = EvaluationOptions(**{"data": {"gsm8k": str(data)}, "max_new_tokens": 3, "device": "cpu", **changes})
@@ -219,8 +226,8 @@ def test_other_ways_of_generating_are_not_mixed_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "chat_template.jinja", "merges.txt", "vocab.txt", "spiece.model"])
-def test_a_model_with_another_tokenizer_or_chat_template_is_another_one(tmp_path: Path, file: str) -> None:
-    model = writer_at(tmp_path / "m")
+def test_tokenizer_and_chat_template_are_part_of_the_identity(tmp_path: Path, file: str) -> None:
+    model = generator_at(tmp_path / "m")
     before = ModelUnderTest(str(model)).identity
     (model / "README.md").write_text("It says nothing else.")
     assert ModelUnderTest(str(model)).identity == before
@@ -229,7 +236,7 @@ def test_a_model_with_another_tokenizer_or_chat_template_is_another_one(tmp_path
     assert ModelUnderTest(str(model)).identity != before
 
 
-def test_an_exported_adapter_says_what_its_run_says(tmp_path: Path) -> None:
+def test_an_exported_adapter_gives_the_answers_of_its_run(tmp_path: Path) -> None:
     data = tmp_path / "test.jsonl"
     data.write_text("".join(json.dumps({"question": "?" * (n + 1), "answer": "#### 1"}) + "\n" for n in range(3)))
     run = trained_run(tmp_path / "run", tiny_llama(), "generation")
@@ -244,17 +251,17 @@ def test_an_exported_adapter_says_what_its_run_says(tmp_path: Path) -> None:
     assert ModelUnderTest(str(run.folder)).folder == run.folder / "evaluation"
 
 
-def test_what_cannot_be_evaluated_is_named(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_evaluated_is_refused(tmp_path: Path) -> None:
     data = tmp_path / "test.jsonl"
     data.write_text(json.dumps({"question": "?", "answer": "#### 1"}) + "\n")
     options = EvaluationOptions(data={"gsm8k": str(data)})
-    with pytest.raises(BALoraError, match="is a classifier, which writes no text"):
+    with pytest.raises(BALoraError, match="is a classifier, which generates no text"):
         evaluate(classifier_at(tmp_path / "c", ["a", "b"]), ["gsm8k"], output=tmp_path / "o", options=options)
     with pytest.raises(BALoraError, match="no folder"):
         ModelUnderTest(str(tmp_path / "absent"))
-    with pytest.raises(BALoraError, match=r"not the folder of a run"):
+    with pytest.raises(BALoraError, match=r"is not a run directory"):
         (tmp_path / "empty").mkdir()
         ModelUnderTest(str(tmp_path / "empty"))
     options = EvaluationOptions(data={"gsm8k": str(data)}, engine="vllm")
     with pytest.raises(BALoraError, match="vLLM is not installed"):
-        evaluate(writer_at(tmp_path / "w"), ["gsm8k"], output=tmp_path / "v", options=options)
+        evaluate(generator_at(tmp_path / "w"), ["gsm8k"], output=tmp_path / "v", options=options)

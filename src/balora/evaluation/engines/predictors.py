@@ -1,0 +1,187 @@
+"""Predict classes or scores of rows: with a classification or regression head, or with an encoder-decoder's text.
+
+Shapes: B rows, T positions, D classes, d hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from balora.config.run_config import RunConfig
+from balora.data.encoding import limit_of
+from balora.data.prompts import render_prompt, template_of
+from balora.data.verbalizer import UNREADABLE, read_class, read_score, score_word
+from balora.errors import BALoraError
+from balora.evaluation.model_under_test import LoadedModel
+from balora.loading.pretrained import max_positions
+
+NO_CLASS = "(no class)"
+"""Predicted class of an answer that names no class. It is wrong for every row."""
+_SCORES = [score_word(number / 5) for number in range(26)]
+
+
+class _RowPredictor:
+    """Base of the predictors: matches the classes, and tokenizes rows into batches of similar length.
+
+    Args:
+        loaded: Model and tokenizers.
+        max_length: Maximum number of tokens in the run's config; the model's positions may allow fewer.
+        batch_size: Rows per batch.
+        classes: Classes of the model in its order; None if it predicts a score.
+    """
+
+    def __init__(self, loaded: LoadedModel, max_length: int, batch_size: int, classes: Sequence[str] | None) -> None:
+        self.loaded = loaded
+        self.batch_size = batch_size
+        self.classes = classes
+        positions = max_positions(loaded.model.config)  # type: ignore[arg-type]
+        self._max_tokens = limit_of(loaded.tokenizer, max_length, "", positions).tokens
+
+    def classes_for(self, classes: Sequence[str], task: str) -> list[str]:
+        """Return the task's name for each of the model's classes, in the model's order.
+
+        Args:
+            classes: Classes of the task; empty for a regression task, which has no names to return.
+            task: Name of the task.
+
+        Raises:
+            BALoraError: The model has other classes, or it predicts classes and the task needs a score, or the reverse.
+        """
+        if classes:
+            return match_classes(self.classes or (), classes, task)
+        if self.classes is not None:
+            raise BALoraError(
+                f"{task} is scored by a number per row, but the model predicts classes. Train a model with task: regression, or "
+                "with a score in place of a label."
+            )
+        return []
+
+    def _batches(self, rows: Sequence[Sequence[str]]) -> Iterator[tuple[list[int], Any]]:
+        """Yield the indices and the padded tokens of each batch, the longest rows first."""
+        tokenizer = self.loaded.tokenizer
+        encoded = [tokenizer(*texts, truncation=True, max_length=self._max_tokens) for texts in rows]
+        order = sorted(range(len(rows)), key=lambda index: (-len(encoded[index]["input_ids"]), index))
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            inputs: Any = tokenizer.pad([encoded[index] for index in batch], padding_side="right", return_tensors="pt")
+            yield batch, inputs.to(self.loaded.device)
+
+
+class ClassifierPredictor(_RowPredictor):
+    """Predictor that runs a classification or regression model.
+
+    Args:
+        loaded: Model and tokenizer.
+        config: Config of the run, whose maximum length is used; None for a plain model.
+        batch_size: Rows per batch.
+
+    Raises:
+        BALoraError: The model has no classification head.
+    """
+
+    def __init__(self, loaded: LoadedModel, config: RunConfig | None, batch_size: int) -> None:
+        if loaded.task not in ("classification", "regression"):
+            raise BALoraError(
+                f"The tasks of GLUE need a classifier, and this is a model for {loaded.task}. Train one with task: "
+                "classification (or regression), or give the directory of a ...ForSequenceClassification model."
+            )
+        classes = list(loaded.labels or ()) if loaded.task == "classification" else None
+        super().__init__(loaded, 512 if config is None else config.data.max_length, batch_size, classes)
+
+    @torch.inference_mode()
+    def predict(self, rows: Sequence[Sequence[str]]) -> Iterator[tuple[int, list[float]]]:
+        """Yield the index and the D logits of every row; a row has one text or a pair."""
+        for batch, inputs in self._batches(rows):
+            logits_BD = self.loaded.model(**inputs).logits.float()
+            yield from zip(batch, logits_BD.tolist(), strict=True)
+
+    @torch.inference_mode()
+    def represent(self, rows: Sequence[Sequence[str]]) -> Iterator[tuple[int, list[float], Tensor]]:
+        """Yield the index, the D logits and the features (d, float32, on the CPU) of every row.
+
+        The features are the last hidden state of the first token, which is [CLS] in encoders such as BERT.
+        """
+        for batch, inputs in self._batches(rows):
+            outputs = self.loaded.model(**inputs, output_hidden_states=True)
+            features_Bd = outputs.hidden_states[-1][:, 0].float().cpu()
+            yield from zip(batch, outputs.logits.float().tolist(), features_Bd, strict=True)
+
+
+class TextLabelPredictor(_RowPredictor):
+    """Predictor that runs an encoder-decoder trained with ``task: seq2seq`` and a label or score.
+
+    The model gets the prompts of its training, and writes the class or score as text.
+
+    Args:
+        loaded: Model and tokenizers.
+        config: Config of the run, whose prompt template is used.
+        batch_size: Rows per batch.
+
+    Raises:
+        BALoraError: The model was not trained to write classes or scores.
+    """
+
+    def __init__(self, loaded: LoadedModel, config: RunConfig | None, batch_size: int) -> None:
+        if config is None or config.data.form not in ("labelled", "scored"):
+            raise BALoraError(
+                "The tasks of GLUE need a model that was trained to classify: a run with task: classification (or regression), or "
+                "with task: seq2seq, a text and a label (or score)."
+            )
+        classes = list(loaded.labels or ()) if config.data.form == "labelled" else None
+        super().__init__(loaded, config.data.max_length, batch_size, classes)
+        self._template = template_of(config.data)
+
+    def read(self, answer: str, names: Sequence[str]) -> str | float:
+        """Return the class that an answer names, or its score if ``names`` is empty.
+
+        An unreadable class is `NO_CLASS`; an unreadable score is `UNREADABLE`.
+        """
+        if not names:
+            return read_score(answer)
+        number = read_class(answer, list(self.classes or ()))
+        return NO_CLASS if number == UNREADABLE else names[number]
+
+    @torch.inference_mode()
+    def answer(self, rows: Sequence[Sequence[str]]) -> Iterator[tuple[int, str]]:
+        """Yield the index and the greedy answer of every row; a row has one text or a pair."""
+        decoder = self.loaded.target_tokenizer or self.loaded.tokenizer
+        longest = max(len(ids) for ids in decoder(text_target=self.classes or _SCORES)["input_ids"])
+        for batch, inputs in self._batches([(render_prompt(self._template, *texts),) for texts in rows]):
+            answers_BT = self.loaded.model.generate(  # type: ignore[operator]
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                max_new_tokens=longest,
+                do_sample=False,
+                num_beams=1,
+                use_cache=True,
+            )
+            yield from zip(batch, decoder.batch_decode(answers_BT, skip_special_tokens=True), strict=True)
+
+
+def match_classes(own: Sequence[str], classes: Sequence[str], task: str) -> list[str]:
+    """Return the task's name for each of a model's classes, in the model's order.
+
+    The model's names decide if they are the task's. Numbers and ``LABEL_0`` mean the task's order.
+
+    Raises:
+        BALoraError: The model has other classes than the task, or none because it predicts a score.
+
+    Example:
+        >>> match_classes(["LABEL_0", "LABEL_1"], ["negative", "positive"], "sst2")
+        ['negative', 'positive']
+    """
+    if len(own) == len(classes):
+        keys = [name.removeprefix("LABEL_") for name in own]
+        if sorted(keys) == sorted(classes):
+            return keys
+        if sorted(keys) == [str(number) for number in range(len(classes))]:
+            return [classes[int(key)] for key in keys]
+    model_classes = f"has {', '.join(own)}" if own else "predicts one score"
+    raise BALoraError(
+        f"{task} has the classes {', '.join(classes)}, but the model {model_classes}. Evaluate a model that was trained for "
+        f"{task}."
+    )

@@ -1,0 +1,116 @@
+"""Base classes of the tasks: `Task`, and `GenerationTask` for tasks that grade generated text."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from balora.data.readers import Row
+from balora.evaluation.context import EvaluationContext, Request
+from balora.evaluation.data import HubDataset, Rows
+from balora.evaluation.results import Record
+
+
+class Task(abc.ABC):
+    """One task of one evaluation.
+
+    Args:
+        context: Model, options and output directory.
+        name: Name of the task.
+
+    Raises:
+        BALoraError: The data cannot be read, or an option does not suit the task.
+    """
+
+    def __init__(self, context: EvaluationContext, name: str) -> None:
+        self.context = context
+        self.name = name
+
+    @abc.abstractmethod
+    def evaluate(self) -> Record:
+        """Compute the samples that the journal lacks, score all samples, and write the result file.
+
+        Returns:
+            Content of the result file.
+
+        Raises:
+            BALoraError: The model does not suit the task. Finished samples stay in the journal.
+        """
+
+
+class GenerationTask(Task):
+    """Task that generates an answer for each row, grades every answer, and scores the grades.
+
+    A subclass defines the attributes and the methods below, in which such tasks differ.
+    """
+
+    hub: HubDataset
+    """Default dataset."""
+    max_new_tokens: int
+    """Default limit of an answer."""
+    default_template: str
+    """Prompt template for a model that was not trained with one."""
+    default_separator: str
+
+    def __init__(self, context: EvaluationContext, name: str) -> None:
+        super().__init__(context, name)
+        self.rows = self._select(context.rows(name, self.hub))
+        self.prompting = context.prompting(self.default_template, self.default_separator)
+        self.sampling = context.sampling(self.max_new_tokens, stops=self._stops())
+        self.journal = context.journal(
+            name,
+            data=self.rows.digest,
+            prompting={**self.prompting.describe(), **self._prompting_details()},
+            generation=self.sampling.describe(),
+        )
+
+    def evaluate(self) -> Record:
+        """Generate, grade and score. See `Task.evaluate`."""
+        tokenizer = self.context.tokenizer
+        requests = [
+            Request(sample, self._prompt(row, tokenizer), self._reference(row))
+            for index, row in enumerate(self.context.limited(self.rows.rows))
+            for sample in self._sample_names(index)
+        ]
+        self.context.answer(self.journal, requests, self.prompting, self.sampling)
+        samples = [request.sample for request in requests]
+        self._grade(samples)
+        scores = self._scores({sample: self.journal.records[sample] for sample in samples})
+        return self.journal.finish(samples, scores, {"data": self.rows.source, **self._result_details()})
+
+    def _select(self, rows: Rows) -> Rows:
+        """Check the columns and select the rows of the task."""
+        return rows
+
+    def _sample_names(self, index: int) -> Sequence[str]:
+        """Return the names of the samples of a row."""
+        return [str(index)]
+
+    def _result_details(self) -> Mapping[str, Any]:
+        """Return further entries of the result file."""
+        return {}
+
+    @abc.abstractmethod
+    def _stops(self) -> tuple[str, ...]:
+        """Return the strings that end an answer."""
+
+    @abc.abstractmethod
+    def _prompting_details(self) -> Mapping[str, Any]:
+        """Return what decides the prompts besides the prompt format, for the identity of the journal."""
+
+    @abc.abstractmethod
+    def _prompt(self, row: Row, tokenizer: Any) -> str:
+        """Return the text that the model continues."""
+
+    @abc.abstractmethod
+    def _reference(self, row: Row) -> str:
+        """Return the reference answer of the data."""
+
+    @abc.abstractmethod
+    def _grade(self, samples: Sequence[str]) -> None:
+        """Grade the answers without a grade, and write the grades into the journal."""
+
+    @abc.abstractmethod
+    def _scores(self, records: Mapping[str, Record]) -> Record:
+        """Compute the scores from the graded samples, by sample name."""
