@@ -14,7 +14,7 @@ from balora.methods import METHODS
 from balora.methods.adapt import check_options
 from balora.methods.quantization.quantize import Quantized
 from balora.models.hidden_states import HeadlessForward
-from balora.training.generation_step import infer_task
+from balora.training.train_step import infer_task
 from families import FAMILIES
 from tiny import tiny_bert, tiny_llama, tiny_t5
 

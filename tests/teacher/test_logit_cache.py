@@ -54,7 +54,7 @@ def test_with_drawn_sequences_only_those_are_asked_about(tmp_path, asked):
     config = RegularizationConfig(consistency=0.5, diversity=0.0, spectral=0.0, consistency_fraction=0.5, **CONSTANT)
     run = trainer(pissa(tiny_bert), tmp_path, config=config, rows=uneven_rows(), max_steps=3)
     run.train()
-    assert len(run.memory) == 3 * 2
+    assert len(run.logit_cache) == 3 * 2
 
 
 def test_a_resumed_run_takes_over_what_is_known(tmp_path, asked):
@@ -109,18 +109,18 @@ def test_rows_that_change_are_asked_about_again(tmp_path, asked):
 
 
 def test_memory_of_doubles_and_of_many():
-    memory = LogitCache()
+    cache = LogitCache()
     asked_for = []
 
     def ask(new):
         asked_for.append(new)
         return torch.tensor([[float(at)] for at in new], dtype=torch.bfloat16)
 
-    assert memory.recall([b"a", b"b", b"a"], ask).tolist() == [[0.0], [1.0], [0.0]]
+    assert cache.get_or_compute([b"a", b"b", b"a"], ask).tolist() == [[0.0], [1.0], [0.0]]
     assert asked_for == [[0, 1]]
     keys = [str(number).encode() for number in range(5000)]
-    expected = memory.recall(keys, lambda new: torch.arange(5000.0)[:, None])
-    assert torch.equal(memory.recall(keys[::-1], ask), expected.flip(0)) and expected.dtype == torch.float32
+    expected = cache.get_or_compute(keys, lambda new: torch.arange(5000.0)[:, None])
+    assert torch.equal(cache.get_or_compute(keys[::-1], ask), expected.flip(0)) and expected.dtype == torch.float32
 
 
 def test_keys():
@@ -141,7 +141,8 @@ def test_keys():
 def test_refuses(tmp_path):
     with pytest.raises(BALoraError, match="teacher_cache is auto, off or TeacherCache"):
         trainer(pissa(tiny_llama), tmp_path, teacher_cache="somewhere")
-    assert trainer(pissa(tiny_llama), tmp_path).memory is None
+    run = trainer(pissa(tiny_llama), tmp_path)
+    assert run.teacher_cache is None and run.logit_cache is None
 
 
 def _inputs(batch: dict) -> dict:

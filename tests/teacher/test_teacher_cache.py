@@ -12,8 +12,8 @@ import yaml
 from balora import BALoraError
 from balora.config.run_config import RunConfig, load_run_config
 from balora.losses import LinearHead, TopKTeacher, generation_loss
-from balora.teacher.build import build_teacher, find_cache
-from balora.teacher.cache import TeacherCache
+from balora.teacher.cache import TeacherCache, open_cache
+from balora.teacher.cache_builder import build_teacher_cache
 from balora.training.run import run
 from small_runs import CONSTANT, flat
 from tiny import tiny_bart, tiny_causal, tiny_llama, tiny_tokenizer
@@ -59,7 +59,7 @@ def test_the_command_builds_it_once(balora, config, tmp_path, asked):
 @pytest.mark.parametrize("change", ["method.name=balora", "method.name=lora", "seed=7", "loss_path=plain"])
 def test_methods_and_seeds_share_it_and_train_as_with_the_teacher_itself(change, settings, tmp_path):
     # Everything is kept here, so that float16 is all that differs.
-    build_teacher(settings("seed=3", "method.name=pissa"), top_k=97)
+    build_teacher_cache(settings("seed=3", "method.name=pissa"), top_k=97)
     cached = run(settings(change, f"output={tmp_path / 'cached'}"))
     online = run(settings(change, f"output={tmp_path / 'online'}", "teacher_cache=off"))
     moved = flat(online.trainer.model) - torch.cat([v.flatten() for v in online.trainer.teacher.initial.values()])
@@ -76,13 +76,13 @@ def test_other_models(task, settings, tmp_path, model_dir, asked):
         changes = ["task=seq2seq"]
     else:
         tiny_causal("Gemma2", final_logit_softcapping=5.0).save_pretrained(model_dir)
-    build_teacher(settings(*changes), top_k=16)
+    build_teacher_cache(settings(*changes), top_k=16)
     result = run(settings(*changes))
     assert len(asked) == 2 and result.trainer.state.global_step == 6
 
 
 def test_what_is_read_is_what_the_model_says(settings, model_dir, tmp_path):
-    build_teacher(settings(), top_k=5)
+    build_teacher_cache(settings(), top_k=5)
     cache = TeacherCache(tmp_path / "cache")
     model = tiny_llama()
     tokens = tiny_tokenizer()("what is 3 plus 2?\nit is 5..")["input_ids"]
@@ -92,7 +92,7 @@ def test_what_is_read_is_what_the_model_says(settings, model_dir, tmp_path):
 
     bos = {"input_ids": [1, *row["input_ids"]], "labels": [-100, *row["labels"]]}
     found = next(r for r in (row, bos) if row_key(r) in cache)
-    memory = cache.take([row_key(found)])
+    memory = cache.read([row_key(found)])
     logits = model(torch.tensor([found["input_ids"]])).logits[0, :-1][torch.tensor(found["labels"][1:]) != -100]
     expected = (logits / 2.0).softmax(-1).topk(5)
     torch.testing.assert_close(memory.log_probs_MK.float().exp(), expected.values, atol=5e-4, rtol=1e-3)
@@ -102,7 +102,7 @@ def test_what_is_read_is_what_the_model_says(settings, model_dir, tmp_path):
 def test_an_interrupted_build_goes_on(settings, tmp_path, monkeypatch):
     monkeypatch.setattr("balora.teacher.cache_builder.SHARD_ROWS", 10)
     lines = []
-    build_teacher(settings(), top_k=5, say=lines.append)
+    build_teacher_cache(settings(), top_k=5, log=lines.append)
     assert lines == ["10 of 24 rows", "20 of 24 rows", "24 of 24 rows"]
     cache = tmp_path / "cache"
     shards = sorted(cache.glob("shard-*"))
@@ -111,7 +111,7 @@ def test_an_interrupted_build_goes_on(settings, tmp_path, monkeypatch):
     (cache / ".shard-00001.safetensors.tmp").write_bytes(b"half")  # as a killed process leaves it
     with pytest.raises(BALoraError, match="lacks 10 of the 24 training rows"):
         run(settings())
-    assert build_teacher(settings(), top_k=5).new_rows == 10
+    assert build_teacher_cache(settings(), top_k=5).new_rows == 10
     assert shards[0].read_bytes() == before and len(TeacherCache(cache)) == 24
     run(settings())
 
@@ -132,7 +132,7 @@ def test_an_interrupted_build_goes_on(settings, tmp_path, monkeypatch):
     ],
 )
 def test_a_stale_one_is_refused_with_the_reason(break_it, sentence, settings, model_dir, train_file, tmp_path):
-    build_teacher(settings(), top_k=5)
+    build_teacher_cache(settings(), top_k=5)
     changes, cache = [], tmp_path / "cache"
     match break_it:
         case "weights":
@@ -167,15 +167,15 @@ def test_a_stale_one_is_refused_with_the_reason(break_it, sentence, settings, mo
 
 
 def test_the_builder_refuses_too(balora, config, settings, tmp_path):
-    build_teacher(settings(), top_k=5)
-    with pytest.raises(BALoraError, match="keeps 5 tokens to a position, and 6 are asked for"):
-        build_teacher(settings(), top_k=6)
-    with pytest.raises(BALoraError, match="is not an empty folder"):
-        build_teacher(settings(f"teacher_cache={tmp_path / 'model'}"))
+    build_teacher_cache(settings(), top_k=5)
+    with pytest.raises(BALoraError, match="has 5 tokens per position, and 6 are asked for"):
+        build_teacher_cache(settings(), top_k=6)
+    with pytest.raises(BALoraError, match="is neither an empty directory nor a teacher cache"):
+        build_teacher_cache(settings(f"teacher_cache={tmp_path / 'model'}"))
     outcome = balora("teacher", config)
-    assert outcome.status == 2 and "teacher_cache names no folder" in outcome.err and "Traceback" not in outcome.err
+    assert outcome.status == 2 and "teacher_cache names no directory" in outcome.err and "Traceback" not in outcome.err
     outcome = balora("teacher", config, "teacher_cache=x", "--top-k", "0")
-    assert outcome.status == 2 and "At least one token" in outcome.err
+    assert outcome.status == 2 and "At least one token per position" in outcome.err
     outcome = balora("validate", config, f"teacher_cache={tmp_path / 'nowhere'}")
     assert outcome.status == 2 and "holds no teacher cache" in outcome.out
     labelled = yaml.safe_load(config.read_text())
@@ -184,21 +184,21 @@ def test_the_builder_refuses_too(balora, config, settings, tmp_path):
         "teacher_cache": "x",
         "data": {"train": "t.jsonl", "text": "a", "label": "b"},
     }
-    with pytest.raises(BALoraError, match="in memory by itself"):
-        build_teacher(RunConfig.from_dict(labelled))
+    with pytest.raises(BALoraError, match="in memory and needs no cache on disk"):
+        build_teacher_cache(RunConfig.from_dict(labelled))
     with pytest.raises(BALoraError, match="set teacher_cache to auto or off"):
-        find_cache(RunConfig.from_dict(labelled))
+        open_cache(RunConfig.from_dict(labelled))
 
 
 def test_a_cache_of_another_model_is_found_out_by_what_it_says(settings, tmp_path):
     """From Python nobody compares fingerprints; the first batch does."""
-    build_teacher(settings(), top_k=5)
+    build_teacher_cache(settings(), top_k=5)
     cache = TeacherCache(tmp_path / "cache")
-    memory = cache.take(list(cache._rows)[:3])
-    with pytest.raises(BALoraError, match="is of another model: a remembered probability differs by"):
+    memory = cache.read(list(cache._rows)[:3])
+    with pytest.raises(BALoraError, match="was built from another model: a cached probability differs by"):
         cache.check(memory, torch.randn(len(memory), 97))
     with pytest.raises(BALoraError, match="lacks 1 of the batch's 2 rows"):
-        cache.take([next(iter(cache._rows)), b"?" * 16])
+        cache.read([next(iter(cache._rows)), b"?" * 16])
 
 
 def test_the_error_is_within_its_bound():

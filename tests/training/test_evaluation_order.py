@@ -85,7 +85,7 @@ def test_training_by_length_does_not_mix_an_evaluations_rows(tmp_path: Path):
 def test_a_fitted_head_reads_its_rows_by_length(tmp_path: Path, monkeypatch):
     seen: list[int] = []
     monkeypatch.setattr(
-        "balora.training.mixin.fit_head",
+        "balora.training.trainer.fit_head",
         lambda model, batches, regression, gather: seen.extend(b["input_ids"].shape[1] for b in batches) or 1.0,
     )
     model = tiny_bert(num_labels=3)

@@ -15,7 +15,7 @@ from transformers import EvalPrediction
 from balora.config.run_config import RunConfig
 from balora.errors import BALoraError
 from balora.estimation.validate import preflight
-from balora.training.generative_eval import Answers
+from balora.training.generative_eval import GenerativeMetrics
 from balora.training.run import prepare, run
 from tiny import tiny_t5, tiny_tokenizer
 
@@ -121,20 +121,20 @@ def said(*answers: str) -> np.ndarray:
 
 
 def test_an_unreadable_answer_is_wrong_and_counted() -> None:
-    answers = Answers(names=("no", "yes"), tokenizer=ending_tokenizer(), most_tokens=4)
-    scores = answers.scores(EvalPrediction(said("yes", "no", "ye", ""), said("yes", "no", "yes", "no")))
+    metrics = GenerativeMetrics(class_names=("no", "yes"), tokenizer=ending_tokenizer(), max_new_tokens=4)
+    scores = metrics.compute(EvalPrediction(said("yes", "no", "ye", ""), said("yes", "no", "yes", "no")))
     assert scores["accuracy"] == 0.5
     assert scores["unreadable"] == 0.5
     # Of two classes, each found once in two: precision 1, recall 1/2. An average over a third "class" would be 4/9.
     assert scores["f1_macro"] == pytest.approx(2 / 3)
-    assert answers.scores(EvalPrediction(said("yes", "no"), said("yes", "no")))["matthews"] == 1
+    assert metrics.compute(EvalPrediction(said("yes", "no"), said("yes", "no")))["matthews"] == 1
 
 
 def test_scores_of_numbers() -> None:
-    answers = Answers(names=None, tokenizer=ending_tokenizer(), most_tokens=4)
+    metrics = GenerativeMetrics(class_names=None, tokenizer=ending_tokenizer(), max_new_tokens=4)
     right = said("0.0", "2.0", "5.0")
     exact, off = (
-        answers.scores(EvalPrediction(said(*words), right)) for words in (("0.0", "2.0", "5.0"), ("0.0", "x", "5.0"))
+        metrics.compute(EvalPrediction(said(*words), right)) for words in (("0.0", "2.0", "5.0"), ("0.0", "x", "5.0"))
     )
     assert (exact["pearson"], exact["mse"], exact["unreadable"]) == (pytest.approx(1), 0, 0)
     assert off["mse"] == pytest.approx(3)
@@ -146,7 +146,7 @@ def test_scores_of_numbers() -> None:
 
 def test_a_word_the_tokenizer_cannot_write_is_refused(model: Path, rows: Path, tmp_path: Path) -> None:
     wrong = settings(model, rows, tmp_path / "run", label="label", labels=["né", "ok", "yes"])
-    with pytest.raises(BALoraError, match=r"writes the answer 'né' as .* choose other words") as error:
+    with pytest.raises(BALoraError, match=r"writes the answer 'né' as .* Choose other text labels") as error:
         prepare(wrong)
     assert preflight(wrong).problems == [str(error.value)], "validate says it, too"
 

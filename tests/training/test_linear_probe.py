@@ -109,7 +109,7 @@ def test_more_rows_than_are_read_are_drawn_from_all(tmp_path, monkeypatch) -> No
     """A file that lies class by class would show the probe one class only."""
     rows = [{k: v[i] for k, v in b.items()} for b in batches(2) for i in range(16)]
     rows.sort(key=lambda row: int(row["labels"]))
-    monkeypatch.setattr("balora.training.mixin.MOST_ROWS", 64)
+    monkeypatch.setattr("balora.training.trainer.MAX_ROWS", 64)
     model = balora.adapt(tiny_bert(num_labels=2), rank=4)
     balora.BALoraTrainer(
         model=model,

@@ -178,3 +178,9 @@ def test_an_adapter_on_weights_in_four_bits_stays_as_it_started(tmp_path):
     assert {p.dtype for p in run.model.parameters() if p.requires_grad} == {torch.float32}
     run.train()
     assert history(run, "consistency")[0] < 1e-6 < history(run, "consistency")[-1]
+
+
+def test_the_old_path_of_the_class_warns_and_names_the_new_one():
+    with pytest.warns(DeprecationWarning, match=r"is now balora\.training\.sft_trainer\.BALoraSFTTrainer"):
+        from balora.training.sft import BALoraSFTTrainer as old
+    assert old is BALoraSFTTrainer

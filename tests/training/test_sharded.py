@@ -15,8 +15,8 @@ from balora.checkpoints import checkpoint as ckpt
 from balora.errors import BALoraError
 from balora.methods import find_method
 from balora.models.fsdp import is_finite, is_shard, is_sharded, part_of, reshard, shard, whole
-from balora.teacher import logit_cache as logit_memory
-from balora.training.sharding_checks import check_sharding
+from balora.teacher import logit_cache
+from balora.training.trainer_checks import check_sharding
 from processes import run_script
 
 
@@ -58,7 +58,7 @@ def test_its_checkpoint_holds_whole_tensors(name, report):
     for at in ("one", "two"):
         files = sorted((report["path"] / at / name / "checkpoint-3").glob("*.safetensors"))
         # One process also remembers what its teacher said; several ask at every step.
-        files = [file for file in files if file.name != logit_memory.FILE]
+        files = [file for file in files if file.name != logit_cache.FILE]
         sizes[at] = {f.name: {k: v.shape for k, v in ckpt.read_tensors(f).items()} for f in files}
     assert len(sizes["one"]) >= 2, "what was trained, and where it started"
     assert sizes["one"] == sizes["two"]
@@ -87,8 +87,12 @@ def test_what_works_is_not_refused():
         (state(1), "lora", "FSDP version 1 flattens .* Set fsdp_version: 2"),
         (state(efficient=True), "lora", "cpu_ram_efficient_loading .* to false"),
         (state(zero=3), "lora", "ZeRO stage 3 .* Use FSDP version 2"),
-        (state(), "adalora", "'adalora' works on whole matrices .* Use another method, or train with one whole model"),
-        (state(), "loraplus", "'loraplus' works on whole matrices"),
+        (
+            state(),
+            "adalora",
+            "'adalora' needs unsharded matrices .* Use another method, or train with one unsharded model",
+        ),
+        (state(), "loraplus", "'loraplus' needs unsharded matrices"),
     ],
 )
 def test_what_would_be_wrong_is_refused_with_the_way_out(states, method, words):
@@ -99,7 +103,7 @@ def test_what_would_be_wrong_is_refused_with_the_way_out(states, method, words):
 def test_rounded_weights_are_refused_and_all_problems_are_named():
     model = nn.Linear(2, 2)
     model.is_loaded_in_4bit = True
-    with pytest.raises(BALoraError, match=r"(?s)version 1.*4 bits are not sharded"):
+    with pytest.raises(BALoraError, match=r"(?s)version 1.*Sharding of weights in 4 bits"):
         check_sharding(state(1), model, None)
 
 

@@ -11,7 +11,8 @@ import torch
 import balora
 from balora import PretrainedTeacher, RegularizationConfig
 from balora.objective import Objective
-from balora.training.generation_step import ClassificationStep, GenerationStep
+from balora.training.classification_step import ClassificationStep
+from balora.training.generation_step import GenerationStep
 from balora.training.subsampling import SequenceMask, Subsampler, select_rows
 from small_runs import ALL_TERMS, CONSTANT, flat, history, pissa, trainer
 from tiny import labelled_rows, pad_rows, pair_rows, tiny_bart, tiny_bert, tiny_llama, token_rows
@@ -20,15 +21,15 @@ TERMS = {"consistency": 0.5, "diversity": 0.3, "spectral": 0.0, "variance": 0.0}
 
 
 def test_one_step_in_n_and_not_always_the_same():
-    draws = Subsampler(RegularizationConfig(consistency_every=3), seed=5)
-    strengths = [draws.strength(step) for step in range(300)]
+    subsampler = Subsampler(RegularizationConfig(consistency_every=3), seed=5)
+    strengths = [subsampler.step_factor(step) for step in range(300)]
     assert all(sum(strengths[at : at + 3]) == 3.0 and strengths[at : at + 3].count(0.0) == 2 for at in range(0, 300, 3))
     places = [strengths[at : at + 3].index(3.0) for at in range(0, 300, 3)]
     assert all(20 < places.count(place) < 50 for place in range(3))
     again = Subsampler(RegularizationConfig(consistency_every=3), seed=5)
-    assert [again.strength(step) for step in reversed(range(300))] == strengths[::-1]
+    assert [again.step_factor(step) for step in reversed(range(300))] == strengths[::-1]
     other = Subsampler(RegularizationConfig(consistency_every=3), seed=6)
-    assert [other.strength(step) for step in range(300)] != strengths
+    assert [other.step_factor(step) for step in range(300)] != strengths
 
 
 @pytest.mark.parametrize(("count", "fraction"), [(4, 0.5), (4, 0.3), (1, 0.25), (7, 0.9)])
@@ -38,7 +39,7 @@ def test_each_sequence_is_drawn_with_the_probability_it_is_weighted_by(count, fr
     seen = torch.zeros(count)
     differ = 0
     for step in range(3000):
-        rows, other = here.sequences(step, 0, count), there.sequences(step, 0, count)
+        rows, other = here.draw_sequences(step, 0, count), there.draw_sequences(step, 0, count)
         assert len(rows) == len(other) and len(rows) in (math.floor(fraction * count), math.ceil(fraction * count))
         assert rows.tolist() == sorted(set(rows.tolist()))
         differ += rows.tolist() != other.tolist()
@@ -81,9 +82,9 @@ def test_the_expected_gradient_is_the_full_one(name, fraction):
             if p.requires_grad:
                 p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
 
-    def gradient(held: SequenceMask | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def gradient(mask: SequenceMask | None) -> tuple[torch.Tensor, torch.Tensor]:
         model.zero_grad()
-        parts, _, _ = step.train(model, batch, labels, TERMS, num_items=torch.tensor(9), share=0.5, held=held)
+        parts, _, _ = step.train(model, batch, labels, TERMS, num_items=torch.tensor(9), share=0.5, sequence_mask=mask)
         parts.loss.backward()
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), parts.consistency
 

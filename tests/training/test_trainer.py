@@ -317,7 +317,7 @@ def test_a_masked_micro_batch_does_not_dilute_the_others(tmp_path):
 
 def test_a_batch_without_labels_is_one_sentence(tmp_path):
     rows = [{"input_ids": row["input_ids"]} for row in token_rows(8)]
-    with pytest.raises(BALoraError, match="The batch has no labels, only input_ids; see the data collator"):
+    with pytest.raises(BALoraError, match=r"The batch has no labels, only input_ids\. Check the data collator"):
         trainer(pissa(tiny_llama), tmp_path, rows=rows).train()
 
 
@@ -382,7 +382,7 @@ def test_a_model_that_is_not_where_the_teacher_was_taken_is_refused_before_the_f
     before = flat(model)
     with pytest.raises(
         BALoraError,
-        match=r"The teacher is not the model .* KL divergence .* is \d.* nats where rounding explains 1e-06",
+        match=r"The teacher is not the model .* KL divergence .* is \d.* nats, and rounding explains at most 1e-06",
     ):
         run.train()
     assert torch.equal(flat(model), before)
@@ -401,7 +401,7 @@ def test_an_adapter_of_somebody_else_is_told_what_its_teacher_is(tmp_path, caplo
         trainer(pissa(tiny_llama), tmp_path)
         assert "not made by balora.adapt" not in caplog.text
         trainer(theirs(learnt=True), tmp_path)
-    assert "the teacher is the model as it stands now" in caplog.text
+    assert "so the teacher is the model as it is now" in caplog.text
 
 
 def test_a_second_stage_has_the_teacher_of_the_first(tmp_path):
@@ -428,7 +428,7 @@ def test_an_adapter_that_is_merged_or_switched_off_is_refused(tmp_path, config):
     model.unmerge_adapter()
     layer = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
     layer._disable_adapters = True  # peft's own switch freezes the factors too, and then there is nothing to train
-    with pytest.raises(BALoraError, match="q_proj is switched off"):
+    with pytest.raises(BALoraError, match="q_proj is disabled"):
         trainer(model, tmp_path, config=config).train()
 
 
@@ -514,7 +514,7 @@ def test_what_the_objective_cannot_honour_is_refused(tmp_path):
             train_dataset=token_rows(),
             compute_loss_func=lambda *_: 0,
         )
-    with pytest.raises(BALoraError, match="model_init would make another model"):
+    with pytest.raises(BALoraError, match=r"model_init is not supported: train\(\) would make a new model"):
         BALoraTrainer(model_init=lambda: pissa(tiny_llama), args=arguments(tmp_path), train_dataset=token_rows())
     with pytest.raises(BALoraError, match="LlamaModel is neither a causal nor"):
         trainer(balora.adapt(tiny_llama().model, rank=4, target_modules=["q_proj"]), tmp_path)

@@ -167,7 +167,7 @@ def test_the_rows_of_all_processes_count_where_statistics_are_global(statistics,
         monkeypatch.setattr(f"{module}.process_count", lambda: 2)
     config = RegularizationConfig.for_classification(spectral_target="features", batch_statistics=statistics)
     objective = Objective(config, "classification", num_labels=3)
-    ClassificationStep(tiny_bert(), objective, teacher=None)._check_rows(4)
+    ClassificationStep(tiny_bert(), objective, teacher=None)._check_batch_size(4)
     assert len(objective.notices) == told, "4 rows in each of two processes are 8, and spectral_rank is 5"
 
 

@@ -19,7 +19,7 @@ def teacher(
     Runs over the same data share it, whatever their method and seed.
     """
     from balora.config.run_config import load_run_config
-    from balora.teacher.build import build_teacher
+    from balora.teacher.cache_builder import build_teacher_cache
 
-    for line in build_teacher(load_run_config(config, overrides or []), top_k, typer.echo).lines():
+    for line in build_teacher_cache(load_run_config(config, overrides or []), top_k, typer.echo).lines():
         typer.echo(line)

@@ -29,8 +29,8 @@ from balora.methods.adapt import check_options
 from balora.methods.init.calibration import check_enough, rows_wanted
 from balora.methods.quantization.quantize import loaded_bits
 from balora.objective import Objective
-from balora.teacher.build import find_cache
-from balora.training.generative_eval import answers_of
+from balora.teacher.cache import open_cache
+from balora.training.generative_eval import generative_metrics_for
 from balora.training.run import targets_of, training_arguments
 
 T = TypeVar("T")
@@ -72,7 +72,7 @@ def preflight(settings: RunConfig) -> Preflight:
     report = Preflight()
     report.attempt(RunDirectory(settings).check)
     report.attempt(lambda: training_arguments(settings))
-    report.attempt(lambda: find_cache(settings))
+    report.attempt(lambda: open_cache(settings))
     tokenizer = report.attempt(lambda: load_tokenizer(settings))
     target = report.attempt(lambda: load_target_tokenizer(settings))
     examples = report.attempt(lambda: load_examples(settings.data, settings.task, settings.seed))
@@ -124,7 +124,7 @@ def _tokenize(
         max_positions=None if config is None else max_positions(config),
     )
     report.notes += rows.notes
-    report.attempt(lambda: answers_of(settings, examples, rows, target or tokenizer))
+    report.attempt(lambda: generative_metrics_for(settings, examples, rows, target or tokenizer))
     return rows
 
 

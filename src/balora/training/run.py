@@ -31,10 +31,9 @@ from balora.errors import BALoraError, raise_all, suggest
 from balora.files import write_text
 from balora.loading.pretrained import load_model, load_target_tokenizer, load_tokenizer, max_positions
 from balora.methods import adapt, find_method
-from balora.teacher.build import open_for_run
-from balora.teacher.cache import tokenizer_digest
-from balora.training.callbacks import MetricsFile, ShortLines, ShortProgress
-from balora.training.generative_eval import AnsweringTrainer, answers_of
+from balora.teacher.cache import open_cache_for_run, tokenizer_digest
+from balora.training.callbacks import LogLines, MetricsFile, ProgressBar
+from balora.training.generative_eval import GenerativeEvalTrainer, generative_metrics_for
 from balora.training.metrics import SCORES, metrics_for
 from balora.training.trainer import BALoraTrainer
 
@@ -156,7 +155,7 @@ def prepare(settings: RunConfig, resume: Path | None = None) -> tuple[BALoraTrai
     collator = make_collator(settings.task, tokenizer, model)
     initial = None if resume is None else ckpt.read_origin(resume).initial
     tokenizers = "" if settings.teacher_cache in ("auto", "off") else tokenizer_digest(tokenizer, target_tokenizer)
-    cache = open_for_run(settings, model, tokenizers, rows.train)
+    cache = open_cache_for_run(settings, model, tokenizers, rows.train)
     adapted = adapt(
         model,
         settings.method.name,
@@ -170,9 +169,11 @@ def prepare(settings: RunConfig, resume: Path | None = None) -> tuple[BALoraTrai
         calibration=functools.partial(some_rows, rows.train, collator, settings.seed),
         **settings.method.adapt_options(),
     )
-    answers = answers_of(settings, examples, rows, target_tokenizer or tokenizer)
-    scored: dict[str, Any] = {"answers": answers} if answers else {"compute_metrics": metrics_for(settings.task)}
-    trainer = (AnsweringTrainer if answers else BALoraTrainer)(
+    metrics = generative_metrics_for(settings, examples, rows, target_tokenizer or tokenizer)
+    scored: dict[str, Any] = (
+        {"generative_metrics": metrics} if metrics else {"compute_metrics": metrics_for(settings.task)}
+    )
+    trainer = (GenerativeEvalTrainer if metrics else BALoraTrainer)(
         model=adapted,
         args=training_arguments(settings),
         train_dataset=rows.train,
@@ -198,7 +199,7 @@ def _train(
 ) -> dict[str, float]:
     for unwanted in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(unwanted)
-    trainer.add_callback(ShortLines(say) if trainer.args.disable_tqdm else ShortProgress())
+    trainer.add_callback(LogLines(say) if trainer.args.disable_tqdm else ProgressBar())
     trainer.add_callback(MetricsFile(folder.path))
     metrics = dict(trainer.train(resume_from_checkpoint=str(resume) if resume else None).metrics)
     if trainer.eval_dataset is not None:
