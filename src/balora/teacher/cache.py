@@ -228,11 +228,7 @@ def open_cache_for_run(
 ) -> TeacherCache | None:
     """Open the cache that a run's config names and check that it fits the run; None if the run uses no cache.
 
-    Args:
-        config: Config of the run.
-        model: Pre-trained model, without an adapter.
-        tokenizers: `tokenizer_digest` of the run's tokenizers.
-        rows: Tokenized training rows.
+    ``model`` must not have an adapter yet; ``tokenizers`` is `tokenizer_digest`; ``rows`` are the tokenized training rows.
 
     Raises:
         BALoraError: The cache is missing, or it does not fit the run; the message gives the reasons.

@@ -64,11 +64,6 @@ def build_teacher_cache(
 
     Evaluation rows are included because a run with another seed may train on them.
 
-    Args:
-        config: Config of the run.
-        top_k: Cached tokens per position.
-        log: Function that takes progress lines.
-
     Raises:
         BALoraError: The config names no directory, the task uses no cache on disk, or the directory holds another teacher's
             cache.
@@ -109,45 +104,35 @@ def build_teacher_cache(
     return builder.add([row for rows in (tokenized.train, tokenized.eval) if rows is not None for row in rows], log)
 
 
+@dataclasses.dataclass
 class TeacherCacheBuilder:
     """Writer of a teacher cache: runs the model over the rows that the cache lacks and writes them in shards.
-
-    Args:
-        directory: Directory of the cache; created if it does not exist.
-        model: Pre-trained model on its device; put into eval mode.
-        identity: Identity of the teacher.
-        collate: Function from rows to a batch with ``labels``.
-        shift: Whether labels are aligned with their tokens (causal models) and must be shifted by one.
-        top_k: Cached tokens per position.
-        batch_size: Rows per forward.
-        autocast: Dtype of the forward; default: the model's own.
 
     Raises:
         BALoraError: The directory holds something else, or another teacher's cache; the message gives the reasons.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        model: nn.Module,
-        identity: TeacherIdentity,
-        collate: Callable[[Sequence[Any]], Mapping[str, Tensor]],
-        *,
-        shift: bool,
-        top_k: int,
-        batch_size: int = 8,
-        autocast: torch.dtype | None = None,
-    ) -> None:
-        self.directory = directory
-        self.model = model.eval()
-        self.device = next(model.parameters()).device
-        self.identity = identity
-        self.collate = collate
-        self.shift = shift
-        self.top_k = top_k
-        self.batch_size = batch_size
-        self.autocast = autocast
-        self.headless = HeadlessForward(model)
+    directory: Path
+    """Directory of the cache; created if it does not exist."""
+    model: nn.Module
+    """Pre-trained model on its device; put into eval mode."""
+    identity: TeacherIdentity
+    collate: Callable[[Sequence[Any]], Mapping[str, Tensor]]
+    """Function from rows to a batch with ``labels``."""
+    _: dataclasses.KW_ONLY
+    shift: bool
+    """Whether labels are aligned with their tokens (causal models) and must be shifted by one."""
+    top_k: int
+    """Cached tokens per position."""
+    batch_size: int = 8
+    """Rows per forward."""
+    autocast: torch.dtype | None = None
+    """Dtype of the forward; None for the model's own."""
+
+    def __post_init__(self) -> None:
+        self.model.eval()
+        self.device = next(self.model.parameters()).device
+        self.headless = HeadlessForward(self.model)
         self._head_is_linear: bool | None = None
         self._open()
 

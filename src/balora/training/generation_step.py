@@ -24,6 +24,7 @@ from balora.training.subsampling import SequenceMask, select_rows
 from balora.training.train_step import TASK_LOSS_ONLY
 
 logger = logging.getLogger("balora")
+_VALID = "valid positions"
 
 
 class GenerationStep:
@@ -151,18 +152,16 @@ class GenerationStep:
         if self.teacher_cache is not None:
             return {"topk_teacher": self._cached_teacher(model, inputs, mask_BT, sequence_mask)}
         count = len(mask_BT)
-        inputs, selected_BT = (
-            select_rows(inputs, sequence_mask.rows, count),
-            select_rows({"": mask_BT}, sequence_mask.rows, count)[""],
-        )
+        selected = select_rows({**inputs, _VALID: mask_BT}, sequence_mask.rows, count)
+        selected_BT = selected.pop(_VALID)
         head_terms: dict[str, Any] = {}
         with self.teacher.active():
             if fused:
-                outputs_Md, head = self._hidden_and_head(model, inputs, selected_BT)
+                outputs_Md, head = self._hidden_and_head(model, selected, selected_BT)
                 if self._head_learns():
                     head_terms = {"teacher_head_VD": head.weight_VD, "teacher_bias_V": head.bias_V}
             else:
-                outputs_Md = model(**inputs).logits[selected_BT]
+                outputs_Md = model(**selected).logits[selected_BT]
         mask_M = _token_mask(sequence_mask, mask_BT)
         if mask_M is not None:
             zeros_Md = outputs_Md.new_zeros(len(mask_M), outputs_Md.shape[1])
@@ -209,14 +208,10 @@ class GenerationStep:
             "softcap": head.softcap,
         }
         if self.objective.config.spectral > 0 and not self._head_learns() and head.softcap is None:
-            arguments["spectral_basis"] = self._spectral_basis(head)
+            if self._basis is None:  # the head is frozen, so it is factored once
+                self._basis = SpectralBasis.from_head(head.weight_VD, head.bias_V)
+            arguments["spectral_basis"] = self._basis
         return arguments
-
-    def _spectral_basis(self, head: LinearHead) -> SpectralBasis:
-        """Factor the frozen head at the first call and reuse the result."""
-        if self._basis is None:
-            self._basis = SpectralBasis.from_head(head.weight_VD, head.bias_V)
-        return self._basis
 
     def _with_router_loss(self, parts: LossParts, outputs: Any, share: float) -> LossParts:
         """Add the load-balancing loss of a mixture-of-experts model if its config asks for it (output_router_logits)."""

@@ -35,7 +35,7 @@ class GenerativeMetrics:
     """Length of the longest right answer in tokens."""
 
     def read_text(self, text: str) -> float:
-        """Return the class number or the score that a text stands for, or `UNREADABLE`."""
+        """Return the class number or the score of a text label, or `UNREADABLE`."""
         return read_score(text) if self.class_names is None else read_class(text, self.class_names)
 
     def read(self, ids_NT: np.ndarray) -> np.ndarray:

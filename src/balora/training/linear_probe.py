@@ -72,7 +72,10 @@ def fit_head(
     else:
         fitted, weight_Dd, bias_D = _fit_classifier(scaled_Nd, labels_N, head.out_features, intercept)
     weight_Dd = weight_Dd / scale
-    _write(head, weight_Dd, bias_D - weight_Dd @ mean_d)
+    with torch.no_grad():
+        head.weight.copy_(torch.as_tensor(weight_Dd))
+        if intercept:
+            head.bias.copy_(torch.as_tensor(bias_D - weight_Dd @ mean_d))
     return float(fitted.score(scaled_Nd, labels_N))
 
 
@@ -140,10 +143,3 @@ def _collect(model: nn.Module, batches: Iterable[dict[str, Any]], gather: Gather
             if rows >= MAX_ROWS:
                 break
     return np.concatenate(features), np.concatenate(labels)
-
-
-@torch.no_grad()
-def _write(head: nn.Linear, weight: np.ndarray, bias: np.ndarray) -> None:
-    head.weight.copy_(torch.as_tensor(weight))
-    if head.bias is not None:
-        head.bias.copy_(torch.as_tensor(bias))

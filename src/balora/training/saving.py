@@ -45,8 +45,8 @@ class SavingMixin(_Base):
             with self.staged() as staging:
                 self._staging = staging
                 super()._save_checkpoint(model, trial)
-                folder = staging / f"checkpoint-{self.state.global_step}"
-                self._complete(folder)
+                checkpoint = staging / f"checkpoint-{self.state.global_step}"
+                self._complete(checkpoint)
         finally:
             self._staging = None
             self.args.save_total_limit = limit
@@ -69,32 +69,30 @@ class SavingMixin(_Base):
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
 
-    def _complete(self, folder: Path) -> None:
+    def _complete(self, checkpoint: Path) -> None:
+        """Add balora's own files to the checkpoint that the Trainer has written."""
         if self.state.best_global_step == self.state.global_step:
             # The Trainer recorded the staging directory; the state must name the checkpoint's final path.
-            self.state.best_model_checkpoint = str(Path(self.args.output_dir) / folder.name)
+            self.state.best_model_checkpoint = str(Path(self.args.output_dir) / checkpoint.name)
         if self.args.should_save:
-            ckpt.write_origin(folder, self.origin())
+            ckpt.write_origin(checkpoint, self.origin())
             if self.method is not None and self.method.state is not None:
-                ckpt.write_tensors(self.method.state(self.model), folder / ckpt.METHOD_STATE)
+                ckpt.write_tensors(self.method.state(self.model), checkpoint / ckpt.METHOD_STATE)
             if self.logit_cache is not None:
-                self.logit_cache.save(folder)
-            self.state.save_to_json(str(folder / "trainer_state.json"))
-            for pickled in folder.glob("pytorch_model_fsdp*.bin"):  # a second copy of the weights, never read
+                self.logit_cache.save(checkpoint)
+            self.state.save_to_json(str(checkpoint / "trainer_state.json"))
+            for pickled in checkpoint.glob("pytorch_model_fsdp*.bin"):  # a second copy of the weights, never read
                 pickled.unlink()
 
     def origin(self) -> ckpt.Origin:
         """Return the record of the model that the run started from; computed once, as the frozen weights do not change."""
         if self._origin is None:
-            self._origin = ckpt.origin_of(self.model, self.teacher.initial, self._facts())
+            config = self.model.config
+            facts: dict[str, Any] = {"dtype": str(self.model.dtype).removeprefix("torch."), "task": self.task}
+            if self.task == "classification":
+                facts["labels"] = [config.id2label[number] for number in range(config.num_labels)]
+            self._origin = ckpt.origin_of(self.model, self.teacher.initial, facts)
         return self._origin
-
-    def _facts(self) -> dict[str, Any]:
-        """Return what loading needs in addition to the tensors: dtype of the frozen weights, task, class names."""
-        facts: dict[str, Any] = {"dtype": str(self.model.dtype).removeprefix("torch."), "task": self.task}
-        if self.task == "classification":
-            facts["labels"] = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
-        return facts
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Refuse to push to the hub, whether an argument or a call asks for it."""
@@ -122,7 +120,7 @@ class SavingMixin(_Base):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         broken = next((name for name, p in trainable(self.model) if not is_finite(p)), None)
         if broken is not None:
-            raise BALoraError(self._divergence(f"weight {broken}", self.state.global_step))
+            raise BALoraError(self._nonfinite_message(f"weight {broken}", self.state.global_step))
         folder = Path(output_dir or self.args.output_dir)
         if is_sharded(self.model):
             state_dict = self._gathered()
@@ -133,10 +131,9 @@ class SavingMixin(_Base):
                 ckpt.write_tensors(tensors, folder / ckpt.TRAINED)
         else:
             super()._save(output_dir, state_dict=state_dict)
-        if not self.args.should_save:
-            return
-        # A pickle that is never read: the settings are in the run's config.
-        (folder / "training_args.bin").unlink(missing_ok=True)
+        if self.args.should_save:
+            # A pickle that is never read: the run's config has the same arguments.
+            (folder / "training_args.bin").unlink(missing_ok=True)
 
     def _gathered(self) -> dict[str, Tensor]:
         """Return the unsharded tensors to save, in the main process: the adapter's, or all if every weight was trained."""
@@ -149,20 +146,20 @@ class SavingMixin(_Base):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load the trained tensors after checking that the checkpoint is complete and the frozen weights are the same."""
-        folder = Path(resume_from_checkpoint)
-        if not (folder / ckpt.MANIFEST).is_file():
-            raise BALoraError(f"{folder} is not a checkpoint that balora wrote ({ckpt.MANIFEST} is missing).")
-        ckpt.verify(folder)
-        check_whole(folder)
-        best = best_checkpoint(folder, Path(self.args.output_dir), needed=self.args.load_best_model_at_end)
+        checkpoint = Path(resume_from_checkpoint)
+        if not (checkpoint / ckpt.MANIFEST).is_file():
+            raise BALoraError(f"{checkpoint} is not a checkpoint that balora wrote ({ckpt.MANIFEST} is missing).")
+        ckpt.verify(checkpoint)
+        check_whole(checkpoint)
+        best = best_checkpoint(checkpoint, Path(self.args.output_dir), needed=self.args.load_best_model_at_end)
         target = self.model if model is None else model
         known = self.origin().frozen if is_sharded(target) else None
-        ckpt.check_origin(target, self.teacher.initial, ckpt.read_origin(folder), folder, known)
-        load_trainable(target, ckpt.read_trained(folder, target))
+        ckpt.check_origin(target, self.teacher.initial, ckpt.read_origin(checkpoint), checkpoint, known)
+        load_trainable(target, ckpt.read_trained(checkpoint, target))
         if self.method is not None and self.method.restore is not None:
-            self.method.restore(target, ckpt.read_tensors(folder / ckpt.METHOD_STATE))
+            self.method.restore(target, ckpt.read_tensors(checkpoint / ckpt.METHOD_STATE))
         if self.logit_cache is not None:
-            self.logit_cache.load(folder, self.args.device)
+            self.logit_cache.load(checkpoint, self.args.device)
         if self._keep_best is None:
             self._keep_best = KeepBest()
             self.add_callback(self._keep_best)
@@ -171,7 +168,7 @@ class SavingMixin(_Base):
     def _load_best_model(self) -> None:
         load_trainable(self.model, ckpt.read_trained(Path(self.state.best_model_checkpoint), self.model))
 
-    def _divergence(self, name: str, step: int) -> str:
+    def _nonfinite_message(self, name: str, step: int) -> str:
         last = ckpt.newest(Path(self.args.output_dir))
         checkpoint = f"The last good checkpoint is {last}." if last else "There is no checkpoint yet."
         return (

@@ -172,7 +172,7 @@ class RegularizedTrainerMixin(SavingMixin):
         broken = all_finite(parts)
         if broken is not None:
             name = {"task": "task loss", "loss": "total loss"}.get(broken, f"{broken} term")
-            raise BALoraError(self._divergence(name, step + 1))
+            raise BALoraError(self._nonfinite_message(name, step + 1))
         loss = parts.loss
         if self.method is not None and self.method.penalty is not None:
             penalty = self.method.penalty(self.model)

@@ -56,41 +56,33 @@ def check_sharding(state: Any, model: nn.Module, method: Method | None) -> None:
     Raises:
         BALoraError: One or more settings are not supported; the message lists all.
     """
+    deepspeed, fsdp = (getattr(state, f"{kind}_plugin", None) for kind in ("deepspeed", "fsdp"))
     problems = []
-    deepspeed = getattr(state, "deepspeed_plugin", None)
     if deepspeed is not None and deepspeed.zero_stage == 3:
         problems.append(
             "DeepSpeed's ZeRO stage 3 partitions the parameters, so the teacher could not be given the initial values. Use "
             "FSDP version 2, or ZeRO stage 1 or 2."
         )
-    fsdp = getattr(state, "fsdp_plugin", None)
-    if fsdp is not None:
-        problems += _fsdp_problems(fsdp, model, method)
-    raise_all(problems, "The model cannot be sharded in this way")
-
-
-def _fsdp_problems(plugin: Any, model: nn.Module, method: Method | None) -> list[str]:
-    problems = []
-    if plugin.fsdp_version != 2:
+    if fsdp is not None and fsdp.fsdp_version != 2:
         problems.append(
             "FSDP version 1 flattens the parameters, so the teacher could not be given the initial values. Set fsdp_version: 2 "
             f"in accelerate's config (fsdp_config: {{version: 2}} in training), or {_DDP}."
         )
-    if plugin.cpu_ram_efficient_loading:
+    if fsdp is not None and fsdp.cpu_ram_efficient_loading:
         problems.append(
             "With FSDP's cpu_ram_efficient_loading only one process has the weights that the adapter is computed from. "
             "Set fsdp_cpu_ram_efficient_loading to false."
         )
-    if method is not None and (method.optimizer or method.after_step or method.penalty):
+    if fsdp is not None and method is not None and (method.optimizer or method.after_step or method.penalty):
         problems.append(
             f"Method {method.name!r} needs unsharded matrices in its optimizer or after each step, and FSDP shards them. "
             f"Use another method, or {_DDP}."
         )
-    if loaded_bits(model) is not None:
+    if fsdp is not None and loaded_bits(model) is not None:
         problems.append(
             f"Sharding of weights in {loaded_bits(model)} bits is not supported. Leave method.bits out, or {_DDP}."
         )
-    return problems
+    raise_all(problems, "The model cannot be sharded in this way")
 
 
 def refuse_inactive_adapters(model: nn.Module) -> None:
@@ -128,12 +120,6 @@ def initial_divergence(step: TrainStep, model: nn.Module, inputs: dict[str, Any]
 
 def check_initial_teacher(step: TrainStep, model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> None:
     """Refuse a run whose teacher and student differ before the first step by more than rounding explains.
-
-    Args:
-        step: Train step that holds the teacher.
-        model: Student, as the Trainer wraps it for several devices.
-        inputs: Inputs of the first micro-batch.
-        labels: Labels of the first micro-batch.
 
     Raises:
         BALoraError: The teacher is not the model that training starts from.
