@@ -25,6 +25,7 @@ from balora.training.train_step import TASK_LOSS_ONLY
 
 logger = logging.getLogger("balora")
 _VALID = "valid positions"
+"""Name under which the mask of valid positions goes through `select_rows` together with the inputs."""
 
 
 class GenerationStep:
