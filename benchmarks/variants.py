@@ -25,8 +25,8 @@ import balora
 from balora.methods.fingerprint import fingerprint
 from balora.methods.layers.lora_linear import LoraLinear
 from balora.objective import Objective
-from balora.teacher.cache import Identity, TeacherCache
-from balora.teacher.cache_builder import TeacherWriter
+from balora.teacher.cache import TeacherCache, TeacherIdentity
+from balora.teacher.cache_builder import TeacherCacheBuilder
 from balora.teacher.row_keys import row_key
 from balora.training.generation_step import GenerationStep
 from balora.training.subsampling import SequenceMask
@@ -151,8 +151,8 @@ def prepare(
     def loss(batch: Batch) -> Tensor:
         inputs = dict(batch)
         labels = inputs.pop("labels")
-        held = SequenceMask(keys=keys.get(id(batch)))
-        parts, _, _ = step.train(model, inputs, labels, weights, num_items=None, share=1.0, held=held)
+        held = SequenceMask(row_keys=keys.get(id(batch)))
+        parts, _, _ = step.train(model, inputs, labels, weights, num_items=None, share=1.0, sequence_mask=held)
         return parts.loss
 
     return Variant(name, shape, model, loss, optimizer), resources
@@ -165,10 +165,10 @@ def rows_of_batch(batch: Batch) -> list[dict[str, Tensor]]:
 
 def _cache(directory: Path, model: nn.Module, batches: list[Batch]) -> TeacherCache:
     """Build a teacher cache with the adapted model, whose teacher must be active."""
-    identity = Identity(
+    identity = TeacherIdentity(
         fingerprint(model.named_parameters()), "", str(model.dtype).removeprefix("torch."), temperature=2.0
     )
-    writer = TeacherWriter(
+    writer = TeacherCacheBuilder(
         directory, model, identity, lambda rows: {n: torch.stack([row[n] for row in rows]) for n in rows[0]},
         shift=True, top_k=KEPT_TOKENS, batch_size=len(batches[0]["labels"]),
     )  # fmt: skip

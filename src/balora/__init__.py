@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from balora.loading.trained import load
     from balora.methods import adapt
     from balora.teacher.pretrained import PretrainedTeacher
-    from balora.training.sft import BALoraSFTTrainer
+    from balora.training.sft_trainer import BALoraSFTTrainer
     from balora.training.trainer import BALoraTrainer
 
 __version__ = "0.1.0"
@@ -26,7 +26,7 @@ _MODULES = {
     "adapt": "balora.methods",
     "PretrainedTeacher": "balora.teacher.pretrained",
     "BALoraTrainer": "balora.training.trainer",
-    "BALoraSFTTrainer": "balora.training.sft",
+    "BALoraSFTTrainer": "balora.training.sft_trainer",
     "export": "balora.exporting.export",
     "load": "balora.loading.trained",
 }

@@ -1,4 +1,4 @@
-"""Two processes on the CPU (gloo), for tests of what several devices do together."""
+"""Two processes on the CPU (gloo), for tests of distributed training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import balora
 
 
 def run_script(script: Path, *arguments: str, seconds: float = 280) -> str:
-    """Run a script of the tests in a process of its own, whose children can be forked; what it printed."""
+    """Run a test script in a new process, which may fork, and return its output."""
     paths = [str(Path(balora.__file__).resolve().parents[1]), str(script.parent), str(Path(__file__).parent)]
     done = subprocess.run(
         [sys.executable, str(script), *arguments],
@@ -30,9 +30,9 @@ def run_script(script: Path, *arguments: str, seconds: float = 280) -> str:
 
 
 def in_two_processes(work: Callable[..., None], *arguments: object) -> None:
-    """Call ``work(rank, *arguments)`` in two processes that know of each other; the process group is theirs to make.
+    """Call ``work(rank, *arguments)`` in two processes with the environment of a process group, which ``work`` may create.
 
-    They are forked, so that everything is imported once; call it before anything has run, so that no thread is lost.
+    The processes are forked, so that modules are imported once. Call this before torch has started threads.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

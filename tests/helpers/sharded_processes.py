@@ -1,6 +1,6 @@
-"""Trains the same runs sharded over two processes by FSDP2 and in one, and writes down what became of them.
+"""Train the same runs sharded over two processes by FSDP2 and in one, and write a report. Run by test_sharded.py.
 
-Run by test_sharded.py. accelerate shards on accelerators only, so here it is told that these processes had some.
+accelerate shards on accelerators only, so these processes pretend to have some.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def gathered(named) -> dict[str, torch.Tensor]:
 
 
 class WholeGradients(Gradients):
-    """Keeps what the optimizer is given, put together from the shards."""
+    """Record the optimizer's gradients of each step, gathered from the shards."""
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **_):
         self.steps.append(gathered((n, p.grad) for n, p in model.named_parameters() if p.grad is not None))
@@ -74,7 +74,7 @@ def build(name: str, folder: Path, processes: int) -> BALoraTrainer:
     if processes > 1 and name == "accumulated":
         given |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
     if processes > 1:
-        # By itself accelerate would shard BERT's embeddings twice, as a block and as the input layer, which torch refuses.
+        # By default accelerate shards BERT's embeddings twice, as a block and as the input layer, which torch refuses.
         layers = {"transformer_layer_cls_to_wrap": ["BertLayer"]} if name == "classification" else {}
         given |= {"ddp_backend": "gloo", "fsdp": True, "fsdp_config": {"version": 2, **layers}}
     args = arguments(folder / name, **given)
@@ -89,7 +89,7 @@ def build(name: str, folder: Path, processes: int) -> BALoraTrainer:
 
 
 def fit(name: str, folder: Path, processes: int, *, resume: bool = False) -> tuple[dict, dict]:
-    """Three steps of four rows. What was logged, and every tensor."""
+    """Train three steps of four rows and return what was logged, and every tensor."""
     run, seen = build(name, folder, processes), WholeGradients()
     run.add_callback(seen)
     run.train(resume_from_checkpoint=str(folder / name / "checkpoint-2") if resume else None)
@@ -98,8 +98,8 @@ def fit(name: str, folder: Path, processes: int, *, resume: bool = False) -> tup
         reshard(run.model)
         assert all(isinstance(p, DTensor) for p in run.model.parameters())
     logged = {key: history(run, key) for key in ("loss", "task", *WEIGHTS, "eval_loss", "grad_norm")}
-    learnt = gathered((f"trained {n}", p) for n, p in run.model.named_parameters() if p.requires_grad)
-    return logged, learnt | {f"{at} {key}": g for at, step in enumerate(seen.steps) for key, g in step.items()}
+    trained = gathered((f"trained {n}", p) for n, p in run.model.named_parameters() if p.requires_grad)
+    return logged, trained | {f"{at} {key}": g for at, step in enumerate(seen.steps) for key, g in step.items()}
 
 
 def work(rank: int, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Trainers over tiny models, with everything about a run that a test does not mention out of the way."""
+"""Trainers over tiny models, with quiet defaults for everything that a test does not set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import balora
 from balora import BALoraTrainer, RegularizationConfig
 from tiny import pad_rows, token_rows
 
-# accelerate collects garbage at the start of each run, half a second over all that importing has made; that never dies.
+# accelerate collects garbage at the start of each run, which takes half a second. Frozen objects are skipped.
 gc.freeze()
 
 CONSTANT = {"consistency_schedule": "constant", "focus_schedule": "constant"}
@@ -22,7 +22,7 @@ OFF = RegularizationConfig.off()
 
 
 def arguments(folder, **changes) -> TrainingArguments:
-    quiet = {
+    defaults = {
         "per_device_train_batch_size": 4,
         "per_device_eval_batch_size": 4,
         "max_steps": 4,
@@ -34,11 +34,11 @@ def arguments(folder, **changes) -> TrainingArguments:
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }
-    return TrainingArguments(str(folder), **{**quiet, **changes})
+    return TrainingArguments(str(folder), **{**defaults, **changes})
 
 
 def trainer(model: nn.Module, folder, *, kind: type = BALoraTrainer, config=ALL_TERMS, rows=None, **changes):
-    """A trainer over ``rows``; ``changes`` are the Trainer's arguments, or its TrainingArguments'."""
+    """Make a trainer over ``rows``; ``changes`` are arguments of the Trainer or of TrainingArguments."""
     own = {
         name: changes.pop(name)
         for name in (
@@ -64,17 +64,17 @@ def trainer(model: nn.Module, folder, *, kind: type = BALoraTrainer, config=ALL_
 
 
 def history(run, name: str) -> list[float]:
-    """Every logged value of one name, in order."""
+    """Return every logged value of one name, in order."""
     return [entry[name] for entry in run.state.log_history if name in entry]
 
 
 def flat(model: nn.Module) -> torch.Tensor:
-    """All that learns, as one vector."""
+    """Return the trainable tensors as one vector."""
     return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
 
 
 class Gradients(TrainerCallback):
-    """Keeps what the optimizer is given, step by step."""
+    """Record the optimizer's gradients of each step."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, torch.Tensor]] = []
@@ -84,7 +84,7 @@ class Gradients(TrainerCallback):
 
 
 class Batches:
-    """Collates, and keeps every batch in the order it was used."""
+    """Collate and record every batch, in the order of use."""
 
     def __init__(self) -> None:
         self.used: list[dict[str, torch.Tensor]] = []
@@ -96,14 +96,14 @@ class Batches:
 
 
 class Do(TrainerCallback):
-    """Runs one function at one moment of one step."""
+    """Run a function at one event of one step."""
 
-    def __init__(self, moment: str, step: int, action) -> None:
-        def at_the_moment(args, state, control, **_) -> None:
+    def __init__(self, event: str, step: int, action) -> None:
+        def on_event(args, state, control, **_) -> None:
             if state.global_step == step:
                 action()
 
-        setattr(self, moment, at_the_moment)
+        setattr(self, event, on_event)
 
 
 def pissa(make, **options) -> nn.Module:

@@ -1,4 +1,4 @@
-"""A run's folder as `balora train` leaves it, made in a second or two from a tiny model and random tokens."""
+"""Run directories like those of `balora train`, made in seconds from a tiny model and random tokens."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _DATA = {
 
 @dataclasses.dataclass
 class TrainedRun:
-    """What `trained_run` made."""
+    """Result of `trained_run`."""
 
     folder: Path
     base: Path
@@ -56,13 +56,13 @@ def trained_run(
     finish: bool = True,
     **settings: Any,
 ) -> TrainedRun:
-    """Train for a few large steps, so that a wrong base or scaling shows in every logit."""
-    place = base if isinstance(base, Path) else folder.with_name(f"{folder.name}-base")
+    """Train for a few large steps, so that a wrong base or scaling changes every logit."""
+    base_path = base if isinstance(base, Path) else folder.with_name(f"{folder.name}-base")
     if isinstance(base, PreTrainedModel):
-        base.save_pretrained(place)
-        tiny_tokenizer().save_pretrained(place)
+        base.save_pretrained(base_path)
+        tiny_tokenizer().save_pretrained(base_path)
     config = RunConfig.from_dict({
-        "model": str(place), "task": task, "data": _DATA[task], "output": str(folder),
+        "model": str(base_path), "task": task, "data": _DATA[task], "output": str(folder),
         "method": {"name": method, **({"rank": rank} if method != "full" else {})}, **settings,
     })  # fmt: skip
     torch.manual_seed(config.seed)
@@ -89,11 +89,11 @@ def trained_run(
         "metrics": {"train_loss": 1.25},
     }
     (folder / "run.json").write_text(json.dumps(record))
-    return TrainedRun(folder, place, trainer, config)
+    return TrainedRun(folder, base_path, trainer, config)
 
 
 def batch(model: nn.Module, *, rows: int = 3, length: int = 11, seed: int = 5) -> dict[str, Tensor]:
-    """Random tokens with padding, such as the model takes."""
+    """Return random tokens with padding as inputs of the model."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     size = inner.get_input_embeddings().num_embeddings
     generator = torch.Generator().manual_seed(seed)
@@ -107,7 +107,7 @@ def batch(model: nn.Module, *, rows: int = 3, length: int = 11, seed: int = 5) -
 
 
 def logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """At the positions that are not padding."""
+    """Return the logits at the positions that are not padding."""
     with torch.no_grad():
         found = model.eval()(**inputs).logits.float()
     by_token = found.dim() == 3 and "decoder_input_ids" not in inputs
@@ -136,7 +136,7 @@ def _stack(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def save_loose(run: TrainedRun, folder: Path) -> Path:
-    """The run's adapter taken out of its run."""
+    """Move the adapter out of its run directory."""
     (run.folder / "adapter").rename(folder)
     return folder
 

@@ -1,4 +1,4 @@
-"""Trains the same runs in two processes and in one, and writes down what became of them. Run by test_two_processes.py."""
+"""Train the same runs in two processes and in one, and write a report. Run by test_two_processes.py."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ RUNS = {
 
 
 def fit(name: str, folder: Path, processes: int) -> tuple[dict[str, list[float]], dict[str, torch.Tensor]]:
-    """Three steps of four rows: two processes of two rows, or one of twice two; for global statistics, of four at once.
+    """Train three steps of four rows and return what was logged, and every tensor.
 
-    What was logged, and every tensor.
+    Two processes take two rows each. One process takes two rows twice, or for global statistics four rows in one micro-batch.
     """
     make, rows, config = RUNS[name]
-    at_once = 4 if processes == 1 and config.batch_statistics == "global" else 2
+    batch_size = 4 if processes == 1 and config.batch_statistics == "global" else 2
     seen = Gradients()
     run = trainer(
         make(), folder / name, config=config, rows=rows(26), callbacks=[seen], optim="sgd", learning_rate=0.5, max_steps=3,
-        per_device_train_batch_size=at_once, gradient_accumulation_steps=4 // (at_once * processes), max_grad_norm=0.0,
+        per_device_train_batch_size=batch_size, gradient_accumulation_steps=4 // (batch_size * processes), max_grad_norm=0.0,
         save_strategy="steps",
         save_steps=2, save_total_limit=1, eval_strategy="steps", eval_steps=3, eval_dataset=rows(8), logging_steps=3,
         per_device_eval_batch_size=4,

@@ -14,6 +14,7 @@ from balora import BALoraError, PretrainedTeacher, RegularizationConfig
 from balora.models.hidden_states import HiddenStateExtractor, valid_targets
 from balora.objective import Objective
 from balora.training.generation_step import GenerationStep
+from balora.training.trainer_checks import initial_divergence
 from tiny import tiny_bart, tiny_bert, tiny_causal, tiny_gpt2, tiny_llama, tiny_t5
 
 STRONG = RegularizationConfig(
@@ -313,7 +314,7 @@ def test_the_checks_of_head_and_start_compute_few_logits(monkeypatch):
     model.get_output_embeddings().register_forward_hook(lambda _, args, output: rows.append(output[..., 0].numel()))
     objective = Objective(STRONG, "generation")
     step = GenerationStep(model, objective, PretrainedTeacher(model))
-    assert step.start_divergence(model, inputs, labels)[0] < 1e-9
+    assert initial_divergence(step, model, inputs, labels) < 1e-9
     step.train(model, inputs, labels, objective.weights(0.5), num_items=None, share=1.0)
     assert step._fused
     assert rows == [5, 5, 5, 0, 0]

@@ -39,7 +39,7 @@ def settings(shared_dir: Path, stories: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_qbalora_learns_and_leaves_as_plain_models(balora, settings: Path, tmp_path: Path) -> None:
+def test_qbalora_learns_and_is_exported_as_plain_models(balora, settings: Path, tmp_path: Path) -> None:
     found = balora("validate", settings)
     assert found.status == 0 and "rounded to 4 bits after the adapter's initial values" in " ".join(found.out.split())
     assert balora("train", settings).status == 0
@@ -59,6 +59,6 @@ def test_qbalora_learns_and_leaves_as_plain_models(balora, settings: Path, tmp_p
     assert "a LoRA of rank 16" in lora.out and "for the base in full precision" in " ".join(lora.out.split())
 
 
-def test_what_cannot_be_in_few_bits_is_said_before_anything_is_loaded(balora, settings: Path) -> None:
+def test_a_method_without_quantization_is_refused_before_anything_is_loaded(balora, settings: Path) -> None:
     found = balora("validate", settings, "method.name=adalora", "method.bits=4")
     assert found.status == 2 and "Methods that have it: lora, rslora, dora" in " ".join((found.out + found.err).split())

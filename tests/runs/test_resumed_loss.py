@@ -1,4 +1,4 @@
-"""The training loss of a resumed run is that of all its steps, or it is not given."""
+"""The training loss of a resumed run is the mean over all its steps, or it is left out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def record_of(run: Path) -> dict:
 
 
 def kill_after(step: int, run: Path) -> None:
-    """Leave a finished run as a kill after that step's checkpoint does."""
+    """Change a finished run to one that was killed after the checkpoint of that step."""
     shutil.rmtree(run / "adapter")
     for later in range(step + 2, 7, 2):
         shutil.rmtree(run / f"checkpoint-{later}")
@@ -26,37 +26,39 @@ def kill_after(step: int, run: Path) -> None:
     (run / "run.json").write_text(json.dumps({**known, "status": "running"}))
 
 
-def test_it_is_the_loss_of_the_run_that_was_not_interrupted(balora, config: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_has_the_loss_of_the_uninterrupted_run(balora, config: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert balora("train", config, "training.learning_rate=0.05").status == 0  # so that the loss falls
+    assert balora("train", config, "training.learning_rate=0.05").status == 0  # the loss must fall
     whole = record_of(run)["metrics"]["train_loss"]
     for step in (2, 4):  # killed twice, the second time after a resume
         kill_after(step, run)
-        limit = f"training.save_total_limit={3 if step == 2 else 1}"  # in the end its own checkpoint is rotated away
+        limit = (
+            f"training.save_total_limit={3 if step == 2 else 1}"  # at the end the checkpoint it resumed from is deleted
+        )
         assert "Resuming" in balora("train", config, "training.learning_rate=0.05", limit).out
         assert record_of(run)["resumed"]
         assert record_of(run)["metrics"]["train_loss"] == pytest.approx(whole, rel=1e-6)
     last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-1]["train_loss"]
-    assert abs(last - whole) > 0.01 * whole, "the last part's own is another number"
+    assert abs(last - whole) > 0.01 * whole, "the loss since the resume is another number"
     card = (run / "README.md").read_text()
     assert f"| train_loss | {whole:.4g} |" in card
     assert "interrupted and resumed" in card and "| train_runtime" not in card
 
 
-def test_without_every_step_in_the_log_there_is_none(balora, config: Path, tmp_path: Path) -> None:
+def test_no_loss_is_given_if_the_log_lacks_a_step(balora, config: Path, tmp_path: Path) -> None:
     run, odd = tmp_path / "run", "training.logging_steps=3"
     assert balora("train", config, odd).status == 0
     assert "train_loss" in record_of(run)["metrics"]
-    kill_after(4, run)  # step 4 is in no line
+    kill_after(4, run)  # no line covers step 4
     assert balora("train", config, odd).status == 0
     assert "train_loss" not in record_of(run)["metrics"]
     assert "| train_loss" not in (run / "README.md").read_text()
-    kill_after(6, run)  # at the end of a line, but what was lost before stays lost
+    kill_after(6, run)  # step 6 ends a line, but the steps lost before are still missing
     assert balora("train", config, odd).status == 0
     assert "train_loss" not in record_of(run)["metrics"]
 
 
-def test_a_comparison_says_whose_loss_is_missing() -> None:
+def test_a_comparison_counts_the_runs_without_a_loss() -> None:
     def row(seed: int, **more) -> Row:
         about = {"variant": "lora", "method": "lora", "regularized": False, "axes": {}, "status": "finished"}
         return Row(run=f"lora-{seed}", seed=seed, provenance={}, **about, **more)

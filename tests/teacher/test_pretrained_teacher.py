@@ -1,4 +1,4 @@
-"""The pre-trained model inside the adapted one (METHOD 6.1, 6.2)."""
+"""The teacher: the pre-trained model inside the adapted one (METHOD 6.1, 6.2)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def adapted(make, method: str, **options) -> nn.Module:
 
 
 def divergence(reference: nn.Module, model: nn.Module, batches: list[torch.Tensor]) -> float:
-    """Mean KL(reference ‖ model) over all positions, in nats, computed in float64."""
+    """Return the mean KL(reference ‖ model) over all positions in nats, computed in float64."""
     total, count = 0.0, 0
     for tokens in batches:
         with torch.no_grad():
@@ -54,32 +54,32 @@ def stored_in(dtype: torch.dtype, folder) -> nn.Module:
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
 
-# Every method by name: tests/runs/test_every_method.py.
+# tests/runs/test_every_method.py has every method.
 @pytest.mark.parametrize("method", ["balora"])
-def test_it_is_the_pre_trained_model_after_fifty_steps_on_real_text(method, stories, gsm8k):
+def test_the_teacher_is_the_pre_trained_model_after_fifty_steps_on_real_text(method, stories, gsm8k):
     model = adapted(lambda: stored_in(torch.float32, stories), method)
     teacher = PretrainedTeacher(model)
     train(model, [tokens[:1, :20] for tokens in gsm8k], 50, 2e-3)
-    anew = stored_in(torch.float32, stories)
-    assert divergence(anew, model, gsm8k) > 0.05, "the student has moved far away"
+    fresh = stored_in(torch.float32, stories)
+    assert divergence(fresh, model, gsm8k) > 0.05, "the student has changed a lot"
     with teacher.active():
-        assert divergence(anew, model, gsm8k) < 1e-6
-    assert divergence(anew, model, gsm8k) > 0.05, "and is back"
+        assert divergence(fresh, model, gsm8k) < 1e-6
+    assert divergence(fresh, model, gsm8k) > 0.05, "the student is restored"
 
 
 @pytest.mark.parametrize("method", ["lora", "balora", "full"])
-def test_it_is_the_pre_trained_model_in_bfloat16(method, stories, gsm8k):
+def test_the_teacher_is_the_pre_trained_model_in_bfloat16(method, stories, gsm8k):
     model = adapted(lambda: stored_in(torch.bfloat16, stories), method)
     teacher = PretrainedTeacher(model)
     train(model, [tokens[:1, :20] for tokens in gsm8k], 50, 2e-3)
-    anew = stored_in(torch.bfloat16, stories)
+    fresh = stored_in(torch.bfloat16, stories)
     exact = stored_in(torch.bfloat16, stories).float()
-    assert divergence(anew, model, gsm8k) > 0.05, "the student has moved far away"
-    # In bfloat16 arithmetic two orders of summation alone differ by this much (it is 4e-4 to 9e-4 on this model).
-    noise = divergence(exact, anew, gsm8k)
+    assert divergence(fresh, model, gsm8k) > 0.05, "the student has changed a lot"
+    # Two orders of summation in bfloat16 differ by this much (4e-4 to 9e-4 on this model).
+    noise = divergence(exact, fresh, gsm8k)
     with teacher.active():
-        assert divergence(anew, model, gsm8k) <= 2 * noise
-    # The weights that are stored are the pre-trained ones: seen without that noise, the arithmetic in float32.
+        assert divergence(fresh, model, gsm8k) <= 2 * noise
+    # The stored weights are the pre-trained ones, which arithmetic in float32 shows without that noise.
     model.float()
     with teacher.active():
         assert divergence(exact, model, gsm8k) < 1e-4
@@ -87,7 +87,7 @@ def test_it_is_the_pre_trained_model_in_bfloat16(method, stories, gsm8k):
 
 @pytest.mark.parametrize("make", [tiny_gpt2, lambda: tiny_causal("Gemma2")], ids=["gpt2", "gemma2"])
 @pytest.mark.parametrize("method", METHODS)
-def test_it_is_the_pre_trained_model_of_other_families_too(method, make):
+def test_the_teacher_is_the_pre_trained_model_in_other_families(method, make):
     batches = list(torch.randint(4, 97, (4, 3, 20)))
     model = adapted(make, method)
     teacher = PretrainedTeacher(model)
@@ -97,7 +97,7 @@ def test_it_is_the_pre_trained_model_of_other_families_too(method, make):
         assert divergence(make(), model, batches) < 1e-6
 
 
-def test_switching_a_pissa_adapter_off_is_another_model():
+def test_disabling_a_pissa_adapter_gives_another_model():
     batches = list(torch.randint(4, 97, (2, 3, 20)))
     model = adapted(tiny_llama, "pissa")
     with model.disable_adapter():
@@ -107,11 +107,11 @@ def test_switching_a_pissa_adapter_off_is_another_model():
     assert residual > 1e-2, "the base holds the residual"
     model = adapted(tiny_llama, "lora")
     with model.disable_adapter():
-        assert divergence(tiny_llama(), model, batches) < 1e-9, "under LoRA it is the same"
+        assert divergence(tiny_llama(), model, batches) < 1e-9, "under LoRA the base is the pre-trained model"
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_teacher_made_after_a_step_is_refused_and_its_initial_values_are_the_way_out(method):
+def test_a_teacher_made_after_a_step_needs_the_initial_values(method):
     batches = list(torch.randint(4, 97, (2, 3, 20)))
     model = adapted(tiny_llama, method)
     initial = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
@@ -128,12 +128,12 @@ def test_a_teacher_made_after_a_step_is_refused_and_its_initial_values_are_the_w
         PretrainedTeacher(model, initial)
 
 
-def test_nothing_to_train_is_refused():
+def test_a_model_without_trainable_parameters_is_refused():
     with pytest.raises(BALoraError, match="nothing to train"):
         PretrainedTeacher(tiny_llama().requires_grad_(False))
 
 
-def test_it_keeps_only_what_learns_and_a_copy_of_it():
+def test_the_teacher_copies_only_the_trainable_tensors():
     model = adapted(tiny_llama, "balora")
     teacher = PretrainedTeacher(model)
     names = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -145,7 +145,7 @@ def test_it_keeps_only_what_learns_and_a_copy_of_it():
         torch.testing.assert_close(model.get_parameter(name) - 1.0, value, atol=1e-6, rtol=0)
 
 
-def test_an_error_inside_still_gives_the_student_back():
+def test_an_error_inside_the_block_restores_the_student():
     model = adapted(tiny_llama, "balora")
     teacher = PretrainedTeacher(model)
     train(model, list(torch.randint(4, 97, (1, 2, 9))), 2, 1e-2)
@@ -158,7 +158,7 @@ def test_an_error_inside_still_gives_the_student_back():
     assert model.training and torch.is_grad_enabled()
 
 
-def test_modes_come_back_module_by_module_and_dropout_is_off_inside():
+def test_training_modes_are_restored_per_module_and_dropout_is_off_inside():
     model = balora.adapt(tiny_bert(dropout=0.5), rank=4, dropout=0.5)
     teacher = PretrainedTeacher(model)
     model.train()
@@ -173,7 +173,7 @@ def test_modes_come_back_module_by_module_and_dropout_is_off_inside():
     assert {name: module.training for name, module in model.named_modules()} == modes
 
 
-def test_gradients_are_not_touched_and_the_optimizer_moves_the_student():
+def test_gradients_are_unchanged_and_the_optimizer_updates_the_student():
     model = adapted(tiny_llama, "balora")
     teacher = PretrainedTeacher(model)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
@@ -188,10 +188,10 @@ def test_gradients_are_not_touched_and_the_optimizer_moves_the_student():
     optimizer.step()
     for name, value in start.items():
         torch.testing.assert_close(model.get_parameter(name), value - 0.1 * gradients[name])
-        assert torch.equal(teacher.initial[name], value), "the kept values did not move with them"
+        assert torch.equal(teacher.initial[name], value), "the stored values did not change with them"
 
 
-def test_it_follows_the_model_to_another_dtype():
+def test_the_teacher_follows_the_model_to_another_dtype():
     model = adapted(tiny_llama, "balora")
     teacher = PretrainedTeacher(model)
     train(model, list(torch.randint(4, 97, (1, 2, 9))), 2, 1e-2)
@@ -202,7 +202,7 @@ def test_it_follows_the_model_to_another_dtype():
     torch.testing.assert_close(found.float(), tiny_llama()(torch.arange(4, 12)[None]).logits, atol=1e-5, rtol=0)
 
 
-def test_freezing_a_tensor_later_does_not_leave_it_where_it_has_moved_to():
+def test_a_tensor_frozen_later_still_gets_its_initial_value():
     batches = list(torch.randint(4, 97, (2, 3, 20)))
     model = adapted(tiny_llama, "balora")
     teacher = PretrainedTeacher(model)
@@ -214,7 +214,7 @@ def test_freezing_a_tensor_later_does_not_leave_it_where_it_has_moved_to():
         assert divergence(tiny_llama(), model, batches) < 1e-9
 
 
-def test_a_tensor_that_learns_only_later_is_refused():
+def test_a_tensor_made_trainable_later_is_refused():
     model = adapted(tiny_llama, "balora")
     teacher = PretrainedTeacher(model)
     model.get_parameter("base_model.model.model.norm.weight").requires_grad_(True)
@@ -225,10 +225,10 @@ def test_a_tensor_that_learns_only_later_is_refused():
         pass
 
 
-def test_values_that_wait_elsewhere_make_the_same_teacher():
+def test_offloaded_values_give_the_same_teacher():
     model = balora.adapt(tiny_llama(), rank=4)
-    here, there = PretrainedTeacher(model), PretrainedTeacher(model, offload=True)
-    kept = {name: value.data_ptr() for name, value in there.initial.items()}
+    on_device, offloaded = PretrainedTeacher(model), PretrainedTeacher(model, offload=True)
+    pointers = {name: value.data_ptr() for name, value in offloaded.initial.items()}
     tokens = torch.randint(4, 97, (2, 9))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -236,15 +236,15 @@ def test_values_that_wait_elsewhere_make_the_same_teacher():
                 parameter.add_(0.1)
     student = model(tokens).logits
     logits = []
-    for teacher in (here, there):
+    for teacher in (on_device, offloaded):
         with teacher.active():
             logits.append(model(tokens).logits)
     assert torch.equal(*logits) and not torch.equal(logits[0], student)
     assert torch.equal(model(tokens).logits, student)
-    assert {name: value.data_ptr() for name, value in there.initial.items()} == kept
-    # Lent to a model elsewhere (here: in another dtype), the values stay where and as they are; without, they follow.
+    assert {name: value.data_ptr() for name, value in offloaded.initial.items()} == pointers
+    # If the model moves (here: to another dtype), offloaded values stay unchanged, and others follow the model.
     model.double()
-    for teacher, dtype in ((there, torch.float32), (here, torch.float64)):
+    for teacher, dtype in ((offloaded, torch.float32), (on_device, torch.float64)):
         with teacher.active():
             model(tokens)
         assert {value.dtype for value in teacher.initial.values()} == {dtype}

@@ -1,4 +1,4 @@
-"""The teacher on disk: built by the command, shared by methods and seeds, refused where it is another one's."""
+"""The teacher cache on disk: built by the command, shared by methods and seeds, refused if it does not fit."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import yaml
 from balora import BALoraError
 from balora.config.run_config import RunConfig, load_run_config
 from balora.losses import LinearHead, TopKTeacher, generation_loss
-from balora.teacher.build import build_teacher, find_cache
-from balora.teacher.cache import TeacherCache
+from balora.teacher.cache import TeacherCache, open_cache
+from balora.teacher.cache_builder import build_teacher_cache
 from balora.training.run import run
 from small_runs import CONSTANT, flat
 from tiny import tiny_bart, tiny_causal, tiny_llama, tiny_tokenizer
@@ -23,7 +23,7 @@ TERMS = {"consistency": 0.5, "diversity": 0.3, "spectral": 0.2, **CONSTANT}
 
 @pytest.fixture
 def train_file(tmp_path: Path) -> Path:
-    """Answers of different length, so that rows taken for one another show."""
+    """Write answers of different length, so that confused rows change the loss."""
     path = tmp_path / "train.jsonl"
     rows = [
         {"question": f"what is {a} plus {b}?", "answer": f"it is {a + b}" + "." * b} for a in range(6) for b in range(4)
@@ -34,7 +34,7 @@ def train_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settings(config: Path, tmp_path: Path):
-    """Settings of a run with a cache, with dotted changes."""
+    """Return a function that makes the config of a run with a cache, with dotted changes."""
 
     def make(*changes: str) -> RunConfig:
         terms = [f"regularization.{name}={value}" for name, value in TERMS.items()]
@@ -43,7 +43,7 @@ def settings(config: Path, tmp_path: Path):
     return make
 
 
-def test_the_command_builds_it_once(balora, config, tmp_path, asked):
+def test_the_command_builds_a_cache_once(balora, config, tmp_path, asked):
     cache = tmp_path / "cache"
     outcome = balora("teacher", config, f"teacher_cache={cache}", "--top-k", "97")
     assert outcome.status == 0 and "24 rows, 24 of them new" in outcome.out and "mean tail 0:" in outcome.out
@@ -52,37 +52,37 @@ def test_the_command_builds_it_once(balora, config, tmp_path, asked):
     before = {path.name: path.read_bytes() for path in cache.iterdir()}
     run_ = balora("train", config, f"teacher_cache={cache}")
     assert run_.status == 0, run_.err
-    assert len(asked) == 2  # the check of the start and the one of the cache
+    assert len(asked) == 2  # the check before the first step and the check of the cache
     assert {path.name: path.read_bytes() for path in cache.iterdir()} == before
 
 
 @pytest.mark.parametrize("change", ["method.name=balora", "method.name=lora", "seed=7", "loss_path=plain"])
-def test_methods_and_seeds_share_it_and_train_as_with_the_teacher_itself(change, settings, tmp_path):
-    # Everything is kept here, so that float16 is all that differs.
-    build_teacher(settings("seed=3", "method.name=pissa"), top_k=97)
+def test_methods_and_seeds_share_a_cache_and_train_as_with_the_teacher_itself(change, settings, tmp_path):
+    # All tokens are cached, so that only float16 makes a difference.
+    build_teacher_cache(settings("seed=3", "method.name=pissa"), top_k=97)
     cached = run(settings(change, f"output={tmp_path / 'cached'}"))
     online = run(settings(change, f"output={tmp_path / 'online'}", "teacher_cache=off"))
-    moved = flat(online.trainer.model) - torch.cat([v.flatten() for v in online.trainer.teacher.initial.values()])
-    assert (flat(cached.trainer.model) - flat(online.trainer.model)).norm() <= 0.02 * moved.norm()
+    update = flat(online.trainer.model) - torch.cat([v.flatten() for v in online.trainer.teacher.initial.values()])
+    assert (flat(cached.trainer.model) - flat(online.trainer.model)).norm() <= 0.02 * update.norm()
     logs = [[e["consistency"] for e in r.trainer.state.log_history if "consistency" in e] for r in (cached, online)]
     assert logs[0] == pytest.approx(logs[1], rel=0.05, abs=2e-3) and logs[1][-1] > 1e-4
 
 
 @pytest.mark.parametrize("task", ["seq2seq", "softcap"])
-def test_other_models(task, settings, tmp_path, model_dir, asked):
+def test_other_model_types_use_a_cache(task, settings, tmp_path, model_dir, asked):
     changes = []
     if task == "seq2seq":
         tiny_bart().save_pretrained(model_dir)
         changes = ["task=seq2seq"]
     else:
         tiny_causal("Gemma2", final_logit_softcapping=5.0).save_pretrained(model_dir)
-    build_teacher(settings(*changes), top_k=16)
+    build_teacher_cache(settings(*changes), top_k=16)
     result = run(settings(*changes))
     assert len(asked) == 2 and result.trainer.state.global_step == 6
 
 
-def test_what_is_read_is_what_the_model_says(settings, model_dir, tmp_path):
-    build_teacher(settings(), top_k=5)
+def test_cached_values_are_the_models(settings, model_dir, tmp_path):
+    build_teacher_cache(settings(), top_k=5)
     cache = TeacherCache(tmp_path / "cache")
     model = tiny_llama()
     tokens = tiny_tokenizer()("what is 3 plus 2?\nit is 5..")["input_ids"]
@@ -92,26 +92,26 @@ def test_what_is_read_is_what_the_model_says(settings, model_dir, tmp_path):
 
     bos = {"input_ids": [1, *row["input_ids"]], "labels": [-100, *row["labels"]]}
     found = next(r for r in (row, bos) if row_key(r) in cache)
-    memory = cache.take([row_key(found)])
+    cached = cache.read([row_key(found)])
     logits = model(torch.tensor([found["input_ids"]])).logits[0, :-1][torch.tensor(found["labels"][1:]) != -100]
     expected = (logits / 2.0).softmax(-1).topk(5)
-    torch.testing.assert_close(memory.log_probs_MK.float().exp(), expected.values, atol=5e-4, rtol=1e-3)
-    torch.testing.assert_close(memory.log_tail_M.exp(), 1 - expected.values.sum(-1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(cached.log_probs_MK.float().exp(), expected.values, atol=5e-4, rtol=1e-3)
+    torch.testing.assert_close(cached.log_tail_M.exp(), 1 - expected.values.sum(-1), atol=1e-5, rtol=1e-4)
 
 
-def test_an_interrupted_build_goes_on(settings, tmp_path, monkeypatch):
+def test_an_interrupted_build_continues(settings, tmp_path, monkeypatch):
     monkeypatch.setattr("balora.teacher.cache_builder.SHARD_ROWS", 10)
     lines = []
-    build_teacher(settings(), top_k=5, say=lines.append)
+    build_teacher_cache(settings(), top_k=5, log=lines.append)
     assert lines == ["10 of 24 rows", "20 of 24 rows", "24 of 24 rows"]
     cache = tmp_path / "cache"
     shards = sorted(cache.glob("shard-*"))
     before = shards[0].read_bytes()
     shards[1].unlink()
-    (cache / ".shard-00001.safetensors.tmp").write_bytes(b"half")  # as a killed process leaves it
+    (cache / ".shard-00001.safetensors.tmp").write_bytes(b"half")  # left by a killed process
     with pytest.raises(BALoraError, match="lacks 10 of the 24 training rows"):
         run(settings())
-    assert build_teacher(settings(), top_k=5).new_rows == 10
+    assert build_teacher_cache(settings(), top_k=5).new_rows == 10
     assert shards[0].read_bytes() == before and len(TeacherCache(cache)) == 24
     run(settings())
 
@@ -131,8 +131,10 @@ def test_an_interrupted_build_goes_on(settings, tmp_path, monkeypatch):
         ("form", "in a form that this version does not read"),
     ],
 )
-def test_a_stale_one_is_refused_with_the_reason(break_it, sentence, settings, model_dir, train_file, tmp_path):
-    build_teacher(settings(), top_k=5)
+def test_a_cache_that_does_not_fit_is_refused_with_the_reason(
+    break_it, sentence, settings, model_dir, train_file, tmp_path
+):
+    build_teacher_cache(settings(), top_k=5)
     changes, cache = [], tmp_path / "cache"
     match break_it:
         case "weights":
@@ -166,16 +168,16 @@ def test_a_stale_one_is_refused_with_the_reason(break_it, sentence, settings, mo
     assert not (tmp_path / "run").exists()
 
 
-def test_the_builder_refuses_too(balora, config, settings, tmp_path):
-    build_teacher(settings(), top_k=5)
-    with pytest.raises(BALoraError, match="keeps 5 tokens to a position, and 6 are asked for"):
-        build_teacher(settings(), top_k=6)
-    with pytest.raises(BALoraError, match="is not an empty folder"):
-        build_teacher(settings(f"teacher_cache={tmp_path / 'model'}"))
+def test_the_builder_refuses_unsuitable_directories_and_configs(balora, config, settings, tmp_path):
+    build_teacher_cache(settings(), top_k=5)
+    with pytest.raises(BALoraError, match="has 5 tokens per position, and 6 are asked for"):
+        build_teacher_cache(settings(), top_k=6)
+    with pytest.raises(BALoraError, match="is neither an empty directory nor a teacher cache"):
+        build_teacher_cache(settings(f"teacher_cache={tmp_path / 'model'}"))
     outcome = balora("teacher", config)
-    assert outcome.status == 2 and "teacher_cache names no folder" in outcome.err and "Traceback" not in outcome.err
+    assert outcome.status == 2 and "teacher_cache names no directory" in outcome.err and "Traceback" not in outcome.err
     outcome = balora("teacher", config, "teacher_cache=x", "--top-k", "0")
-    assert outcome.status == 2 and "At least one token" in outcome.err
+    assert outcome.status == 2 and "At least one token per position" in outcome.err
     outcome = balora("validate", config, f"teacher_cache={tmp_path / 'nowhere'}")
     assert outcome.status == 2 and "holds no teacher cache" in outcome.out
     labelled = yaml.safe_load(config.read_text())
@@ -184,42 +186,44 @@ def test_the_builder_refuses_too(balora, config, settings, tmp_path):
         "teacher_cache": "x",
         "data": {"train": "t.jsonl", "text": "a", "label": "b"},
     }
-    with pytest.raises(BALoraError, match="in memory by itself"):
-        build_teacher(RunConfig.from_dict(labelled))
+    with pytest.raises(BALoraError, match="in memory and needs no cache on disk"):
+        build_teacher_cache(RunConfig.from_dict(labelled))
     with pytest.raises(BALoraError, match="set teacher_cache to auto or off"):
-        find_cache(RunConfig.from_dict(labelled))
+        open_cache(RunConfig.from_dict(labelled))
 
 
-def test_a_cache_of_another_model_is_found_out_by_what_it_says(settings, tmp_path):
-    """From Python nobody compares fingerprints; the first batch does."""
-    build_teacher(settings(), top_k=5)
+def test_a_cache_of_another_model_is_detected_by_its_values(settings, tmp_path):
+    """A cache opened from Python is not compared by fingerprint, but by its values at the first batch."""
+    build_teacher_cache(settings(), top_k=5)
     cache = TeacherCache(tmp_path / "cache")
-    memory = cache.take(list(cache._rows)[:3])
-    with pytest.raises(BALoraError, match="is of another model: a remembered probability differs by"):
-        cache.check(memory, torch.randn(len(memory), 97))
+    cached = cache.read(list(cache._rows)[:3])
+    with pytest.raises(BALoraError, match="was built from another model: a cached probability differs by"):
+        cache.check(cached, torch.randn(len(cached), 97))
     with pytest.raises(BALoraError, match="lacks 1 of the batch's 2 rows"):
-        cache.take([next(iter(cache._rows)), b"?" * 16])
+        cache.read([next(iter(cache._rows)), b"?" * 16])
 
 
-def test_the_error_is_within_its_bound():
-    """cost.md: per token, 2 T times the tail in the sum of the gradient over the logits; T² times tail times divergence."""
+def test_the_gradient_error_is_within_its_bound():
+    """Check the bounds of cost.md per token: gradient summed over the logits 2 T · tail, value T² · tail · divergence."""
     torch.manual_seed(3)
     student = (2 * torch.randn(40, 12, dtype=torch.float64)).requires_grad_()
     teacher = student.detach() + 0.5 * torch.randn(40, 12, dtype=torch.float64)
-    head = torch.eye(12, dtype=torch.float64)  # hidden states that are logits: their gradient is the one in question
+    head = torch.eye(
+        12, dtype=torch.float64
+    )  # hidden states equal logits, so the gradient over the logits is available
     labels, off = torch.zeros(40, dtype=torch.int64), []
     full = generation_loss(student, labels, head, teacher, consistency=1.0, num_items=1)
     (exact,) = torch.autograd.grad(full.loss, student)
     for top_k in (1, 3, 6, 11):
-        memory = TopKTeacher.of(teacher, LinearHead(head), top_k=top_k, temperature=2.0)
-        parts = generation_loss(student, labels, head, consistency=1.0, num_items=1, topk_teacher=memory)
+        topk = TopKTeacher.of(teacher, LinearHead(head), top_k=top_k, temperature=2.0)
+        parts = generation_loss(student, labels, head, consistency=1.0, num_items=1, topk_teacher=topk)
         (near,) = torch.autograd.grad(parts.loss, student)
-        tail = memory.log_tail_M.exp()
+        tail = topk.log_tail_M.exp()
         error = (near - exact).abs().sum(-1)
         assert (error <= 2 * 2.0 * tail + 1e-9).all()
         assert (error.max() > 0.01) == (top_k < 11)  # a tail of one token is known exactly
-        # What is missing of the value: T² times the tail times the divergence within it.
-        inside = torch.ones(40, 12, dtype=torch.bool).scatter(1, memory.tokens_MK, False)
+        # The value lacks T² times the tail times the divergence within the tail.
+        inside = torch.ones(40, 12, dtype=torch.bool).scatter(1, topk.tokens_MK, False)
         p, f = ((x.detach() / 2.0).masked_fill(~inside, -torch.inf).log_softmax(-1) for x in (teacher, student))
         within = torch.where(inside, p.exp() * (p - f), 0.0).nan_to_num().sum(-1)
         assert float(full.consistency - parts.consistency) == pytest.approx(float((4 * tail * within).sum()), abs=1e-9)

@@ -1,4 +1,4 @@
-"""Evaluation takes a classifier's rows by length, for less padding, and says the same of the model as in any other order."""
+"""Evaluation sorts a classifier's rows by length, for less padding; the metrics are those of any other order."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from balora.data.collate import shortest_first
 from balora.training.run import prepare
 from tiny import tiny_bert, tiny_llama, tiny_tokenizer
 
-DRAW = random.Random(0)
-ROWS = [  # no two alike: rounding would decide which of them is ahead
+RANDOM = random.Random(0)
+ROWS = [  # all different: of two equal scores, rounding would decide the rank
     {
-        "text": "".join(DRAW.choices("abcdefgh ", k=3 * DRAW.randint(2, 12))),
-        "label": DRAW.randint(0, 2),
-        "score": DRAW.random(),
+        "text": "".join(RANDOM.choices("abcdefgh ", k=3 * RANDOM.randint(2, 12))),
+        "label": RANDOM.randint(0, 2),
+        "score": RANDOM.random(),
     }
     for _ in range(60)
 ]
@@ -44,7 +44,7 @@ def lengths(trainer) -> list[int]:
 
 
 @pytest.mark.parametrize(("task", "label"), [("classification", "label"), ("regression", "score")])
-def test_a_classifiers_scores_are_those_of_any_order(task: str, label: str, tmp_path: Path):
+def test_classifier_metrics_do_not_depend_on_the_row_order(task: str, label: str, tmp_path: Path):
     model = tiny_bert(num_labels=1 if task == "regression" else 3)
     trainer = prepared(tmp_path, task, model, text="text", **{label: label})
     found = lengths(trainer)
@@ -58,7 +58,7 @@ def test_a_classifiers_scores_are_those_of_any_order(task: str, label: str, tmp_
         assert by_length[name] == pytest.approx(mixed[name], rel=1e-5, abs=1e-6), name
 
 
-def test_a_generators_rows_stay_where_they_are(tmp_path: Path):
+def test_generation_rows_keep_their_order(tmp_path: Path):
     trainer = prepared(tmp_path, "generation", tiny_llama(), text="text")
     assert lengths(trainer) != sorted(lengths(trainer))
 
@@ -67,25 +67,25 @@ GROUPED = {"train_sampling_strategy": "group_by_length"}
 
 
 def widths(trainer) -> list[int]:
-    """Of the batches of an evaluation."""
+    """Return the widths of the evaluation batches."""
     return [batch["input_ids"].shape[1] for batch in trainer.get_eval_dataloader()]
 
 
-def test_training_by_length_does_not_mix_an_evaluations_rows(tmp_path: Path):
-    """transformers draws blocks of rows by length in evaluation too, once it is asked to in training."""
+def test_group_by_length_in_training_does_not_reorder_evaluation_rows(tmp_path: Path):
+    """transformers also groups evaluation rows by length if training does."""
     trainer = prepared(tmp_path, "classification", tiny_bert(num_labels=3), GROUPED, text="text", label="label")
     rows = trainer.eval_dataset.shuffle(seed=1)
     labels = trainer.predict(rows).label_ids
     assert labels.tolist() == [row["labels"] for row in rows]
     assert widths(trainer) == sorted(widths(trainer))
     drawn = [index for batch in trainer.get_train_dataloader().batch_sampler for index in batch]
-    assert drawn != list(range(len(drawn))), "training still draws"
+    assert drawn != list(range(len(drawn))), "training is still shuffled"
 
 
-def test_a_fitted_head_reads_its_rows_by_length(tmp_path: Path, monkeypatch):
+def test_the_linear_probe_reads_rows_by_length(tmp_path: Path, monkeypatch):
     seen: list[int] = []
     monkeypatch.setattr(
-        "balora.training.mixin.fit_head",
+        "balora.training.trainer.fit_head",
         lambda model, batches, regression, gather: seen.extend(b["input_ids"].shape[1] for b in batches) or 1.0,
     )
     model = tiny_bert(num_labels=3)
@@ -95,7 +95,7 @@ def test_a_fitted_head_reads_its_rows_by_length(tmp_path: Path, monkeypatch):
     assert seen == sorted(seen)
 
 
-def test_rows_without_tokens_or_length_stay_as_they_are():
+def test_rows_without_tokens_or_length_are_unchanged():
     assert shortest_first([{"pixels": [1]}, {"pixels": []}]) == [{"pixels": [1]}, {"pixels": []}]
     stream = iter([{"input_ids": [1, 2]}, {"input_ids": [1]}])
     assert shortest_first(stream) is stream

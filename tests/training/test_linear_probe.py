@@ -1,4 +1,4 @@
-"""The probe makes the first head mean something, in student and teacher alike (METHOD 6.5)."""
+"""The linear probe fits the initial head of student and teacher (METHOD 6.5)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tiny import tiny_bert, tiny_roberta
 
 
 def batches(classes: int, count: int = 12, size: int = 16):
-    """The first token decides the class, so that a linear reading of the features can find it."""
+    """Yield batches with the class in the first token, so that a linear classifier on the features can find it."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(count):
         tokens = torch.randint(40, 97, (size, 6), generator=generator)
@@ -26,7 +26,7 @@ def batches(classes: int, count: int = 12, size: int = 16):
 
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("build", [tiny_bert, tiny_roberta])
-def test_the_fitted_head_predicts_as_reported(build, classes: int) -> None:
+def test_the_fitted_head_has_the_reported_accuracy(build, classes: int) -> None:
     model = balora.adapt(build(num_labels=classes), rank=4)
     score = fit_head(model, batches(classes), regression=False)
     rows = list(batches(classes))
@@ -36,24 +36,24 @@ def test_the_fitted_head_predicts_as_reported(build, classes: int) -> None:
     assert float(torch.cat(right).float().mean()) == pytest.approx(score)
 
 
-def test_regression_is_fitted_too() -> None:
+def test_regression_is_fitted() -> None:
     model = balora.adapt(tiny_bert(num_labels=1), rank=4)
     rows = [{**b, "labels": b["labels"].float() * 2.5} for b in batches(3)]
     assert fit_head(model, rows, regression=True) > 0.8
     assert final_linear(model).weight.abs().max() > 0.01
 
 
-def collected(monkeypatch, features, labels) -> None:
-    """Let these be the model's features."""
+def replace_features(monkeypatch, features, labels) -> None:
+    """Replace the model's features and labels."""
     found = features.astype(np.float64), labels
     monkeypatch.setattr("balora.training.linear_probe._collect", lambda model, batches, gather: found)
 
 
-def known(rows: int = 400, width: int = 32, classes: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Features, and scores that a few of them tell, with as much noise as signal."""
-    draw = np.random.default_rng(0)
-    features = draw.standard_normal((rows, width)) + 3.0
-    scores = features[:, 0] - 3.0 + draw.standard_normal(rows)
+def features_and_labels(rows: int = 400, width: int = 32, classes: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Return features, and scores that depend on one feature, with as much noise as signal."""
+    generator = np.random.default_rng(0)
+    features = generator.standard_normal((rows, width)) + 3.0
+    scores = features[:, 0] - 3.0 + generator.standard_normal(rows)
     return features, scores if classes == 1 else np.digitize(
         scores, np.quantile(scores, np.arange(1, classes) / classes)
     )
@@ -66,13 +66,13 @@ def outputs_of(model, features) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3])
-def test_the_size_of_the_features_does_not_matter(classes: int, monkeypatch) -> None:
-    """With scikit-learn's own penalty a model whose features differ by a thousandth got a head of nearly nothing."""
-    features, labels = known(classes=classes)
+def test_the_scale_of_the_features_does_not_matter(classes: int, monkeypatch) -> None:
+    """With scikit-learn's default penalty, features that differ by a thousandth gave a head close to zero."""
+    features, labels = features_and_labels(classes=classes)
     outputs, scores = [], []
     for size in (1.0, 1e-3, 1e3):
         model = tiny_bert(num_labels=classes)
-        collected(monkeypatch, size * features, labels)
+        replace_features(monkeypatch, size * features, labels)
         scores.append(fit_head(model, [], regression=classes == 1))
         outputs.append(outputs_of(model, size * features))
     assert scores[1:] == pytest.approx(scores[:1] * 2, rel=1e-3)
@@ -81,35 +81,35 @@ def test_the_size_of_the_features_does_not_matter(classes: int, monkeypatch) -> 
 
 
 @pytest.mark.parametrize("classes", [1, 2])
-def test_what_is_only_noise_is_held_down(classes: int, monkeypatch) -> None:
-    features, labels = known(classes=classes)
+def test_pure_noise_gives_a_small_head(classes: int, monkeypatch) -> None:
+    features, labels = features_and_labels(classes=classes)
     spreads = []
     for found in (labels, np.random.default_rng(5).permutation(labels)):
         model = tiny_bert(num_labels=classes)
-        collected(monkeypatch, features, found)
+        replace_features(monkeypatch, features, found)
         fit_head(model, [], regression=classes == 1)
         spreads.append(float(outputs_of(model, features).std(0).mean()))
     assert spreads[0] > 0.3
     assert spreads[1] < 0.3 * spreads[0]
 
 
-def test_a_class_of_one_row_and_rows_that_lie_class_by_class(monkeypatch) -> None:
-    features, labels = known(rows=3000, classes=2)
+def test_a_class_with_one_row_and_rows_sorted_by_class(monkeypatch) -> None:
+    features, labels = features_and_labels(rows=3000, classes=2)
     order = np.argsort(labels, kind="stable")
     labels[0] = 2
-    collected(monkeypatch, features[order], labels[order])
+    replace_features(monkeypatch, features[order], labels[order])
     model = tiny_bert(num_labels=4)
     assert fit_head(model, [], regression=False) > 0.7
     assert torch.isfinite(final_linear(model).weight).all()
     bias = final_linear(model).bias.detach()
-    assert float(bias[3]) < float(bias[:3].min()), "a class that was not seen"
+    assert float(bias[3]) < float(bias[:3].min()), "a class without rows"
 
 
-def test_more_rows_than_are_read_are_drawn_from_all(tmp_path, monkeypatch) -> None:
-    """A file that lies class by class would show the probe one class only."""
+def test_rows_beyond_the_limit_are_sampled_from_all(tmp_path, monkeypatch) -> None:
+    """The first rows of a file sorted by class have one class only."""
     rows = [{k: v[i] for k, v in b.items()} for b in batches(2) for i in range(16)]
     rows.sort(key=lambda row: int(row["labels"]))
-    monkeypatch.setattr("balora.training.mixin.MOST_ROWS", 64)
+    monkeypatch.setattr("balora.training.trainer.MAX_ROWS", 64)
     model = balora.adapt(tiny_bert(num_labels=2), rank=4)
     balora.BALoraTrainer(
         model=model,
@@ -129,7 +129,7 @@ def test_one_class_is_refused() -> None:
 
 
 @pytest.mark.parametrize("teacher_head", ["initial", "probe"])
-def test_the_trainer_gives_the_head_to_student_and_teacher(teacher_head: str, tmp_path) -> None:
+def test_student_and_teacher_start_with_the_fitted_head(teacher_head: str, tmp_path) -> None:
     rows = [{k: v[i] for k, v in b.items()} for b in batches(2) for i in range(16)]
     model = balora.adapt(tiny_bert(num_labels=2), rank=4)
     before = final_linear(model).weight.detach().clone()

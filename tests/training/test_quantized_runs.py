@@ -1,4 +1,4 @@
-"""Training on weights in 4 and 8 bits: runs that resume, load and leave as plain models."""
+"""Training on weights in 4 and 8 bits: runs resume, load and are exported as plain models."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ INT8 = BitsAndBytesConfig(load_in_8bit=True)
 
 
 def moved(model):
-    """A model away from its start, and its teacher."""
+    """Return the model with changed trainable tensors, and its teacher."""
     teacher = balora.PretrainedTeacher(model)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -37,7 +37,7 @@ def moved(model):
 
 
 @pytest.mark.parametrize(("method", "bits"), [("qlora", 4), ("qbalora", 4), ("balora", 8)])
-def test_a_resumed_run_ends_where_the_uninterrupted_one_does_to_the_bit(method, bits, tmp_path):
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(method, bits, tmp_path):
     def start(initial=None):
         model = balora.adapt(tiny_llama(), method, rank=4, bits=bits, initial=initial)
         return trainer(model, tmp_path, config=ALL_TERMS, max_steps=6, save_strategy="steps", save_steps=2)
@@ -47,11 +47,11 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does_to_the_bit(method, 
     for later in (4, 6):
         shutil.rmtree(tmp_path / f"checkpoint-{later}")
     middle = tmp_path / "checkpoint-2"
-    resumed = start(ckpt.read_initial_weights(middle).values)  # nothing is decomposed again
+    resumed = start(ckpt.read_initial_weights(middle).values)  # the decomposition is not repeated
     resumed.train(resume_from_checkpoint=str(middle))
     assert history(resumed, "loss") == history(uninterrupted, "loss")
     assert torch.equal(flat(resumed.model), flat(uninterrupted.model))
-    # Rounded otherwise, it is another model.
+    # With other rounding it is another model.
     other = balora.adapt(tiny_llama(), method, rank=4, bits=12 - bits, initial=ckpt.read_initial_weights(middle).values)
     with pytest.raises(
         BALoraError,
@@ -61,7 +61,7 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does_to_the_bit(method, 
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_the_fingerprint_sees_codes_and_scales(bits):
+def test_the_fingerprint_covers_codes_and_scales(bits):
     model = adapted(tiny_llama, "lora", bits=bits)
     before = ckpt.pretrained_fingerprint(model, {})
     name = "base_model.model.model.layers.1.mlp.up_proj.base_layer"
@@ -83,7 +83,7 @@ def test_the_fingerprint_sees_codes_and_scales(bits):
         (tiny_gpt2, "generation", "qlora"),
     ],
 )
-def test_a_run_is_loaded_as_it_was_and_merges_as_it_is(make, task, method, tmp_path):
+def test_a_run_loads_exactly_and_merges_to_the_same_function(make, task, method, tmp_path):
     run = trained_run(tmp_path / "run", make(), task, method=method)
     inputs = batch(run.model)
     expected = logits(run.model, inputs)
@@ -98,7 +98,7 @@ def test_a_run_is_loaded_as_it_was_and_merges_as_it_is(make, task, method, tmp_p
 
 
 @pytest.mark.parametrize("rounding", [NF4, INT8], ids=["4", "8"])
-def test_where_the_weights_stay_the_lora_is_for_the_base_in_as_few_bits(rounding, tmp_path):
+def test_without_a_residual_the_lora_is_for_the_base_in_the_same_bits(rounding, tmp_path):
     bits = 4 if rounding.load_in_4bit else 8
     tiny_llama(hidden=64).save_pretrained(tmp_path / "base")
     model, _ = moved(balora.adapt(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), "lora", rank=4, bits=bits))
@@ -117,8 +117,8 @@ def test_where_the_weights_stay_the_lora_is_for_the_base_in_as_few_bits(rounding
     assert (logits(whole, inputs) - expected).abs().max() > 1e-3
 
 
-def test_where_they_move_the_lora_is_for_the_base_as_it_was(tmp_path, stories):
-    """What it leaves out is the rounding of the residual, and nothing else."""
+def test_with_a_residual_the_lora_is_for_the_base_in_full_precision(tmp_path, stories):
+    """The exported LoRA differs from the trained model only by the rounding of the residual."""
     model, teacher = moved(balora.adapt(AutoModelForCausalLM.from_pretrained(stories), "qbalora", rank=8))
     twin, _ = moved(balora.adapt(AutoModelForCausalLM.from_pretrained(stories), "balora", rank=8))
     inputs = batch(model)
@@ -144,7 +144,7 @@ def test_a_lora_is_not_written_for_another_base(tmp_path):
     assert not (tmp_path / "lora").exists()
 
 
-def test_a_model_that_came_in_four_bits_leaves_as_a_lora_and_merged(tmp_path):
+def test_a_model_loaded_in_4_bits_is_exported_as_a_lora_and_merged(tmp_path):
     tiny_llama(hidden=64).save_pretrained(tmp_path / "whole")
     AutoModelForCausalLM.from_pretrained(tmp_path / "whole", quantization_config=NF4).save_pretrained(tmp_path / "base")
     model, _ = moved(adapted(lambda: AutoModelForCausalLM.from_pretrained(tmp_path / "base"), "lora"))

@@ -1,4 +1,4 @@
-"""What `trainer.save_model` writes at a script's end is a result: it is loaded and exported like a run's."""
+"""The output of `trainer.save_model` is loaded, evaluated and exported like a run's result."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def trained(base, folder, method: str = "balora", **changes):
 
 
 @pytest.mark.parametrize("method", ["balora", "pissa", "olora", "lora", "full", "houlsby"])
-def test_it_is_loaded_as_it_was_trained(base, tmp_path, method):
+def test_a_saved_model_loads_as_it_was_trained(base, tmp_path, method):
     run = trained(base, tmp_path / "run", method)
     run.save_model(str(tmp_path / "final"))
     expected = logits(run.model)
@@ -46,7 +46,7 @@ def test_it_is_loaded_as_it_was_trained(base, tmp_path, method):
 
 
 @pytest.mark.parametrize("method", ["balora", "lora", "full"])
-def test_it_is_evaluated_and_loaded_without_saying_what_it_was_made_for(base, tmp_path, method):
+def test_a_saved_model_is_evaluated_without_naming_its_base(base, tmp_path, method):
     run = trained(base, tmp_path / "run", method)
     run.save_model(str(tmp_path / "final"))
     tiny_tokenizer().save_pretrained(tmp_path / "final")
@@ -54,7 +54,7 @@ def test_it_is_evaluated_and_loaded_without_saying_what_it_was_made_for(base, tm
 
 
 @pytest.mark.parametrize("to", ["lora", "merged"])
-def test_it_is_exported_as_it_was_trained(base, tmp_path, to):
+def test_a_saved_model_is_exported_as_it_was_trained(base, tmp_path, to):
     run = trained(base, tmp_path / "run")
     run.save_model(str(tmp_path / "final"))
     balora.export(tmp_path / "final", to, output=tmp_path / "out", base=base)
@@ -65,7 +65,7 @@ def test_it_is_exported_as_it_was_trained(base, tmp_path, to):
     torch.testing.assert_close(logits(found), logits(run.model), atol=1e-4, rtol=1e-4)
 
 
-def test_a_classifier_is_loaded_with_its_head(tmp_path):
+def test_a_saved_classifier_loads_with_its_head(tmp_path):
     tiny_bert().save_pretrained(tmp_path / "base")
     model = balora.adapt(AutoModelForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3), rank=4)
     run = trainer(model, tmp_path / "run", config=None, rows=labelled_rows())
@@ -74,7 +74,7 @@ def test_a_classifier_is_loaded_with_its_head(tmp_path):
     assert torch.equal(logits(balora.load(tmp_path / "final", base=tmp_path / "base")), logits(run.model))
 
 
-def test_in_the_runs_own_folder_it_leaves_the_checkpoints_and_later_files_alone(base, tmp_path):
+def test_saving_into_the_run_directory_does_not_cover_checkpoints_and_later_files(base, tmp_path):
     run = trained(base, tmp_path, save_strategy="steps", save_steps=2, save_total_limit=1)
     run.save_model()
     tiny_tokenizer().save_pretrained(tmp_path)
@@ -85,7 +85,7 @@ def test_in_the_runs_own_folder_it_leaves_the_checkpoints_and_later_files_alone(
     assert torch.equal(logits(balora.load(tmp_path, base=base)), logits(run.model))
 
 
-def test_saved_again_it_is_the_later_one_and_damaged_it_is_refused(base, tmp_path):
+def test_saving_again_replaces_the_result_and_a_damaged_result_is_refused(base, tmp_path):
     run = trained(base, tmp_path / "run")
     run.save_model(str(tmp_path / "final"))
     run.args.max_steps = 8
@@ -98,7 +98,7 @@ def test_saved_again_it_is_the_later_one_and_damaged_it_is_refused(base, tmp_pat
         balora.load(tmp_path / "final", base=base)
 
 
-def test_a_model_that_balora_did_not_adapt_is_saved_as_the_trainer_does(tmp_path):
+def test_a_model_without_a_balora_adapter_is_saved_as_the_trainer_does(tmp_path):
     run = balora.BALoraTrainer(
         model=tiny_llama(), args=arguments(tmp_path / "run"), regularization=balora.RegularizationConfig.off()
     )

@@ -69,7 +69,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_with_all_weights_zero_it_is_step_for_step_trls(name, tmp_path):
+def test_with_all_weights_0_every_step_equals_trls(name, tmp_path):
     ours = trainer(tmp_path, config=OFF, eval_dataset=PAIRS if "data" not in CASES[name] else CHATS, **CASES[name])
     theirs = trainer(
         tmp_path, kind=SFTTrainer, eval_dataset=PAIRS if "data" not in CASES[name] else CHATS, **CASES[name]
@@ -85,7 +85,7 @@ def test_with_all_weights_zero_it_is_step_for_step_trls(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_fused_path_gives_the_plain_paths_losses(name, tmp_path):
+def test_fused_and_plain_path_have_the_same_losses(name, tmp_path):
     runs = [trainer(tmp_path, loss_path=path, **CASES[name]) for path in ("fused", "plain")]
     for run in runs:
         run.train()
@@ -96,7 +96,7 @@ def test_the_fused_path_gives_the_plain_paths_losses(name, tmp_path):
     assert history(runs[0], "consistency")[-1] > 1e-6
 
 
-def test_prompts_do_not_contribute(tmp_path):
+def test_prompts_do_not_contribute_to_the_loss(tmp_path):
     run = trainer(tmp_path, config=OFF)
     batch = next(iter(run.get_train_dataloader()))
     tokenizer = run.processing_class
@@ -114,7 +114,7 @@ def test_prompts_do_not_contribute(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["packing", "padding-free"])
-def test_rows_laid_end_to_end_do_not_see_each_other(name, tmp_path):
+def test_packed_rows_do_not_attend_to_each_other(name, tmp_path):
     packed = trainer(tmp_path, **{**CASES[name], "per_device_train_batch_size": 8})
     apart = trainer(tmp_path, per_device_train_batch_size=8)
     for run in (packed, apart):
@@ -123,7 +123,7 @@ def test_rows_laid_end_to_end_do_not_see_each_other(name, tmp_path):
     assert batches[0]["input_ids"].shape[0] == 1 and batches[1]["input_ids"].shape[0] == 8
     assert "attention_mask" not in batches[0]
     counts = [int((b["labels"] != -100).sum()) for b in batches]
-    assert counts[0] == counts[1], "and no label of a row is lost, nor one over the border won"
+    assert counts[0] == counts[1], "packing neither loses a label nor adds one at a border"
     losses = [
         float(run.compute_loss(run.model, dict(b)).detach()) for run, b in zip((packed, apart), batches, strict=True)
     ]
@@ -153,7 +153,7 @@ def test_every_part_is_logged_in_training_and_the_task_loss_in_evaluation(tmp_pa
     assert evaluations and not [key for entry in evaluations for key in entry if "consistency" in key]
 
 
-def test_metrics_over_predictions_work(tmp_path):
+def test_compute_metrics_gets_the_predictions(tmp_path):
     shapes = []
     metric = lambda p: shapes.append(p.predictions.shape) or {"rows": len(p.predictions)}  # noqa: E731
     run = trainer(tmp_path, eval_dataset=PAIRS, compute_metrics=metric)
@@ -161,7 +161,7 @@ def test_metrics_over_predictions_work(tmp_path):
     assert shapes[0][-1] == 97
 
 
-def test_a_checkpoint_is_whole_and_resumes_to_the_bit(tmp_path):
+def test_a_checkpoint_is_complete_and_resumes_bit_for_bit(tmp_path):
     settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
     first = trainer(tmp_path, **settings)
     first.train()
@@ -172,9 +172,15 @@ def test_a_checkpoint_is_whole_and_resumes_to_the_bit(tmp_path):
     assert torch.equal(flat(first.model), flat(again.model))
 
 
-def test_an_adapter_on_weights_in_four_bits_stays_as_it_started(tmp_path):
+def test_an_adapter_on_4_bit_weights_keeps_its_initial_values(tmp_path):
     pytest.importorskip("bitsandbytes")
-    run = trainer(tmp_path, method="qbalora")  # trl would round it to bfloat16
+    run = trainer(tmp_path, method="qbalora")  # trl would round the adapter to bfloat16
     assert {p.dtype for p in run.model.parameters() if p.requires_grad} == {torch.float32}
     run.train()
     assert history(run, "consistency")[0] < 1e-6 < history(run, "consistency")[-1]
+
+
+def test_the_old_import_path_warns_and_names_the_new_one():
+    with pytest.warns(DeprecationWarning, match=r"is now balora\.training\.sft_trainer\.BALoraSFTTrainer"):
+        from balora.training.sft import BALoraSFTTrainer as old
+    assert old is BALoraSFTTrainer

@@ -1,4 +1,4 @@
-"""Sharded over two processes by FSDP2, a run is the run of one process: gradients, weights, logs, checkpoints, resumes."""
+"""A run sharded over two processes by FSDP2 equals the run of one: gradients, weights, logs, checkpoints, resumes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from balora.checkpoints import checkpoint as ckpt
 from balora.errors import BALoraError
 from balora.methods import find_method
 from balora.models.fsdp import gather_tensors, is_dtensor, is_finite, is_sharded, local_shard, local_slice, reshard
-from balora.teacher import logit_cache as logit_memory
-from balora.training.sharding_checks import check_sharding
+from balora.teacher import logit_cache
+from balora.training.trainer_checks import check_sharding
 from processes import run_script
 
 
@@ -30,7 +30,7 @@ def report(tmp_path_factory) -> dict:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", sharded_processes.RUNS)
-def test_a_sharded_run_is_the_run_of_one_process(name, report):
+def test_a_sharded_run_equals_the_run_of_one_process(name, report):
     found = report[name]
     assert found["gradient"] <= 1e-5
     assert found["weights"] <= 1e-5
@@ -39,32 +39,32 @@ def test_a_sharded_run_is_the_run_of_one_process(name, report):
         assert sharded[key] == pytest.approx(values, rel=1e-4, abs=1e-6), key
     assert one["loss"] and one["eval_loss"]
     if name != "full, no teacher":
-        assert one["consistency"][0] > 1e-3, "the teacher is another model than the student"
+        assert one["consistency"][0] > 1e-3, "teacher and student differ"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sharded_processes.RESUMED)
-def test_a_sharded_run_resumes_where_it_was(name, report):
+def test_a_sharded_run_resumes_exactly(name, report):
     assert report[name]["resumed"] <= 1e-6
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sharded_processes.RUNS)
-def test_its_checkpoint_holds_whole_tensors(name, report):
+def test_the_checkpoint_of_a_sharded_run_has_unsharded_tensors(name, report):
     folder = report["path"] / "two" / name / "checkpoint-3"
     ckpt.check_manifest(folder)
     assert not any(file.startswith("pytorch_model") for file in report[name]["files"])
     sizes = {}
     for at in ("one", "two"):
         files = sorted((report["path"] / at / name / "checkpoint-3").glob("*.safetensors"))
-        # One process also remembers what its teacher said; several ask at every step.
-        files = [file for file in files if file.name != logit_memory.FILE]
+        # Only a single process caches its teacher's logits.
+        files = [file for file in files if file.name != logit_cache.FILE]
         sizes[at] = {f.name: {k: v.shape for k, v in ckpt.read_tensors(f).items()} for f in files}
-    assert len(sizes["one"]) >= 2, "what was trained, and where it started"
+    assert len(sizes["one"]) >= 2, "trained and initial tensors"
     assert sizes["one"] == sizes["two"]
 
 
-# -- what is refused -----------------------------------------------------------------------------------------------------
+# -- refused settings -----------------------------------------------------------------------------------------------------
 
 
 def state(version: int = 2, *, efficient: bool = False, zero: int | None = None) -> SimpleNamespace:
@@ -74,7 +74,7 @@ def state(version: int = 2, *, efficient: bool = False, zero: int | None = None)
     )
 
 
-def test_what_works_is_not_refused():
+def test_supported_sharding_is_accepted():
     for name in ("balora", "lora", "full", "bitfit"):
         check_sharding(state(), nn.Linear(2, 2), find_method(name))
     check_sharding(state(zero=2), nn.Linear(2, 2), find_method("adalora"))
@@ -82,28 +82,32 @@ def test_what_works_is_not_refused():
 
 
 @pytest.mark.parametrize(
-    ("states", "method", "words"),
+    ("states", "method", "message"),
     [
         (state(1), "lora", "FSDP version 1 flattens .* Set fsdp_version: 2"),
         (state(efficient=True), "lora", "cpu_ram_efficient_loading .* to false"),
         (state(zero=3), "lora", "ZeRO stage 3 .* Use FSDP version 2"),
-        (state(), "adalora", "'adalora' works on whole matrices .* Use another method, or train with one whole model"),
-        (state(), "loraplus", "'loraplus' works on whole matrices"),
+        (
+            state(),
+            "adalora",
+            "'adalora' needs unsharded matrices .* Use another method, or train with one unsharded model",
+        ),
+        (state(), "loraplus", "'loraplus' needs unsharded matrices"),
     ],
 )
-def test_what_would_be_wrong_is_refused_with_the_way_out(states, method, words):
-    with pytest.raises(BALoraError, match=f"(?s){words}"):
+def test_unsupported_sharding_is_refused_with_an_alternative(states, method, message):
+    with pytest.raises(BALoraError, match=f"(?s){message}"):
         check_sharding(states, nn.Linear(2, 2), find_method(method))
 
 
-def test_rounded_weights_are_refused_and_all_problems_are_named():
+def test_quantized_weights_are_refused_and_all_problems_are_listed():
     model = nn.Linear(2, 2)
     model.is_loaded_in_4bit = True
-    with pytest.raises(BALoraError, match=r"(?s)version 1.*4 bits are not sharded"):
+    with pytest.raises(BALoraError, match=r"(?s)version 1.*Sharding of weights in 4 bits"):
         check_sharding(state(1), model, None)
 
 
-def test_without_shards_everything_is_as_it_is():
+def test_helpers_leave_unsharded_tensors_unchanged():
     layer = nn.Linear(3, 2)
     assert not is_sharded(layer) and not is_dtensor(layer.weight)
     reshard(layer)

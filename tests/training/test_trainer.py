@@ -34,7 +34,7 @@ SEQUENTIAL = {"train_sampling_strategy": "sequential", "max_grad_norm": 0.0}
 
 
 def gradients(folder, *, steps: int = 2, rows=None, config=TOKEN_TERMS, **changes) -> list[dict[str, torch.Tensor]]:
-    """What the optimizer was given in each step. Plain gradient descent: Adam would blow rounding up."""
+    """Return the optimizer's gradients of each step. Plain gradient descent, because Adam would amplify rounding."""
     seen = Gradients()
     settings = {"optim": "sgd", "learning_rate": 1.0, "max_steps": steps, **SEQUENTIAL, **changes}
     trainer(pissa(tiny_llama), folder, config=config, rows=rows, callbacks=[seen], **settings).train()
@@ -56,48 +56,48 @@ def assert_same(found: list[dict], expected: list[dict], tolerance: float = 1e-5
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> list[dict[str, torch.Tensor]]:
-    """The gradients of two steps over eight rows each, taken at once."""
-    return gradients(tmp_path_factory.mktemp("whole"), per_device_train_batch_size=8)
+def undivided(tmp_path_factory) -> list[dict[str, torch.Tensor]]:
+    """Gradients of two steps over eight rows each, in one micro-batch per step."""
+    return gradients(tmp_path_factory.mktemp("undivided"), per_device_train_batch_size=8)
 
 
 @pytest.mark.parametrize("path", ["fused", "plain"])
 @pytest.mark.parametrize("batch", [1, 2, 4])
-def test_any_split_into_micro_batches_gives_the_same_gradient(batch, path, whole, tmp_path):
+def test_any_split_into_micro_batches_gives_the_same_gradient(batch, path, undivided, tmp_path):
     found = gradients(
         tmp_path, per_device_train_batch_size=batch, gradient_accumulation_steps=8 // batch, loss_path=path
     )
-    assert_same(found, whole)
+    assert_same(found, undivided)
 
 
-def test_a_mean_of_micro_batch_means_would_not(whole, tmp_path):
-    """The rows are uneven enough that the usual mistake shows; else the test above would prove nothing."""
+def test_a_mean_of_micro_batch_means_has_another_gradient(undivided, tmp_path):
+    """The rows differ enough in length for the usual mistake to show in the test above."""
     rows = token_rows()[:8]
     halves = [gradients(tmp_path, steps=1, rows=rows[i : i + 4])[0] for i in (0, 4)]
-    gap = torch.stack([((halves[0][n] + halves[1][n]) / 2 - g).norm() for n, g in whole[0].items()]).norm()
-    assert gap > 1e-3 * torch.stack([g.norm() for g in whole[0].values()]).norm()
+    gap = torch.stack([((halves[0][n] + halves[1][n]) / 2 - g).norm() for n, g in undivided[0].items()]).norm()
+    assert gap > 1e-3 * torch.stack([g.norm() for g in undivided[0].values()]).norm()
 
 
 def test_the_last_incomplete_accumulation_is_a_step_of_its_own(tmp_path):
     rows = token_rows(10)
-    # Five micro-batches of two, four to a step: the second step has the last two rows alone. The weights stand still.
-    still = {"learning_rate": 0.0, "config": ALL_TERMS, "per_device_train_batch_size": 2}
-    found = gradients(tmp_path, rows=rows, gradient_accumulation_steps=4, **still)
-    alone = gradients(tmp_path, rows=rows[8:], steps=1, **still)
+    # Five micro-batches of two rows, four per step: the second step has only the last two rows. The weights do not change.
+    fixed = {"learning_rate": 0.0, "config": ALL_TERMS, "per_device_train_batch_size": 2}
+    found = gradients(tmp_path, rows=rows, gradient_accumulation_steps=4, **fixed)
+    alone = gradients(tmp_path, rows=rows[8:], steps=1, **fixed)
     assert_same(found[1:], alone)
 
 
 def test_batch_statistics_are_averaged_over_micro_batches(tmp_path):
     config = RegularizationConfig(consistency=0.0, diversity=0.0, spectral=5.0, **CONSTANT)
     rows = token_rows(4)
-    # Twice the same two rows: the mean over the micro-batches is one micro-batch's value, and the token terms' mean too.
+    # The same rows twice: means over micro-batches and over tokens are those of one micro-batch.
     once = gradients(tmp_path, steps=1, rows=rows, config=config)
     twice = gradients(tmp_path, steps=1, rows=rows + rows, config=config, gradient_accumulation_steps=2)
     assert_same(twice, once)
 
 
-def test_two_steps_by_hand(tmp_path):
-    """Loss, parts, weights and gradients of two steps of two micro-batches, from the plain formulas alone."""
+def test_two_steps_equal_the_plain_formulas(tmp_path):
+    """Compare loss, parts, weights and gradients of two steps of two micro-batches with the plain formulas."""
     config = RegularizationConfig(
         consistency=0.5, diversity=0.3, spectral=0.2, temperature=1.5, top_k=7, spectral_rank=3,
         consistency_schedule="cosine", focus_schedule="linear_warmup", focus_warmup=1.0,
@@ -147,7 +147,7 @@ def test_two_steps_by_hand(tmp_path):
         logged["loss"] += float(total) / 2
         logged["task"] += values["task"] / 2
         for name in ("consistency", "diversity", "spectral"):
-            # A weight of 0 leaves its term uncomputed: the raw mean is over the steps that had it.
+            # A term with weight 0 is not computed: the raw mean is over the steps that computed it.
             logged[name] += values[name] / 2 if name == "consistency" else values[name] * (t > 0)
             logged[f"{name}_weight"] += weights[name] / 2
             logged[f"{name}_weighted"] += weights[name] * values[name] / 2
@@ -158,11 +158,11 @@ def test_two_steps_by_hand(tmp_path):
     assert entry["loss"] == pytest.approx(entry["task"] + weighted, rel=1e-5)
 
 
-# -- beside the stock Trainer -------------------------------------------------------------------------------------------
+# -- compared with the stock Trainer ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["fused", "plain"])
-def test_with_all_weights_zero_it_is_step_for_step_the_stock_trainer(path, tmp_path):
+def test_with_all_weights_0_every_step_equals_the_stock_trainers(path, tmp_path):
     settings = {"max_steps": 6, "gradient_accumulation_steps": 2, "eval_strategy": "steps", "eval_steps": 3}
     rows, held_out = token_rows(), token_rows(10, seed=9)
     ours = trainer(
@@ -179,7 +179,7 @@ def test_with_all_weights_zero_it_is_step_for_step_the_stock_trainer(path, tmp_p
 
 
 @pytest.mark.parametrize("make", [tiny_bart, tiny_t5], ids=["bart", "t5"])
-def test_an_encoder_decoder_given_only_its_labels_is_the_stock_trainers_too(make, tmp_path):
+def test_an_encoder_decoder_with_labels_only_equals_the_stock_trainers(make, tmp_path):
     rows, held_out = pair_rows(), pair_rows(6, seed=9)
     runs = {}
     for kind in (BALoraTrainer, Trainer):
@@ -203,7 +203,7 @@ def test_an_encoder_decoder_trains_with_every_term_on_either_path(make, tmp_path
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_decoder_inputs_that_are_given_are_taken(tmp_path):
+def test_given_decoder_inputs_are_used(tmp_path):
     model = pissa(tiny_bart)
     run = trainer(model, tmp_path, config=OFF, rows=pair_rows())
     batch = pad_rows(pair_rows(4))
@@ -215,7 +215,7 @@ def test_decoder_inputs_that_are_given_are_taken(tmp_path):
     assert float(run.compute_loss(model, batch)) == pytest.approx(float(model(**batch).loss), rel=1e-5)
 
 
-def test_predictions_are_there_for_whoever_asks(tmp_path):
+def test_predictions_are_logits(tmp_path):
     held_out = token_rows(6, shortest=9, longest=10)
     model = pissa(tiny_llama)
     run = trainer(
@@ -234,10 +234,10 @@ def test_predictions_are_there_for_whoever_asks(tmp_path):
     assert metrics["eval_loss"] == pytest.approx(run.evaluate()["eval_loss"], rel=1e-5)
 
 
-# -- what the terms do --------------------------------------------------------------------------------------------------
+# -- effects of the terms -----------------------------------------------------------------------------------------------
 
 
-def test_consistency_holds_the_student_near_the_pre_trained_model(tmp_path):
+def test_consistency_keeps_the_student_close_to_the_pre_trained_model(tmp_path):
     drift = {}
     batch = pad_rows(token_rows(8, seed=5))
     for weight in (0.0, 5.0):
@@ -276,7 +276,7 @@ def test_every_part_is_logged_raw_weighted_and_with_its_weight(tmp_path):
         assert entry["spectral_weighted"] == pytest.approx(0.2 * entry["spectral"], rel=1e-5)
 
 
-def test_the_defaults_are_the_papers_for_the_models_task(tmp_path):
+def test_the_default_weights_are_the_papers_for_the_models_task(tmp_path):
     run = BALoraTrainer(
         model=pissa(tiny_llama), args=arguments(tmp_path), train_dataset=token_rows(), data_collator=pad_rows
     )
@@ -289,11 +289,11 @@ def test_the_defaults_are_the_papers_for_the_models_task(tmp_path):
     assert run.task == "regression"
 
 
-# -- nothing to learn from (METHOD 6.8) ---------------------------------------------------------------------------------
+# -- micro-batches without targets (METHOD 6.8) -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["fused", "plain"])
-def test_a_fully_masked_batch_is_zero_and_moves_nothing(path, tmp_path):
+def test_a_fully_masked_batch_has_loss_0_and_changes_no_weight(path, tmp_path):
     rows = [{**row, "labels": [-100] * len(row["labels"])} for row in token_rows(8)]
     model, seen = pissa(tiny_llama), Gradients()
     before = flat(model)
@@ -315,9 +315,9 @@ def test_a_masked_micro_batch_does_not_dilute_the_others(tmp_path):
     assert_same(beside, alone)
 
 
-def test_a_batch_without_labels_is_one_sentence(tmp_path):
+def test_a_batch_without_labels_is_refused(tmp_path):
     rows = [{"input_ids": row["input_ids"]} for row in token_rows(8)]
-    with pytest.raises(BALoraError, match="The batch has no labels, only input_ids; see the data collator"):
+    with pytest.raises(BALoraError, match=r"The batch has no labels, only input_ids\. Check the data collator"):
         trainer(pissa(tiny_llama), tmp_path, rows=rows).train()
 
 
@@ -331,13 +331,13 @@ def test_gradient_checkpointing_gives_the_same_gradients(reentrant, tmp_path):
     assert_same(saved, plain)
 
 
-def test_mixed_precision_takes_the_fused_path_and_comes_close(tmp_path, caplog):
+def test_mixed_precision_takes_the_fused_path_with_similar_losses(tmp_path, caplog):
     losses = {}
     for bf16 in (False, True):
         with caplog.at_level(logging.WARNING, logger="balora"):
             run = trainer(pissa(tiny_llama), tmp_path, bf16=bf16, max_steps=6)
             run.train()
-        assert run.step._fused, "no full logits because of autocast"
+        assert run.step._fused, "autocast does not force full logits"
         losses[bf16] = history(run, "loss")
     assert losses[True] == pytest.approx(losses[False], abs=0.02)
     assert losses[True] != losses[False]
@@ -371,10 +371,10 @@ def test_a_soft_capped_head_takes_the_fused_path(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-# -- what stops a run ---------------------------------------------------------------------------------------------------
+# -- refused models and stopped runs ------------------------------------------------------------------------------------
 
 
-def test_a_model_that_is_not_where_the_teacher_was_taken_is_refused_before_the_first_step(tmp_path):
+def test_a_model_changed_after_the_teacher_was_made_is_refused_before_the_first_step(tmp_path):
     model = pissa(tiny_llama)
     run = trainer(model, tmp_path)
     with torch.no_grad():
@@ -382,30 +382,30 @@ def test_a_model_that_is_not_where_the_teacher_was_taken_is_refused_before_the_f
     before = flat(model)
     with pytest.raises(
         BALoraError,
-        match=r"The teacher is not the model .* KL divergence .* is \d.* nats where rounding explains 1e-06",
+        match=r"The teacher is not the model .* KL divergence .* is \d.* nats, and rounding explains at most 1e-06",
     ):
         run.train()
     assert torch.equal(flat(model), before)
 
 
-def test_an_adapter_of_somebody_else_is_told_what_its_teacher_is(tmp_path, caplog):
-    def theirs(learnt):
+def test_a_trained_adapter_that_balora_did_not_make_gives_a_warning(tmp_path, caplog):
+    def peft_adapter(trained):
         model = get_peft_model(tiny_llama(), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
-        if learnt:
+        if trained:
             model.get_parameter("base_model.model.model.layers.1.self_attn.q_proj.lora_B.default.weight").data.add_(0.1)
         return model
 
     with caplog.at_level("WARNING", logger="balora"):
-        trainer(theirs(learnt=False), tmp_path)
-        trainer(theirs(learnt=True), tmp_path, config=OFF)
+        trainer(peft_adapter(trained=False), tmp_path)
+        trainer(peft_adapter(trained=True), tmp_path, config=OFF)
         trainer(pissa(tiny_llama), tmp_path)
         assert "not made by balora.adapt" not in caplog.text
-        trainer(theirs(learnt=True), tmp_path)
-    assert "the teacher is the model as it stands now" in caplog.text
+        trainer(peft_adapter(trained=True), tmp_path)
+    assert "so the teacher is the model as it is now" in caplog.text
 
 
-def test_a_second_stage_has_the_teacher_of_the_first(tmp_path):
-    """A trained model goes on with the initial values of its first run; anything else is refused."""
+def test_a_second_stage_keeps_the_teacher_of_the_first(tmp_path):
+    """A second stage of training needs the initial values of the first; other values are refused."""
     first = trainer(pissa(tiny_llama), tmp_path / "first")
     first.train()
     with pytest.raises(BALoraError, match="not at its initial value"):
@@ -419,20 +419,20 @@ def test_a_second_stage_has_the_teacher_of_the_first(tmp_path):
 
 
 @pytest.mark.parametrize("config", [ALL_TERMS, OFF], ids=["regularized", "off"])
-def test_an_adapter_that_is_merged_or_switched_off_is_refused(tmp_path, config):
-    """Merged, teacher and student are one function, and nothing would learn."""
+def test_a_merged_or_disabled_adapter_is_refused(tmp_path, config):
+    """With a merged adapter teacher and student are the same function, and nothing would learn."""
     model = pissa(tiny_llama)
     model.merge_adapter()
     with pytest.raises(BALoraError, match="q_proj is merged"):
         trainer(model, tmp_path, config=config).train()
     model.unmerge_adapter()
     layer = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
-    layer._disable_adapters = True  # peft's own switch freezes the factors too, and then there is nothing to train
-    with pytest.raises(BALoraError, match="q_proj is switched off"):
+    layer._disable_adapters = True  # peft's own method also freezes the factors, so there would be nothing to train
+    with pytest.raises(BALoraError, match="q_proj is disabled"):
         trainer(model, tmp_path, config=config).train()
 
 
-def test_a_small_departure_is_refused_too_and_rounding_is_not(tmp_path):
+def test_a_small_change_is_refused_and_rounding_is_not(tmp_path):
     name = "base_model.model.model.layers.0.mlp.up_proj.lora_B.default.weight"
     for size, refused in ((3e-2, True), (1e-6, False)):
         model = pissa(tiny_llama)
@@ -446,13 +446,13 @@ def test_a_small_departure_is_refused_too_and_rounding_is_not(tmp_path):
             run.train()
 
 
-def test_without_consistency_no_teacher_is_asked_for(tmp_path, monkeypatch):
+def test_without_consistency_the_teacher_does_not_run(tmp_path, monkeypatch):
     monkeypatch.setattr(PretrainedTeacher, "active", lambda self: pytest.fail("the teacher was run"))
     config = RegularizationConfig(consistency=0.0, diversity=0.3, spectral=0.2, **CONSTANT)
     trainer(pissa(tiny_llama), tmp_path, config=config, max_steps=2).train()
 
 
-def test_an_adapter_trained_before_is_refused_at_once(tmp_path):
+def test_an_adapter_trained_before_is_refused_at_construction(tmp_path):
     model = pissa(tiny_llama)
     with torch.no_grad():
         model.get_parameter("base_model.model.model.layers.0.mlp.up_proj.lora_B.default.weight").add_(0.1)
@@ -461,11 +461,11 @@ def test_an_adapter_trained_before_is_refused_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_broken_term_stops_the_run_with_its_name_and_the_last_checkpoint(bad, tmp_path):
+def test_a_non_finite_term_stops_the_run_and_names_the_last_checkpoint(bad, tmp_path):
     model = pissa(tiny_llama)
     run = trainer(model, tmp_path, max_steps=6, save_strategy="steps", save_steps=2)
-    spoil = lambda: next(iter(run.teacher.initial.values())).fill_(bad)  # noqa: E731
-    run.add_callback(Do("on_step_begin", 3, spoil))
+    break_teacher = lambda: next(iter(run.teacher.initial.values())).fill_(bad)  # noqa: E731
+    run.add_callback(Do("on_step_begin", 3, break_teacher))
     with pytest.raises(BALoraError) as caught:
         run.train()
     message = str(caught.value)
@@ -475,7 +475,7 @@ def test_a_broken_term_stops_the_run_with_its_name_and_the_last_checkpoint(bad, 
     assert flat(model).isfinite().all()
 
 
-def test_a_broken_task_loss_stops_the_run_before_there_is_a_checkpoint(tmp_path):
+def test_a_non_finite_task_loss_stops_a_run_without_a_checkpoint(tmp_path):
     model = pissa(tiny_llama)
     run = trainer(model, tmp_path)
     run.add_callback(
@@ -487,7 +487,7 @@ def test_a_broken_task_loss_stops_the_run_before_there_is_a_checkpoint(tmp_path)
         run.train()
 
 
-def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+def test_non_finite_weights_are_never_saved(tmp_path):
     model = pissa(tiny_llama)
     run = trainer(model, tmp_path, max_steps=6, save_strategy="steps", save_steps=2)
     name = "base_model.model.model.layers.1.mlp.up_proj.lora_A.default.weight"
@@ -500,7 +500,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     assert not (tmp_path / "result").exists()
 
 
-def test_what_the_objective_cannot_honour_is_refused(tmp_path):
+def test_unsupported_arguments_are_refused(tmp_path):
     with pytest.raises(BALoraError, match="label_smoothing_factor"):
         trainer(pissa(tiny_llama), tmp_path, label_smoothing_factor=0.1)
     with pytest.raises(BALoraError, match="hf upload"):
@@ -514,7 +514,7 @@ def test_what_the_objective_cannot_honour_is_refused(tmp_path):
             train_dataset=token_rows(),
             compute_loss_func=lambda *_: 0,
         )
-    with pytest.raises(BALoraError, match="model_init would make another model"):
+    with pytest.raises(BALoraError, match=r"model_init is not supported: train\(\) would make a new model"):
         BALoraTrainer(model_init=lambda: pissa(tiny_llama), args=arguments(tmp_path), train_dataset=token_rows())
     with pytest.raises(BALoraError, match="LlamaModel is neither a causal nor"):
         trainer(balora.adapt(tiny_llama().model, rank=4, target_modules=["q_proj"]), tmp_path)
@@ -522,7 +522,7 @@ def test_what_the_objective_cannot_honour_is_refused(tmp_path):
         trainer(pissa(tiny_llama), tmp_path, loss_path="quick")
 
 
-def test_valid_targets_are_what_is_counted(tmp_path):
+def test_num_items_counts_the_valid_targets(tmp_path):
     run = trainer(pissa(tiny_llama), tmp_path)
     batches = [pad_rows(token_rows(3, seed=s)) for s in range(2)]
     expected = sum(len(valid_targets(b["labels"], shift=True)[1]) for b in batches)

@@ -44,7 +44,7 @@ def accuracy(prediction) -> dict[str, float]:
 @pytest.mark.parametrize(
     "make", [tiny_bert, tiny_roberta, llama, scores], ids=["bert", "roberta", "llama", "regression"]
 )
-def test_with_all_weights_zero_it_is_step_for_step_the_stock_trainer(make, tmp_path):
+def test_with_all_weights_0_every_step_equals_the_stock_trainers(make, tmp_path):
     labels = 1 if make is scores else 3
     settings = {
         "rows": labelled_rows(labels=labels), "eval_dataset": labelled_rows(10, labels=labels, seed=9), "max_steps": 4,
@@ -52,7 +52,7 @@ def test_with_all_weights_zero_it_is_step_for_step_the_stock_trainer(make, tmp_p
     }  # fmt: skip
     if labels > 1:
         settings["compute_metrics"] = accuracy
-    # transformers 5.23 adds a classifier's micro-batch means up instead of averaging them: it is asked for no accumulation.
+    # transformers 5.23 adds up a classifier's micro-batch means instead of averaging them, so the stock run does not accumulate.
     ours = trainer(pissa(make), tmp_path, config=OFF, gradient_accumulation_steps=2, **settings)
     stock = trainer(pissa(make), tmp_path, kind=Trainer, per_device_train_batch_size=8, **settings)
     ours.train()
@@ -67,7 +67,7 @@ def test_with_all_weights_zero_it_is_step_for_step_the_stock_trainer(make, tmp_p
 def test_any_split_into_micro_batches_gives_the_same_gradient(case, tmp_path):
     make = scores if case == "regression" else tiny_bert
     rows = labelled_rows(16, labels=1 if make is scores else 3)
-    if case == "some without a label":  # of four and of one there are micro-batches with none
+    if case == "some without a label":  # some micro-batches of four and of one have no label
         rows = [{**row, "labels": -100} if at in (1, 4, 5, 6, 7, 12) else row for at, row in enumerate(rows)]
     found = {}
     for batch in (8, 4, 1):
@@ -86,21 +86,21 @@ def test_any_split_into_micro_batches_gives_the_same_gradient(case, tmp_path):
 def test_an_incomplete_last_batch_counts_its_own_rows(tmp_path):
     rows = labelled_rows(7)
     seen = Gradients()
-    still = {"config": ROWWISE, "optim": "sgd", "learning_rate": 0.0, **SEQUENTIAL}
-    # Batches of 4 and 3 rows in one step are seven rows, each counting alike.
+    fixed = {"config": ROWWISE, "optim": "sgd", "learning_rate": 0.0, **SEQUENTIAL}
+    # Batches of 4 and 3 rows in one step are seven rows with the same weight.
     trainer(
-        pissa(tiny_bert), tmp_path, rows=rows, callbacks=[seen], max_steps=1, gradient_accumulation_steps=2, **still
+        pissa(tiny_bert), tmp_path, rows=rows, callbacks=[seen], max_steps=1, gradient_accumulation_steps=2, **fixed
     ).train()
     whole = Gradients()
     trainer(
-        pissa(tiny_bert), tmp_path, rows=rows, callbacks=[whole], max_steps=1, per_device_train_batch_size=7, **still
+        pissa(tiny_bert), tmp_path, rows=rows, callbacks=[whole], max_steps=1, per_device_train_batch_size=7, **fixed
     ).train()
     for name, gradient in whole.steps[0].items():
         assert (seen.steps[0][name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7, name
 
 
 @pytest.mark.parametrize("target", ["logits", "features"])
-def test_two_steps_by_hand(target, tmp_path):
+def test_two_steps_equal_the_plain_formulas(target, tmp_path):
     config = RegularizationConfig(
         consistency=0.5, diversity=0.3, spectral=0.2, variance=0.1, spectral_rank=2, diversity_target=target,
         spectral_target=target, consistency_schedule="cosine", focus_schedule="linear_warmup", focus_warmup=1.0,
@@ -146,7 +146,7 @@ def test_two_steps_by_hand(target, tmp_path):
                 parameter.data -= 0.5 * parameter.grad
 
 
-def test_regression_logs_what_is_left_of_the_terms(tmp_path, caplog):
+def test_regression_switches_off_constant_terms_and_says_so(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="balora"):
         run = trainer(pissa(scores), tmp_path, config=None, rows=labelled_rows(labels=1), max_steps=3)
         run.train()
@@ -161,17 +161,17 @@ def test_regression_logs_what_is_left_of_the_terms(tmp_path, caplog):
     assert "spectral" not in entry
 
 
-@pytest.mark.parametrize(("statistics", "told"), [("local", 1), ("global", 0)])
-def test_the_rows_of_all_processes_count_where_statistics_are_global(statistics, told, monkeypatch):
+@pytest.mark.parametrize(("statistics", "notices"), [("local", 1), ("global", 0)])
+def test_global_statistics_count_the_rows_of_all_processes(statistics, notices, monkeypatch):
     for module in ("balora.objective", "balora.training.classification_step"):
         monkeypatch.setattr(f"{module}.world_size", lambda: 2)
     config = RegularizationConfig.for_classification(spectral_target="features", batch_statistics=statistics)
     objective = Objective(config, "classification", num_labels=3)
-    ClassificationStep(tiny_bert(), objective, teacher=None)._check_rows(4)
-    assert len(objective.notices) == told, "4 rows in each of two processes are 8, and spectral_rank is 5"
+    ClassificationStep(tiny_bert(), objective, teacher=None)._check_batch_size(4)
+    assert len(objective.notices) == notices, "4 rows in each of two processes are 8, and spectral_rank is 5"
 
 
-def test_batches_too_small_for_the_spectrum_are_said_once(tmp_path, caplog):
+def test_batches_too_small_for_the_spectral_term_warn_once(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="balora"):
         config = RegularizationConfig.for_classification(spectral_target="features", diversity=0.0)
         run = trainer(pissa(tiny_bert), tmp_path, config=config, rows=labelled_rows(), max_steps=3)
@@ -187,7 +187,7 @@ def test_batches_too_small_for_the_spectrum_are_said_once(tmp_path, caplog):
     assert not caplog.records
 
 
-def test_consistency_holds_the_scores_near_the_teachers(tmp_path):
+def test_consistency_keeps_the_scores_close_to_the_teachers(tmp_path):
     drift = {}
     inputs = {n: v for n, v in pad_rows(labelled_rows(32, labels=1, seed=5)).items() if n != "labels"}
     for weight in (0.0, 10.0):
@@ -200,19 +200,19 @@ def test_consistency_holds_the_scores_near_the_teachers(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_dropout_and_every_term_go_together(method, tmp_path):
+def test_every_term_works_with_dropout(method, tmp_path):
     model = balora.adapt(
         tiny_bert(dropout=0.2), method=method, **({} if method == "full" else {"rank": 4, "dropout": 0.2})
     )
     run = trainer(model, tmp_path, config=FEATURES, rows=labelled_rows(), per_device_train_batch_size=8, max_steps=3)
     run.train()
-    # Dropout is the student's alone: the start check, in eval mode, has passed, and the first step shows its noise.
+    # Only the student has dropout: the initial check, in eval mode, has passed, and the first step shows the noise.
     assert history(run, "consistency")[0] > 1e-4
     for name in ("diversity", "spectral", "variance"):
         assert len(history(run, name)) == 3
 
 
-def test_labels_of_the_wrong_kind_are_one_sentence(tmp_path):
+def test_labels_of_the_wrong_kind_are_refused(tmp_path):
     floats = [{**row, "labels": float(row["labels"])} for row in labelled_rows(8)]
     with pytest.raises(BALoraError, match=r"one class number per row, and the labels of 4 rows are torch\.float32"):
         trainer(pissa(tiny_bert), tmp_path, config=OFF, rows=floats).train()
@@ -231,7 +231,7 @@ def test_labels_of_the_wrong_kind_are_one_sentence(tmp_path):
         ),
     ],
 )
-def test_problems_the_terms_are_not_made_for_are_refused(settings, sentence, tmp_path):
+def test_unsupported_problem_types_are_refused(settings, sentence, tmp_path):
     with pytest.raises(BALoraError, match=sentence):
         trainer(pissa(lambda: tiny_bert(**settings)), tmp_path, config=OFF, rows=labelled_rows())
 

@@ -1,4 +1,4 @@
-"""Data parallelism: two processes on the CPU (gloo) are one process that accumulates twice (METHOD 6.7)."""
+"""Data parallelism: two processes on the CPU (gloo) equal one process that accumulates twice (METHOD 6.7)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def report(tmp_path_factory) -> dict:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_two_processes_give_the_gradients_of_one_that_accumulates(name, report):
+def test_two_processes_have_the_gradients_of_one_that_accumulates(name, report):
     assert report[name]["gradient"] <= 1e-5
     assert report[name]["weights"] <= 1e-5
     assert report[name]["ranks"] == 0.0
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_and_log_the_same(name, report):
+def test_two_processes_log_the_same_as_one(name, report):
     one, first, second = report[name]["logged"]
     assert first == second
     for key, values in one.items():
@@ -39,7 +39,7 @@ def test_and_log_the_same(name, report):
 
 
 @pytest.mark.parametrize("name", GLOBAL)
-def test_global_statistics_are_logged_as_those_of_the_whole_batch(name, report):
+def test_global_statistics_are_those_of_the_batch_on_all_processes(name, report):
     one, first, _ = report[name]["logged"]
     terms = ["consistency", "diversity", "spectral", *([] if name == "global generation" else ["variance"])]
     for term in terms:
@@ -47,8 +47,10 @@ def test_global_statistics_are_logged_as_those_of_the_whole_batch(name, report):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_and_write_one_whole_checkpoint_between_them(name, report):
-    assert report[name]["folder"] == ["checkpoint-3"], "the earlier one rotated away, and no staging folder left"
+def test_two_processes_write_one_complete_checkpoint(name, report):
+    assert report[name]["folder"] == ["checkpoint-3"], (
+        "the earlier checkpoint is deleted, and no staging directory is left"
+    )
     folder = report["path"] / "two" / name / "checkpoint-3"
     ckpt.check_manifest(folder)
     assert {"rng_state_0.pth", "rng_state_1.pth", ckpt.INITIAL, ckpt.ORIGIN} <= {p.name for p in folder.iterdir()}

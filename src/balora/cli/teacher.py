@@ -23,7 +23,7 @@ def teacher(
     """
     run_config = read_run_config(config, overrides)
     quiet_libraries()
-    from balora.teacher.build import build_teacher
+    from balora.teacher.cache_builder import build_teacher_cache
 
-    for line in build_teacher(run_config, top_k, typer.echo).lines():
+    for line in build_teacher_cache(run_config, top_k, typer.echo).lines():
         typer.echo(line)

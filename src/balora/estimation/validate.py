@@ -24,8 +24,8 @@ from balora.methods.adaptation import check_options
 from balora.methods.init.calibration import check_num_rows, num_calibration_rows
 from balora.methods.quantization.quantize import loaded_bits
 from balora.objective import Objective
-from balora.teacher.build import find_cache
-from balora.training.generative_eval import answers_of
+from balora.teacher.cache import open_cache
+from balora.training.generative_eval import generative_metrics_for
 from balora.training.run import adapter_arguments, tokenize, training_arguments
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ def validate(config: RunConfig) -> ValidationReport:
     report, source, spec = ValidationReport(), ModelSource.from_config(config), find_method(config.method.name)
     report.check(RunDirectory(config).check)
     report.check(lambda: training_arguments(config))
-    report.check(lambda: find_cache(config))
+    report.check(lambda: open_cache(config))
     options = report.check(
         lambda: check_options(spec, **adapter_arguments(config), extra=config.method.adapt_options())
     )
@@ -86,7 +86,7 @@ def validate(config: RunConfig) -> ValidationReport:
         if rows is not None:
             report.rows = len(rows.train)
             report.notes += rows.notes
-            report.check(lambda: answers_of(config, examples, rows, target or tokenizer))
+            report.check(lambda: generative_metrics_for(config, examples, rows, target or tokenizer))
             if spec.needs_data and options is not None:
                 wanted = num_calibration_rows(options.extra)
                 report.check(lambda: check_num_rows(wanted, report.rows))

@@ -35,7 +35,7 @@ from balora.methods import METHODS, Method
 from balora.methods.initial_state import initial_state_of
 from balora.methods.layers.peft_lora import lora_layers
 from balora.teacher.pretrained import PretrainedTeacher
-from balora.training.generation_step import infer_task
+from balora.training.train_step import infer_task
 
 Form = Literal["lora", "merged"]
 TARGET_TOKENIZER = "target_tokenizer"

@@ -1,4 +1,4 @@
-"""The pre-trained model inside the adapted one, and what is cached of its outputs."""
+"""Teacher: the pre-trained model inside the adapted one, and caches of its outputs."""
 
 from balora.teacher.pretrained import PretrainedTeacher
 

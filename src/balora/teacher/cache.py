@@ -1,9 +1,9 @@
-"""A teacher on disk: of every target token its K likeliest continuations and the rest as one tail.
+"""Teacher cache on disk: for every target token the K most likely tokens of the teacher, and the rest as one tail.
 
-A cache is a folder: ``index.json`` says whose it is (`Identity`), each ``shard-*.safetensors`` holds some rows. A row is
-known by a key over its content (`balora.teacher.row_keys`), so runs with other methods, seeds, orders and splits share
+A cache is a directory: ``index.json`` identifies the teacher (`TeacherIdentity`), each ``shard-*.safetensors`` holds some rows.
+A row is found by a key over its content (`balora.teacher.row_keys`), so runs with other methods, seeds, orders and splits share
 one cache: the teacher is the pre-trained model, whatever the method is.
-Shapes: M positions, V vocabulary, K kept tokens, R rows of a shard.
+Shapes: M positions, V vocabulary, K cached tokens.
 """
 
 from __future__ import annotations
@@ -11,40 +11,56 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from balora.config.run_config import RunConfig
 from balora.errors import BALoraError, raise_all
 from balora.losses import TopKTeacher
-from balora.methods.fingerprint import Fingerprint, first_mismatch
-from balora.teacher.row_keys import KEY_BYTES
+from balora.methods.fingerprint import Fingerprint, fingerprint, first_mismatch
+from balora.teacher.row_keys import KEY_BYTES, row_key
 
 INDEX = "index.json"
 SHARDS = "shard-*.safetensors"
 FORMAT = 1
-_LARGEST = 0.01
-"""Most that a remembered probability may be off by: float16 explains 2e-4, half-precision forwards some 5e-3."""
+_MAX_PROBABILITY_ERROR = 0.01
+"""Largest accepted error of a cached probability: float16 explains 2e-4, half-precision forwards about 5e-3."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Identity:
-    """Whose teacher a cache is of. Neither the method nor the seed is in it."""
+class TeacherIdentity:
+    """Identity of the teacher in a cache. It contains neither the method nor the seed."""
 
     model: Fingerprint
-    """Of the pre-trained weights, before any method has moved them."""
+    """Fingerprint of the pre-trained weights, before any method has changed them."""
     tokenizer: str
-    """A digest of the tokenizers."""
+    """Digest of the tokenizers."""
     dtype: str
     temperature: float
 
-    def departures(self, other: Identity, top_k: int | None, built_top_k: int) -> list[str]:
-        """Why a cache with this identity is not one for ``other``, a sentence for each reason."""
+    @classmethod
+    def of_run(cls, config: RunConfig, model: nn.Module, tokenizers: str) -> TeacherIdentity:
+        """Identify the teacher of a run. ``model`` must not have an adapter yet; ``tokenizers`` is `tokenizer_digest`."""
+        return cls(
+            model=fingerprint(model.named_parameters()),
+            tokenizer=tokenizers,
+            dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+            temperature=config.regularization.temperature,
+        )
+
+    @classmethod
+    def from_index(cls, index: Mapping[str, Any]) -> TeacherIdentity:
+        """Read the identity from the index of a cache."""
+        return cls(**{field.name: index[field.name] for field in dataclasses.fields(cls)})
+
+    def mismatches(self, other: TeacherIdentity) -> list[str]:
+        """List the reasons why a cache with this identity cannot be used for ``other``, a sentence for each."""
         reasons = []
         if self.dtype != other.dtype:
             reasons.append(f"It was built with the model in {self.dtype}, and the run has it in {other.dtype}.")
@@ -54,46 +70,43 @@ class Identity:
             reasons.append("It was built with another tokenizer.")
         if self.temperature != other.temperature:
             reasons.append(f"It was built at temperature {self.temperature}, and the run is at {other.temperature}.")
-        if top_k is not None and top_k != built_top_k:
-            reasons.append(f"It keeps {built_top_k} tokens to a position, and {top_k} are asked for.")
         return reasons
 
 
 def tokenizer_digest(*tokenizers: PreTrainedTokenizerBase | None) -> str:
-    """A digest over all that decides how texts become tokens."""
+    """Return a digest of everything that decides how texts become tokens."""
     digest = hashlib.sha256()
     for tokenizer in tokenizers:
         if tokenizer is None:
             continue
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        # Padding and truncation are settings of the last call, not of the tokenizer.
-        inner = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
-        for passing in ("padding", "truncation"):
-            inner.pop(passing, None)
-        parts = [inner, {k: str(v) for k, v in tokenizer.special_tokens_map.items()}, str(tokenizer.chat_template)]
+        content = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
+        for last_call in ("padding", "truncation"):  # set by the last call, not by the tokenizer
+            content.pop(last_call, None)
+        parts = [content, {k: str(v) for k, v in tokenizer.special_tokens_map.items()}, str(tokenizer.chat_template)]
         digest.update(json.dumps(parts, sort_keys=True).encode())
     return digest.hexdigest()
 
 
 class TeacherCache:
-    """Reads a cache, row by row, from memory-mapped files.
+    """Teacher outputs on disk, read row by row from memory-mapped files.
 
     Args:
-        folder: What `balora teacher` built.
+        directory: Directory that `balora teacher` built.
 
     Raises:
         BALoraError: There is no cache, or it is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        content = read_index(folder)
-        self.identity = Identity(**{f.name: content[f.name] for f in dataclasses.fields(Identity)})
-        self.top_k: int = content["top_k"]
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        index = read_index(directory)
+        self.identity = TeacherIdentity.from_index(index)
+        self.top_k: int = index["top_k"]
         self._shards: list[Any] = []
         self._rows: dict[bytes, tuple[int, int, int]] = {}
-        for path in sorted(folder.glob(SHARDS)):
-            self._add(path)
+        for path in sorted(directory.glob(SHARDS)):
+            self._open_shard(path)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -101,69 +114,73 @@ class TeacherCache:
     def __contains__(self, key: bytes) -> bool:
         return key in self._rows
 
-    def require(self, identity: Identity, keys: Iterable[bytes]) -> None:
-        """Refuse a cache of another teacher, or one that lacks rows.
+    def require(self, identity: TeacherIdentity, keys: Sequence[bytes]) -> None:
+        """Refuse the cache if it has another teacher or lacks rows.
 
         Raises:
-            BALoraError: With every reason.
+            BALoraError: The cache cannot be used; the message gives every reason.
         """
-        reasons = self.identity.departures(identity, None, self.top_k)
-        keys = list(keys)
-        missing = sum(key not in self._rows for key in keys)
+        reasons = self.identity.mismatches(identity)
+        missing = self._count_missing(keys)
         if missing and not reasons:
             reasons.append(
-                f"It lacks {missing:,} of the {len(keys):,} training rows: the data or how they are cut and put together "
-                "have changed, or it is not finished. `balora teacher` adds what is missing."
+                f"It lacks {missing:,} of the {len(keys):,} training rows: the data or their tokenization have changed, or the "
+                "build was not finished. `balora teacher` adds the missing rows."
             )
-        raise_all(reasons, f"The teacher cache {self.folder} cannot be used; build one for this run in another folder")
+        raise_all(
+            reasons, f"The teacher cache {self.directory} cannot be used; build one for this run in another directory"
+        )
 
-    def take(self, keys: Sequence[bytes], device: torch.device | str = "cpu") -> TopKTeacher:
-        """What is remembered of some rows, their positions one after the other.
+    def read(self, keys: Sequence[bytes], device: torch.device | str = "cpu") -> TopKTeacher:
+        """Return the teacher of some rows, their positions concatenated.
 
         Raises:
-            BALoraError: A row is not there.
+            BALoraError: A row is not in the cache.
         """
-        unknown = sum(key not in self._rows for key in keys)
-        if unknown:
+        missing = self._count_missing(keys)
+        if missing:
             raise BALoraError(
-                f"The teacher cache {self.folder} lacks {unknown} of the batch's {len(keys)} rows. Build it for these data with "
-                "`balora teacher`, or leave teacher_cache out."
+                f"The teacher cache {self.directory} lacks {missing} of the batch's {len(keys)} rows. Build it for these data "
+                "with `balora teacher`, or leave teacher_cache out."
             )
-        found: dict[str, list[Tensor]] = {"tokens": [], "log_probs": [], "log_tail": []}
+        pieces: dict[str, list[Tensor]] = {"tokens": [], "log_probs": [], "log_tail": []}
         for key in keys:
             shard, start, stop = self._rows[key]
-            for name, pieces in found.items():
-                pieces.append(self._shards[shard].get_slice(name)[start:stop])
-        tokens, log_probs, log_tail = (torch.cat(pieces).to(device, non_blocking=True) for pieces in found.values())
+            for name, tensors in pieces.items():
+                tensors.append(self._shards[shard].get_slice(name)[start:stop])
+        tokens, log_probs, log_tail = (torch.cat(tensors).to(device, non_blocking=True) for tensors in pieces.values())
         return TopKTeacher(tokens, log_probs, log_tail, self.identity.temperature)
 
-    def check(self, memory: TopKTeacher, logits_MV: Tensor) -> None:
-        """Compare what is remembered with what the teacher says now, at the first of its positions.
+    def check(self, cached: TopKTeacher, logits_MV: Tensor) -> None:
+        """Compare cached outputs with the teacher's present ones.
 
         Args:
-            memory: Of a batch.
-            logits_MV: The teacher's own, at some or all of the batch's first positions.
+            cached: Cached teacher of a batch.
+            logits_MV: Logits of the teacher itself, at some or all of the batch's first positions.
 
         Raises:
             BALoraError: A probability differs by more than rounding explains.
         """
-        memory = memory.at(slice(len(logits_MV)))
-        log_probs_MV = (logits_MV.float() / memory.temperature).log_softmax(dim=-1)
-        said_MK = log_probs_MV.gather(1, memory.tokens_MK.long()).exp()
-        off = float((said_MK - memory.log_probs_MK.float().exp()).abs().max()) if said_MK.numel() else 0.0
-        if not off <= _LARGEST:
+        cached = cached.at(slice(len(logits_MV)))
+        log_probs_MV = (logits_MV.float() / cached.temperature).log_softmax(dim=-1)
+        probs_MK = log_probs_MV.gather(1, cached.tokens_MK.long()).exp()
+        error = float((probs_MK - cached.log_probs_MK.float().exp()).abs().max()) if probs_MK.numel() else 0.0
+        if not error <= _MAX_PROBABILITY_ERROR:
             raise BALoraError(
-                f"The teacher cache {self.folder} is of another model: a remembered probability differs by {off:.2g} from what "
-                "the pre-trained model says now. Build one for this run in another folder."
+                f"The teacher cache {self.directory} was built from another model: a cached probability differs by {error:.2g} "
+                "from the pre-trained model's. Build a cache for this run in another directory."
             )
 
-    def _add(self, path: Path) -> None:
+    def _count_missing(self, keys: Sequence[bytes]) -> int:
+        return sum(key not in self._rows for key in keys)
+
+    def _open_shard(self, path: Path) -> None:
         try:
             shard = safe_open(path, framework="pt")
             keys, offsets = shard.get_tensor("keys").numpy(), shard.get_tensor("offsets").tolist()
         except (OSError, SafetensorError) as error:
             raise BALoraError(
-                f"{path} is damaged ({error}). Delete it, and `balora teacher` makes it again."
+                f"{path} is damaged ({error}). Delete it and run `balora teacher` again, which rebuilds it."
             ) from error
         assert keys.shape[1] == KEY_BYTES
         for key, start, stop in zip(keys, offsets[:-1], offsets[1:], strict=True):
@@ -171,21 +188,52 @@ class TeacherCache:
         self._shards.append(shard)
 
 
-def read_index(folder: Path) -> dict[str, Any]:
-    """What a cache's folder says about itself.
+def read_index(directory: Path) -> dict[str, Any]:
+    """Read the index of a cache.
 
     Raises:
-        BALoraError: There is none, or it is damaged or of another version.
+        BALoraError: The index is missing, damaged or of another version.
     """
-    path = folder / INDEX
+    path = directory / INDEX
     if not path.is_file():
         raise BALoraError(
-            f"{folder} holds no teacher cache. Build it with `balora teacher CONFIG`, or leave teacher_cache out."
+            f"{directory} holds no teacher cache. Build it with `balora teacher CONFIG`, or leave teacher_cache out."
         )
     try:
-        content = json.loads(path.read_text())
+        index = json.loads(path.read_text())
     except ValueError as error:
-        raise BALoraError(f"{path} is damaged ({error}). Delete {folder} and build it again.") from error
-    if not isinstance(content, Mapping) or content.get("format") != FORMAT:
-        raise BALoraError(f"{folder} is in a form that this version does not read. Delete it and build it again.")
-    return dict(content)
+        raise BALoraError(f"{path} is damaged ({error}). Delete {directory} and build it again.") from error
+    if not isinstance(index, Mapping) or index.get("format") != FORMAT:
+        raise BALoraError(f"{directory} is in a form that this version does not read. Delete it and build it again.")
+    return dict(index)
+
+
+def open_cache(config: RunConfig) -> TeacherCache | None:
+    """Open the cache that a run's config names, without comparing it with the run; None if the run uses no cache.
+
+    Raises:
+        BALoraError: The task does not use a cache on disk, or the cache is missing or damaged.
+    """
+    if config.teacher_cache in ("auto", "off"):
+        return None
+    if config.task in ("classification", "regression"):
+        raise BALoraError(
+            f"Task {config.task} keeps its teacher's outputs in memory; set teacher_cache to auto or off."
+        )
+    return TeacherCache(Path(config.teacher_cache)) if config.regularization.consistency else None
+
+
+def open_cache_for_run(
+    config: RunConfig, model: nn.Module, tokenizers: str, rows: Sequence[Mapping[str, Any]]
+) -> TeacherCache | None:
+    """Open the cache that a run's config names and check that it fits the run; None if the run uses no cache.
+
+    ``model`` must not have an adapter yet; ``tokenizers`` is `tokenizer_digest`; ``rows`` are the tokenized training rows.
+
+    Raises:
+        BALoraError: The cache is missing, or it does not fit the run; the message gives the reasons.
+    """
+    cache = open_cache(config)
+    if cache is not None:
+        cache.require(TeacherIdentity.of_run(config, model, tokenizers), [row_key(row) for row in rows])
+    return cache

@@ -1,6 +1,6 @@
-"""Fill a teacher cache: the model over the rows that are missing, what it says into shards.
+"""`balora teacher`: run the pre-trained model once over every row of a run and store its outputs in a teacher cache.
 
-Shapes: B sequences, T positions, M valid tokens, V vocabulary, K kept tokens.
+Shapes: B sequences, T positions, M valid tokens, V vocabulary, K cached tokens.
 """
 
 from __future__ import annotations
@@ -18,31 +18,38 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from balora.checkpoints.lock import require_writable
+from balora.config.run_config import RunConfig
+from balora.data import load_examples, make_collator, tokenize_examples
 from balora.errors import BALoraError, raise_all
+from balora.loading.pretrained import load_model, load_target_tokenizer, load_tokenizer, max_positions
+from balora.loading.source import ModelSource
 from balora.losses import TopKTeacher
 from balora.models.hidden_states import HiddenStateExtractor, valid_targets
-from balora.teacher.cache import FORMAT, INDEX, SHARDS, Identity, TeacherCache, read_index
+from balora.teacher.cache import FORMAT, INDEX, SHARDS, TeacherCache, TeacherIdentity, read_index, tokenizer_digest
 from balora.teacher.row_keys import row_key
 
+TOP_K = 64
+"""Default number of cached tokens per position."""
 SHARD_ROWS = 256
+_HALF_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclasses.dataclass(frozen=True)
-class Built:
-    """What `TeacherWriter.add` left behind."""
+class BuildReport:
+    """Result of `TeacherCacheBuilder.add`."""
 
-    folder: Path
+    directory: Path
     rows: int
     new_rows: int
     size: int
     """Bytes on disk."""
     tail: float
-    """Mean probability, at the run's temperature, that is not on the kept tokens; of the new rows."""
+    """Mean probability, at the run's temperature, of all tokens that are not cached; over the new rows."""
     temperature: float
 
     def lines(self) -> list[str]:
-        """For people."""
-        lines = [f"{self.folder}: {self.rows:,} rows, {self.new_rows:,} of them new, {self.size / 2**20:,.1f} MiB"]
+        """Format the report as lines for the screen."""
+        lines = [f"{self.directory}: {self.rows:,} rows, {self.new_rows:,} of them new, {self.size / 2**20:,.1f} MiB"]
         if self.new_rows:
             lines.append(
                 f"mean tail {self.tail:.3g}: per token, the gradient of the consistency term is off by at most "
@@ -51,138 +58,178 @@ class Built:
         return lines
 
 
-class TeacherWriter:
-    """Runs a model over the rows that a cache lacks and writes a shard for every few hundred.
+def build_teacher_cache(
+    config: RunConfig, top_k: int = TOP_K, log: Callable[[str], None] = lambda line: None
+) -> BuildReport:
+    """Build or complete the cache that ``teacher_cache`` names, for the run's training and evaluation rows.
 
-    Args:
-        folder: Of the cache; made where it is not there.
-        model: The pre-trained model, on its device; put into eval mode.
-        identity: Whose teacher it is.
-        collate: From rows to a batch with ``labels``.
-        shift: Whether labels stand beside their tokens (causal models) and are to be moved by one.
-        top_k: K, tokens kept to a position.
-        batch_size: Rows to a forward.
-        autocast: In which dtype to run, where not the model's own.
+    Evaluation rows are included because a run with another seed may train on them.
 
     Raises:
-        BALoraError: The folder holds something else, or another teacher's cache; the reasons are given.
+        BALoraError: The config names no directory, the task uses no cache on disk, or the directory holds another teacher's
+            cache.
+    """
+    problems = []
+    if config.teacher_cache in ("auto", "off"):
+        problems.append(
+            "teacher_cache names no directory; set it in the config or on the command line, as teacher_cache=DIR."
+        )
+    if config.task in ("classification", "regression"):
+        problems.append(f"Task {config.task} keeps its teacher's outputs in memory and needs no cache on disk.")
+    if top_k < 1:
+        problems.append(f"At least one token per position must be cached, not {top_k}.")
+    raise_all(problems, "The teacher cache cannot be built")
+    source = ModelSource.from_config(config)
+    tokenizer, target = load_tokenizer(source), load_target_tokenizer(source)
+    examples = load_examples(config.data, config.task, config.seed)
+    model = load_model(source, tokenizer=tokenizer)
+    tokenized = tokenize_examples(
+        examples,
+        tokenizer,
+        config.data,
+        config.task,
+        target_tokenizer=target,
+        max_positions=max_positions(model.config),
+    )
+    identity = TeacherIdentity.of_run(config, model, tokenizer_digest(tokenizer, target))
+    cpu = not torch.cuda.is_available() or config.training.get("use_cpu")
+    builder = TeacherCacheBuilder(
+        Path(config.teacher_cache),
+        model.to("cpu" if cpu else "cuda"),
+        identity,
+        make_collator(config.task, tokenizer, model),
+        shift=config.task == "generation",
+        top_k=top_k,
+        batch_size=int(config.training.get("per_device_train_batch_size", 8)),
+        autocast=next((dtype for key, dtype in _HALF_PRECISION.items() if config.training.get(key)), None),
+    )
+    return builder.add([row for rows in (tokenized.train, tokenized.eval) if rows is not None for row in rows], log)
+
+
+@dataclasses.dataclass
+class TeacherCacheBuilder:
+    """Writer of a teacher cache: runs the model over the rows that the cache lacks and writes them in shards.
+
+    Raises:
+        BALoraError: The directory holds something else, or another teacher's cache; the message gives the reasons.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        model: nn.Module,
-        identity: Identity,
-        collate: Callable[[Sequence[Any]], Mapping[str, Tensor]],
-        *,
-        shift: bool,
-        top_k: int,
-        batch_size: int = 8,
-        autocast: torch.dtype | None = None,
-    ) -> None:
-        self.folder = folder
-        self.model = model.eval()
-        self.device = next(model.parameters()).device
-        self.identity = identity
-        self.collate = collate
-        self.shift = shift
-        self.top_k = top_k
-        self.batch_size = batch_size
-        self.autocast = autocast
-        self.headless = HiddenStateExtractor(model)
-        self._linear: bool | None = None
-        _open(folder, identity, top_k)
+    directory: Path
+    """Directory of the cache; created if it does not exist."""
+    model: nn.Module
+    """Pre-trained model on its device; put into eval mode."""
+    identity: TeacherIdentity
+    collate: Callable[[Sequence[Any]], Mapping[str, Tensor]]
+    """Function from rows to a batch with ``labels``."""
+    _: dataclasses.KW_ONLY
+    shift: bool
+    """Whether labels are aligned with their tokens (causal models) and must be shifted by one."""
+    top_k: int
+    """Cached tokens per position."""
+    batch_size: int = 8
+    """Rows per forward."""
+    autocast: torch.dtype | None = None
+    """Dtype of the forward; None for the model's own."""
 
-    def add(self, rows: Iterable[Mapping[str, Any]], say: Callable[[str], None] = lambda line: None) -> Built:
-        """Ask about the rows that are not there yet. What is written stays when it is interrupted.
+    def __post_init__(self) -> None:
+        self.model.eval()
+        self.device = next(self.model.parameters()).device
+        self.headless = HiddenStateExtractor(self.model)
+        self._head_is_linear: bool | None = None
+        self._open()
+
+    def add(self, rows: Iterable[Mapping[str, Any]], log: Callable[[str], None] = lambda line: None) -> BuildReport:
+        """Add the rows that the cache lacks. If interrupted, the cache keeps the shards written so far.
 
         Args:
-            rows: As the collator takes them.
-            say: Takes a line for each shard.
+            rows: Rows as the collator takes them.
+            log: Function that takes a line per shard.
 
         Raises:
             BALoraError: A shard is damaged or cannot be written.
         """
-        known = TeacherCache(self.folder)
-        todo = list({key: row for row in rows if (key := row_key(row)) not in known}.items())
-        todo.sort(key=lambda item: len(item[1]["input_ids"]))  # alike lengths together: little padding
-        tail, positions, batch = 0.0, 0, self.batch_size
-        first = 1 + max((int(p.stem.split("-")[1]) for p in self.folder.glob(SHARDS)), default=-1)
-        for number, start in enumerate(range(0, len(todo), SHARD_ROWS), first):
-            part = todo[start : start + SHARD_ROWS]
-            memories = [
-                m for at in range(0, len(part), batch) for m in self._ask([r for _, r in part[at : at + batch]])
+        cache = TeacherCache(self.directory)
+        new = list({key: row for row in rows if (key := row_key(row)) not in cache}.items())
+        new.sort(key=lambda item: len(item[1]["input_ids"]))  # similar lengths in a batch: little padding
+        tail, positions = 0.0, 0
+        first = 1 + max((int(p.stem.split("-")[1]) for p in self.directory.glob(SHARDS)), default=-1)
+        for number, start in enumerate(range(0, len(new), SHARD_ROWS), first):
+            keys, shard_rows = zip(*new[start : start + SHARD_ROWS], strict=True)
+            teachers = [
+                teacher
+                for at in range(0, len(shard_rows), self.batch_size)
+                for teacher in self._run_teacher(list(shard_rows[at : at + self.batch_size]))
             ]
-            self._write(number, [key for key, _ in part], memories)
-            tail += sum(float(m.log_tail_M.double().exp().sum()) for m in memories)
-            positions += sum(map(len, memories))
-            say(f"{start + len(part):,} of {len(todo):,} rows")
-        size = sum(path.stat().st_size for path in self.folder.iterdir())
-        total = len(known) + len(todo)
-        return Built(self.folder, total, len(todo), size, tail / max(positions, 1), self.identity.temperature)
+            self._write_shard(number, keys, teachers)
+            tail += sum(float(teacher.log_tail_M.double().exp().sum()) for teacher in teachers)
+            positions += sum(map(len, teachers))
+            log(f"{start + len(keys):,} of {len(new):,} rows")
+        size = sum(path.stat().st_size for path in self.directory.iterdir())
+        return BuildReport(
+            self.directory, len(cache) + len(new), len(new), size, tail / max(positions, 1), self.identity.temperature
+        )
+
+    def _open(self) -> None:
+        """Create the directory and its index, or refuse a directory with other content."""
+        directory, index_path = self.directory, self.directory / INDEX
+        if index_path.is_file():
+            index = read_index(directory)
+            reasons = TeacherIdentity.from_index(index).mismatches(self.identity)
+            if self.top_k != index["top_k"]:
+                reasons.append(f"It has {index['top_k']} tokens per position, and {self.top_k} are asked for.")
+            raise_all(reasons, f"{directory} holds the cache of another teacher; choose another directory or delete it")
+            return
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise BALoraError(f"{directory} is neither an empty directory nor a teacher cache. Choose another.")
+        require_writable(directory, "teacher_cache")
+        directory.mkdir(parents=True, exist_ok=True)
+        temporary = directory / f".{INDEX}.tmp"
+        index = {"format": FORMAT, "top_k": self.top_k, **dataclasses.asdict(self.identity)}
+        temporary.write_text(json.dumps(index, indent=1))
+        os.replace(temporary, index_path)
 
     @torch.no_grad()
-    def _ask(self, rows: Sequence[Mapping[str, Any]]) -> list[TopKTeacher]:
-        """What the model says about each of a batch of rows."""
+    def _run_teacher(self, rows: Sequence[Mapping[str, Any]]) -> list[TopKTeacher]:
+        """Run the model over a batch of rows and return the top-k teacher of each row."""
         batch = {name: value.to(self.device) for name, value in self.collate(rows).items()}
         mask_BT, _ = valid_targets(batch.pop("labels"), shift=self.shift)
         inputs = {**batch, "use_cache": False}
         temperature = self.identity.temperature
-        narrow = torch.autocast(self.device.type, self.autocast) if self.autocast else contextlib.nullcontext()
-        with narrow:
-            if self._linear is None:
-                self._linear = self.headless.head_matches(self.model, inputs)
-            if self._linear:
+        with torch.autocast(self.device.type, self.autocast) if self.autocast else contextlib.nullcontext():
+            if self._head_is_linear is None:
+                self._head_is_linear = self.headless.head_matches(self.model, inputs)
+            if self._head_is_linear:
                 hidden_BTd, _ = self.headless.hidden_states(self.model, inputs)
                 head = self.headless.head()
                 assert head is not None
                 hidden_Md = hidden_BTd[mask_BT].to(head.weight_VD.dtype)
-                memory = TopKTeacher.of(hidden_Md, head, top_k=self.top_k, temperature=temperature)
+                teacher = TopKTeacher.of(hidden_Md, head, top_k=self.top_k, temperature=temperature)
             else:
                 logits_MV = self.model(**inputs).logits[mask_BT]
-                memory = TopKTeacher.of_logits(logits_MV, top_k=self.top_k, temperature=temperature)
+                teacher = TopKTeacher.of_logits(logits_MV, top_k=self.top_k, temperature=temperature)
         stops = mask_BT.sum(dim=1).cumsum(0).tolist()
-        return [memory.at(slice(start, stop)) for start, stop in zip([0, *stops], stops, strict=False)]
+        return [teacher.at(slice(start, stop)) for start, stop in zip([0, *stops], stops, strict=False)]
 
-    def _write(self, number: int, keys: list[bytes], memories: list[TopKTeacher]) -> None:
-        lengths = torch.tensor([0, *map(len, memories)])
-        tokens_MK = torch.cat([m.tokens_MK for m in memories]).cpu()
+    def _write_shard(self, number: int, keys: Sequence[bytes], teachers: Sequence[TopKTeacher]) -> None:
+        lengths = torch.tensor([0, *map(len, teachers)])
+        tokens_MK = torch.cat([teacher.tokens_MK for teacher in teachers]).cpu()
         small = int(tokens_MK.max()) < 2**15 if tokens_MK.numel() else True
         tensors = {
             "keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(len(keys), -1),
             "offsets": lengths.cumsum(0),
             "tokens": tokens_MK.to(torch.int16 if small else torch.int32),
-            # A probability that float16 rounds is off by at most 2^-11 of p |log p|, which is below 2e-4.
-            "log_probs": torch.cat([m.log_probs_MK for m in memories]).cpu().half(),
-            "log_tail": torch.cat([m.log_tail_M for m in memories]).cpu().float(),
+            # float16 changes a probability by at most 2^-11 p |log p|, which is below 2e-4.
+            "log_probs": torch.cat([teacher.log_probs_MK for teacher in teachers]).cpu().half(),
+            "log_tail": torch.cat([teacher.log_tail_M for teacher in teachers]).cpu().float(),
         }
-        path = self.folder / f"shard-{number:05}.safetensors"
-        side = self.folder / f".{path.name}.tmp"
+        path = self.directory / f"shard-{number:05}.safetensors"
+        temporary = self.directory / f".{path.name}.tmp"
         try:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, side)
-            os.replace(side, path)
+            save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
+            os.replace(temporary, path)
         except OSError as error:
-            side.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise BALoraError(
-                f"{path} cannot be written: {error.strerror or error}. What is there stays; run the same command to go on."
+                f"{path} cannot be written: {error.strerror or error}. The shards written before are kept; run the same command "
+                "to continue."
             ) from error
-
-
-def _open(folder: Path, identity: Identity, top_k: int) -> None:
-    """Make the folder and say whose it is, or refuse one that is another teacher's."""
-    if (folder / INDEX).is_file():
-        known = read_index(folder)
-        built = Identity(**{f.name: known[f.name] for f in dataclasses.fields(Identity)})
-        raise_all(
-            built.departures(identity, top_k, known["top_k"]),
-            f"{folder} holds the cache of another teacher; choose another folder or delete it",
-        )
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BALoraError(f"{folder} is not an empty folder, nor a teacher cache. Choose another.")
-    require_writable(folder, "teacher_cache")
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {"format": FORMAT, "top_k": top_k, **dataclasses.asdict(identity)}
-    side = folder / f".{INDEX}.tmp"
-    side.write_text(json.dumps(content, indent=1))
-    os.replace(side, folder / INDEX)

@@ -1,8 +1,8 @@
-"""The pre-trained model inside the adapted one: no second copy, exact after any number of steps.
+"""Teacher: the pre-trained model inside the adapted one. No second copy, and exact after any number of steps.
 
-Every method starts as the identity change, so the pre-trained model *is* the adapted model with its trainable tensors
-at their initial values. Keep those few, swap them in, run, swap back. Switching the adapter off instead would give the
-residual weights under PiSSA: another model (METHOD 6.1, 6.2).
+Every method starts as the identity change, so the pre-trained model *is* the adapted model with its trainable tensors at their
+initial values. The teacher stores these values, swaps them in for a forward, and swaps them back. Disabling the adapter instead
+would give the residual weights under PiSSA: another model (METHOD 6.1, 6.2).
 """
 
 from __future__ import annotations
@@ -21,22 +21,21 @@ from balora.models.fsdp import is_dtensor, local_shard, local_slice, reshard
 
 
 class PretrainedTeacher:
-    """Keeps the trainable tensors' initial values and lends them to the model.
+    """The pre-trained model, as the adapted model with the initial values of its trainable tensors.
 
     Args:
-        model: An adapted model, before its first step. After steps, pass ``initial``.
-        initial: The initial values by parameter name, when the model has already moved away from them (a resumed run).
+        model: Adapted model before its first step. After steps, pass ``initial``.
+        initial: Initial values by parameter name, if the model has been trained already (a resumed run).
+        offload: Whether to store the values in the host's memory (pinned if there is a GPU) and copy them for each forward of
+            the teacher. The student's activations do not exist yet at that time, so the peak on the device is that of training
+            without a teacher.
 
     Raises:
         BALoraError: The model has been trained since `balora.adapt` made it and ``initial`` is not given, or ``initial``
-            is not what the adapter started from: such a teacher would not be the pre-trained model.
+            differs from the adapter's initial values: the teacher would not be the pre-trained model.
 
-    Of a model that FSDP2 has sharded since, each process lends its shards their part of the initial values. Sharding by
-    other means is refused by the Trainer.
-
-    With ``offload`` the values stay in the host's memory (pinned where there is a GPU) and are copied over for each
-    forward of the teacher, when the student's activations are not there yet: the peak on the device is then that of
-    training without a teacher.
+    If FSDP2 shards the model later, each process swaps in its shard of the initial values. The Trainer refuses other ways of
+    sharding.
 
     Example:
         >>> import balora, torch, transformers
@@ -56,61 +55,63 @@ class PretrainedTeacher:
         parameters = dict(trainable_parameters(model))
         if not parameters:
             raise BALoraError(
-                "The model has nothing to train, so there is nothing to tell the teacher from the student."
+                "The model has nothing to train: no parameter requires a gradient, so the student would stay the teacher."
             )
         given = initial if initial is not None else parameters
         missing = parameters.keys() - given.keys()
         if missing:
-            raise BALoraError(f"The initial values lack {sorted(missing)[0]}; pass all that the model trains.")
-        start = initial_state_of(model)
-        if start is not None:
-            wrong = first_mismatch(fingerprint((name, given[name]) for name in parameters), start.trainable)
+            raise BALoraError(
+                f"The initial values lack {sorted(missing)[0]}. Pass the values of all trainable parameters."
+            )
+        initial_state = initial_state_of(model)
+        if initial_state is not None:
+            wrong = first_mismatch(fingerprint((name, given[name]) for name in parameters), initial_state.trainable)
             if wrong is not None:
                 raise BALoraError(
-                    f"{wrong} is not at its initial value, so this would not be the pre-trained model. Make the teacher "
+                    f"{wrong} is not at its initial value, so the teacher would not be the pre-trained model. Make the teacher "
                     "right after balora.adapt, or pass initial= from the run's initial.safetensors."
                 )
-        self._initial = {name: self._kept(given[name], p) for name, p in parameters.items()}
-        self._parts: dict[str, Tensor] = {}
+        self._initial = {name: self._stored(given[name], p) for name, p in parameters.items()}
+        self._shards: dict[str, Tensor] = {}
 
     @property
     def initial(self) -> Mapping[str, Tensor]:
-        """The initial values by parameter name, as kept."""
+        """Initial values by parameter name."""
         return self._initial
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Inside, the model is the pre-trained one: initial values, eval mode, no gradients.
+        """Make the model the pre-trained one inside the block: initial values, eval mode, no gradients.
 
-        Call it before the student's forward: tensors that a graph has saved must not be exchanged under it.
+        Use it before the student's forward: the swap would change tensors that the student's graph has saved for backward.
         """
-        with self._lent(), evaluating(self.model):
+        with self._initial_values(), evaluating(self.model):
             yield
 
     @contextlib.contextmanager
-    def _lent(self) -> Iterator[None]:
-        """Inside, every parameter that is trained has its initial value."""
-        reshard(self.model)  # what FSDP2 has gathered would stay as it is, and hides the shards
-        # Those that learnt when the values were kept: freezing one later does not take it back to where it was.
+    def _initial_values(self) -> Iterator[None]:
+        """Give every trained parameter its initial value inside the block."""
+        reshard(self.model)  # a gathered parameter would keep the student's values
+        # All parameters that were trainable at first: one that was frozen later has moved from its initial value.
         parameters = {name: p for name, p in self.model.named_parameters() if name in self._initial or p.requires_grad}
-        strange = parameters.keys() ^ self._initial.keys()
-        if strange:
+        unknown = parameters.keys() ^ self._initial.keys()
+        if unknown:
             raise BALoraError(
-                f"{sorted(strange)[0]} was not trained when the teacher was made, so its initial value is not known. Make the "
-                "teacher after deciding what learns."
+                f"{sorted(unknown)[0]} was not trained when the teacher was made, so its initial value is not known. Make the "
+                "teacher after choosing the trainable parameters."
             )
         current: dict[str, Tensor] = {}
         try:
             for name, parameter in parameters.items():
                 if is_dtensor(parameter):
                     current[name] = local_shard(parameter).clone()
-                    local_shard(parameter).copy_(self._part(name, parameter), non_blocking=True)
+                    local_shard(parameter).copy_(self._local_shard(name, parameter), non_blocking=True)
                     continue
-                lent = self._initial[name].to(parameter.device, parameter.dtype, non_blocking=True)
-                if not self.offload:  # the model may have moved to another device or dtype since the values were kept
-                    self._initial[name] = lent
+                initial = self._initial[name].to(parameter.device, parameter.dtype, non_blocking=True)
+                if not self.offload:  # the model may have moved to another device or dtype since the last forward
+                    self._initial[name] = initial
                 current[name] = parameter.data
-                parameter.data = lent
+                parameter.data = initial
             yield
         finally:
             reshard(self.model)
@@ -120,17 +121,17 @@ class PretrainedTeacher:
                 else:
                     parameters[name].data = values
 
-    def _part(self, name: str, parameter: nn.Parameter) -> Tensor:
-        """Of an initial value, what this process has a shard of. The whole one then waits in the host's memory."""
-        if name not in self._parts:
-            held = local_shard(parameter)
-            part = local_slice(self._initial[name].to(held.device, held.dtype), parameter)
-            self._parts[name] = self._kept(part, held)
+    def _local_shard(self, name: str, parameter: nn.Parameter) -> Tensor:
+        """Return this process's shard of an initial value; the unsharded value then moves to the host's memory."""
+        if name not in self._shards:
+            local = local_shard(parameter)
+            part = local_slice(self._initial[name].to(local.device, local.dtype), parameter)
+            self._shards[name] = self._stored(part, local)
             self._initial[name] = self._initial[name].cpu()
-        return self._parts[name]
+        return self._shards[name]
 
-    def _kept(self, value: Tensor, parameter: Tensor) -> Tensor:
+    def _stored(self, value: Tensor, parameter: Tensor) -> Tensor:
         if not self.offload:
             return value.detach().to(device=parameter.device, dtype=parameter.dtype, copy=True)
-        kept = value.detach().to(device="cpu", dtype=parameter.dtype, copy=True)
-        return kept.pin_memory() if torch.cuda.is_available() else kept
+        stored = value.detach().to(device="cpu", dtype=parameter.dtype, copy=True)
+        return stored.pin_memory() if torch.cuda.is_available() else stored

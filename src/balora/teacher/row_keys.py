@@ -1,7 +1,7 @@
-"""Which example is this? A key over its content, carried through the data pipeline beside the batch.
+"""Keys of dataset rows over their content, carried through the data pipeline with each batch.
 
-A number in the dataset would do for one run; a key over the content holds for any order, split, seed and process, and
-tells when an example is no longer what it was.
+A row number would identify a row in one run only; a key over the content is valid for any order, split, seed and process, and
+changes if the row changes.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 from torch import Tensor
 
 KEYS = "row_keys"
-"""Where a batch holds the keys of its rows."""
+"""Name of the keys in a batch."""
 KEY_BYTES = 16
 
 
 def row_key(row: Mapping[str, Any]) -> bytes:
-    """The key of one row: 16 bytes over the names and values of its columns.
+    """Return the key of one row: 16 bytes over the names and values of its columns.
 
-    The same for lists and tensors, and for integers of any width.
+    Lists and tensors give the same key, and so do integers of any width.
 
     Example:
         >>> import torch
@@ -53,30 +53,30 @@ def _array(value: Any) -> np.ndarray:
 
 
 class KeyedCollator:
-    """A collator that adds the keys of the rows it was given, where the batch holds these rows as they are, in their order.
+    """Collator that adds the keys of its rows to a batch if the batch contains these rows unchanged and in their order.
 
-    One that sorts them, or puts other tokens in their place, makes batches without keys: what a teacher said of one row
-    must not be taken for what it would say of another.
+    If the wrapped collator sorts the rows or replaces tokens, the batch gets no keys: the teacher's output for one row must
+    not be used for another.
     """
 
     def __init__(self, collate: Callable[[Sequence[Any]], Any]) -> None:
         self.collate = collate
 
     def __call__(self, rows: Sequence[Any]) -> Any:
-        """The batch, with ``row_keys`` beside its tensors."""
+        """Return the batch, with ``row_keys`` in addition to its tensors."""
         keys = [row_key(row) for row in rows] if all(isinstance(row, Mapping) for row in rows) else None
         batch = self.collate(rows)
-        if keys is not None and isinstance(batch, Mapping) and _holds(batch, rows):
+        if keys is not None and isinstance(batch, Mapping) and _contains_unchanged(batch, rows):
             batch = {**batch, KEYS: keys}
         return batch
 
 
-def _holds(batch: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether each row's tokens stand in the batch's row of the same number, padded at one end or not at all."""
-    together = batch.get("input_ids")
-    if not isinstance(together, Tensor) or len(together) != len(rows):
+def _contains_unchanged(batch: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether row i of the batch has the tokens of row i, padded at one end or not at all."""
+    input_ids = batch.get("input_ids")
+    if not isinstance(input_ids, Tensor) or len(input_ids) != len(rows):
         return False
-    for row, padded in zip(rows, together.tolist(), strict=True):
+    for row, padded in zip(rows, input_ids.tolist(), strict=True):
         tokens = row.get("input_ids")
         tokens = tokens.tolist() if isinstance(tokens, Tensor | np.ndarray) else tokens
         if not tokens or list(tokens) not in (padded[: len(tokens)], padded[-len(tokens) :]):

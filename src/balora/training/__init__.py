@@ -1,1 +1,1 @@
-"""A run: settings, data, the Trainer with the objective in it, its folder, and taking the result away."""
+"""Training: the regularized trainers, their train steps, and `run`, which trains from a config to a run directory."""

@@ -1,7 +1,7 @@
-"""Evaluation of a model that says its classes or scores in words (GLUE as text to text): it answers, the words are compared.
+"""Evaluation by generation for models that write their class or score as text (GLUE as text to text).
 
-The answers are decoded greedily, without the right words before them. A word that is no class is wrong for every row, and the
-share of such answers is reported.
+Answers are decoded greedily from the input alone. An answer that is no text label is wrong for every row; the metric
+``unreadable`` is the fraction of such answers.
 Shapes: N rows, T tokens.
 """
 
@@ -24,89 +24,100 @@ from balora.training.trainer import BALoraTrainer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Answers:
-    """How the answers to a run's questions are read."""
+class GenerativeMetrics:
+    """Metrics of generated answers: how to decode the answers, read them as labels and score them."""
 
-    names: tuple[str, ...] | None
-    """The words for the classes in the order of their numbers; None where the words are numbers."""
+    class_names: tuple[str, ...] | None
+    """Text labels of the classes in the order of their numbers; None if the answers are scores."""
     tokenizer: PreTrainedTokenizerBase
-    """Of the responses."""
-    most_tokens: int
-    """Of the longest right answer."""
+    """Tokenizer of the responses."""
+    max_new_tokens: int
+    """Length of the longest right answer in tokens."""
+
+    def read_text(self, text: str) -> float:
+        """Return the class number or the score of a text label, or `UNREADABLE`."""
+        return read_score(text) if self.class_names is None else read_class(text, self.class_names)
 
     def read(self, ids_NT: np.ndarray) -> np.ndarray:
-        """Class numbers or scores of answers as tokens, padded with -100; N."""
-        padding = self.tokenizer.pad_token_id
-        words = self.tokenizer.batch_decode(np.where(ids_NT < 0, padding, ids_NT), skip_special_tokens=True)
-        if self.names is None:
-            return np.array([read_score(word) for word in words])
-        return np.array([read_class(word, self.names) for word in words])
+        """Return the class numbers or scores of answers given as tokens, padded with -100; N."""
+        ids_NT = np.where(ids_NT < 0, self.tokenizer.pad_token_id, ids_NT)
+        texts = self.tokenizer.batch_decode(ids_NT, skip_special_tokens=True)
+        return np.array([self.read_text(text) for text in texts])
 
-    def scores(self, prediction: EvalPrediction) -> dict[str, float]:
-        """The scores of a classifier or a regressor on the same rows, and the share of answers that could not be read."""
-        found, truth = self.read(np.asarray(prediction.predictions)), self.read(np.asarray(prediction.label_ids))
-        if self.names is None:
-            scores = regression_scores(EvalPrediction(found, truth))
+    def compute(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Compute a classifier's or regressor's metrics, and the fraction of unreadable answers."""
+        predicted, labels = self.read(np.asarray(prediction.predictions)), self.read(np.asarray(prediction.label_ids))
+        if self.class_names is None:
+            scores = regression_scores(EvalPrediction(predicted, labels))
         else:
-            scores = class_scores(found, truth, len(self.names))
-        return {**scores, "unreadable": float(np.mean(found == UNREADABLE))}
+            scores = class_scores(predicted, labels, len(self.class_names))
+        return {**scores, "unreadable": float(np.mean(predicted == UNREADABLE))}
 
 
-def answers_of(
-    settings: RunConfig, examples: Examples, rows: Tokenized, tokenizer: PreTrainedTokenizerBase
-) -> Answers | None:
-    """How a run's answers are read, where it teaches to say classes or scores; otherwise None.
+def generative_metrics_for(
+    config: RunConfig, examples: Examples, tokenized: Tokenized, tokenizer: PreTrainedTokenizerBase
+) -> GenerativeMetrics | None:
+    """Return the metrics of a run whose responses are text labels or scores; None for other runs.
 
     Raises:
-        BALoraError: The tokenizer, or the room for a response, does not let a word through as it is.
+        BALoraError: A text label does not survive tokenization, or does not fit into the maximum length of a response.
     """
-    if settings.task != "seq2seq" or settings.data.form == "pair":
+    if config.task != "seq2seq" or config.data.form == "pair":
         return None
-    labels, words = [], []
-    for tokens, texts in ((rows.train, examples.train), (rows.eval, examples.eval)):
+    labels: list[list[int]] = []
+    responses: list[str] = []
+    for tokens, texts in ((tokenized.train, examples.train), (tokenized.eval, examples.eval)):
         if tokens is not None and texts is not None:
             labels += tokens["labels"][:]
-            words += texts["response"][:]
-    answers = Answers(names=examples.label_names, tokenizer=tokenizer, most_tokens=max(map(len, labels)))
-    _check_words(answers, sorted(set(words)), settings.data.max_target_length or settings.data.max_length)
-    return answers
+            responses += texts["response"][:]
+    longest = max(map(len, labels))
+    metrics = GenerativeMetrics(class_names=examples.label_names, tokenizer=tokenizer, max_new_tokens=longest)
+    _check_text_labels(metrics, sorted(set(responses)), config.data.max_target_length or config.data.max_length)
+    return metrics
 
 
-def _check_words(answers: Answers, words: list[str], room: int) -> None:
-    """Make sure that each word, said without a fault, is read as itself: otherwise nothing right could ever be said."""
-    tokenizer = answers.tokenizer
-    ids = [ids[:room] for ids in tokenizer(text_target=words, verbose=False)["input_ids"]]
+def _check_text_labels(metrics: GenerativeMetrics, texts: list[str], max_length: int) -> None:
+    """Check that each text label is read as itself after encoding and decoding; otherwise no answer could be right."""
+    tokenizer = metrics.tokenizer
+    ids = [ids[:max_length] for ids in tokenizer(text_target=texts, verbose=False)["input_ids"]]
     if not all(tokenizer.eos_token_id in row for row in ids):
         raise BALoraError(
-            f"The tokenizer {tokenizer.name_or_path} puts no end token after a response of {room} tokens at most, so an "
-            "answer would not stop where the word does; take the model's own tokenizer, or raise data.max_target_length."
+            f"The tokenizer {tokenizer.name_or_path} puts no end token after a response of at most {max_length} tokens, so "
+            "generation would not stop after the label. Use the model's own tokenizer, or raise data.max_target_length."
         )
-    for word, said in zip(words, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
-        right = read_score(word) if answers.names is None else read_class(word, answers.names)
-        if (read_score(said) if answers.names is None else read_class(said, answers.names)) != right:
+    for text, decoded in zip(texts, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
+        if metrics.read_text(decoded) != metrics.read_text(text):
             raise BALoraError(
-                f"The tokenizer {tokenizer.name_or_path} writes the answer {word!r} as {said!r} in {room} tokens, so it "
-                "could not be told from a wrong one; choose other words (data.labels), or raise data.max_target_length."
+                f"The tokenizer {tokenizer.name_or_path} writes the answer {text!r} as {decoded!r} in {max_length} tokens, so a "
+                "right answer would count as wrong. Choose other text labels (data.labels), or raise data.max_target_length."
             )
 
 
-class AnsweringTrainer(BALoraTrainer):
-    """`BALoraTrainer` whose evaluation lets the model answer. Of the arguments only ``answers`` is its own."""
+class GenerativeEvalTrainer(BALoraTrainer):
+    """`BALoraTrainer` that generates answers in evaluation.
 
-    def __init__(self, *args: Any, answers: Answers, **kwargs: Any) -> None:
-        super().__init__(*args, compute_metrics=answers.scores, **kwargs)
-        self.answers = answers
+    Args:
+        generative_metrics: Metrics of the answers. All other arguments are `BALoraTrainer`'s.
+    """
+
+    def __init__(self, *args: Any, generative_metrics: GenerativeMetrics, **kwargs: Any) -> None:
+        super().__init__(*args, compute_metrics=generative_metrics.compute, **kwargs)
+        self.generative_metrics = generative_metrics
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> Any:
-        """The loss as always, and in place of logits the model's answers and the right ones, as tokens."""
+        """Return the loss, the generated answers as tokens in place of logits, and the labels."""
         loss, _, _ = super().prediction_step(model, inputs, True, ignore_keys)
         if prediction_loss_only:
             return loss, None, None
-        asked = self._prepare_inputs({name: inputs[name] for name in ("input_ids", "attention_mask")})
+        source = self._prepare_inputs({name: inputs[name] for name in ("input_ids", "attention_mask")})
         with torch.no_grad(), self.compute_loss_context_manager():
-            said = self.model.generate(
-                **asked, max_new_tokens=self.answers.most_tokens, do_sample=False, num_beams=1, use_cache=True
+            answers = self.model.generate(
+                **source,
+                max_new_tokens=self.generative_metrics.max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                use_cache=True,
             )
-        return loss, said, inputs["labels"].to(said.device)
+        return loss, answers, inputs["labels"].to(answers.device)

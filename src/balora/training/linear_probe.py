@@ -1,8 +1,8 @@
-"""A linear probe as the first head: fit the new classification head alone, on frozen features, before anything else learns.
+"""A linear probe as the initial head: fit the new classification head on frozen features before training starts.
 
-A freshly made head is noise, and a teacher that ends in noise teaches noise (METHOD 6.5). The probe gives student and teacher
-the best linear reading of what the pre-trained model already knows. How strongly it is held down is chosen by rows it has not
-seen, on features of one size: under a fixed penalty the head of a model with small features would be held at nothing.
+A new head is random, so a teacher with it would be random as well (METHOD 6.5). The fitted head gives student and teacher the
+best linear classifier on what the pre-trained model already represents. Features are scaled to one size, and the penalty is
+chosen on held-out rows: under a fixed penalty, the head of a model with small features would stay near zero.
 Shapes: N examples, d pooled size, D classes.
 """
 
@@ -20,16 +20,15 @@ from balora.errors import BALoraError
 from balora.models.adapted_model import evaluating
 from balora.models.classifier_head import final_linear, pooled_features
 
-MOST_ROWS = 8192
-"""Enough to fit some thousand coefficients; more only costs time."""
-_CHOOSING = 2048
-"""Rows by which a classifier's penalty is chosen: it is a prior on the weights, and does not grow with the rows."""
+MAX_ROWS = 8192
+"""Rows that a probe is fitted on: enough for some thousand coefficients; more only take time."""
+_PENALTY_ROWS = 2048
+"""Rows on which a classifier's penalty is chosen. The penalty is a prior on the weights, so it does not depend on the rows."""
 _FOLDS = 4
 _RIDGE = np.logspace(-2, 6, 33)
-"""Penalties that are tried, on features of variance 1."""
+"""Candidate penalties of ridge regression, for features of variance 1."""
 _LOGISTIC = np.logspace(-5, 1, 7)
-"""Likewise, one over the penalty, as scikit-learn has it."""
-
+"""Candidate inverse penalties of logistic regression (scikit-learn's C), for features of variance 1."""
 
 Gather = Callable[[tuple[torch.Tensor, torch.Tensor]], tuple[torch.Tensor, torch.Tensor]]
 
@@ -39,89 +38,94 @@ def fit_head(
     batches: Iterable[dict[str, Any]],
     *,
     regression: bool,
-    gather: Gather = lambda found: found,
+    gather: Gather = lambda features_and_labels: features_and_labels,
 ) -> float:
-    """Fit the final linear layer on pooled features of the model as it stands, and write it into the model.
+    """Fit the final linear layer on pooled features of the model with its present weights, and write it into the model.
 
-    Logistic regression (for regression: ridge), on features centred and divided by their root mean square deviation. The
-    penalty is that of the smallest loss on rows left out: each by itself for ridge, a quarter at a time otherwise.
+    Logistic regression (for regression: ridge) on features that are centred and divided by their root mean square deviation.
+    The penalty is the one with the smallest loss on held-out rows: leave-one-out for ridge, four folds for logistic
+    regression.
 
     Args:
-        model: An adapted classifier at its initial values.
-        batches: With ``labels``; read until `MOST_ROWS` examples are seen.
+        model: Adapted classifier at its initial values.
+        batches: Batches with ``labels``; read until `MAX_ROWS` examples are seen.
         regression: Whether the labels are scores.
-        gather: From features and labels of this process's batch to those of all processes' batches, in one order: each process
-            fits the head, and on a share of the rows it would be another head in each.
+        gather: Function that turns the features and labels of this process's batch into those of all processes, in the same
+            order everywhere. Every process fits the head, and on different rows the heads would differ.
 
     Returns:
-        Accuracy, or R² for regression, on the rows it was fitted on.
+        Accuracy, or R² for regression, on the rows of the fit.
 
     Raises:
-        BALoraError: The rows hold one class only.
+        BALoraError: All rows have the same class.
     """
     features_Nd, labels_N = _collect(model, batches, gather)
     head = final_linear(model)
     intercept = head.bias is not None
-    # One scale for all features, not each its own: a feature that hardly moves would be rounding blown up.
-    middle_d = features_Nd.mean(axis=0) if intercept else np.zeros(features_Nd.shape[1])
-    scale = float(np.sqrt(((features_Nd - middle_d) ** 2).mean())) or 1.0
-    seen_Nd = (features_Nd - middle_d) / scale
+    # One scale for all features: with a scale for each, rounding noise of nearly constant features would be amplified.
+    mean_d = features_Nd.mean(axis=0) if intercept else np.zeros(features_Nd.shape[1])
+    scale = float(np.sqrt(((features_Nd - mean_d) ** 2).mean())) or 1.0
+    scaled_Nd = (features_Nd - mean_d) / scale
     if regression:
-        fitted = RidgeCV(alphas=_RIDGE, fit_intercept=intercept).fit(seen_Nd, labels_N)
+        fitted = RidgeCV(alphas=_RIDGE, fit_intercept=intercept).fit(scaled_Nd, labels_N)
         weight_Dd, bias_D = fitted.coef_[None], np.atleast_1d(fitted.intercept_)
     else:
-        fitted, weight_Dd, bias_D = _classifier(seen_Nd, labels_N, head.out_features, intercept)
+        fitted, weight_Dd, bias_D = _fit_classifier(scaled_Nd, labels_N, head.out_features, intercept)
     weight_Dd = weight_Dd / scale
-    _write(head, weight_Dd, bias_D - weight_Dd @ middle_d)
-    return float(fitted.score(seen_Nd, labels_N))
+    with torch.no_grad():
+        head.weight.copy_(torch.as_tensor(weight_Dd))
+        if intercept:
+            head.bias.copy_(torch.as_tensor(bias_D - weight_Dd @ mean_d))
+    return float(fitted.score(scaled_Nd, labels_N))
 
 
-def _classifier(
-    seen_Nd: np.ndarray, labels_N: np.ndarray, outputs: int, intercept: bool
+def _fit_classifier(
+    scaled_Nd: np.ndarray, labels_N: np.ndarray, outputs: int, intercept: bool
 ) -> tuple[LogisticRegression, np.ndarray, np.ndarray]:
-    """The fitted classifier, and its weight and bias for all of the head's outputs."""
+    """Return the fitted classifier, and its weight and bias for all outputs of the head."""
     classes = np.unique(labels_N)
     if len(classes) < 2:
         raise BALoraError(
             "teacher_head: probe needs at least two classes among the training rows; use teacher_head: initial."
         )
 
-    def fit(strength: float, rows: np.ndarray | slice) -> LogisticRegression:
-        return LogisticRegression(C=strength, max_iter=1000, fit_intercept=intercept).fit(seen_Nd[rows], labels_N[rows])
+    def fit(inverse_penalty: float, rows: np.ndarray | slice) -> LogisticRegression:
+        model = LogisticRegression(C=inverse_penalty, max_iter=1000, fit_intercept=intercept)
+        return model.fit(scaled_Nd[rows], labels_N[rows])
 
-    # Rows of each class by turns into the folds, so that a rare one is not missing from all but one.
-    order = np.argsort(labels_N, kind="stable")[:: -(-len(labels_N) // _CHOOSING)]
+    # The rows of each class are dealt to the folds in turn, so that a rare class is not in one fold only.
+    order = np.argsort(labels_N, kind="stable")[:: -(-len(labels_N) // _PENALTY_ROWS)]
     folds = [order[first::_FOLDS] for first in range(_FOLDS)]
     losses = [
         sum(
-            _loss(fit(strength, kept), seen_Nd[left_out], labels_N[left_out])
-            for kept, left_out in _splits(folds, labels_N)
+            _loss(fit(inverse_penalty, train), scaled_Nd[held_out], labels_N[held_out])
+            for train, held_out in _splits(folds, labels_N)
         )
-        for strength in _LOGISTIC
+        for inverse_penalty in _LOGISTIC
     ]
     logistic = fit(float(_LOGISTIC[int(np.argmin(losses))]), slice(None))
     weight, bias = logistic.coef_, np.broadcast_to(logistic.intercept_, len(logistic.coef_))
-    if len(classes) == 2:  # scikit-learn gives the log-odds of the second class; the head has a score for each
+    if len(classes) == 2:  # scikit-learn gives the log-odds of the second class; the head has a logit for each
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     full_Dd, full_D = np.zeros((outputs, weight.shape[1])), np.full(outputs, bias.min() - 5.0)
-    full_Dd[classes], full_D[classes] = weight, bias  # a class that was not seen starts unlikely
+    full_Dd[classes], full_D[classes] = weight, bias  # a class without rows starts unlikely
     return logistic, full_Dd, full_D
 
 
 def _splits(folds: list[np.ndarray], labels_N: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows to fit on and rows left out, by turns, as long as there is something to tell apart and something to ask."""
-    for number, left_out in enumerate(folds):
-        kept = np.concatenate([fold for other, fold in enumerate(folds) if other != number])
-        if len(left_out) and len(np.unique(labels_N[kept])) > 1:
-            yield kept, left_out
+    """Yield the rows to fit on and the rows held out; skip splits without held-out rows or with one class to fit on."""
+    for number, held_out in enumerate(folds):
+        train = np.concatenate([fold for other, fold in enumerate(folds) if other != number])
+        if len(held_out) and len(np.unique(labels_N[train])) > 1:
+            yield train, held_out
 
 
-def _loss(logistic: LogisticRegression, seen_Nd: np.ndarray, labels_N: np.ndarray) -> float:
-    """Sum of the cross-entropies; a class that was not fitted on is as unlikely as anything gets."""
-    place_N = np.searchsorted(logistic.classes_, labels_N).clip(max=len(logistic.classes_) - 1)
-    chance_N = logistic.predict_proba(seen_Nd)[np.arange(len(labels_N)), place_N]
-    chance_N = np.where(logistic.classes_[place_N] == labels_N, chance_N, 0.0)
-    return float(-np.log(chance_N.clip(min=1e-9)).sum())
+def _loss(logistic: LogisticRegression, scaled_Nd: np.ndarray, labels_N: np.ndarray) -> float:
+    """Return the sum of the cross-entropies; a class that was not fitted gets the smallest probability."""
+    column_N = np.searchsorted(logistic.classes_, labels_N).clip(max=len(logistic.classes_) - 1)
+    probability_N = logistic.predict_proba(scaled_Nd)[np.arange(len(labels_N)), column_N]
+    probability_N = np.where(logistic.classes_[column_N] == labels_N, probability_N, 0.0)
+    return float(-np.log(probability_N.clip(min=1e-9)).sum())
 
 
 def _collect(model: nn.Module, batches: Iterable[dict[str, Any]], gather: Gather) -> tuple[np.ndarray, np.ndarray]:
@@ -130,19 +134,12 @@ def _collect(model: nn.Module, batches: Iterable[dict[str, Any]], gather: Gather
     with evaluating(model):
         for batch in batches:
             inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-            with pooled_features(model, inputs) as caught:
+            with pooled_features(model, inputs) as captured:
                 model(**inputs)
-            features_Nd, labels_N = gather((caught[-1].detach(), batch["labels"].to(device)))
+            features_Nd, labels_N = gather((captured[-1].detach(), batch["labels"].to(device)))
             features.append(features_Nd.double().cpu().numpy())
             labels.append(labels_N.cpu().numpy())
             rows += len(labels[-1])
-            if rows >= MOST_ROWS:
+            if rows >= MAX_ROWS:
                 break
     return np.concatenate(features), np.concatenate(labels)
-
-
-@torch.no_grad()
-def _write(head: nn.Linear, weight: np.ndarray, bias: np.ndarray) -> None:
-    head.weight.copy_(torch.as_tensor(weight))
-    if head.bias is not None:
-        head.bias.copy_(torch.as_tensor(bias))

@@ -30,11 +30,10 @@ from balora.files import write_text
 from balora.loading.pretrained import load_model, load_target_tokenizer, load_tokenizer, max_positions
 from balora.loading.source import ModelSource
 from balora.methods import adapt, find_method
-from balora.teacher.build import open_for_run
-from balora.teacher.cache import tokenizer_digest
+from balora.teacher.cache import open_cache_for_run, tokenizer_digest
 from balora.training.arguments import training_arguments
-from balora.training.callbacks import MetricsFile, ShortLines, ShortProgress
-from balora.training.generative_eval import AnsweringTrainer, answers_of
+from balora.training.callbacks import LogLines, MetricsFile, ProgressBar
+from balora.training.generative_eval import GenerativeEvalTrainer, generative_metrics_for
 from balora.training.metrics import metrics_for
 from balora.training.trainer import BALoraTrainer
 
@@ -137,7 +136,7 @@ def prepare(
     rows = tokenize(config, examples, tokenizer, target_tokenizer, max_positions(model.config))
     collator = make_collator(config.task, tokenizer, model)
     tokenizers = "" if config.teacher_cache in ("auto", "off") else tokenizer_digest(tokenizer, target_tokenizer)
-    cache = open_for_run(config, model, tokenizers, rows.train)
+    cache = open_cache_for_run(config, model, tokenizers, rows.train)
     stored = None if checkpoint is None else ckpt.read_initial_weights(checkpoint).values
     adapted = adapt(
         model,
@@ -150,9 +149,11 @@ def prepare(
     )
     if stored is not None:  # full fine-tuning stores only what a load of the pre-trained model does not give
         stored = {name: stored.get(name, p) for name, p in adapted.named_parameters() if p.requires_grad}
-    answers = answers_of(config, examples, rows, target_tokenizer or tokenizer)
-    metrics: dict[str, Any] = {"answers": answers} if answers else {"compute_metrics": metrics_for(config.task)}
-    trainer = (AnsweringTrainer if answers else BALoraTrainer)(
+    generative = generative_metrics_for(config, examples, rows, target_tokenizer or tokenizer)
+    metrics: dict[str, Any] = (
+        {"generative_metrics": generative} if generative else {"compute_metrics": metrics_for(config.task)}
+    )
+    trainer = (GenerativeEvalTrainer if generative else BALoraTrainer)(
         model=adapted,
         args=training_arguments(
             config
@@ -212,7 +213,7 @@ def _train(
     """Train and evaluate; return the metrics."""
     for unwanted in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(unwanted)
-    trainer.add_callback(ShortLines(log) if trainer.args.disable_tqdm else ShortProgress())
+    trainer.add_callback(LogLines(log) if trainer.args.disable_tqdm else ProgressBar())
     trainer.add_callback(MetricsFile(directory))
     metrics = dict(trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics)
     if trainer.eval_dataset is not None:

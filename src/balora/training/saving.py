@@ -1,4 +1,4 @@
-"""Checkpoints of a regularized Trainer: written to the side and sealed, with where the run started; checked before use."""
+"""Checkpoints of the regularized trainers: written completely before they get their name, verified before they are loaded."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from balora.methods.adaptation import load_trainable
 from balora.methods.initial_state import stored_parameters, trainable_parameters
 from balora.methods.registry import Method
 from balora.models.fsdp import gather_tensors, is_finite, is_sharded, reshard
-from balora.teacher.cache import TeacherCache
 from balora.teacher.logit_cache import LogitCache
 from balora.teacher.pretrained import PretrainedTeacher
 
-# A mixin: at run time it stands before whichever Trainer it is mixed into.
+# At run time the mixin has no base: it is placed before a Trainer class.
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
 else:
@@ -29,25 +28,25 @@ else:
 
 
 class SavingMixin(_Base):
-    """The part of `RegularizedMixin` that saves and loads."""
+    """Saving and loading of `RegularizedTrainerMixin`."""
 
     teacher: PretrainedTeacher
     task: str
     method: Method | None
-    memory: TeacherCache | LogitCache | None
+    logit_cache: LogitCache | None
     _origin: ckpt.InitialWeights | None = None
     _keep_best: RestoreBestCheckpoint | None = None
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write to the side, seal, rename; rotate old ones only when the new one is whole."""
+        """Write to a staging directory, seal, rename; delete old checkpoints only after the new one is complete."""
         run = Path(self.args.output_dir)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             with self.staged() as staging:
                 self._staging = staging
                 super()._save_checkpoint(model, trial)
-                folder = staging / f"checkpoint-{self.state.global_step}"
-                self._complete(folder)
+                checkpoint = staging / f"checkpoint-{self.state.global_step}"
+                self._complete(checkpoint)
         finally:
             self._staging = None
             self.args.save_total_limit = limit
@@ -60,7 +59,7 @@ class SavingMixin(_Base):
             )
 
     def staged(self) -> AbstractContextManager[Path]:
-        """The folder beside the run's results to write one into; the main process makes it and moves it into place."""
+        """Return a staging directory in the run directory; the main process makes it and moves its content into place."""
         return ckpt.staged(
             Path(self.args.output_dir), main=self.args.should_save, wait=self.accelerator.wait_for_everyone
         )
@@ -70,61 +69,58 @@ class SavingMixin(_Base):
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
 
-    def _complete(self, folder: Path) -> None:
+    def _complete(self, checkpoint: Path) -> None:
+        """Add balora's own files to the checkpoint that the Trainer has written."""
         if self.state.best_global_step == self.state.global_step:
-            # The Trainer saw the staging folder; the state must name the place where the checkpoint will be.
-            self.state.best_model_checkpoint = str(Path(self.args.output_dir) / folder.name)
+            # The Trainer recorded the staging directory; the state must name the checkpoint's final path.
+            self.state.best_model_checkpoint = str(Path(self.args.output_dir) / checkpoint.name)
         if self.args.should_save:
-            ckpt.write_initial_weights(folder, self.origin())
+            ckpt.write_initial_weights(checkpoint, self.origin())
             if self.method is not None and self.method.state is not None:
-                ckpt.write_tensors(self.method.state(self.model), folder / ckpt.METHOD_STATE)
-            if isinstance(self.memory, LogitCache):
-                self.memory.save(folder)
-            self.state.save_to_json(str(folder / "trainer_state.json"))
-            for pickled in folder.glob(
-                "pytorch_model_fsdp*.bin"
-            ):  # the same weights once more, which nothing here reads
+                ckpt.write_tensors(self.method.state(self.model), checkpoint / ckpt.METHOD_STATE)
+            if self.logit_cache is not None:
+                self.logit_cache.save(checkpoint)
+            self.state.save_to_json(str(checkpoint / "trainer_state.json"))
+            for pickled in checkpoint.glob("pytorch_model_fsdp*.bin"):  # a second copy of the weights, never read
                 pickled.unlink()
 
     def origin(self) -> ckpt.InitialWeights:
-        """Where the run started; computed once, as the frozen weights do not change."""
+        """Return the record of the model that the run started from; computed once, as the frozen weights do not change."""
         if self._origin is None:
-            self._origin = ckpt.initial_weights_of(self.model, self.teacher.initial, self._facts())
+            config = self.model.config
+            facts: dict[str, Any] = {"dtype": str(self.model.dtype).removeprefix("torch."), "task": self.task}
+            if self.task == "classification":
+                facts["labels"] = [config.id2label[number] for number in range(config.num_labels)]
+            self._origin = ckpt.initial_weights_of(self.model, self.teacher.initial, facts)
         return self._origin
 
-    def _facts(self) -> dict[str, Any]:
-        """What a load needs to know beside the tensors: the frozen weights' dtype and the names of the classes."""
-        facts: dict[str, Any] = {"dtype": str(self.model.dtype).removeprefix("torch."), "task": self.task}
-        if self.task == "classification":
-            facts["labels"] = [self.model.config.id2label[i] for i in range(self.model.config.num_labels)]
-        return facts
-
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """Refused, whether the arguments ask for a push to the hub or a call does."""
-        raise BALoraError(f"push_to_hub is not done in training: {NO_PUSH}")
+        """Refuse to push to the hub, whether an argument or a call asks for it."""
+        raise BALoraError(f"push_to_hub is not supported in training: {NO_PUSH}")
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The Trainer's; of a sharded model what was trained alone is gathered, not the frozen weights with it.
+        """Save the model as the Trainer does; of a sharded model only the trained tensors are gathered.
 
-        A script calls it for its result, so that where the run started lies beside it, for `balora.load` and `balora.export`.
+        A script calls this to save its result. The record of the model that the run started from is saved with it, for
+        `balora.load` and `balora.export`.
         """
         folder = Path(output_dir or self.args.output_dir)
         result = not _internal_call and self.method is not None and self.args.should_save
         if result:
-            (folder / ckpt.MANIFEST).unlink(missing_ok=True)  # cut short from here on, it is not taken for whole
+            (folder / ckpt.MANIFEST).unlink(missing_ok=True)  # if interrupted, the result must count as incomplete
         if is_sharded(self.model):
             self._save(output_dir)
         else:
             super().save_model(output_dir, _internal_call)
         if result:
             ckpt.write_initial_weights(folder, self.origin())
-            # Of the folder only this: it may be the run's own, and a script may put a tokenizer or scores there later.
+            # Only these files: it may be the run directory, and a script may add a tokenizer or scores later.
             ckpt.write_manifest(folder, ckpt.RESULT_FILES)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         broken = next((name for name, p in trainable_parameters(self.model) if not is_finite(p)), None)
         if broken is not None:
-            raise BALoraError(self._divergence(f"weight {broken}", self.state.global_step))
+            raise BALoraError(self._nonfinite_message(f"weight {broken}", self.state.global_step))
         folder = Path(output_dir or self.args.output_dir)
         if is_sharded(self.model):
             state_dict = self._gathered()
@@ -135,13 +131,12 @@ class SavingMixin(_Base):
                 ckpt.write_tensors(tensors, folder / ckpt.TRAINED)
         else:
             super()._save(output_dir, state_dict=state_dict)
-        if not self.args.should_save:
-            return
-        # A pickle that nothing here reads: the settings are in the run's config.
-        (folder / "training_args.bin").unlink(missing_ok=True)
+        if self.args.should_save:
+            # A pickle that is never read: the run's config has the same arguments.
+            (folder / "training_args.bin").unlink(missing_ok=True)
 
     def _gathered(self) -> dict[str, Tensor]:
-        """What a sharded model's folder holds, whole, in the main process: what was trained, or everything."""
+        """Return the unsharded tensors to save, in the main process: the adapter's, or all if every weight was trained."""
         reshard(self.model)
         if ckpt.form_of(self.model) != "model":
             return gather_tensors(stored_parameters(self.model), keep=self.args.should_save)
@@ -150,21 +145,23 @@ class SavingMixin(_Base):
         return gather_tensors([*self.model.named_parameters(), *buffers], keep=self.args.should_save)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Load the trained tensors after checking that the folder is whole and the frozen weights are the same."""
-        folder = Path(resume_from_checkpoint)
-        if not (folder / ckpt.MANIFEST).is_file():
-            raise BALoraError(f"{folder} is not a checkpoint that balora wrote ({ckpt.MANIFEST} is missing).")
-        ckpt.check_manifest(folder)
-        check_resumable(folder)
-        best = find_best_checkpoint(folder, Path(self.args.output_dir), needed=self.args.load_best_model_at_end)
+        """Load the trained tensors after checking that the checkpoint is complete and the frozen weights are the same."""
+        checkpoint = Path(resume_from_checkpoint)
+        if not (checkpoint / ckpt.MANIFEST).is_file():
+            raise BALoraError(f"{checkpoint} is not a checkpoint that balora wrote ({ckpt.MANIFEST} is missing).")
+        ckpt.check_manifest(checkpoint)
+        check_resumable(checkpoint)
+        best = find_best_checkpoint(checkpoint, Path(self.args.output_dir), needed=self.args.load_best_model_at_end)
         target = self.model if model is None else model
         known = self.origin().frozen if is_sharded(target) else None
-        ckpt.check_initial_weights(target, self.teacher.initial, ckpt.read_initial_weights(folder), folder, known)
-        load_trainable(target, ckpt.read_trained(folder, target))
+        ckpt.check_initial_weights(
+            target, self.teacher.initial, ckpt.read_initial_weights(checkpoint), checkpoint, known
+        )
+        load_trainable(target, ckpt.read_trained(checkpoint, target))
         if self.method is not None and self.method.restore is not None:
-            self.method.restore(target, ckpt.read_tensors(folder / ckpt.METHOD_STATE))
-        if isinstance(self.memory, LogitCache):
-            self.memory.load(folder, self.args.device)
+            self.method.restore(target, ckpt.read_tensors(checkpoint / ckpt.METHOD_STATE))
+        if self.logit_cache is not None:
+            self.logit_cache.load(checkpoint, self.args.device)
         if self._keep_best is None:
             self._keep_best = RestoreBestCheckpoint()
             self.add_callback(self._keep_best)
@@ -173,10 +170,10 @@ class SavingMixin(_Base):
     def _load_best_model(self) -> None:
         load_trainable(self.model, ckpt.read_trained(Path(self.state.best_model_checkpoint), self.model))
 
-    def _divergence(self, name: str, step: int) -> str:
+    def _nonfinite_message(self, name: str, step: int) -> str:
         last = ckpt.newest_checkpoint(Path(self.args.output_dir))
-        after = f"The last good checkpoint is {last}." if last else "There is no checkpoint yet."
+        checkpoint = f"The last good checkpoint is {last}." if last else "There is no checkpoint yet."
         return (
-            f"The {name} became NaN or infinite at step {step}. {after} Lower the learning rate or that term's weight, or use "
-            "bfloat16 or float32 in place of float16."
+            f"The {name} became NaN or infinite at step {step}. {checkpoint} Lower the learning rate or that term's weight, or use "
+            "bfloat16 or float32 instead of float16."
         )

@@ -1,8 +1,8 @@
-"""Which steps and which sequences the consistency term is taken over, where it is not all of them.
+"""Random subset of steps and sequences on which the consistency term is computed.
 
-Both draws leave the expected gradient as it is: one step in n carries the term n times as strong, a sequence that is
-drawn with probability f carries it 1 / f times. They depend on the seed and on the place in the run alone, so a resumed
-run draws what the uninterrupted one would have drawn.
+Both draws leave the expected gradient unchanged: if the term is computed in one of every n steps, its weight is n times as
+large there; a sequence drawn with probability f is weighted by 1 / f. Every draw depends only on the seed and the position in
+the run, so a resumed run draws the same as an uninterrupted one.
 Shapes: B sequences.
 """
 
@@ -21,85 +21,84 @@ from balora.regularization import RegularizationConfig
 
 
 class Subsampler:
-    """The draws of one run.
+    """Random draws of one run.
 
     Args:
-        config: ``consistency_every`` and ``consistency_fraction``.
-        seed: The run's.
-        process: Number of this process: each draws sequences of its own, but as many as the others.
+        config: Source of ``consistency_every`` and ``consistency_fraction``.
+        seed: Seed of the run.
+        process: Rank of this process. Processes draw different sequences, but equally many.
 
     Example:
-        >>> draws = Subsampler(RegularizationConfig(consistency_every=4), seed=1)
-        >>> sum(draws.strength(step) for step in range(400))
+        >>> subsampler = Subsampler(RegularizationConfig(consistency_every=4), seed=1)
+        >>> sum(subsampler.step_factor(step) for step in range(400))
         400.0
     """
 
     def __init__(self, config: RegularizationConfig, seed: int, process: int = 0) -> None:
         self.every = config.consistency_every
-        self.keep = config.consistency_fraction
+        self.keep_prob = config.consistency_fraction
         self._seed = seed
         self._process = process
-        self._place = (-1, 0)
+        self._position = (-1, 0)
 
-    def strength(self, step: int) -> float:
-        """What the consistency weight is multiplied with in an optimizer step: n in one of every n steps, else 0.
+    def step_factor(self, step: int) -> float:
+        """Return the factor of the consistency weight in an optimizer step: n in one of every n steps, else 0.
 
-        Which one is drawn anew in each block of n steps: a fixed one could fall in with the order of the data.
+        The step is drawn anew in each block of n steps: a fixed one could coincide with a period of the data.
         """
-        block, place = divmod(step, self.every)
-        return float(self.every) if place == self._random("step", block).randrange(self.every) else 0.0
+        block, offset = divmod(step, self.every)
+        return float(self.every) if offset == self._random("step", block).randrange(self.every) else 0.0
 
-    def sequences(self, step: int, micro_batch: int, count: int) -> Tensor | None:
-        """The sequences of a micro-batch that carry the term, ascending (int64); None for all of them.
+    def draw_sequences(self, step: int, micro_batch: int, count: int) -> Tensor | None:
+        """Draw the sequences of a micro-batch that carry the term, ascending (int64); None for all of them.
 
-        As many as f · B, rounded up or down at random so that it is f · B on average: each sequence has probability f.
-        The number is the same on all processes, as their forwards may wait for each other.
+        Their number is f · B, rounded up or down at random so that it is f · B on average: each sequence has probability f.
+        It is the same on all processes, as their forwards may wait for each other.
         """
-        if self.keep == 1.0:
+        if self.keep_prob == 1.0:
             return None
-        share = self.keep * count
-        number = math.floor(share + self._random("number", step, micro_batch).random())
+        number = math.floor(self.keep_prob * count + self._random("number", step, micro_batch).random())
         drawn = self._random("which", step, micro_batch, self._process).sample(range(count), min(number, count))
         return torch.tensor(sorted(drawn), dtype=torch.int64)
 
-    def held(self, step: int, count: int, keys: Sequence[bytes] | None) -> SequenceMask:
-        """The next micro-batch's, of ``count`` sequences, in an optimizer step; called once for each."""
-        self._place = (step, self._place[1] + 1 if self._place[0] == step else 0)
-        return SequenceMask(self.sequences(*self._place, count), self.keep, keys)
+    def next_mask(self, step: int, count: int, row_keys: Sequence[bytes] | None) -> SequenceMask:
+        """Return the mask of the next micro-batch, of ``count`` sequences; call it once per micro-batch."""
+        self._position = (step, self._position[1] + 1 if self._position[0] == step else 0)
+        return SequenceMask(self.draw_sequences(*self._position, count), self.keep_prob, row_keys)
 
-    def _random(self, *place: object) -> random.Random:
-        return random.Random(" ".join(map(str, ("consistency", self._seed, *place))))
+    def _random(self, *position: object) -> random.Random:
+        return random.Random(" ".join(map(str, ("consistency", self._seed, *position))))
 
 
 @dataclasses.dataclass(frozen=True)
 class SequenceMask:
-    """Which sequences of a micro-batch are held to their teacher, and what it may remember them by."""
+    """Selection of the sequences of a micro-batch that carry the consistency term."""
 
     rows: Tensor | None = None
-    """Their numbers, ascending; None for all."""
-    keep: float = 1.0
-    """The probability with which each was drawn."""
-    keys: Sequence[bytes] | None = None
-    """One for each row the micro-batch is made of, where the data pipeline gave them."""
+    """Row numbers of the selected sequences, ascending; None for all."""
+    keep_prob: float = 1.0
+    """Probability with which each sequence was drawn."""
+    row_keys: Sequence[bytes] | None = None
+    """Keys of all rows of the micro-batch (`balora.teacher.row_keys`), to find their teacher in a cache; None if unknown."""
 
     @property
-    def nobody(self) -> bool:
-        """Whether none is."""
+    def is_empty(self) -> bool:
+        """Whether no sequence is selected."""
         return self.rows is not None and len(self.rows) == 0
 
-    def numbers(self, count: int) -> list[int]:
-        """The rows as plain numbers, of ``count`` that there are."""
+    def row_numbers(self, count: int) -> list[int]:
+        """Return the selected row numbers of a micro-batch of ``count`` rows as a list."""
         return list(range(count)) if self.rows is None else self.rows.tolist()
 
-    def mask(self, count: int, device: torch.device) -> Tensor | None:
-        """True for each sequence that is drawn; None for all of them."""
+    def as_bool(self, count: int, device: torch.device) -> Tensor | None:
+        """Return a boolean mask over ``count`` sequences; None if all are selected."""
         if self.rows is None:
             return None
         return torch.zeros(count, dtype=torch.bool, device=device).index_fill_(0, self.rows.to(device), True)
 
 
 def select_rows(inputs: Mapping[str, Any], rows: Tensor | None, count: int) -> dict[str, Any]:
-    """A batch's inputs for some of its sequences: every tensor with ``count`` rows is cut down to them."""
+    """Reduce a batch's inputs to some of its sequences: index every tensor that has ``count`` rows."""
     if rows is None or len(rows) == count:
         return dict(inputs)
     return {

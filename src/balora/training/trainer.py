@@ -1,28 +1,263 @@
-"""`BALoraTrainer`: transformers' Trainer with the regularized objective."""
+"""`BALoraTrainer`: transformers' Trainer with the regularized objective.
+
+Per micro-batch: batch → teacher (no gradient) → student → hidden states or logits → objective → parts. The Trainer keeps
+everything else: optimizer, learning-rate schedule, precision, devices, evaluation, logging targets.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset, Subset
 from transformers import Trainer
 
-from balora.training.mixin import RegularizedMixin
+from balora.data.collate import shortest_first
+from balora.errors import BALoraError
+from balora.methods.initial_state import initial_state_of, refresh_initial_state
+from balora.methods.registry import Method, find_method
+from balora.models.classifier_head import final_linear
+from balora.objective import Objective, all_finite
+from balora.regularization import RegularizationConfig
+from balora.teacher.cache import TeacherCache
+from balora.teacher.logit_cache import select_caches
+from balora.teacher.pretrained import PretrainedTeacher
+from balora.teacher.row_keys import KEYS, KeyedCollator
+from balora.training.callbacks import AfterOptimizerStep
+from balora.training.classification_step import ClassificationStep
+from balora.training.generation_step import GenerationStep
+from balora.training.linear_probe import MAX_ROWS, fit_head
+from balora.training.loss_meter import LossMeter
+from balora.training.saving import SavingMixin
+from balora.training.subsampling import Subsampler
+from balora.training.train_step import TrainStep, infer_task
+from balora.training.trainer_checks import (
+    check_arguments,
+    check_initial_teacher,
+    check_sharding,
+    refuse_inactive_adapters,
+    warn_about_trained_adapter,
+)
+
+logger = logging.getLogger("balora")
 
 
-class BALoraTrainer(RegularizedMixin, Trainer):
-    """Fine-tunes a causal, sequence-to-sequence, classification or regression model with the three regularizers.
+class RegularizedTrainerMixin(SavingMixin):
+    """The regularized objective, to be placed before a `transformers.Trainer` class in the bases.
+
+    The arguments are those of `BALoraTrainer`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        regularization: RegularizationConfig | None = None,
+        loss_path: str = "fused",
+        initial: Mapping[str, Tensor] | None = None,
+        teacher_cache: TeacherCache | str = "auto",
+        teacher_offload: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        check_arguments(self)
+        model: nn.Module = self.model
+        self.task = infer_task(model)
+        classifies = self.task in ("classification", "regression")
+        if regularization is None:
+            regularization = (
+                RegularizationConfig.for_classification() if classifies else RegularizationConfig.for_generation()
+            )
+        self.regularization = regularization
+        num_labels = getattr(model.config, "num_labels", None)
+        self.objective = Objective(regularization, self.task, num_labels=num_labels, loss_path=loss_path)
+        for notice in self.objective.notices:
+            logger.warning(notice)
+        if classifies and regularization.teacher_head == "probe" and initial is None:
+            self._fit_head()
+        # The teacher and the checkpoints use the same copy of the initial values.
+        self.teacher = PretrainedTeacher(model, initial, offload=teacher_offload)
+        self.teacher_cache, self.logit_cache = select_caches(
+            self.objective, teacher_cache, self.accelerator.num_processes
+        )
+        self.step: TrainStep
+        if self.objective.generates:
+            self.step = GenerationStep(model, self.objective, self.teacher, self.teacher_cache)
+        else:
+            self.step = ClassificationStep(model, self.objective, self.teacher, self.logit_cache)
+        self.subsampler = Subsampler(regularization, self.args.seed, self.args.process_index)
+        self.loss_meter = LossMeter(self.task)
+        self.loss_is_scaled_for_ga = True  # by num_items and share, see compute_loss
+        self._initial_state_checked = False
+        initial_state = initial_state_of(model)
+        # The initial values are known to be the adapter's, so the student may have been trained already.
+        self._is_resumed = initial is not None and initial_state is not None
+        if initial_state is None and initial is None and self.objective.needs_teacher:
+            warn_about_trained_adapter(model)
+        self.method: Method | None = find_method(initial_state.method) if initial_state else None
+        check_sharding(self.accelerator.state, model, self.method)
+        if self.is_fsdp_enabled:
+            self.origin()  # needs the weights before FSDP shards them
+        if self.method is not None and self.method.after_step is not None:
+            self.add_callback(AfterOptimizerStep(model, self.method.after_step))
+
+    def _fit_head(self) -> None:
+        """Fit the head before the teacher copies it, so that student and teacher both start from it (METHOD 6.5)."""
+        rows = self.train_dataset
+        if not isinstance(rows, IterableDataset) and len(rows) > MAX_ROWS:
+            # Sampled from all rows: a file may be sorted by class.
+            sample = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.args.seed))[:MAX_ROWS]
+            rows = Subset(rows, sample.tolist())
+        with torch.random.fork_rng():
+            batches = self.get_eval_dataloader(shortest_first(rows))
+            regression, gather = self.task == "regression", self.accelerator.gather_for_metrics
+            score = fit_head(self.model, batches, regression=regression, gather=gather)
+        if self.accelerator.num_processes > 1:  # processes on different machines may round differently
+            for tensor in final_linear(self.model).parameters():
+                torch.distributed.broadcast(tensor.data, src=0)
+        refresh_initial_state(self.model)
+        logger.info("teacher_head: probe fits the training rows with %.3f", score)
+
+    def get_train_dataloader(self) -> Any:
+        """Return the Trainer's data loader; if the teacher is cached, its batches also carry the keys of their rows."""
+        collate: Any = self.data_collator  # type: ignore[has-type]
+        cached = self.teacher_cache is not None or self.logit_cache is not None
+        if cached and not isinstance(self.train_dataset, IterableDataset):
+            self.data_collator = KeyedCollator(collate)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collate
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> None:
+        """Evaluate rows in the order given.
+
+        If training groups rows by length, the Trainer would also reorder evaluation rows, and predictions would no longer
+        be aligned with their rows.
+        """
+
+    # -- the loss ---------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the weighted sum of the parts of one micro-batch; in evaluation, the task loss alone."""
+        inputs = {name: value for name, value in inputs.items() if name != "num_items_in_batch"}
+        row_keys = inputs.pop(KEYS, None)
+        labels = inputs.pop("labels", None)
+        if labels is None:
+            raise BALoraError(f"The batch has no labels, only {', '.join(sorted(inputs))}. Check the data collator.")
+        if not self.model.training:
+            keep_logits = not (self.objective.generates and self._loss_only)
+            loss, outputs = self.step.evaluate(model, inputs, labels, keep_logits=keep_logits)
+            return (loss, outputs) if return_outputs else loss
+        if not self._initial_state_checked:
+            self._check_initial_state(model, inputs, labels)
+        step = self.state.global_step
+        weights = self.objective.weights(step / max(1, self.state.max_steps))
+        weights["consistency"] *= self.subsampler.step_factor(step)
+        sequence_mask = self.subsampler.next_mask(step, len(labels), row_keys)
+        share = 1.0 / getattr(self, "current_gradient_accumulation_steps", 1)
+        # DDP averages gradients over the processes, so a sum over items is divided by their mean number per process.
+        items = None if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
+        parts, extra, outputs = self.step.train(
+            model, inputs, labels, weights, num_items=items, share=share, sequence_mask=sequence_mask
+        )
+        broken = all_finite(parts)
+        if broken is not None:
+            name = {"task": "task loss", "loss": "total loss"}.get(broken, f"{broken} term")
+            raise BALoraError(self._nonfinite_message(name, step + 1))
+        loss = parts.loss
+        if self.method is not None and self.method.penalty is not None:
+            penalty = self.method.penalty(self.model)
+            loss, extra = loss + share * penalty, {**extra, "penalty": penalty.detach()}
+        self.loss_meter.add(parts, weights, share, **extra)
+        return (loss, outputs) if return_outputs else loss
+
+    _loss_only = False
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> Any:
+        """Run the Trainer's prediction step; if only the loss is needed, the fused path computes no logits."""
+        self._loss_only = prediction_loss_only
+        try:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        finally:
+            self._loss_only = False
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
+        """Count the targets (tokens or examples) of the accumulated batch on all devices; at least 1."""
+        if not batch_samples or "labels" not in batch_samples[0]:
+            return None
+        count = torch.stack([self.step.count_items(batch["labels"]) for batch in batch_samples]).sum().to(device)
+        if self.accelerator.num_processes > 1:
+            count = self.accelerator.gather(count).sum()
+        return count.clamp_min(1)
+
+    def _check_initial_state(self, model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> None:
+        """Before the first step of a new run, check that the adapter can learn and that the teacher equals the student."""
+        self._initial_state_checked = True
+        if self.state.global_step > 0:
+            return
+        refuse_inactive_adapters(self.model)
+        if self.objective.needs_teacher and not self._is_resumed:
+            check_initial_teacher(self.step, model, inputs, labels)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Skip the epoch if a resumed run has no step left; the Trainer would take one step too many."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Any:
+        """Create the method's own optimizer if it has one, otherwise the Trainer's."""
+        if getattr(self, "optimizer", None) is None and self.method is not None and self.method.optimizer is not None:
+            initial_state = initial_state_of(self.model)
+            assert initial_state is not None
+            optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            settings = {**settings, "weight_decay": self.args.weight_decay}
+            options = initial_state.options.extra
+            self.optimizer = self.method.optimizer(self.model, optimizer_class, settings, options)
+        return super().create_optimizer(model)
+
+    # -- logging ----------------------------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add every part and weight, averaged over the logging window, to a training log."""
+        if "loss" in logs:
+            logs.update(self.loss_meter.drain(self._mean_over_processes))
+        super().log(logs, start_time)
+
+    def _mean_over_processes(self, values: Tensor) -> Tensor:
+        if self.accelerator.num_processes == 1:
+            return values
+        return self.accelerator.reduce(values.to(self.args.device), reduction="mean").cpu()
+
+
+class BALoraTrainer(RegularizedTrainerMixin, Trainer):
+    """Fine-tune a causal, sequence-to-sequence, classification or regression model with the three regularizers.
 
     Args:
-        regularization: A `RegularizationConfig`; default the paper's values for the model's task.
-        loss_path: ``fused`` or ``plain``.
-        initial: The trainable tensors' initial values, when the model is no longer at them.
-        teacher_cache: ``auto`` keeps a classifier's teacher logits in memory (in one process); ``off`` asks the teacher at
-            every step; a `balora.teacher.cache.TeacherCache` stands for it in generation.
-        teacher_offload: Whether the initial values wait in the host's memory between the teacher's forwards.
+        regularization: Weights, schedules and targets of the regularizers; default: the paper's values for the model's task.
+        loss_path: ``fused`` (no logits are computed) or ``plain`` (the formulas over full logits), to check one by the other.
+        initial: Initial values of the trainable tensors by name. Required if ``model`` has been trained since it was adapted.
+        teacher_cache: ``auto`` caches a classifier's teacher logits in memory (in one process); ``off`` runs the teacher at
+            every step; a `balora.teacher.cache.TeacherCache` replaces the teacher's forward in generation.
+        teacher_offload: Whether the initial values stay in the host's memory between the teacher's forwards.
 
-    All other arguments are `transformers.Trainer`'s. Causal models take unshifted ``labels`` (−100 where there is nothing to
-    learn); sequence-to-sequence models take ``decoder_input_ids`` and ``labels`` aligned with them.
+    All other arguments are `transformers.Trainer`'s. Causal models take unshifted ``labels`` (−100 at positions to ignore);
+    sequence-to-sequence models take ``labels`` and, if the model cannot derive them, ``decoder_input_ids`` aligned with them.
 
     Raises:
-        BALoraError: The model or an argument does not go with the objective; during training, a part became NaN or infinite.
+        BALoraError: The model or an argument does not fit the objective; during training, a part became NaN or infinite.
 
     Reference: Chang et al., BA-LoRA, ICLR 2026, eq. 8 and 12.
     """

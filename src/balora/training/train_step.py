@@ -1,0 +1,98 @@
+"""`TrainStep`: the interface between the trainers and what they do with one micro-batch, for each kind of model."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from balora.errors import BALoraError
+from balora.losses import LossParts
+from balora.methods.layers.peft_lora import task_type
+from balora.models.adapted_model import base_model_of
+from balora.objective import Objective, Task
+from balora.teacher.pretrained import PretrainedTeacher
+from balora.training.subsampling import SequenceMask
+
+TASK_LOSS_ONLY = {"consistency": 0.0, "diversity": 0.0, "spectral": 0.0, "variance": 0.0}
+"""Weights that leave the task loss alone, for evaluation."""
+
+
+class TrainStep(Protocol):
+    """One micro-batch through teacher, student and objective."""
+
+    model: nn.Module
+    """Student, not wrapped for several devices."""
+    objective: Objective
+    teacher: PretrainedTeacher
+
+    def count_items(self, labels: Tensor) -> Tensor:
+        """Return the number of targets of a micro-batch (tokens or labelled examples) as a scalar tensor."""
+        ...
+
+    def train(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        labels: Tensor,
+        weights: dict[str, float],
+        *,
+        num_items: Tensor | None,
+        share: float,
+        sequence_mask: SequenceMask | None = None,
+    ) -> tuple[LossParts, dict[str, Tensor], Any]:
+        """Compute the loss of one micro-batch.
+
+        Args:
+            model: Student, as the Trainer wraps it for several devices.
+            inputs: Model inputs without the labels.
+            labels: Labels of the micro-batch; -100 at positions to ignore.
+            weights: Weights of the regularizers at this step.
+            num_items: Targets of the whole accumulated batch; default: those of this micro-batch.
+            share: Weight of this micro-batch among the accumulated ones, for batch statistics.
+            sequence_mask: Sequences that carry the consistency term; default: all.
+
+        Returns:
+            The parts of the loss, further statistics to log, and the model's outputs. The consistency part is 0 if its
+            weight is positive and the mask selects no sequence.
+        """
+        ...
+
+    def evaluate(
+        self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, *, keep_logits: bool
+    ) -> tuple[Tensor, Any]:
+        """Return the mean task loss of a batch, and outputs with logits (if ``keep_logits``, or always if they are small)."""
+        ...
+
+    def target_logits(self, model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> Tensor:
+        """Return logits at targets of the batch, for comparing teacher and student; some targets are enough."""
+        ...
+
+
+def infer_task(model: nn.Module) -> Task:
+    """Infer the task of a model from its class and its head.
+
+    Raises:
+        BALoraError: Neither a language model nor a single-label classifier.
+    """
+    base = base_model_of(model)
+    kind = getattr(task_type(base), "value", None)
+    if kind == "SEQ_CLS":
+        problem_type, num_labels = getattr(base.config, "problem_type", None), base.config.num_labels
+        if problem_type == "multi_label_classification":
+            raise BALoraError(
+                "Multi-label classification is not supported: the paper's terms are for one label per row."
+            )
+        if problem_type == "regression" and num_labels > 1:
+            raise BALoraError(
+                f"Regression to {num_labels} scores per row is not supported; load the model with num_labels=1."
+            )
+        return "regression" if num_labels == 1 else "classification"
+    if kind == "SEQ_2_SEQ_LM":
+        return "seq2seq"
+    if kind == "CAUSAL_LM":
+        return "generation"
+    raise BALoraError(
+        f"{type(base).__name__} is neither a causal nor a sequence-to-sequence language model nor a sequence classifier. Load "
+        "it through AutoModelForCausalLM, AutoModelForSeq2SeqLM or AutoModelForSequenceClassification."
+    )

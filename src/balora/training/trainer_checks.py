@@ -1,0 +1,140 @@
+"""Checks before the first step: arguments, sharding, the adapter and its teacher."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from balora.errors import BALoraError, raise_all
+from balora.methods.quantization.quantize import loaded_bits
+from balora.methods.registry import Method
+from balora.models.adapted_model import evaluating
+from balora.regularizers import consistency
+from balora.training.train_step import TrainStep
+
+logger = logging.getLogger("balora")
+_DDP = "train with one unsharded model per process (plain `accelerate launch` or `torchrun`)"
+
+
+def check_arguments(trainer: Any) -> None:
+    """Refuse Trainer arguments that do not work with the regularized objective.
+
+    Raises:
+        BALoraError: An argument is not supported; the message says what to use instead.
+    """
+    if trainer.args.n_gpu > 1:
+        raise BALoraError(
+            f"{trainer.args.n_gpu} GPUs in one process (DataParallel) are not supported. Start with `accelerate launch` or "
+            "`torchrun`, one process per GPU, or make one GPU visible through CUDA_VISIBLE_DEVICES."
+        )
+    if trainer.args.label_smoothing_factor:
+        raise BALoraError("training.label_smoothing_factor is not supported by the regularized objective. Set it to 0.")
+    if getattr(trainer, "model_init", None) is not None:
+        raise BALoraError(
+            "model_init is not supported: train() would make a new model, and the teacher would have the initial values of "
+            "another one. Pass model=balora.adapt(...), and make a trainer for each trial, or vary settings with "
+            "`balora compare --vary`."
+        )
+    if getattr(trainer, "compute_loss_func", None) is not None:
+        raise BALoraError(
+            "compute_loss_func is not supported: it would replace the regularized objective. Leave it out."
+        )
+
+
+def check_sharding(state: Any, model: nn.Module, method: Method | None) -> None:
+    """Refuse ways of sharding that would give a wrong teacher or result, or that are untested.
+
+    Args:
+        state: accelerate's state, with its plugins.
+        model: Model before it is sharded.
+        method: Method of the adapter; None if balora did not make the adapter.
+
+    Raises:
+        BALoraError: One or more settings are not supported; the message lists all.
+    """
+    deepspeed, fsdp = (getattr(state, f"{kind}_plugin", None) for kind in ("deepspeed", "fsdp"))
+    problems = []
+    if deepspeed is not None and deepspeed.zero_stage == 3:
+        problems.append(
+            "DeepSpeed's ZeRO stage 3 partitions the parameters, so the teacher could not be given the initial values. Use "
+            "FSDP version 2, or ZeRO stage 1 or 2."
+        )
+    if fsdp is not None and fsdp.fsdp_version != 2:
+        problems.append(
+            "FSDP version 1 flattens the parameters, so the teacher could not be given the initial values. Set fsdp_version: 2 "
+            f"in accelerate's config (fsdp_config: {{version: 2}} in training), or {_DDP}."
+        )
+    if fsdp is not None and fsdp.cpu_ram_efficient_loading:
+        problems.append(
+            "With FSDP's cpu_ram_efficient_loading only one process has the weights that the adapter is computed from. "
+            "Set fsdp_cpu_ram_efficient_loading to false."
+        )
+    if fsdp is not None and method is not None and (method.optimizer or method.after_step or method.penalty):
+        problems.append(
+            f"Method {method.name!r} needs unsharded matrices in its optimizer or after each step, and FSDP shards them. "
+            f"Use another method, or {_DDP}."
+        )
+    if fsdp is not None and loaded_bits(model) is not None:
+        problems.append(
+            f"Sharding of weights in {loaded_bits(model)} bits is not supported. Leave method.bits out, or {_DDP}."
+        )
+    raise_all(problems, "The model cannot be sharded in this way")
+
+
+def refuse_inactive_adapters(model: nn.Module) -> None:
+    """Refuse merged or disabled adapters: they receive no gradient, and teacher and student would stay equal.
+
+    Raises:
+        BALoraError: An adapter is merged or disabled.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer) and (module.merged or module.disable_adapters):
+            state, fix = ("merged", "unmerge_adapter()") if module.merged else ("disabled", "enable_adapters()")
+            raise BALoraError(f"The adapter of {name} is {state}, so it would not learn. Call {fix} first.")
+
+
+def warn_about_trained_adapter(model: nn.Module) -> None:
+    """Say what "pre-trained" means if `balora.adapt` did not make the adapter and the adapter may have been trained."""
+    if any(".lora_B." in name and parameter.any() for name, parameter in model.named_parameters()):
+        logger.warning(
+            "The adapter was not made by balora.adapt and its B is not 0, so the teacher is the model as it is now. If the "
+            "adapter was trained before, the consistency term keeps the student close to that model, not to the pre-trained "
+            "one. To have the pre-trained model as the teacher, merge the adapter and adapt anew."
+        )
+
+
+def initial_divergence(step: TrainStep, model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> float:
+    """Return KL(teacher ‖ student) in nats (for regression the mean squared difference), both in eval mode."""
+    with step.teacher.active():
+        teacher_logits = step.target_logits(model, inputs, labels).float()
+    with evaluating(step.model):
+        student_logits = step.target_logits(model, inputs, labels).float()
+        if step.objective.task == "regression":
+            return float((student_logits - teacher_logits).square().mean())
+        return float(consistency(student_logits, teacher_logits, 1.0))
+
+
+def check_initial_teacher(step: TrainStep, model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> None:
+    """Refuse a run whose teacher and student differ before the first step by more than rounding explains.
+
+    Raises:
+        BALoraError: The teacher is not the model that training starts from.
+    """
+    divergence = initial_divergence(step, model, inputs, labels)
+    half_precision = any(p.dtype in (torch.bfloat16, torch.float16) for p in step.model.parameters())
+    tolerance = 1e-4 if half_precision else 1e-6
+    if not divergence <= tolerance:
+        measure = (
+            f"the mean squared difference of their outputs is {divergence:.3g}"
+            if step.objective.task == "regression"
+            else f"the KL divergence between them is {divergence:.3g} nats"
+        )
+        raise BALoraError(
+            f"The teacher is not the model that training starts from: {measure}, and rounding explains at most "
+            f"{tolerance:.0e}. Likely causes: the adapter was trained, merged or disabled after balora.adapt, or the forward is "
+            "random in eval mode. Adapt a freshly loaded model."
+        )
