@@ -53,8 +53,8 @@ class BuildReport:
         lines = [f"{self.directory}: {self.rows:,} rows, {self.new_rows:,} new, {self.size / 2**20:,.1f} MiB"]
         if self.new_rows:
             lines.append(
-                f"mean tail {self.tail:.3g}: per token, the gradient of the consistency term is off by at most "
-                f"{2 * self.temperature * self.tail:.3g} in the sum over the logits, times its weight"
+                f"mean tail {self.tail:.3g}: per token, the gradient of the consistency term has an error of at most "
+                f"{2 * self.temperature * self.tail:.3g} (sum over the logits, before the weight)"
             )
         return lines
 

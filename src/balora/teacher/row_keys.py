@@ -69,7 +69,7 @@ class KeyedCollator:
 
 
 def _contains_unchanged(batch: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether row i of the batch has the tokens of row i, padded at one end or not at all."""
+    """Return whether row i of the batch has the tokens of row i, with padding at one end or without padding."""
     input_ids = batch.get("input_ids")
     if not isinstance(input_ids, Tensor) or len(input_ids) != len(rows):
         return False

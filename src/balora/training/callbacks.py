@@ -68,7 +68,7 @@ class AfterOptimizerStep(TrainerCallback):
 
 
 def format_logs(state: TrainerState, logs: Logs) -> str | None:
-    """Format the main values of a log as one line that fits the screen; None if the log has none of them."""
+    """Format the main values of a log as one line that fits the screen; None if the log has no such value."""
     shown = [f"{n} {logs[n]:.4g}" for n in _DISPLAYED if logs and isinstance(logs.get(n), int | float)]
     return f"step {state.global_step}/{state.max_steps}  " + "  ".join(shown) if shown else None
 

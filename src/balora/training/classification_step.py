@@ -1,6 +1,6 @@
 """One micro-batch through teacher, student and objective, for classifiers and regressors.
 
-Shapes: N examples, K of them with the consistency term, D classes, d pooled size.
+Shapes: N examples, K examples with the consistency term, D classes, d pooled size.
 """
 
 from __future__ import annotations

@@ -100,8 +100,8 @@ class GenerationStep(TrainStep):
     def _prepared(self, inputs: dict[str, Any], labels: Tensor) -> dict[str, Any]:
         """Return the model's inputs without a key-value cache, and for an encoder-decoder with ``decoder_input_ids``.
 
-        With labels, the model would compute its own loss. An encoder-decoder then lacks its decoder inputs, so the labels are
-        shifted right here; without decoder inputs some families decode the source.
+        The model does not get the labels, because it would compute its own loss. The labels of an encoder-decoder are shifted
+        right here to make its decoder inputs; without decoder inputs, some families decode the source.
         """
         inputs = {**inputs, "use_cache": False}
         if not self.shift and inputs.get("decoder_input_ids") is None and inputs.get("decoder_inputs_embeds") is None:
@@ -136,7 +136,7 @@ class GenerationStep(TrainStep):
         assert head is not None
         use_basis = self.objective.config.spectral > 0 and not self._head_learns() and head.softcap is None
         if use_basis and self._basis is None:
-            # Factor the frozen head before the first forward, because the activations need the same memory.
+            # Factor the frozen head once, before the forward: afterwards the activations need the memory.
             self._basis = SpectralBasis.from_head(head.weight_VD, head.bias_V)
         hidden_BTd, outputs = self.headless.hidden_states(model, inputs)
         hidden_Md = hidden_BTd[mask_BT].to(head.weight_VD.dtype)

@@ -102,11 +102,7 @@ def run(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> Ru
             card = model_card(config, metrics, {**provenance(), "data": data, "resumed": resumed})
             write_text(directory.path / "README.md", card)
         directory.update_record(
-            status="finished",
-            error=None,
-            metrics=metrics,
-            parameters=parameter_counts(trainer.model),
-            notices=notices,
+            status="finished", error=None, metrics=metrics, parameters=parameter_counts(trainer.model), notices=notices
         )
     shown = ("train_loss", "train_runtime", "peak_memory_mib", "eval_")
     log("  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith(shown)))

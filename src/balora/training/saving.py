@@ -91,7 +91,7 @@ class SavingMixin(_Base):
         return self._origin
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse to push to the hub, whether an argument or a call asks for it."""
+        """Refuse to push to the hub, as an argument and as a call."""
         raise BALoraError(f"push_to_hub is not supported in training: {NO_PUSH}")
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Deprecated names of this module's former content, and their new places."""
+"""Deprecated names, with their new modules."""
 
 from balora.deprecation import deprecated_names
 
