@@ -32,7 +32,7 @@ def documents(seed: int, *, split: Split = "train", flaws: Flaws = FLAWS) -> Ite
     """Generate documents without end (take some with ``itertools.islice``). A seed and a split always give the same documents.
 
     Raises:
-        BALoraError: ``split`` is neither.
+        BALoraError: ``split`` is neither 'train' nor 'held_out'.
 
     Example:
         >>> next(documents(0)) == next(documents(0))

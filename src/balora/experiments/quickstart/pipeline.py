@@ -1,7 +1,6 @@
 """`balora quickstart`: fine-tune a tiny model on a noisy task with three methods, and compare the results.
 
-Every run is a `balora train` in its own process, from a config that stays in the output directory, so that a user can repeat each
-step by hand.
+Every run is a `balora train` in its own process, from a config in the output directory. A user can repeat each step by hand.
 """
 
 from __future__ import annotations

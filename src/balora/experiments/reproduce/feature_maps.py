@@ -37,7 +37,7 @@ BALANCED, IMBALANCED = "balanced", "imbalanced"
 RARE = ("low", "contradiction")
 """Class that is rare after imbalance: at the small scale, in the paper."""
 MAIN_SCORES = 4
-"""Number of scores, of those in the table, that the findings mention."""
+"""Number of scores in the findings: the first ones of the table."""
 PERPLEXITY, ITERATIONS, SEED = 30, 1000, 42
 """Settings of t-SNE, as in the paper (appendix B)."""
 _BATCH = 50

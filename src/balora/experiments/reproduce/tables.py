@@ -1,4 +1,4 @@
-"""Tables of the paper as data, and two experiments of ours.
+"""Tables of the paper and two of our own experiments, as data.
 
 Table 4 asks for the effect of each regularizer on clean data. The paper's claims are about data that are not clean, so
 ``table4-flawed`` repeats it there. Table 4 at three seeds leaves two questions open: is the gain of its rows called ours more than
