@@ -197,7 +197,7 @@ def test_targets_without_a_match_are_refused_with_the_available_names(target):
 
 
 def test_a_single_layer_name_as_string_gets_a_hint_to_write_a_list():
-    with pytest.raises(BALoraError, match=r"A string is a regular expression over whole names; .* write \[q_proj\]\."):
+    with pytest.raises(BALoraError, match=r"A string is a regular expression over full names; .* write \[q_proj\]\."):
         balora.adapt(tiny_llama(), rank=4, target_modules="q_proj")
 
 
