@@ -50,7 +50,7 @@ def test_adapting_does_not_change_the_function(family, method):
 @pytest.mark.parametrize("method", sorted(UNROUNDED))
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "gemma2"])
 def test_adapting_does_not_change_the_function_in_bfloat16(family, method):
-    """Equal to the bit if the frozen weights stay; else within 3 % of the logits (bfloat16 arithmetic alone changes 1 %)."""
+    """Equal to the bit if the frozen weights stay the same, else within 3 % of the logits (bfloat16 alone changes 1 %)."""
     if method == "bitfit" and family in WITHOUT_BIASES:
         pytest.skip("the model has no biases, so bitfit refuses it")
     rounded = FAMILIES[family]().bfloat16()

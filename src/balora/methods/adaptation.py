@@ -160,7 +160,7 @@ def _stored_ranks(values: Mapping[str, Tensor]) -> dict[str, int]:
 
 @torch.no_grad()
 def _load_heads(model: PreTrainedModel, initial: Mapping[str, Tensor]) -> None:
-    """Load a stored classification head before the model's logits are recorded, because the head at hand may be a random one."""
+    """Load a stored classification head before the model's logits are recorded: the loaded model may have a random one."""
     parameters = dict(model.named_parameters())
     for name, value in initial.items():
         model_name = name.removeprefix("base_model.model.").replace(f".modules_to_save.{ADAPTER}.", ".")

@@ -81,7 +81,7 @@ def stored_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def probe_logits(model: nn.Module) -> Tensor | None:
-    """Return the logits on eight seeded tokens (without a head: hidden states); None on the meta device or without text input."""
+    """Return float32 logits (without a head: hidden states) of eight seeded tokens; None on meta or without text input."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     config = getattr(model, "config", None)
     vocabulary = getattr(config, "vocab_size", None)

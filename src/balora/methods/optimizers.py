@@ -51,7 +51,7 @@ def make_lorafa(
 
 
 class LoRAFA(AdamW):
-    r"""AdamW with LoRA-FA's gradient of B, with which the step of B best approximates a step of the full weight.
+    r"""AdamW with LoRA-FA's gradient of B: its step is the best approximation of a step of the full weight.
 
     .. math:: \tilde g_B = \frac{1}{s^2}\, g_B (A A^\top)^{-1}
 

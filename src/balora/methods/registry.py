@@ -275,7 +275,7 @@ _variant(
 _variant(
     _pissa,
     name="qpissa",
-    summary="PiSSA on weights in 4 bits (NF4): only the residual is quantized, with a smaller error than the weight.",
+    summary="PiSSA on weights in 4 bits (NF4): quantizing only the residual gives a smaller error.",
     options=_SVD | _FOUR_BITS,
 )
 _variant(

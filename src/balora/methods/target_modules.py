@@ -17,9 +17,9 @@ ALL_LINEAR = "all-linear"
 
 
 def find_targets(model: nn.Module, targets: str | list[str], heads: list[str]) -> tuple[str | list[str], list[str]]:
-    """Find what ``targets`` selects outside the heads: peft's ``target_modules``, and the full names of stacked expert weights.
+    """Return peft's ``target_modules``, and the full names of the selected stacks of expert weights.
 
-    ``targets`` is ``all-linear``, a regular expression over full names, or a list of names (or of their last parts).
+    ``heads`` get no adapter. ``targets`` is ``all-linear``, a regular expression over full names, or names (or their last parts).
     """
     stacks = stacked_weights(model)
     if not stacks:

@@ -34,7 +34,7 @@ def _first_positions(hidden_BTd: Tensor) -> Tensor:
 
 
 class HiddenStateExtractor:
-    """Runs a language model (with or without a peft adapter, not wrapped by DDP or the like) without its output layer."""
+    """Run a language model (with or without a peft adapter, not wrapped by DDP or the like) without its output layer."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -123,7 +123,7 @@ class HiddenStateExtractor:
 
 
 def valid_targets(labels_BT: Tensor, *, shift: bool) -> tuple[Tensor, Tensor]:
-    """Return the mask (B × T) of the positions that predict a target, and those M targets in order. Label −100 is no target.
+    """Return the mask (B × T) of the positions that predict a target, and the M targets in order; −100 marks no target.
 
     Use ``shift`` for causal models, which predict the next token; the labels of encoder-decoders are already shifted.
     """

@@ -5,6 +5,7 @@ Rows run one by one, so that no padding is counted. Shapes: O output features, I
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,16 +63,13 @@ def input_covariances(model: nn.Module, rows: Batches) -> dict[str, Tensor]:
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def accumulate(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float()
-            sums[name] = sums[name] + x.T @ x if name in sums else x.T @ x
-            counts[name] = counts.get(name, 0) + len(x)
+    def accumulate(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float()
+        sums[name] = sums[name] + x.T @ x if name in sums else x.T @ x
+        counts[name] = counts.get(name, 0) + len(x)
 
-        return hook
-
-    layers = list(lora_layers(model))
-    handles = [layer.register_forward_pre_hook(accumulate(name)) for name, layer in layers]  # type: ignore[attr-defined]
+    layers: list[tuple[str, Any]] = list(lora_layers(model))
+    handles = [layer.register_forward_pre_hook(functools.partial(accumulate, name)) for name, layer in layers]
     try:
         with evaluating(model):
             for row in logging.tqdm(rows, desc="inputs of each layer", disable=None, leave=False):
