@@ -50,7 +50,7 @@ def test_adapting_does_not_change_the_function(family, method):
 @pytest.mark.parametrize("method", sorted(UNROUNDED))
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "gemma2"])
 def test_adapting_does_not_change_the_function_in_bfloat16(family, method):
-    """Equal to the bit if the frozen weights stay; else within 3 % of the logits (bfloat16 arithmetic alone changes 1 %)."""
+    """Equal to the bit if the frozen weights stay the same, else within 3 % of the logits (bfloat16 alone changes 1 %)."""
     if method == "bitfit" and family in WITHOUT_BIASES:
         pytest.skip("the model has no biases, so bitfit refuses it")
     rounded = FAMILIES[family]().bfloat16()
@@ -197,7 +197,7 @@ def test_targets_without_a_match_are_refused_with_the_available_names(target):
 
 
 def test_a_single_layer_name_as_string_gets_a_hint_to_write_a_list():
-    with pytest.raises(BALoraError, match=r"A string is a regular expression over whole names; .* write \[q_proj\]\."):
+    with pytest.raises(BALoraError, match=r"A string is a regular expression over full names; .* write \[q_proj\]\."):
         balora.adapt(tiny_llama(), rank=4, target_modules="q_proj")
 
 

@@ -53,9 +53,7 @@ def test_both_sub_layers_of_a_block_get_an_adapter(name: str) -> None:
 def test_a_block_with_an_unknown_sub_layer_is_refused(kind: str) -> None:
     ends = {"attention": "model.layers.0.self_attn.o_proj", "feed-forward": "model.layers.0.mlp.down_proj"}
     names = [name for ending, name in ends.items() if ending != kind]
-    with pytest.raises(
-        BALoraError, match=rf"No layer in model\.layers\.0 .* is known as the last of its {kind} sub-layer"
-    ):
+    with pytest.raises(BALoraError, match=rf"The last layer of the {kind} sub-layer in model\.layers\.0 .* is unknown"):
         _check_blocks(nn.Module(), names, [AFTER_ATTENTION, AFTER_FEED_FORWARD])
 
 

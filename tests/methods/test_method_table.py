@@ -1,4 +1,4 @@
-"""docs/methods_by_family.md agrees with a trial of every method on every model family."""
+"""docs/reference/methods-by-family.md agrees with a trial of every method on every model family."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ import pytest
 
 import balora
 from balora.errors import BALoraError
-from balora.methods.options import check_values, number
+from balora.methods.options import number
+from balora.methods.registry import METHODS, option_problems
 from bench import adapted
 from tiny import tiny_llama
 
@@ -27,7 +28,7 @@ def test_an_excluded_bound_is_refused():
     option = number(16.0, "rate")
     assert not option.valid(0) and option.valid(1e-9)
     assert option.allowed == "a number above 0"
-    assert check_values("x", {"rate": option}, {"rate": 0}) == ["method.rate is a number above 0, not 0."]
+    assert option_problems(METHODS["loraplus"], {"lr_ratio": 0}) == ["method.lr_ratio is a number above 0, not 0."]
 
 
 @pytest.mark.parametrize("name", ["warmup", "final", "orthogonality"])

@@ -306,7 +306,7 @@ def test_the_models_logits_at_some_positions(name):
     assert HiddenStateExtractor(model).logits_at(model, inputs, torch.zeros_like(mask)).shape == (0, 97)
 
 
-def test_the_checks_of_head_and_start_compute_few_logits(monkeypatch):
+def test_the_initial_checks_compute_few_logits(monkeypatch):
     monkeypatch.setattr("balora.models.hidden_states.SAMPLE_POSITIONS", 5)
     model = balora.adapt(tiny_llama(), rank=4)
     inputs, labels = batch(model)

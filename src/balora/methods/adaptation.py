@@ -14,7 +14,7 @@ from balora.errors import BALoraError, raise_all
 from balora.methods.init.residual_init import store_all_residuals
 from balora.methods.initial_state import check_same_function, probe_logits, record_initial_state, stored_parameters
 from balora.methods.layers.peft_lora import adapted_names, head_names, with_ranks
-from balora.methods.method import AdaptOptions, Batches, Method, unwrapped_on_error
+from balora.methods.method import AdaptOptions, Batches, Method
 from balora.methods.quantization.quantize import quantize, replace_bitsandbytes_layers
 from balora.methods.registry import find_method, option_problems
 from balora.models.adapted_model import ADAPTER
@@ -45,7 +45,7 @@ def adapt(
         rank: r, at most the smaller side of every target layer.
         alpha: The adapter's scaling is alpha / rank. Default: ``rank``, as in the paper.
         dropout: Dropout probability on the adapter's input; the paper uses 0.
-        target_modules: ``all-linear`` (all but the output head), a regular expression over whole names, or a list of names.
+        target_modules: ``all-linear`` (all but the output head), a regular expression over full names, or a list of names.
         seed: Seed of the random initial values.
         initial: Initial values of the trainable tensors by name, from a checkpoint of an earlier run. They replace the
             computation of initial values.
@@ -103,11 +103,7 @@ def check_options(
     seed: int,
     extra: Mapping[str, Any],
 ) -> AdaptOptions:
-    """Check the arguments of `adapt`, and fill in the defaults of the method's options.
-
-    Raises:
-        BALoraError: At least one value is invalid; the message lists all of them.
-    """
+    """Check the arguments of `adapt`, list all invalid ones in one error, and fill in the defaults of the method's options."""
     problems = []
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         problems.append(f"method.rank is a whole number of at least 1, not {rank!r}.")
@@ -128,21 +124,16 @@ def check_options(
 
 
 def _rebuild(spec: Method, model: PreTrainedModel, options: AdaptOptions, initial: Mapping[str, Tensor]) -> nn.Module:
-    """Build the adapter from stored initial values.
+    """Build the adapter from stored initial values, because another machine could compute another decomposition."""
 
-    Computing them again could give another decomposition on another machine.
-    """
-    if spec.form == "lora":
-        options = with_ranks(options, _stored_ranks(initial) if spec.uneven else {})
-    adapted = spec.wrap(model, options)
-    with unwrapped_on_error(adapted):
-        if spec.check is not None:
-            spec.check(adapted, options)
+    def restore(adapted: nn.Module, options: AdaptOptions) -> None:
         # Full fine-tuning stores only values that the pre-trained weights do not have, so names may be missing.
         load_trainable(adapted, initial, strict=spec.form != "model")
         if spec.residual_base:
             store_all_residuals(adapted)
-    return adapted
+
+    options = with_ranks(options, _stored_ranks(initial) if spec.uneven else {})
+    return dataclasses.replace(spec, initialize=restore).build(model, options)
 
 
 def _quantize_frozen_weights(spec: Method, adapted: nn.Module, options: AdaptOptions) -> nn.Module:
@@ -158,7 +149,7 @@ def _quantize_frozen_weights(spec: Method, adapted: nn.Module, options: AdaptOpt
 
 
 def _stored_ranks(values: Mapping[str, Tensor]) -> dict[str, int]:
-    """Return the rank of each layer, which is the number of rows of its A."""
+    """Return the rank of each layer: the number of rows of A."""
     ending = f".lora_A.{ADAPTER}.weight"
     return {
         name.removeprefix("base_model.model.").removesuffix(ending): len(value)
@@ -169,10 +160,7 @@ def _stored_ranks(values: Mapping[str, Tensor]) -> dict[str, int]:
 
 @torch.no_grad()
 def _load_heads(model: PreTrainedModel, initial: Mapping[str, Tensor]) -> None:
-    """Load a stored classification head before the model's function is recorded.
-
-    The loaded model has a random head, or one that was not fitted yet. Replacing it is not a change of the pre-trained function.
-    """
+    """Load a stored classification head before the model's logits are recorded: the loaded model may have a random one."""
     parameters = dict(model.named_parameters())
     for name, value in initial.items():
         model_name = name.removeprefix("base_model.model.").replace(f".modules_to_save.{ADAPTER}.", ".")
@@ -182,15 +170,9 @@ def _load_heads(model: PreTrainedModel, initial: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def load_trainable(model: nn.Module, values: Mapping[str, Tensor], *, strict: bool = True) -> None:
-    """Load stored values into a model's trainable tensors (and an adapter's frozen ones, such as LoRA-FA's A).
+    """Load stored values by name into a model's trainable tensors (and an adapter's frozen ones, such as LoRA-FA's A).
 
-    Args:
-        model: An adapted model.
-        values: Values by parameter name.
-        strict: True if a trainable tensor without a value is an error.
-
-    Raises:
-        BALoraError: A tensor is missing, unknown, or of another shape.
+    Unknown names and other shapes are refused; with ``strict``, so are trainable tensors without a value.
     """
     reshard(model)
     parameters = dict(stored_parameters(model))

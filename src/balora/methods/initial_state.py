@@ -43,8 +43,7 @@ class InitialState:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the arguments that build the adapter again, as plain values."""
-        names = ("seed", "rank", "alpha", "total_steps")
-        values = {name: getattr(self.options, name) for name in names}
+        values = {name: getattr(self.options, name) for name in ("seed", "rank", "alpha", "total_steps")}
         return {"method": self.method, **values, "options": dict(self.options.extra)}
 
 
@@ -82,10 +81,7 @@ def stored_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def probe_logits(model: nn.Module) -> Tensor | None:
-    """Return the model's logits on eight seeded tokens, float32; None on the meta device or without text input.
-
-    A model without a head gives its hidden states instead.
-    """
+    """Return float32 logits (without a head: hidden states) of eight seeded tokens; None on meta or without text input."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     config = getattr(model, "config", None)
     vocabulary = getattr(config, "vocab_size", None)
@@ -105,16 +101,7 @@ def probe_logits(model: nn.Module) -> Tensor | None:
 
 
 def check_same_function(before: Tensor | None, model: nn.Module, method: str) -> None:
-    """Refuse an adapted model whose function differs from that of the pre-trained model.
-
-    Args:
-        before: Logits of the pre-trained model from `probe_logits`.
-        model: Adapted model.
-        method: Name of the method, for the message.
-
-    Raises:
-        BALoraError: The logits changed by more than rounding error.
-    """
+    """Refuse an adapted model if its logits differ from those of the pre-trained model (``before``) beyond rounding."""
     after = probe_logits(model) if before is not None else None
     if before is None or after is None:
         return

@@ -6,14 +6,13 @@ imported when they are first called.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
 import importlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from balora.deprecation import deprecated_keywords
 from balora.errors import BALoraError
 from balora.methods.options import Option
 
@@ -74,28 +73,6 @@ class AdaptOptions:
 _RENAMED = {"start": "initialize", "shifts_base": "residual_base"}
 
 
-def _accept_old_names(cls: type[Method]) -> type[Method]:
-    """Let the constructor accept the old field names, with a warning."""
-    init = cls.__init__
-
-    @functools.wraps(init)
-    def __init__(self: Method, **fields: Any) -> None:
-        for name in _RENAMED.keys() & fields.keys():
-            fields[_new_name(name)] = fields.pop(name)
-        init(self, **fields)
-
-    cls.__init__ = __init__  # type: ignore[method-assign]
-    return cls
-
-
-def _new_name(name: str) -> str:
-    if name not in _RENAMED:
-        return name
-    warnings.warn(f"Method.{name} is now Method.{_RENAMED[name]}.", DeprecationWarning, stacklevel=3)
-    return _RENAMED[name]
-
-
-@_accept_old_names
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
     """One fine-tuning method: one entry of the registry, one row of `balora methods`."""
@@ -145,36 +122,27 @@ class Method:
     if not TYPE_CHECKING:  # a __getattr__ would hide misspelt attributes from mypy
 
         def __getattr__(self, name: str) -> Any:
-            new = _new_name(name)
-            if new == name:
+            if name not in _RENAMED:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-            return getattr(self, new)
+            warnings.warn(f"Method.{name} is now Method.{_RENAMED[name]}.", DeprecationWarning, stacklevel=2)
+            return getattr(self, _RENAMED[name])
 
     def build(self, model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
-        """Add the trainable tensors to a pre-trained model and set their initial values.
+        """Add the trainable tensors to a pre-trained model and set their initial values (not on the meta device).
 
-        A model on the meta device gets no initial values.
-
-        Raises:
-            BALoraError: The method does not work with this model.
+        If the method does not work with this model, the adapter is removed again and a `BALoraError` is raised.
         """
-        adapted = self.wrap(model, options)
-        with unwrapped_on_error(adapted):
+        adapted: Any = self.wrap(model, options)
+        try:
             if self.check is not None:
                 self.check(adapted, options)
             if self.initialize is None or any(p.is_meta for p in adapted.parameters()):
                 return adapted
             return self.initialize(adapted, options) or adapted
+        except BALoraError:
+            if hasattr(adapted, "unload"):  # a peft model
+                adapted.unload()
+            raise
 
 
-@contextlib.contextmanager
-def unwrapped_on_error(adapted: nn.Module) -> Iterator[None]:
-    """Remove the adapter if the block raises `BALoraError`, so that the caller's model is unchanged."""
-    from peft import PeftModel
-
-    try:
-        yield
-    except BALoraError:
-        if isinstance(adapted, PeftModel):
-            adapted.unload()
-        raise
+Method.__init__ = deprecated_keywords(**_RENAMED)(Method.__init__)  # type: ignore[method-assign]

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from balora.errors import BALoraError
 from balora.methods.layers.peft_lora import lora_layers, wrap_lora
-from balora.methods.layers.weight_views import weight_matrices
+from balora.methods.layers.weight_views import split_b, weight_matrices
 from balora.methods.method import AdaptOptions
 from balora.models.adapted_model import ADAPTER
 
@@ -23,23 +23,11 @@ def make_loraplus(
 ) -> Optimizer:
     """Return the run's optimizer with parameter groups: B and vectors learn at ``lr_ratio`` × the learning rate.
 
-    Args:
-        model: Adapted model.
-        kind: Class of the run's optimizer.
-        settings: Keyword arguments of the optimizer, with ``lr``.
-        options: Options of the method.
-
     Reference: Hayou et al., LoRA+, 2024, section 5.
     """
-    settings = dict(settings)
-    decay = settings.pop("weight_decay", 0.0)
-    return create_loraplus_optimizer(
-        model,  # type: ignore[arg-type]
-        kind,
-        loraplus_lr_ratio=options["lr_ratio"],
-        loraplus_weight_decay=decay,
-        **settings,
-    )
+    decay = {"loraplus_weight_decay": settings.get("weight_decay", 0.0)}
+    others = {name: value for name, value in settings.items() if name != "weight_decay"}
+    return create_loraplus_optimizer(model, kind, loraplus_lr_ratio=options["lr_ratio"], **decay, **others)  # type: ignore[arg-type]
 
 
 def wrap_lorafa(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
@@ -53,11 +41,7 @@ def wrap_lorafa(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
 def make_lorafa(
     model: nn.Module, kind: type[Optimizer], settings: dict[str, Any], options: Mapping[str, Any]
 ) -> Optimizer:
-    """Return `LoRAFA` over the trainable parameters.
-
-    Raises:
-        BALoraError: The run asks for an optimizer other than AdamW.
-    """
+    """Return `LoRAFA` over the trainable parameters, and refuse a run with an optimizer other than AdamW."""
     if not issubclass(kind, AdamW):
         raise BALoraError(
             f"Method lorafa has its own optimizer, a variant of AdamW, and training.optim asks for {kind.__name__}. Set "
@@ -67,17 +51,12 @@ def make_lorafa(
 
 
 class LoRAFA(AdamW):
-    r"""AdamW on B with LoRA-FA's gradient, which makes the step of B the best approximation of a full-weight step.
+    r"""AdamW with LoRA-FA's gradient of B: its step is the best approximation of a step of the full weight.
 
     .. math:: \tilde g_B = \frac{1}{s^2}\, g_B (A A^\top)^{-1}
 
     peft's optimizer for LoRA-FA rounds the product to bfloat16 at every precision and stores its state by name, so it is not
     used. A never changes, so the inverse is computed once.
-
-    Args:
-        parameters: Trainable parameters.
-        model: Adapted model, which gives the A of each B.
-        **settings: Keyword arguments of AdamW.
 
     Reference: Zhang et al., LoRA-FA, 2023, section 3 (with the correction of its later version, eq. 8).
     """
@@ -106,11 +85,7 @@ def _correction(layer: Any) -> Callable[[], None]:
         if gradient is None:
             return
         for matrix, inverse_RR in zip(matrices, inverses, strict=True):
-            columns_OR = (
-                gradient
-                if matrix.expert is None
-                else gradient.view(len(gradient), -1, len(matrices))[..., matrix.expert]
-            )
+            columns_OR = gradient if matrix.expert is None else split_b(gradient, len(matrices))[matrix.expert]
             columns_OR.copy_(columns_OR.float() @ inverse_RR.to(gradient.device))
 
     return correct

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from balora.errors import BALoraError, suggest
 from balora.methods.method import AdaptOptions, LazyFunction, Method
-from balora.methods.options import boolean, check_values, choice, integer, number
+from balora.methods.options import boolean, choice, integer, number
 
 METHODS: dict[str, Method] = {}
 
@@ -25,11 +25,7 @@ def register(method: Method) -> Method:
 
 
 def find_method(name: str) -> Method:
-    """Return the method with this name.
-
-    Raises:
-        BALoraError: No method has this name; the message suggests the nearest one.
-    """
+    """Return the method with this name; the error for an unknown name suggests the nearest one."""
     if name not in METHODS:
         raise BALoraError(
             f"There is no method {name!r}.{suggest(name, METHODS)} The methods are {', '.join(sorted(METHODS))}."
@@ -38,13 +34,26 @@ def find_method(name: str) -> Method:
 
 
 def option_problems(spec: Method, given: Mapping[str, Any]) -> list[str]:
-    """List the problems with the values given to a method's options."""
-    return check_values(spec.name, spec.options, given, lambda key: [n for n, m in METHODS.items() if key in m.options])
+    """List the problems with the values given to a method's options.
+
+    Example:
+        >>> option_problems(METHODS["loraplus"], {"lr_rato": 4, "lr_ratio": 0})
+        ["Method 'loraplus' has no option 'lr_rato'. Did you mean 'lr_ratio'?", 'method.lr_ratio is a number above 0, not 0.']
+    """
+    problems, options = [], spec.options
+    for key in (key for key in given if key not in options):
+        others = ", ".join(name for name, method in METHODS.items() if key in method.options)
+        hint = f" Methods that have it: {others}." if others else suggest(key, options)
+        problems.append(f"Method {spec.name!r} has no option {key!r}.{hint}")
+    return problems + [
+        f"method.{key} is {options[key].allowed}, not {value!r}."
+        for key, value in given.items()
+        if key in options and not (value is None and options[key].default is None) and not options[key].valid(value)
+    ]
 
 
-def _lazy(path: str, **settings: Any) -> Callable[..., Any]:
-    function = LazyFunction(f"balora.methods.{path}")
-    return functools.partial(function, **settings) if settings else function
+def _lazy(path: str) -> LazyFunction:
+    return LazyFunction(f"balora.methods.{path}")
 
 
 def _variant(base: Method, **changes: Any) -> Method:
@@ -52,6 +61,7 @@ def _variant(base: Method, **changes: Any) -> Method:
     return register(dataclasses.replace(base, **changes))
 
 
+_WRAP_LORA = _lazy("layers.peft_lora:wrap_lora")
 _BITS = "bits of the frozen weights, quantized after the adapter is initialized: 4 (NF4) or 8"
 _QUANTIZATION = {
     "bits": choice(None, _BITS, (4, 8)),
@@ -113,7 +123,7 @@ _lora = register(
         summary="A random, B zero; the pre-trained weights are frozen.",
         paper="Hu et al., LoRA, 2021",
         trains="A, B (and a classification head)",
-        wrap=_lazy("layers.peft_lora:wrap_lora"),
+        wrap=_WRAP_LORA,
         options=_QUANTIZATION,
     )
 )
@@ -122,7 +132,7 @@ _variant(
     name="rslora",
     summary="LoRA scaled by alpha / √rank.",
     paper="Kalajdzievski, rsLoRA, 2023",
-    wrap=_lazy("layers.peft_lora:wrap_lora", use_rslora=True),
+    wrap=functools.partial(_WRAP_LORA, use_rslora=True),
 )
 _variant(
     _lora,
@@ -136,9 +146,9 @@ _variant(
         "initial_rank": integer(
             None, "rank before pruning, default 1.5 × rank; the average rank after pruning is rank", least=1
         ),
-        "warmup": number(0.1, "share of training before ranks are pruned", most=1.0, including_least=True),
+        "warmup": number(0.1, "fraction of the steps before ranks are pruned", most=1.0, including_least=True),
         "final": number(
-            0.3, "share of training at the end, in which ranks do not change", most=1.0, including_least=True
+            0.3, "fraction of the steps at the end, in which ranks do not change", most=1.0, including_least=True
         ),
         "interval": integer(1, "optimizer steps between two pruning steps", least=1),
         "orthogonality": number(0.5, "weight of the penalty on P and Q", including_least=True),
@@ -156,7 +166,7 @@ _variant(
     summary="LoRA that trains the magnitude (column norms of W) and the direction separately.",
     paper="Liu et al., DoRA, 2024",
     trains="m, A, B (and a classification head)",
-    wrap=_lazy("layers.peft_lora:wrap_lora", use_dora=True),
+    wrap=functools.partial(_WRAP_LORA, use_dora=True),
     check=_lazy("layers.peft_lora:check_dora"),
 )
 _variant(
@@ -265,7 +275,7 @@ _variant(
 _variant(
     _pissa,
     name="qpissa",
-    summary="PiSSA on weights in 4 bits (NF4): the residual is quantized, with a smaller error than the whole weight.",
+    summary="PiSSA on weights in 4 bits (NF4): quantizing only the residual gives a smaller error.",
     options=_SVD | _FOUR_BITS,
 )
 _variant(

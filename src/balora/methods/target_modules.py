@@ -17,18 +17,9 @@ ALL_LINEAR = "all-linear"
 
 
 def find_targets(model: nn.Module, targets: str | list[str], heads: list[str]) -> tuple[str | list[str], list[str]]:
-    """Find the layers and the stacks of expert weights that ``targets`` selects.
+    """Return peft's ``target_modules``, and the full names of the selected stacks of expert weights.
 
-    Args:
-        model: A transformers model.
-        targets: ``all-linear``, a regular expression over whole names, or names (or their last parts).
-        heads: Modules of the classification head, which is trained without an adapter.
-
-    Returns:
-        (peft's ``target_modules``, full names of the stacked weights).
-
-    Raises:
-        BALoraError: peft would mistake a selected layer for an expert's weight.
+    ``heads`` get no adapter. ``targets`` is ``all-linear``, a regular expression over full names, or names (or their last parts).
     """
     stacks = stacked_weights(model)
     if not stacks:
@@ -41,11 +32,8 @@ def find_targets(model: nn.Module, targets: str | list[str], heads: list[str]) -
         names = [name for name, layer in linear.items() if layer is not output and min(layer.weight.shape) > 1]
         skipped = [name for name in names if name.rpartition(".")[2] in reserved]
         if skipped:
-            logger.warning(
-                "%d layers such as %s get no adapter, because peft reserves their name for experts' weights.",
-                len(skipped),
-                skipped[0],
-            )
+            reason = "peft reserves their name for experts' weights"
+            logger.warning("%d layers such as %s get no adapter, because %s.", len(skipped), skipped[0], reason)
         return [name for name in names if name not in skipped], stacks
     selected = [name for name in linear if _matches(name, targets)]
     confused = next((name for name in selected if name.rpartition(".")[2] in reserved), None)
@@ -58,7 +46,7 @@ def find_targets(model: nn.Module, targets: str | list[str], heads: list[str]) -
 
 
 def stacked_weights(model: nn.Module) -> list[str]:
-    """Return the names of weights that stack one matrix per expert, as transformers 5 does for Mixtral, Qwen and DeepSeek."""
+    """Return the names of weights that stack one matrix per expert, as in Mixtral, Qwen and DeepSeek in transformers 5."""
     return [
         f"{name}.{key}"
         for name, module in model.named_modules()
@@ -83,7 +71,7 @@ def no_match_message(model: nn.Module, targets: str | list[str], heads: list[str
     hint = suggest(first, names)
     if isinstance(targets, str) and targets in names:
         hint = (
-            f" A string is a regular expression over whole names; for all layers with this last name write [{targets}]."
+            f" A string is a regular expression over full names; for all layers with this last name write [{targets}]."
         )
     asked = targets if isinstance(targets, str) else ", ".join(targets)
     return f"target_modules {asked!r} matches no layer of the model.{hint} The layers are {', '.join(names)}."
@@ -95,7 +83,7 @@ def linear_layers(model: nn.Module) -> list[tuple[str, nn.Linear | Conv1D]]:
 
 
 def _matches(name: str, targets: str | list[str]) -> bool:
-    """Match as peft does: a regular expression over the whole name, or the last parts of the name."""
+    """Match as peft does: a regular expression over the full name, or the last parts of the name."""
     if isinstance(targets, str):
         return re.fullmatch(targets, name) is not None
     return any(name == target or name.endswith(f".{target}") for target in targets)

@@ -11,11 +11,7 @@ from balora.methods.method import AdaptOptions
 
 
 def unfreeze_all(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
-    """Make every parameter trainable. Rank, alpha and target modules have no effect.
-
-    Raises:
-        BALoraError: The weights are quantized and cannot have gradients.
-    """
+    """Make every parameter trainable, and refuse quantized weights. Rank, alpha and target modules have no effect."""
     fixed = [name for name, parameter in model.named_parameters() if not parameter.is_floating_point()]
     if fixed:
         raise BALoraError(
@@ -27,9 +23,6 @@ def unfreeze_all(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
 
 def unfreeze_biases(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
     """Make every bias term and the classification head trainable. Rank, alpha and target modules have no effect.
-
-    Raises:
-        BALoraError: The model has no bias terms (LLaMA, for example).
 
     Reference: Ben Zaken et al., BitFit, 2021, section 3.
     """

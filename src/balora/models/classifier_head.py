@@ -23,11 +23,7 @@ DistilBERT the fourth in addition to `classifier`."""
 
 
 def final_linear(model: nn.Module) -> nn.Linear:
-    """Return the layer that computes scores from pooled features, in its trained copy if peft has one.
-
-    Raises:
-        BALoraError: The model has no known classification head.
-    """
+    """Return the layer that computes scores from pooled features: peft's trained copy of it, if there is one."""
     base = base_model_of(model)
     for name in HEAD_NAMES:
         head = getattr(base, name, None)
@@ -42,14 +38,9 @@ def final_linear(model: nn.Module) -> nn.Linear:
 
 @contextlib.contextmanager
 def pooled_features(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[list[Tensor]]:
-    """Record the pooled features (N × d) of the forward that runs in the block.
+    """Yield a list that contains the pooled features (N × d, on the graph) after a forward in the block.
 
-    Args:
-        model: Classifier, unwrapped.
-        inputs: Batch of that forward; it shows which position a decoder pools.
-
-    Yields:
-        A list. After the forward it contains the features, on the graph.
+    ``inputs`` is the batch of that forward, because a decoder pools the last token without padding.
     """
     recorded: list[Tensor] = []
 

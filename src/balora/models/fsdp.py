@@ -35,12 +35,7 @@ def reshard(model: nn.Module) -> None:
 
 
 def unshard_module(model: nn.Module, module: nn.Module) -> None:
-    """Gather one module's parameters as ordinary tensors until its backward has run.
-
-    Args:
-        model: Model that contains ``module``.
-        module: Module to gather.
-    """
+    """Gather the parameters of one module of a model as ordinary tensors, until the module's backward has run."""
     sharded = set(_fsdp_modules(model))
     if not sharded:
         return
@@ -54,17 +49,12 @@ def unshard_module(model: nn.Module, module: nn.Module) -> None:
 
 
 def local_shard(parameter: Tensor) -> Tensor:
-    """Return the data of a parameter in this process: its shard, or all of it without FSDP2. Writing to it is allowed."""
+    """Return a writable view of a parameter in this process: its shard, or the full parameter without FSDP2."""
     return parameter.to_local().detach() if is_dtensor(parameter) else parameter.data
 
 
 def local_slice(value: Tensor, parameter: Tensor) -> Tensor:
-    """Return the part of a value that belongs to this process's shard of a parameter.
-
-    Args:
-        value: Full tensor, equal in all processes.
-        parameter: Parameter of the same shape, sharded or not.
-    """
+    """Return the part of a full tensor, equal in all processes, that belongs to this process's shard of a parameter."""
     if not is_dtensor(parameter):
         return value
     from torch.distributed.tensor import distribute_tensor
@@ -76,14 +66,9 @@ def local_slice(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def gather_tensors(named: Iterable[tuple[str, Tensor]], keep: bool = True) -> dict[str, Tensor]:
-    """Gather full tensors from their shards, one by one. Every process must call this function.
+    """Return full tensors by name in CPU memory, gathered one by one; an empty result if not ``keep``.
 
-    Args:
-        named: Tensors by name, sharded or not.
-        keep: True if this process needs the result; otherwise it is empty.
-
-    Returns:
-        Full tensors by name, in CPU memory.
+    Every process must call this function, with or without ``keep``.
     """
     full = {}
     for name, tensor in named:

@@ -1,15 +1,14 @@
 """Hidden states of a language model at the input of its output layer, and the output layer as a `LinearHead`.
 
-The losses apply the head themselves, in chunks, so that no tensor of shape tokens × vocabulary exists. To get the
-hidden states, the model runs as usual, with all its wrappers (DDP, peft), while its output layer only records its input. No
-model family needs special code.
+The losses apply the head in chunks, so that no tensor of shape tokens × vocabulary exists. To get the hidden states, the
+model runs as usual, with all its wrappers (DDP, peft), while its output layer only records its input. No model family needs
+special code.
 Shapes: B sequences, T positions, d hidden size, V vocabulary, M valid tokens.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -35,14 +34,7 @@ def _first_positions(hidden_BTd: Tensor) -> Tensor:
 
 
 class HiddenStateExtractor:
-    """Run a language model without its output layer.
-
-    Args:
-        model: Language model, with or without a peft adapter, not wrapped by DDP or the like.
-
-    Raises:
-        BALoraError: The model has no output layer.
-    """
+    """Run a language model (with or without a peft adapter, not wrapped by DDP or the like) without its output layer."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -52,15 +44,7 @@ class HiddenStateExtractor:
         self.output_layer: nn.Module = output_layer
 
     def hidden_states(self, model: Callable[..., Any], inputs: Mapping[str, Any]) -> tuple[Tensor, Any]:
-        """Call a model and record the input of its output layer.
-
-        Args:
-            model: The model of this object, or a wrapper of it.
-            inputs: Batch.
-
-        Returns:
-            (hidden states B × T × d, the model's outputs with empty logits).
-        """
+        """Run the model, or a wrapper of it; return the hidden states B × T × d and the outputs with empty logits."""
         hidden, _, outputs = self._run(model, inputs)
         return hidden, outputs
 
@@ -108,17 +92,10 @@ class HiddenStateExtractor:
     def _run(
         self, model: Callable[..., Any], inputs: Mapping[str, Any], pick: Callable[[Tensor], Tensor] = _no_position
     ) -> tuple[Tensor, torch.dtype, Any]:
-        with self._recording(pick) as recorded:
-            outputs = model(**inputs)
-        assert len(recorded) == 1, "the output layer ran once"
-        return *recorded[0], outputs
+        """Run a model with logits only at the positions that ``pick`` returns.
 
-    @contextlib.contextmanager
-    def _recording(self, pick: Callable[[Tensor], Tensor]) -> Iterator[list[tuple[Tensor, torch.dtype]]]:
-        """Record the output layer's input in the block, and compute logits only at the positions that ``pick`` returns.
-
-        Yields:
-            A list. After the forward it contains (hidden states, dtype of the logits).
+        Returns:
+            (input of the output layer, dtype of the logits, the model's outputs).
         """
         recorded: list[tuple[Tensor, torch.dtype]] = []
         layer = self.output_layer
@@ -135,31 +112,25 @@ class HiddenStateExtractor:
 
         layer.forward = record  # type: ignore[method-assign]
         try:
-            yield recorded
+            outputs = model(**inputs)
         finally:
             if previous is None:
                 del layer.forward
             else:
                 layer.forward = previous  # type: ignore[method-assign]
+        assert len(recorded) == 1, "the output layer ran once"
+        return *recorded[0], outputs
 
 
 def valid_targets(labels_BT: Tensor, *, shift: bool) -> tuple[Tensor, Tensor]:
-    """Return the positions whose next token is a target, and those targets.
+    """Return the mask (B × T) of the positions that predict a target, and the M targets in order; −100 marks no target.
 
-    Args:
-        labels_BT: Labels; −100 marks positions without a target.
-        shift: True for causal models, which predict the next token. The labels of encoder-decoders are already shifted.
-
-    Returns:
-        (mask B × T over the hidden states, labels M of the selected positions, in order).
+    Use ``shift`` for causal models, which predict the next token; the labels of encoder-decoders are already shifted.
     """
+    if shift:
+        labels_BT = nn.functional.pad(labels_BT[:, 1:], (0, 1), value=-100)
     mask_BT = labels_BT.ne(-100)
-    if not shift:
-        return mask_BT, labels_BT[mask_BT]
-    mask_BT = torch.zeros_like(mask_BT).index_copy_(
-        1, torch.arange(labels_BT.shape[1] - 1, device=labels_BT.device), mask_BT[:, 1:]
-    )
-    return mask_BT, labels_BT.roll(-1, dims=1)[mask_BT]
+    return mask_BT, labels_BT[mask_BT]
 
 
 def _scale(config: Any) -> float:

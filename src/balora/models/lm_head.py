@@ -6,6 +6,7 @@ Shapes: M tokens, m tokens of a chunk, d hidden size (D as a suffix), V vocabula
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -41,14 +42,13 @@ class LinearHead:
     softcap: float | None = None
 
     def __post_init__(self) -> None:
-        if self.weight_VD.dim() != 2:
+        shape = tuple(self.weight_VD.shape)
+        if len(shape) != 2:
+            raise BALoraError(f"The head must be a matrix of vocabulary × hidden size; its shape is {shape}.")
+        bias_shape = shape[:1] if self.bias_V is None else tuple(self.bias_V.shape)
+        if bias_shape != shape[:1]:
             raise BALoraError(
-                f"The head must be a matrix of vocabulary × hidden size; its shape is {tuple(self.weight_VD.shape)}."
-            )
-        if self.bias_V is not None and self.bias_V.shape != self.weight_VD.shape[:1]:
-            raise BALoraError(
-                f"The head's bias must have one entry per token, {self.vocabulary} in all; its shape is "
-                f"{tuple(self.bias_V.shape)}."
+                f"The head's bias must have one entry per token, {shape[0]} in all; its shape is {bias_shape}."
             )
         if not math.isfinite(self.logit_scale) or self.logit_scale == 0:
             raise BALoraError(f"The head's logit_scale must be a number other than 0, and it is {self.logit_scale}.")
@@ -67,13 +67,15 @@ class LinearHead:
 
     def to(self, dtype: torch.dtype) -> LinearHead:
         """Return the head in another dtype, on the graph."""
-        bias_V = None if self.bias_V is None else self.bias_V.to(dtype)
-        return LinearHead(self.weight_VD.to(dtype), bias_V, self.logit_scale, self.softcap)
+        return self._map(lambda tensor: tensor.to(dtype))
 
     def detach(self) -> LinearHead:
         """Return the head without gradients."""
-        bias_V = None if self.bias_V is None else self.bias_V.detach()
-        return LinearHead(self.weight_VD.detach(), bias_V, self.logit_scale, self.softcap)
+        return self._map(Tensor.detach)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> LinearHead:
+        bias_V = None if self.bias_V is None else change(self.bias_V)
+        return LinearHead(change(self.weight_VD), bias_V, self.logit_scale, self.softcap)
 
     def logits(self, hidden_MD: Tensor) -> Tensor:
         """Return all logits (M × V) in the hidden states' dtype, with gradients for hidden states, weight and bias."""

@@ -5,6 +5,7 @@ Rows run one by one, so that no padding is counted. Shapes: O output features, I
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,17 +15,13 @@ from transformers.utils import logging
 
 from balora.errors import BALoraError
 from balora.methods.layers.peft_lora import lora_layers
-from balora.methods.layers.weight_views import WeightMatrix, weight_matrices
+from balora.methods.layers.weight_views import WeightMatrix, frozen_parameter, weight_matrices
 from balora.methods.method import AdaptOptions, Batches
 from balora.models.adapted_model import evaluating
 
 
 def calibration_rows(options: AdaptOptions, count: int) -> Batches:
-    """Return ``count`` batches of one row each.
-
-    Raises:
-        BALoraError: There is no calibration data, or too little.
-    """
+    """Return ``count`` batches of one row each. Without enough calibration data, raise an error."""
     if options.calibration is None:
         raise BALoraError(
             "This method computes its initial values from data: pass calibration=, a function that returns batches of one row each."
@@ -40,11 +37,7 @@ def num_calibration_rows(extra: Mapping[str, Any]) -> int:
 
 
 def check_num_rows(needed: int, available: int) -> None:
-    """Refuse too little calibration data.
-
-    Raises:
-        BALoraError: There are fewer rows than needed.
-    """
+    """Refuse too little calibration data."""
     if available < needed:
         raise BALoraError(
             f"This method computes its initial values from {needed} rows of training data, and there are {available}. Set "
@@ -53,7 +46,7 @@ def check_num_rows(needed: int, available: int) -> None:
 
 
 def _without_padding(row: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the masked positions from a batch of one row. A batch of several rows stays as it is."""
+    """Remove the masked positions from a batch of one row; a batch of several rows is unchanged."""
     mask = row.get("attention_mask")
     if mask is None or mask.dim() != 2 or len(mask) != 1 or bool(mask.all()):
         return row
@@ -63,31 +56,20 @@ def _without_padding(row: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def input_covariances(model: nn.Module, rows: Batches) -> dict[str, Tensor]:
-    r"""Return the uncentred covariance of every adapted layer's inputs over all tokens, :math:`C = \sum_x x x^\top / n`.
+    r"""Return the uncentred covariance of every layer's inputs over all tokens, :math:`C = \sum_x x x^\top / n`.
 
-    Args:
-        model: Adapted model that still computes the pre-trained function.
-        rows: Batches of one row each, without padding.
-
-    Returns:
-        C by layer name, I × I in float32.
-
-    Raises:
-        BALoraError: A layer has no input, or an input that is not finite.
+    ``model`` has new adapters, and ``rows`` are batches without padding. C is I × I in float32, by layer name.
     """
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def accumulate(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float()
-            sums[name] = sums[name] + x.T @ x if name in sums else x.T @ x
-            counts[name] = counts.get(name, 0) + len(x)
+    def accumulate(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float()
+        sums[name] = sums[name] + x.T @ x if name in sums else x.T @ x
+        counts[name] = counts.get(name, 0) + len(x)
 
-        return hook
-
-    layers = list(lora_layers(model))
-    handles = [layer.register_forward_pre_hook(accumulate(name)) for name, layer in layers]  # type: ignore[attr-defined]
+    layers: list[tuple[str, Any]] = list(lora_layers(model))
+    handles = [layer.register_forward_pre_hook(functools.partial(accumulate, name)) for name, layer in layers]
     try:
         with evaluating(model):
             for row in logging.tqdm(rows, desc="inputs of each layer", disable=None, leave=False):
@@ -97,25 +79,17 @@ def input_covariances(model: nn.Module, rows: Batches) -> dict[str, Tensor]:
             handle.remove()
     for name, _ in layers:
         if name not in sums or not bool(sums[name].isfinite().all()):
-            raise BALoraError(f"{name} met no finite input in the calibration rows. Leave it out of target_modules.")
+            raise BALoraError(f"{name} got no finite input from the calibration rows. Leave it out of target_modules.")
     return {name: sums[name] / counts[name] for name, _ in layers}
 
 
 def weight_gradients(model: nn.Module, rows: Batches) -> list[tuple[WeightMatrix, Tensor]]:
-    """Return the gradient of the mean task loss with respect to every adapted weight matrix.
+    """Return every adapted weight matrix with the gradient of the mean task loss, O × I in float32.
 
-    Args:
-        model: Adapted model that still computes the pre-trained function.
-        rows: Batches of one row each, with ``labels``.
-
-    Returns:
-        (matrix, gradient O × I in float32), in the model's order.
-
-    Raises:
-        BALoraError: A gradient is zero or not finite.
+    ``model`` has new adapters, and ``rows`` are batches with labels. A gradient that is zero or not finite is an error.
     """
     flags = {p: p.requires_grad for p in model.parameters()}
-    weights = [_frozen_parameter(layer) for _, layer in lora_layers(model)]
+    weights = [frozen_parameter(layer) for _, layer in lora_layers(model)]
     try:
         model.requires_grad_(False)
         for weight in weights:
@@ -125,7 +99,7 @@ def weight_gradients(model: nn.Module, rows: Batches) -> list[tuple[WeightMatrix
                 (model(**_to_device(model, row)).loss / len(rows)).backward()
         gradients = []
         for matrix in weight_matrices(model):
-            gradient = _frozen_parameter(matrix.layer).grad
+            gradient = frozen_parameter(matrix.layer).grad
             if gradient is None or not bool(gradient.isfinite().all()) or not bool(gradient.any()):
                 raise BALoraError(
                     f"The gradient of {matrix.name} on the calibration rows is zero or not finite. Leave it out of "
@@ -137,11 +111,6 @@ def weight_gradients(model: nn.Module, rows: Batches) -> list[tuple[WeightMatrix
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
             parameter.grad = None
-
-
-def _frozen_parameter(layer: Any) -> nn.Parameter:
-    parameter: nn.Parameter = layer.get_param() if hasattr(layer, "get_param") else layer.get_base_layer().weight
-    return parameter
 
 
 def _to_device(model: nn.Module, row: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
-"""CorDA and CorDA++: decompose each weight weighted by the covariance of its inputs.
+"""CorDA and CorDA++: decompose each weight together with the covariance of the layer's inputs.
 
 CorDA moves the largest or the smallest components into the adapter. CorDA++ also chooses, for each layer, a covariance among
-several samples and a rank. It follows a transcription of the paper's equations 7-10; docs/methods.md lists the open questions.
+several samples and a rank. It follows a transcription of the paper's equations 7-10; docs/reference/methods.md lists the open
+questions.
 Shapes: O output features, I input features, R adapter rank.
 """
 
@@ -27,11 +28,7 @@ _MAX_INVERSE_ERROR = 0.05
 
 
 def check_corda(model: nn.Module, options: AdaptOptions) -> None:
-    """Refuse stacks of experts: the inputs of a single expert cannot be recorded from outside.
-
-    Raises:
-        BALoraError: A target is a stack of experts, or its weight cannot become a residual.
-    """
+    """Refuse weights that cannot become residuals, and stacks of experts: the inputs of one expert cannot be recorded."""
     check_residual_targets(model, options)
     stack = next((name for name, layer in lora_layers(model) if isinstance(layer, ParamWrapper)), None)
     if stack is not None:
@@ -42,23 +39,13 @@ def check_corda(model: nn.Module, options: AdaptOptions) -> None:
 
 
 def initialize_corda(model: nn.Module, options: AdaptOptions) -> None:
-    """Move the chosen components of every target weight into its adapter.
-
-    Raises:
-        BALoraError: There is no calibration data.
-    """
+    """Move the chosen components of every target weight into its adapter."""
     covariances = input_covariances(model, calibration_rows(options, num_calibration_rows(options.extra)))
     _set_factors(model, covariances, options.extra["mode"])
 
 
 def initialize_corda_plus(model: nn.Module, options: AdaptOptions) -> nn.Module:
-    """Choose covariances and ranks, then initialize as CorDA does in the knowledge-preserving mode.
-
-    Returns:
-        The model with a new adapter of uneven ranks.
-
-    Raises:
-        BALoraError: There is no calibration data.
+    """Choose covariances and ranks, add a new adapter with these ranks, and initialize it as CorDA does in mode ``kpm``.
 
     Reference: Yang et al., CorDA++, 2025, eq. 7-10.
     """
@@ -94,18 +81,11 @@ def _set_factors(model: nn.Module, covariances: dict[str, Tensor], mode: str) ->
 
 
 def decompose_with_covariance(weight_OI: Tensor, covariance_II: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Return the context-oriented decomposition of a weight.
+    r"""Return the context-oriented decomposition of a weight: U, S (descending) and VᵀC⁻¹, float32.
 
     .. math:: W C = U S V^\top, \quad W = U S (V^\top C^{-1})
 
     C is damped until it can be inverted accurately: :math:`C + \lambda \overline{C_{ii}} I`, λ = 0.01, 0.02, 0.04, …
-
-    Args:
-        weight_OI: W.
-        covariance_II: C.
-
-    Returns:
-        (U, S descending, VᵀC⁻¹), float32.
 
     Reference: Yang et al., CorDA, 2024, eq. 1-5.
     """
@@ -115,7 +95,7 @@ def decompose_with_covariance(weight_OI: Tensor, covariance_II: Tensor) -> tuple
 
 
 def _damped_with_inverse(covariance_II: Tensor) -> tuple[Tensor, Tensor]:
-    """Return C, with enough added to its diagonal for an accurate inverse, and the inverse."""
+    """Return the damped C and its inverse."""
     identity = torch.eye(len(covariance_II), device=covariance_II.device)
     damping = _DAMPING * covariance_II.diagonal().mean().clamp_min(1e-12)
     while True:
@@ -158,15 +138,8 @@ def allocate_ranks(
     r"""Distribute ranks over the layers within the number of parameters that a uniform rank needs (eq. 9-10).
 
     Every layer starts with rank 1. The next rank goes to the layer with the smallest
-    :math:`\log\pi(C) \cdot \sigma_{-r} / \sum_{k \le R - r} \sigma_k`, where R is the smaller side of the layer.
-
-    Args:
-        spectra: σ of W·C (descending) and log π, by layer.
-        shapes: (O, I) by layer.
-        rank: Uniform rank that defines the budget.
-
-    Returns:
-        Rank by layer, from 1 to min(O, I) - 1.
+    :math:`\log\pi(C) \cdot \sigma_{-r} / \sum_{k \le R - r} \sigma_k`, where R is the smaller side of the layer and r < R.
+    ``spectra`` has σ of W·C (descending) and log π by layer, ``shapes`` has (O, I) by layer, and ``rank`` is the uniform rank.
 
     Example:
         >>> flat, steep = torch.ones(4), torch.tensor([8.0, 1.0, 0.02, 0.01])

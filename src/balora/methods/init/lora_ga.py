@@ -16,11 +16,7 @@ from balora.methods.method import AdaptOptions
 
 
 def initialize_lora_ga(model: nn.Module, options: AdaptOptions) -> None:
-    """Set the factors from the gradient on the calibration rows, and subtract their product from the weights.
-
-    Raises:
-        BALoraError: There is no calibration data, or a layer has no gradient.
-    """
+    """Set the factors from the gradient on the calibration rows, and subtract their product from the weights."""
     gradients = weight_gradients(model, calibration_rows(options, num_calibration_rows(options.extra)))
     with torch.no_grad():
         for matrix, gradient_OI in gradients:
@@ -29,11 +25,7 @@ def initialize_lora_ga(model: nn.Module, options: AdaptOptions) -> None:
 
 
 def check_lora_ga(model: nn.Module, options: AdaptOptions) -> None:
-    """Refuse a rank above half the smaller side of a target: the method needs 2r singular directions.
-
-    Raises:
-        BALoraError: The rank is too high, or a weight cannot become a residual.
-    """
+    """Refuse weights that cannot become residuals, and a rank above half the smaller side of a target."""
     check_residual_targets(model, options)
     for name, layer in lora_layers(model):
         smaller = min(weight_shape(layer))
@@ -45,17 +37,9 @@ def check_lora_ga(model: nn.Module, options: AdaptOptions) -> None:
 
 
 def gradient_factors(gradient_OI: Tensor, rank: int, gamma: float) -> tuple[Tensor, Tensor]:
-    r"""Return the factors of LoRA-GA: the first R right singular vectors of the gradient and the next R left ones.
+    r"""Return A (R × I) and B (O × R): the first R right singular vectors of the gradient and the next R left ones.
 
     .. math:: A_0 = \frac{d_{out}^{1/4}}{\sqrt\gamma} V_{[1:r]}^\top, \quad B_0 = \frac{d_{out}^{1/4}}{\sqrt\gamma} U_{[r+1:2r]}
-
-    Args:
-        gradient_OI: Gradient of the loss with respect to W.
-        rank: R, at most half the smaller side.
-        gamma: γ.
-
-    Returns:
-        (A: R × I, B: O × R), float32.
 
     Reference: Wang et al., LoRA-GA, 2024, section 3.
     """

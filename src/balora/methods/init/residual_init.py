@@ -7,17 +7,18 @@ Shapes: O output features, I input features, R adapter rank.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
-from peft.tuners.lora.layer import LoraLayer, ParamWrapper
+from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from balora.deprecation import deprecated_names
 from balora.errors import BALoraError
 from balora.methods.init.svd import truncated_svd
 from balora.methods.layers.peft_lora import lora_layers
-from balora.methods.layers.weight_views import weight_matrices
+from balora.methods.layers.weight_views import frozen_parameter, weight_matrices
 from balora.methods.method import AdaptOptions
 from balora.methods.quantization.quantize import loaded_bits
 
@@ -32,11 +33,8 @@ _QUANTIZED = (
 
 def initialize_pissa(model: nn.Module, options: AdaptOptions) -> None:
     """Move the principal singular components of every target weight into its adapter."""
-
-    def decompose(weight_OI: Tensor, rank: int, seed: int) -> tuple[Tensor, Tensor]:
-        extra = options.extra
-        return principal_factors(weight_OI, rank, seed, method=extra["svd"], iterations=extra["svd_iterations"])
-
+    method, iterations = options.extra["svd"], options.extra["svd_iterations"]
+    decompose = functools.partial(principal_factors, method=method, iterations=iterations)
     initialize_from_weights(model, decompose, options.seed)
 
 
@@ -84,19 +82,11 @@ def initialize_from_weights(model: nn.Module, decompose: Decompose, seed: int) -
 def principal_factors(
     weight_OI: Tensor, rank: int, seed: int, *, method: str = "auto", iterations: int = 6
 ) -> tuple[Tensor, Tensor]:
-    r"""Return the best rank-R approximation of a matrix as two factors that share its singular values (eq. 1-3).
+    r"""Return A (R × I) and B (O × R) of the best rank-R approximation, each with the roots of the singular values (eq. 1-3).
 
     .. math:: B = U_{:r} S_{:r}^{1/2}, \quad A = S_{:r}^{1/2} V_{:r}^\top
 
-    Args:
-        weight_OI: W.
-        rank: R.
-        seed: Seed of the randomised decomposition.
-        method: ``auto``, ``exact`` or ``randomized``, as in `truncated_svd`.
-        iterations: Power iterations of the randomised decomposition.
-
-    Returns:
-        (A: R × I, B: O × R), float32.
+    The further arguments are those of `truncated_svd`.
 
     Reference: Meng et al., PiSSA, 2024; Chang et al., BA-LoRA, ICLR 2026, eq. 1-3.
     """
@@ -106,19 +96,11 @@ def principal_factors(
 
 
 def minor_factors(weight_OI: Tensor, rank: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    r"""Return the part of a matrix along its R smallest singular values as two factors.
+    r"""Return A (R × I) and B (O × R) of the part of a matrix along its R smallest singular values.
 
     .. math:: B = U_{-r:} S_{-r:}^{1/2}, \quad A = S_{-r:}^{1/2} V_{-r:}^\top
 
-    The decomposition is always exact, because a randomised one does not find the smallest singular values.
-
-    Args:
-        weight_OI: W.
-        rank: R.
-        seed: Not used.
-
-    Returns:
-        (A: R × I, B: O × R), float32.
+    The decomposition is always exact, because a randomised one does not find the smallest singular values. The seed is not used.
 
     Reference: Wang et al., MiLoRA, 2024, eq. 4-6.
     """
@@ -134,22 +116,20 @@ def store_all_residuals(model: nn.Module) -> None:
 
 
 def check_residual_targets(model: nn.Module, options: AdaptOptions) -> None:
-    """Refuse targets whose frozen weight cannot become a residual: quantized, shared, or not a matrix.
-
-    Raises:
-        BALoraError: Such a target exists; the message names it.
-    """
+    """Refuse a target if its frozen weight cannot become a residual: quantized, shared, or not a matrix."""
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)
     for name, layer in lora_layers(model):
-        problem = _QUANTIZED.format(name) if loaded_bits(model) is not None else _problem(name, layer, owners)
+        problem = _residual_problem(model, name, layer, owners)
         if problem is not None:
             raise BALoraError(problem)
 
 
-def _problem(name: str, layer: LoraLayer, owners: dict[int, list[str]]) -> str | None:
-    weight = layer.get_param() if isinstance(layer, ParamWrapper) else getattr(layer.get_base_layer(), "weight", None)
+def _residual_problem(model: nn.Module, name: str, layer: LoraLayer, owners: dict[int, list[str]]) -> str | None:
+    if loaded_bits(model) is not None:
+        return _QUANTIZED.format(name)
+    weight = frozen_parameter(layer)
     if weight is None or (weight.is_floating_point() and weight.dim() not in (2, 3)):
         return (
             f"{name} has no weight matrix, and this method needs one. Name the layers to adapt in target_modules, such as "

@@ -21,7 +21,7 @@ def truncated_svd(
     oversampling: int | None = None,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the ``rank`` largest singular triplets.
+    """Return the ``rank`` largest singular triplets: U (O × R), S (descending) and Vᵀ (R × I), float32.
 
     Args:
         matrix_OI: A real matrix, any floating dtype.
@@ -29,10 +29,7 @@ def truncated_svd(
         method: ``exact``, ``randomized``, or ``auto``: exact for a small matrix or a large rank.
         iterations: Power iterations of the randomised form; each reduces the error of the subspace by (σ_{P+1} / σ_R)².
         oversampling: Number of extra sketch columns. Default: max(16, R // 2).
-        seed: Seed of the sketch. The same seed, matrix and machine give the same result.
-
-    Returns:
-        (U: O × R, S: R descending, Vᵀ: R × I), float32.
+        seed: Seed of the sketch.
 
     Example:
         >>> u, s, vt = truncated_svd(torch.diag(torch.tensor([3.0, 2.0, 1.0])), 2)
@@ -48,11 +45,10 @@ def truncated_svd(
         left, values, right = torch.linalg.svd(matrix_OI, full_matrices=False)
         return left[:, :rank], values[:rank], right[:rank]
     # Transpose a wide matrix, so that every orthogonalisation runs on the smaller side.
-    if matrix_OI.shape[0] < matrix_OI.shape[1]:
-        left, values, right = _randomized(matrix_OI.T, size, iterations, seed)
-        return right[:rank].T, values[:rank], left[:, :rank].T
-    left, values, right = _randomized(matrix_OI, size, iterations, seed)
-    return left[:, :rank], values[:rank], right[:rank]
+    wide = matrix_OI.shape[0] < matrix_OI.shape[1]
+    left, values, right = _randomized(matrix_OI.T if wide else matrix_OI, size, iterations, seed)
+    left, values, right = left[:, :rank], values[:rank], right[:rank]
+    return (right.T, values, left.T) if wide else (left, values, right)
 
 
 def _randomized(tall_OI: Tensor, size: int, iterations: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

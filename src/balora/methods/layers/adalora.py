@@ -25,10 +25,7 @@ _SCORES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
 def wrap_adalora(model: PreTrainedModel, options: AdaptOptions) -> PeftModel:
-    """Add P Λ Q with Λ = 0.
-
-    Raises:
-        BALoraError: The number of steps is unknown or too small for the schedule, or there is no rank to prune.
+    """Add P Λ Q with Λ = 0, and refuse a schedule that leaves no step or no rank to prune.
 
     Reference: Zhang et al., AdaLoRA, 2023, eq. 3-12.
     """
@@ -68,9 +65,9 @@ def wrap_adalora(model: PreTrainedModel, options: AdaptOptions) -> PeftModel:
 
 
 def allocate_ranks(model: nn.Module, step: int) -> None:
-    """Score the singular values by their gradients and zero those over the budget (eq. 8-12), after an optimizer step."""
+    """Score the singular values by their gradients, and set those beyond the budget to zero (eq. 8-12)."""
     config = _config(model)
-    # Not stored in the config, because peft would prune the saved tensors by it, and a resumed run needs all of them.
+    # The ranks are not left in the config: peft would prune the saved tensors by them, and a resumed run needs all tensors.
     config.rank_pattern = getattr(model, _RANKS, None)
     model.base_model.update_and_allocate(step)  # type: ignore[operator, union-attr]
     setattr(model, _RANKS, config.rank_pattern)
@@ -105,9 +102,9 @@ def restore_allocator(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     allocator: Any = model.base_model.rankallocator  # type: ignore[union-attr]
     device = next(model.parameters()).device
     for kind in _SCORES:
-        setattr(
-            allocator, kind, {n.partition("/")[2]: v.to(device) for n, v in state.items() if n.startswith(f"{kind}/")}
-        )
+        prefix = f"{kind}/"
+        scores = {n.removeprefix(prefix): v.to(device) for n, v in state.items() if n.startswith(prefix)}
+        setattr(allocator, kind, scores)
     ranks = {name.removeprefix("ranks/"): mask.tolist() for name, mask in state.items() if name.startswith("ranks/")}
     setattr(model, _RANKS, ranks or None)
 

@@ -30,19 +30,13 @@ _STD = 1e-2  # Houlsby et al., section 3.6
 
 
 class Bottleneck(nn.Module):
-    r"""One adapter: :math:`h + W_{up}\, a(W_{down} h + b_{down}) + b_{up}`, with W_up and b_up zero before training.
+    r"""One adapter: :math:`h + W_{up}\, a(W_{down} h + b_{down}) + b_{up}`, with W_up and b_up zero before training."""
 
-    Args:
-        width: Hidden size d.
-        size: Bottleneck m.
-        activation: Name of the activation a.
-    """
-
-    def __init__(self, width: int, size: int, activation: str) -> None:
+    def __init__(self, hidden_size: int, bottleneck: int, activation: str) -> None:
         super().__init__()
-        self.down = nn.Linear(width, size)
+        self.down = nn.Linear(hidden_size, bottleneck)
         self.activation = ACT2FN[activation]
-        self.up = nn.Linear(size, width)
+        self.up = nn.Linear(bottleneck, hidden_size)
 
     def reset(self, generator: torch.Generator) -> None:
         """Initialize the lower layer at random and the upper one to zero, so that the adapter is the identity."""
@@ -59,12 +53,7 @@ class Bottleneck(nn.Module):
 
 
 def wrap_houlsby(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
-    """Add an adapter after the attention and after the feed-forward layer of each block, and train the layer norms.
-
-    ``rank`` is the bottleneck m.
-
-    Raises:
-        BALoraError: The model has no known blocks, or its feed-forward layers are experts.
+    """Add adapters of size ``rank`` after the attention and the feed-forward layer of each block, and train the layer norms.
 
     Reference: Houlsby et al., Parameter-efficient transfer learning for NLP, 2019, section 2.1 and figure 2.
     """
@@ -76,10 +65,7 @@ def wrap_houlsby(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
 
 
 def wrap_pfeiffer(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
-    """Add one adapter after the feed-forward layer of each block. ``rank`` is the bottleneck m.
-
-    Raises:
-        BALoraError: The model has no known blocks, or its feed-forward layers are experts.
+    """Add one adapter of size ``rank`` after the feed-forward layer of each block.
 
     Reference: Pfeiffer et al., AdapterFusion, 2020, section 3.
     """
@@ -105,16 +91,14 @@ def _attach(model: PreTrainedModel, patterns: list[str], options: AdaptOptions) 
     linear = {name: module for name, module in linear_layers(model) if not name.startswith(heads)}
     targets = [name for name in linear if any(re.fullmatch(pattern, name) for pattern in patterns)]
     _check_blocks(model, list(linear), patterns)
-    model.requires_grad_(False)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(heads))
     generator = torch.Generator().manual_seed(options.seed)
     for name in targets:
         module = linear[name]
-        weight = module.weight
-        width = weight.shape[1] if isinstance(module, Conv1D) else weight.shape[0]
-        with torch.device(weight.device):
-            module.bottleneck = Bottleneck(width, options.rank, options.extra["activation"])
+        hidden_size = module.weight.shape[1 if isinstance(module, Conv1D) else 0]
+        with torch.device(module.weight.device):
+            module.bottleneck = Bottleneck(hidden_size, options.rank, options.extra["activation"])
         module.bottleneck.reset(generator)
         module.register_forward_hook(_apply_bottleneck)
 
@@ -131,7 +115,7 @@ def _check_blocks(model: nn.Module, linear: list[str], patterns: list[str]) -> N
             if not any(re.fullmatch(pattern, name) for name in names):
                 kind = "attention" if pattern == AFTER_ATTENTION else "feed-forward"
                 raise BALoraError(
-                    f"No layer in {block} of {type(model).__name__} is known as the last of its {kind} sub-layer, so a bottleneck "
+                    f"The last layer of the {kind} sub-layer in {block} of {type(model).__name__} is unknown, so a bottleneck "
                     "adapter cannot be added. Use a low-rank method."
                 )
     if not blocks:

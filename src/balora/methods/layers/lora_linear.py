@@ -21,8 +21,8 @@ from balora.regularizers.checks import refuse_second_derivative
 class LoraLinear(Linear):
     """peft's LoRA layer over a `torch.nn.Linear`, with the same parameters, names and results, and less memory.
 
-    All other features of peft (several adapters, variants such as DoRA, dropout in training, a merged weight, hooks that
-    lend or move the parameters) use peft's own forward.
+    All other features of peft (several adapters, variants such as DoRA, dropout in training, merged weights, hooks) use
+    peft's own forward.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -66,13 +66,11 @@ class LoraLinear(Linear):
 def lora_linear(target: Any, adapter_name: str, **settings: Any) -> LoraLinear | None:
     """Return the layer that replaces a target; None if peft must choose the layer."""
     base = target.get_base_layer() if hasattr(target, "get_base_layer") else target
-    if type(base) is not nn.Linear:
-        return None
-    return LoraLinear(target, adapter_name, **settings)
+    return LoraLinear(target, adapter_name, **settings) if type(base) is nn.Linear else None
 
 
 def _is_intercepted(module: nn.Module) -> bool:
-    """Return whether another library intervenes in the module: DeepSpeed and FSDP lend parameters, accelerate moves them."""
+    """Return whether another library changes the module's forward or parameters, as DeepSpeed, FSDP and accelerate do."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     ordinary = all(type(parameter) in (nn.Parameter, Tensor) for parameter in module.parameters(recurse=False))
     return any(hooks) or "forward" in module.__dict__ or not ordinary

@@ -29,27 +29,19 @@ _NF4_BLOCK_SIZE = 64
 def wrap_lora(
     model: PreTrainedModel, options: AdaptOptions, *, kind: type[LoraConfig] = LoraConfig, **settings: Any
 ) -> PeftModel:
-    """Add LoRA: A random (Kaiming), B = 0, so that the function is unchanged.
+    """Add LoRA to a model in place: A random (Kaiming), B = 0, so that the function is unchanged.
 
-    Args:
-        model: Pre-trained model, changed in place.
-        options: Options of the adapter.
-        kind: Class of peft's config.
-        **settings: Further fields of the config.
-
-    Raises:
-        BALoraError: The rank exceeds a target's smaller side, no layer matches, or the method cannot adapt a matching stack
-            of experts. The model is unchanged.
+    ``kind`` is the class of peft's config, and ``settings`` are further fields of it. If the rank is too high for a target, if
+    no layer matches, or if the method cannot adapt a matching stack of experts, a `BALoraError` leaves the model unchanged.
     """
     check_quantizable(model, options.extra)
     heads = head_names(model)
     layers, stacks = find_targets(model, options.target_modules, heads)
     if stacks and (options.dropout > 0 or settings.get("use_dora") or kind is not LoraConfig):
-        what = "dropout on the adapter's input" if options.dropout > 0 else "this method"
+        reason = "dropout on the adapter's input" if options.dropout > 0 else "this method"
         raise BALoraError(
-            f"{stacks[0]} stacks the weights of several experts, and {what} does not work there. Name the layers to adapt "
-            "in target_modules, such as [q_proj, k_proj, v_proj, o_proj]"
-            + (", or set dropout: 0." if options.dropout else ".")
+            f"{stacks[0]} stacks the weights of several experts, and {reason} does not work there. Name the layers to adapt "
+            f"in target_modules, such as [q_proj, k_proj, v_proj, o_proj]{', or set dropout: 0' if options.dropout else ''}."
         )
     fields = {
         "r": options.rank,
@@ -82,11 +74,7 @@ def wrap_lora(
 
 
 def check_dora(model: nn.Module, options: AdaptOptions) -> None:
-    """Refuse 4-bit layers whose row length is not a multiple of the block size: peft would compute wrong magnitudes.
-
-    Raises:
-        BALoraError: Such a layer is a target.
-    """
+    """Refuse 4-bit targets with a row length that is not a multiple of the block size: peft's magnitudes would be wrong."""
     for name, layer in lora_layers(model) if options.extra["bits"] == 4 else ():
         columns = weight_shape(layer)[1]
         if columns % _NF4_BLOCK_SIZE:
@@ -104,7 +92,7 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
 
 
 def weight_shape(layer: LoraLayer) -> tuple[int, int]:
-    """Return (out, in) of the wrapped layer, for every storage layout; of one expert for a stack."""
+    """Return (out, in) of the adapted layer, or of one expert in a stack."""
     return layer.out_features, layer.in_features
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
@@ -39,7 +40,7 @@ class WeightMatrix:
     @property
     def weight_OI(self) -> Tensor:
         """Frozen weight in its own dtype."""
-        return self.oriented(frozen_weight(self.layer))
+        return self.oriented(frozen_parameter(self.layer).data)
 
     @property
     def factor_a_RI(self) -> Tensor:
@@ -54,7 +55,7 @@ class WeightMatrix:
         return weight if self.expert is None else split_b(weight, experts_of(self.layer))[self.expert]
 
     def oriented(self, stored: Tensor) -> Tensor:
-        """Return this matrix as O × I from a tensor in the layout of the stored weight (such as its gradient)."""
+        """Return this matrix as O × I from a tensor in the stored layout of the weight (such as its gradient)."""
         if self.expert is not None:
             # For a stack, peft defines in and out features so that (out, in) is the order in which the model multiplies.
             return stored[self.expert] if self.layer._did_swap_in_out_features else stored[self.expert].T  # type: ignore[union-attr]
@@ -68,10 +69,7 @@ class WeightMatrix:
 
     @torch.no_grad()
     def store_residual(self, weight_OI: Tensor | None = None) -> None:
-        """Replace W by the residual W - s·B₀A₀.
-
-        The residual uses the factors as they are stored, so that rounding them does not change the model's function.
-        """
+        """Replace W by the residual W - s·B₀A₀. The factors have their stored dtype here, so that the function is unchanged."""
         weight_OI = self.weight_OI.float() if weight_OI is None else weight_OI
         self.weight_OI.copy_(weight_OI - self.scaling * (self.factor_b_OR.float() @ self.factor_a_RI.float()))
 
@@ -94,18 +92,18 @@ def split_b(stored: Tensor, experts: int) -> Tensor:
 
 
 def join_a(split_ERI: Tensor) -> Tensor:
-    """Undo `split_a`."""
+    """Return A of a stack in peft's layout, from E × R × I."""
     return split_ERI.reshape(-1, split_ERI.shape[-1])
 
 
 def join_b(split_EOR: Tensor) -> Tensor:
-    """Undo `split_b`."""
+    """Return B of a stack in peft's layout, from E × O × R."""
     return split_EOR.permute(1, 2, 0).reshape(split_EOR.shape[1], -1)
 
 
 def is_stack(layer: LoraLayer) -> bool:
     """Return whether a LoRA layer adapts the stacked weights of several experts."""
-    return isinstance(layer, ParamWrapper) and frozen_weight(layer).dim() == 3
+    return isinstance(layer, ParamWrapper) and frozen_parameter(layer).dim() == 3
 
 
 def experts_of(layer: LoraLayer) -> int:
@@ -113,10 +111,9 @@ def experts_of(layer: LoraLayer) -> int:
     return int(getattr(layer, "num_experts", 1))
 
 
-def frozen_weight(layer: LoraLayer) -> Tensor:
-    """Return the detached weight under a LoRA layer, in its stored layout."""
-    weight = layer.get_param() if isinstance(layer, ParamWrapper) else layer.get_base_layer().weight
-    return weight.data  # type: ignore[no-any-return, union-attr]
+def frozen_parameter(layer: LoraLayer) -> Any:
+    """Return the weight under a LoRA layer, in its stored layout; None if the layer has no weight."""
+    return layer.get_param() if isinstance(layer, ParamWrapper) else getattr(layer.get_base_layer(), "weight", None)
 
 
 def factor(module_or_tensor: nn.Module | Tensor) -> Tensor:

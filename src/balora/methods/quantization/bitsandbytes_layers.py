@@ -33,13 +33,7 @@ class Linear4bit(QuantizedLinear, bnb.nn.Linear4bit):
 
     @classmethod
     def quantize(cls, weight_OI: Tensor, bias: nn.Parameter | None, *, double: bool) -> Linear4bit:
-        """Quantize a weight to NF4 in blocks of 64, on its own device.
-
-        Args:
-            weight_OI: Weight to quantize.
-            bias: Bias, not quantized.
-            double: True if the scales of the blocks are quantized too, to 8 bits.
-        """
+        """Quantize a weight to NF4 in blocks of 64, on the weight's device; with ``double``, the scales to 8 bits."""
         weight = bnb.nn.Params4bit(
             weight_OI.detach().contiguous(), requires_grad=False, quant_type="nf4", compress_statistics=double
         )
@@ -76,7 +70,7 @@ class Linear8bit(QuantizedLinear, bnb.nn.Linear8bitLt):
 
     @classmethod
     def quantize(cls, weight_OI: Tensor, bias: nn.Parameter | None) -> Linear8bit:
-        """Quantize a weight to 8 bits, on its own device. The bias is not quantized."""
+        """Quantize a weight to 8 bits, on the weight's device."""
         codes, scale_O, _ = bnb.functional.int8_vectorwise_quant(weight_OI.detach().contiguous().half())
         return cls.from_quantized(codes, scale_O, bias)
 
@@ -84,13 +78,9 @@ class Linear8bit(QuantizedLinear, bnb.nn.Linear8bitLt):
     def from_quantized(
         cls, codes_OI: Tensor, scale_O: Tensor, bias: nn.Parameter | None, threshold: float = 0.0
     ) -> Linear8bit:
-        """Return a layer over a quantized weight.
+        """Return a layer over a quantized weight: int8 codes, and the largest absolute value of each row.
 
-        Args:
-            codes_OI: Quantized weight, int8.
-            scale_O: Largest absolute value of each row.
-            bias: Bias, not quantized.
-            threshold: Inputs above this value are not rounded on a GPU; 0 rounds all.
+        On a GPU, inputs above ``threshold`` are not rounded; 0 rounds all inputs.
         """
         rows, columns = codes_OI.shape
         layer = cls(columns, rows, bias=False, has_fp16_weights=False, threshold=threshold, device="meta")
@@ -120,7 +110,7 @@ class Linear8bit(QuantizedLinear, bnb.nn.Linear8bitLt):
 
 
 def from_bitsandbytes(module: nn.Module) -> nn.Module | None:
-    """Return the layer of this file over the memory of bitsandbytes' own layer; None for every other module."""
+    """Return a layer of this file that uses the memory of a layer of bitsandbytes; None for every other module."""
     if isinstance(module, QuantizedLinear):
         return None
     weight: Any = getattr(module, "weight", None)

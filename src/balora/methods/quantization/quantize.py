@@ -36,11 +36,7 @@ def loaded_bits(model: nn.Module) -> int | None:
 
 
 def check_quantizable(model: nn.Module, options: Mapping[str, Any]) -> None:
-    """Refuse a model whose frozen weights cannot be quantized as the options ask. Only the layers are read, not the weights.
-
-    Raises:
-        BALoraError: bitsandbytes is missing, the model is quantized to other bits, or it has stacks of experts.
-    """
+    """Refuse ``bits`` without bitsandbytes, for a model that is quantized to other bits, and for stacks of experts."""
     bits = options.get("bits")
     if bits is None:
         return
@@ -63,14 +59,10 @@ def check_quantizable(model: nn.Module, options: Mapping[str, Any]) -> None:
 
 
 def quantizable_layers(model: nn.Module, heads: list[str]) -> list[str]:
-    """Return the names of the layers that are quantized.
+    """Return the names of the layers to quantize: all linear layers, with some exceptions.
 
-    These are all linear layers, except for heads, tied weights, layers with a single output, and layers that the model's code
-    keeps in float32 (T5 casts the input of ``wo`` to the weight's dtype).
-
-    Args:
-        model: A transformers model, with or without an adapter.
-        heads: Modules of the classification head, which is trained.
+    The exceptions are heads, tied weights, layers with a single output, and layers that the model's code keeps in float32 (T5
+    casts the input of ``wo`` to the weight's dtype).
     """
     base = base_model_of(model)
     output = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
@@ -91,12 +83,7 @@ def quantizable_layers(model: nn.Module, heads: list[str]) -> list[str]:
 
 
 def quantized_bytes(shape: tuple[int, ...], bits: int, double: bool = True) -> int:
-    """Return the memory of a quantized weight with its scales, in bytes.
-
-    Args:
-        shape: (O, I).
-        bits: 4 or 8.
-        double: With 4 bits, true if the scales are quantized too.
+    """Return the memory of a quantized O × I weight with its scales, in bytes.
 
     Example:
         >>> quantized_bytes((4096, 4096), 4) / 4096**2  # bytes for each entry
@@ -111,16 +98,10 @@ def quantized_bytes(shape: tuple[int, ...], bits: int, double: bool = True) -> i
 
 @torch.no_grad()
 def quantize(model: PreTrainedModel, heads: list[str], bits: int, *, double: bool = True) -> None:
-    """Quantize a model's weights in place, one layer at a time, each on its own device.
+    """Quantize the weights of a model without an adapter in place, one layer at a time, to 4 or 8 bits.
 
-    Args:
-        model: Model without an adapter. A model that is already quantized stays as it is.
-        heads: Modules of the classification head.
-        bits: 4 or 8.
-        double: With 4 bits, true if the scales are quantized too.
-
-    Raises:
-        BALoraError: A weight is not finite, or too large for float16.
+    With 4 bits and ``double``, the scales are quantized too. A model that is already quantized is not changed. A weight that
+    is not finite, or too large for float16, is an error.
     """
     if loaded_bits(model) is not None:
         return
@@ -135,9 +116,8 @@ def quantize(model: PreTrainedModel, heads: list[str], bits: int, *, double: boo
             layer = Linear4bit.quantize(weight_OI, module.bias, double=double)
         else:
             layer = Linear8bit.quantize(weight_OI, module.bias)
-        error = float(
-            torch.dist(layer.dequantized().float(), weight_OI.float()) / weight_OI.float().norm().clamp_min(1e-12)
-        )
+        wide_OI = weight_OI.float()
+        error = float(torch.dist(layer.dequantized().float(), wide_OI) / wide_OI.norm().clamp_min(1e-12))
         if not error <= MAX_RELATIVE_ERROR[bits]:
             raise BALoraError(
                 f"{name} cannot be quantized to {bits} bits: the error would be {error:.2g} of its norm. Check the weights for NaN "
@@ -149,7 +129,7 @@ def quantize(model: PreTrainedModel, heads: list[str], bits: int, *, double: boo
 
 
 def replace_bitsandbytes_layers(model: nn.Module) -> None:
-    """Replace the layers of a model that was loaded through bitsandbytes by `QuantizedLinear` layers over the same memory."""
+    """Replace the layers of bitsandbytes in a loaded model by `QuantizedLinear` layers over the same memory."""
     if loaded_bits(model) is None:
         return
     from balora.methods.quantization.bitsandbytes_layers import from_bitsandbytes
@@ -161,7 +141,7 @@ def replace_bitsandbytes_layers(model: nn.Module) -> None:
 
 
 def dequantize(model: nn.Module, dtype: torch.dtype) -> None:
-    """Replace quantized layers by ordinary ones that compute the same function, in place."""
+    """Replace quantized layers by ordinary ones with the same function, in place."""
     for name, module in list(model.named_modules()):
         if isinstance(module, QuantizedLinear):
             model.set_submodule(name, module.to_linear(dtype))

@@ -45,11 +45,10 @@ class QuantizedLinear:
         """Return an ordinary layer that computes the same function."""
         weight_OI = self.dequantized().to(dtype)
         rows, columns = weight_OI.shape
-        layer = Conv1D(0, 0) if self.transposed else nn.Linear(columns, rows, device="meta")
+        with torch.device("meta"):
+            layer = Conv1D(rows, columns) if self.transposed else nn.Linear(columns, rows)
         layer.weight = nn.Parameter(weight_OI.T.contiguous() if self.transposed else weight_OI, requires_grad=False)
         layer.bias = self.bias  # type: ignore[attr-defined]
-        if self.transposed:
-            layer.nf, layer.nx = rows, columns
         return layer
 
 
