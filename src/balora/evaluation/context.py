@@ -1,4 +1,4 @@
-"""Evaluation context: the model, the options, the rows and the journals that the tasks work with."""
+"""Evaluation context: the model, the options and the journals that the tasks work with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from balora.errors import BALoraError
-from balora.evaluation.data import HubDataset, Rows, read_rows
 from balora.evaluation.engines.transformers import Sampling, TransformersGenerator
 from balora.evaluation.engines.vllm import VllmGenerator
 from balora.evaluation.model_under_test import LoadedModel, ModelUnderTest
@@ -33,49 +32,29 @@ class Request:
     """Reference answer of the data, used if ``reference`` is evaluated in place of a model."""
 
 
+@dataclasses.dataclass
 class EvaluationContext:
-    """State that the tasks of one evaluation share. The model is loaded on first use.
+    """State that the tasks of one evaluation share. The model is loaded on first use."""
 
-    Args:
-        model_under_test: Model under test.
-        options: Options of the evaluation.
-        folder: Directory of the results.
-        say: Function that receives progress messages.
-    """
-
-    def __init__(
-        self,
-        model_under_test: ModelUnderTest,
-        options: EvaluationOptions,
-        folder: Path,
-        say: Callable[[str], None] = lambda line: None,
-    ) -> None:
-        self.model_under_test = model_under_test
-        self.options = options
-        self.folder = folder
-        self.say = say
-        self._exit_stack = contextlib.ExitStack()
-
-    def __enter__(self) -> EvaluationContext:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._exit_stack.close()
+    model_under_test: ModelUnderTest
+    options: EvaluationOptions
+    folder: Path
+    """Directory of the results."""
+    say: Callable[[str], None]
+    """Function that receives progress messages."""
+    stack: contextlib.ExitStack
+    """Stack that is closed after the evaluation, with the engine's temporary files."""
 
     @functools.cached_property
     def loaded(self) -> LoadedModel:
-        """LoadedModel model."""
+        """Loaded model."""
         return self.model_under_test.load(self.options.device)
 
     @functools.cached_property
     def generator(self) -> TransformersGenerator | VllmGenerator:
-        """Engine that continues prompts.
-
-        Raises:
-            BALoraError: The model is a classifier, or the engine is not installed.
-        """
+        """Engine that continues prompts."""
         if self.options.engine == "vllm":
-            return self._exit_stack.enter_context(VllmGenerator(self.model_under_test))
+            return VllmGenerator(self.model_under_test, self.stack)
         if self.loaded.task not in ("generation", "seq2seq"):
             raise BALoraError(
                 f"{self.model_under_test.name} is a classifier, which generates no text. It can be evaluated on the tasks of GLUE."
@@ -87,30 +66,9 @@ class EvaluationContext:
         """Tokenizer of the engine; None for reference answers."""
         return None if self.model_under_test.is_reference else self.generator.tokenizer
 
-    def rows(self, task: str, default: HubDataset) -> Rows:
-        """Read all rows of a task.
-
-        Raises:
-            BALoraError: The rows cannot be read.
-        """
-        return read_rows(self.options.data.get(task), default)
-
-    def limited(self, rows: Sequence[Any]) -> Sequence[Any]:
-        """Return the rows to evaluate: all, or the first ``options.limit``."""
-        return rows[: self.options.limit]
-
     def journal(self, task: str, **identity: Any) -> Journal:
-        """Open the journal of a task for this model.
-
-        Args:
-            task: Name of the task.
-            identity: Data and settings that decide what the samples are.
-        """
-        return Journal(self.folder, task, {"model": self._model_identity, **identity})
-
-    @functools.cached_property
-    def _model_identity(self) -> dict[str, Any]:
-        return self.model_under_test.identity
+        """Open the journal of a task for this model; ``identity`` has the data and settings that decide the samples."""
+        return Journal(self.folder, task, {"model": self.model_under_test.identity, **identity})
 
     def prompting(self, default: str, separator: str | None = None) -> Prompting:
         """Choose the prompt format; ``default`` and ``separator`` are the task's."""
@@ -144,11 +102,10 @@ class EvaluationContext:
         if self.model_under_test.is_reference:
             yield from ((request, {"output": request.reference}) for request in requests)
             return
-        generator = self.generator
         prompts = [prompting.tokens(self.tokenizer, request.prompt) for request in requests]
         names = [request.sample for request in requests]
         reported = 0
-        for done, (index, answer) in enumerate(generator.generate(prompts, sampling, names), 1):
+        for done, (index, answer) in enumerate(self.generator.generate(prompts, sampling, names), 1):
             fields: dict[str, Any] = {"output": answer.text, "tokens": answer.tokens, "ended": answer.ended}
             yield requests[index], {**fields, "prompt_cut": True} if answer.prompt_cut else fields
             if len(prompts) >= _PROGRESS_FROM and done * 10 // len(prompts) > reported:

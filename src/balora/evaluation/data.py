@@ -7,10 +7,9 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from balora.data.hub import load_hub_dataset, looks_local
-from balora.data.readers import SUFFIXES, Row, Table, join
+from balora.data.readers import SUFFIXES, Row
 from balora.data.sources import FilesSource, open_source
 from balora.errors import BALoraError, suggest
 
@@ -39,68 +38,49 @@ class Rows:
         """SHA-256 of the rows in order. It does not depend on where the rows are stored."""
         digest = hashlib.sha256()
         for row in self.rows:
-            digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode())
-            digest.update(b"\n")
+            digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
         return digest.hexdigest()
 
     def column(self, *names: str) -> str:
-        """Return the first of several names that is a column.
-
-        Raises:
-            BALoraError: None of the names is a column.
-        """
+        """Return the first of several names that is a column, or raise BALoraError."""
         for name in names:
             if name in self.columns:
                 return name
-        hint = suggest(names[0], self.columns)
         raise BALoraError(
-            f"{self.source} has no column {' or '.join(map(repr, names))}.{hint} Its columns are "
+            f"{self.source} has no column {' or '.join(map(repr, names))}.{suggest(names[0], self.columns)} Its columns are "
             f"{', '.join(self.columns)}."
         )
 
 
 def read_rows(location: str | None, default: HubDataset) -> Rows:
-    """Read the rows of a task.
-
-    Args:
-        location: File, directory or hub id that the user gave; None reads the default.
-        default: The task's own dataset.
-
-    Raises:
-        BALoraError: The data are missing, damaged or empty, or the hub cannot be reached.
-    """
-    if location is not None and looks_local(location, SUFFIXES):
-        table = _read_local(location, default.splits)
+    """Read the rows of a task from the user's file, directory or hub id, or from the task's own dataset."""
+    if location is None or not looks_local(location, SUFFIXES):
+        return _read_hub(location or default.hub_id, default)
+    source, splits = open_source(location), default.splits
+    assert isinstance(source, FilesSource)
+    if Path(location).expanduser().is_file():
+        split = "train"  # `open_source` calls the only split of a single file "train"
     else:
-        table = _read_hub(location or default.hub_id, default, is_default=location is None)
+        names = {"validation" if split in ("dev", "validation") else split for split in splits}
+        found = [split for split in source.splits if split in names or len(source.splits) == 1]
+        if not found:
+            raise BALoraError(
+                f"The directory {location} has no file for {' or '.join(splits)}; it has {', '.join(source.splits)}. Give the "
+                "path of the file."
+            )
+        split = found[0]
+    table = source.read(split)
     return Rows(table.name, table.rows, table.columns)
 
 
-def _read_local(location: str, splits: tuple[str, ...]) -> Table:
-    source = open_source(location)
-    assert isinstance(source, FilesSource)
-    if Path(location).expanduser().is_file():
-        return source.read("train")  # `open_source` calls the only split of a single file "train"
-    names = {"validation" if split in ("dev", "validation") else split for split in splits}
-    found = [split for split in source.splits if split in names]
-    if not found and len(source.splits) == 1:
-        found = list(source.splits)
-    if not found:
-        raise BALoraError(
-            f"The directory {location} has no file for {' or '.join(splits)}; it has {', '.join(source.splits)}. Give the "
-            "path of the file."
-        )
-    return source.read(found[0])
-
-
-def _read_hub(name: str, default: HubDataset, *, is_default: bool) -> Table:
+def _read_hub(name: str, default: HubDataset) -> Rows:
     split = default.splits[0]
-    tables = []
-    for configuration in default.configurations if is_default or name == default.hub_id else (None,):
-        dataset: Any = load_hub_dataset(name, configuration, split, key="--data TASK=FILE")
-        rows = dataset.to_list()
-        tables.append(Table(f"{name} ({split})", tuple(dataset.column_names), rows, [""] * len(rows)))
-    table = join(tables)
-    if not table.rows:
+    configurations = default.configurations if name == default.hub_id else (None,)
+    datasets = [
+        load_hub_dataset(name, configuration, split, key="--data TASK=FILE") for configuration in configurations
+    ]
+    rows = [row for dataset in datasets for row in dataset.to_list()]
+    if not rows:
         raise BALoraError(f"{name} has no rows in its split {split}.")
-    return table
+    columns = dict.fromkeys(column for dataset in datasets for column in dataset.column_names)
+    return Rows(f"{name} ({split})", rows, tuple(columns))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -65,10 +66,8 @@ def evaluate(
     model_under_test = ModelUnderTest(str(model), options)
     folder = Path(output) if output is not None else model_under_test.folder
     results: dict[str, Record] = {}
-    with (
-        locked(folder, "Another process writes results"),
-        EvaluationContext(model_under_test, options, folder, say) as context,
-    ):
+    with locked(folder, "Another process writes results"), contextlib.ExitStack() as stack:
+        context = EvaluationContext(model_under_test, options, folder, say, stack)
         for entry in entries:
             say(f"{entry.name}: {entry.summary}")
             start_time = time.monotonic()
@@ -93,13 +92,11 @@ def _check_data_names(data: Mapping[str, str], tasks: Iterable[str]) -> None:
 def format_scores(result: Record) -> str:
     """Return the scores that are single numbers as one line, the main score first."""
     scores: dict[str, Any] = result["scores"]
-    main = scores["main"]
-    names = [main, *(name for name in scores if name not in (main, "main"))]
-    numbers = [(name, scores[name]) for name in names if isinstance(scores[name], int | float | None)]
-    return "  ".join(f"{name} {_format_score(value)}" for name, value in numbers if not isinstance(value, bool))
-
-
-def _format_score(value: float | None) -> str:
-    if value is None:
-        return "undefined"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+    parts = []
+    for name in dict.fromkeys([scores["main"], *scores]):
+        value = scores[name]
+        if value is None:
+            parts.append(f"{name} undefined")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            parts.append(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4f}")
+    return "  ".join(parts)

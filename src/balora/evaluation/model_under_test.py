@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class LoadedModel:
 
 
 class ModelUnderTest:
-    """A model to evaluate: found and identified, not yet loaded.
+    """A model to evaluate, not yet loaded.
 
     Args:
         name: A run directory (or its ``adapter/``, ``model/`` or a ``checkpoint-N/``), a model directory, a hub id, the
@@ -81,7 +82,12 @@ class ModelUnderTest:
         if self.is_reference or path is None:
             return
         if _is_plain(path, CONFIG_NAME):
-            self.adapter, self.base = path, Location(_base_of(path))
+            base = PeftConfig.from_pretrained(path).base_model_name_or_path
+            if not base:
+                raise BALoraError(
+                    f"{path} does not say which model it is for (base_model_name_or_path in {CONFIG_NAME})."
+                )
+            self.adapter, self.base = path, Location(str(base))
         elif not _is_plain(path, "config.json"):
             self.saved = find_saved(path)
 
@@ -99,7 +105,7 @@ class ModelUnderTest:
         local = Location(self.name).directory is not None
         return Path("evaluation") / (Path(self.name).name if local else self.name.replace("/", "--"))
 
-    @property
+    @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """Digest of the weights and everything else that decides the outputs; independent of the path."""
         if self.is_reference:
@@ -115,14 +121,7 @@ class ModelUnderTest:
         return {"kind": "model", "hub": self.base.name, "commit": commit, **adapter, **dtype}
 
     def load(self, device: str | None) -> LoadedModel:
-        """Load the model.
-
-        Args:
-            device: Device to load it to; default a GPU if there is one.
-
-        Raises:
-            BALoraError: The model cannot be loaded, or cannot be evaluated.
-        """
+        """Load the model to a device; default a GPU if there is one."""
         assert not self.is_reference, "reference answers need no model"
         loaded = self._load_run(self.saved) if self.saved is not None else self._load_plain()
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -148,15 +147,15 @@ class ModelUnderTest:
     def _load_plain(self) -> LoadedModel:
         config = load_config(self._source())
         architecture = (config.architectures or [""])[0]
-        labels = None
+        labels = num_labels = id2label = None
         if architecture.endswith("ForSequenceClassification"):
             task = "regression" if config.num_labels == 1 else "classification"
             labels = tuple(str(config.id2label[number]) for number in sorted(config.id2label))
+            num_labels, id2label = len(labels), dict(enumerate(labels))
         else:
             task = "seq2seq" if config.is_encoder_decoder else "generation"
         source = dataclasses.replace(self._source(), task=task)
         tokenizer = load_tokenizer(source)
-        num_labels, id2label = (len(labels), dict(enumerate(labels))) if labels else (None, None)
         with quiet(bars=True):
             model = load_model(source, num_labels, id2label, tokenizer=tokenizer)
         if self.adapter is None:
@@ -169,7 +168,7 @@ class ModelUnderTest:
         return LoadedModel(PeftModel.from_pretrained(model, self.adapter), tokenizer, task)
 
     def _source(self) -> ModelSource:
-        """Return the source of a plain model."""
+        """Return the description of a plain model that the loading functions take."""
         return ModelSource(
             model=self.base,
             dtype=self.dtype or "auto",
@@ -183,14 +182,6 @@ def _is_plain(path: Path, file: str) -> bool:
     """Return whether a directory with this file was written by transformers or peft, and not by balora."""
     known = (ckpt.ORIGIN, ckpt.MANIFEST, CONFIG)
     return (path / file).is_file() and not any((path / name).is_file() for name in known)
-
-
-def _base_of(adapter: Path) -> str:
-    """Return the pre-trained model that a peft adapter's config names."""
-    base = PeftConfig.from_pretrained(adapter).base_model_name_or_path
-    if not base:
-        raise BALoraError(f"{adapter} does not say which model it is for (base_model_name_or_path in {CONFIG_NAME}).")
-    return str(base)
 
 
 def _digest(folder: Path) -> str:

@@ -35,26 +35,13 @@ class Prompting:
             )
 
     def text(self, tokenizer: PreTrainedTokenizerBase, question: str, reply: str = "") -> str:
-        """Return the text up to the point where the model continues.
-
-        Args:
-            tokenizer: Tokenizer of the model.
-            question: User's question.
-            reply: First words of the reply, such as "Let's think step by step."
-
-        Raises:
-            BALoraError: The template is ``chat`` and the tokenizer has no chat template.
-        """
+        """Return the prompt of a question, followed by the first words of the reply."""
         if self.template == CHAT:
             return self.chat(tokenizer, [{"role": "user", "content": question}]) + reply
         return render_prompt(self.template, question) + separator_of(self.template, self.separator) + reply
 
     def chat(self, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
-        """Render a conversation with the tokenizer's chat template, up to the assistant's next message.
-
-        Raises:
-            BALoraError: The tokenizer has no chat template, or the template rejects the conversation.
-        """
+        """Render a conversation with the tokenizer's chat template, up to the assistant's next message."""
         if not tokenizer.chat_template:
             raise BALoraError(
                 f"The tokenizer {tokenizer.name_or_path} has no chat template. Give another prompt template "
@@ -71,21 +58,13 @@ class Prompting:
         """Tokenize a text that `text` or `chat` returned. A chat template has already written the start token."""
         return bare_ids(tokenizer, [text])[0] if self.template == CHAT else encode_prompt(tokenizer, text)
 
-    def describe(self) -> dict[str, str | None]:
-        """Return the format as it is written into results and journals."""
-        return {"template": self.template, "separator": self.separator}
-
 
 def prompting_for(
     template: str | None, config: RunConfig | None, default: str, separator: str | None = None
 ) -> Prompting:
-    """Choose the prompt format: the user's, else the one of the run's training, else the task's default.
+    """Choose the prompt format: the user's template, else the one of the run's training, else the task's default.
 
-    Args:
-        template: Template that the user asked for.
-        config: Config of the run; None for a plain model.
-        default: Template of the task.
-        separator: Separator of the task, used with its default template.
+    The separator is the task's; it is used with its default template. A plain model has no config.
     """
     if template is not None:
         return Prompting(template)

@@ -1,13 +1,13 @@
 """Registry of the evaluation tasks: names, descriptions, and groups such as ``glue``.
 
-A task's code is imported when the task is evaluated, so that the list of tasks answers without torch.
+A task's code is imported when the task is evaluated, so that listing the tasks does not import torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import importlib.util
+import pkgutil
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from balora.evaluation.tasks.task import Task
 
 LM_EVAL_PREFIX = "lm_eval:"
-"""Prefix that selects a task of lm-evaluation-harness where balora has one of the same name, or a task's YAML file."""
+"""Prefix for a task of lm-evaluation-harness. It is needed if balora has a task of the same name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +31,9 @@ class TaskEntry:
     """Module in `balora.evaluation.tasks` and class, such as ``glue:GlueTask``."""
 
     def load(self, context: EvaluationContext) -> Task:
-        """Import the task's code and prepare the task.
-
-        Args:
-            context: Model, options and output directory.
-        """
-        module, _, name = self.task_class.partition(":")
-        task_class = getattr(importlib.import_module(f"balora.evaluation.tasks.{module}"), name)
-        task: Task = task_class(context, self.name.removeprefix(LM_EVAL_PREFIX))
-        return task
+        """Import the task's code and prepare the task."""
+        task_class: type[Task] = pkgutil.resolve_name(f"balora.evaluation.tasks.{self.task_class}")
+        return task_class(context, self.name.removeprefix(LM_EVAL_PREFIX))
 
 
 TASKS = {
@@ -68,13 +62,7 @@ GROUPS = {"glue": tuple(entry.name for entry in TASKS.values() if entry.task_cla
 
 
 def find_tasks(names: Iterable[str]) -> list[TaskEntry]:
-    """Return the entries for task and group names, in order and without duplicates.
-
-    balora's own tasks have precedence over tasks of lm-evaluation-harness.
-
-    Raises:
-        BALoraError: A task does not exist; the message suggests the nearest name.
-    """
+    """Return the entries for task and group names, in order and without duplicates. Unknown names raise BALoraError."""
     entries: dict[str, TaskEntry] = {}
     for name in names:
         for task in GROUPS.get(name, (name,)):
@@ -87,10 +75,11 @@ def find_tasks(names: Iterable[str]) -> list[TaskEntry]:
 def _lm_eval_entry(name: str) -> TaskEntry:
     """Return the entry of a task of lm-evaluation-harness."""
     own_names = [*TASKS, *GROUPS]
+    listed = ", ".join(own_names)
     if importlib.util.find_spec("lm_eval") is None:
         raise BALoraError(
-            f"There is no task {name!r}.{suggest(name, own_names)} The tasks are {', '.join(own_names)}. Tasks of "
-            "lm-evaluation-harness need: pip install 'balora[lm-eval]'."
+            f"There is no task {name!r}.{suggest(name, own_names)} The tasks are {listed}. Tasks of lm-evaluation-harness "
+            "need: pip install 'balora[lm-eval]'."
         )
     # Imported here because its imports take seconds, and most names are balora's own.
     from balora.evaluation.tasks import lm_eval
@@ -100,15 +89,14 @@ def _lm_eval_entry(name: str) -> TaskEntry:
     if lm_eval_name not in known and not lm_eval.is_yaml_file(lm_eval_name):
         hint = suggest(name, own_names) or suggest(lm_eval_name, known)
         raise BALoraError(
-            f"There is no task {name!r}, neither in balora nor in lm-evaluation-harness.{hint} The tasks of balora are "
-            f"{', '.join(own_names)}."
+            f"There is no task {name!r}, neither in balora nor in lm-evaluation-harness.{hint} The tasks of balora are {listed}."
         )
     return TaskEntry(name, "a task of lm-evaluation-harness", "lm_eval:LMEvalTask")
 
 
 def describe_tasks() -> list[str]:
     """Return one line per task and group, for display."""
-    groups = {name: ", ".join(tasks) for name, tasks in GROUPS.items()}
-    lines = {**{name: entry.summary for name, entry in TASKS.items()}, **groups}
+    lines = {name: entry.summary for name, entry in TASKS.items()}
+    lines |= {name: ", ".join(tasks) for name, tasks in GROUPS.items()}
     width = max(map(len, lines))
     return [f"{name:<{width}}  {summary}" for name, summary in lines.items()]

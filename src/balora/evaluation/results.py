@@ -23,13 +23,7 @@ Record = dict[str, Any]
 class Journal:
     """Samples of one task, written to disk one by one.
 
-    Args:
-        folder: Directory of the results.
-        task: Name of the task; both files are named after it.
-        identity: Model, data and settings that decide what the samples are.
-
-    Raises:
-        BALoraError: The journal on disk has another identity, or is damaged.
+    Both files are named after the task. A journal on disk that is damaged or has another identity raises BALoraError.
     """
 
     def __init__(self, folder: Path, task: str, identity: Mapping[str, Any]) -> None:
@@ -52,23 +46,13 @@ class Journal:
         """Return the samples that lack a field, in order."""
         return [sample for sample in samples if field not in self.records.get(sample, {})]
 
-    def finish(
-        self,
-        samples: Iterable[str],
-        scores: Mapping[str, Any],
-        details: Mapping[str, Any],
-        records: Iterable[Record] | None = None,
-    ) -> Record:
-        """Write the result file.
+    def finish(self, samples: Iterable[str | Record], scores: Record, details: Record) -> Record:
+        """Write the result file, and return its content.
 
         Args:
-            samples: Names of the scored samples.
+            samples: Scored samples: names of the journal, or complete records.
             scores: Scores by name; ``main`` is the name of the main score.
             details: Further entries, such as the data's source.
-            records: Samples to write in place of the journal's.
-
-        Returns:
-            Content of the file.
         """
         result = {
             "task": self.task,
@@ -76,7 +60,7 @@ class Journal:
             "identity": self.identity,
             **details,
             "provenance": provenance(),
-            "samples": list(records or ({"id": sample, **self.records[sample]} for sample in samples)),
+            "samples": [{"id": name, **self.records[name]} if isinstance(name, str) else name for name in samples],
         }
         write_text(self.result_path, json.dumps(json_safe(result), indent=1, ensure_ascii=False) + "\n")
         return result

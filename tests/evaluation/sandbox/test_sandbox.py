@@ -300,7 +300,7 @@ USERS_PROGRAMS = [
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can change to another user")
 def test_the_sandbox_confines_programs_of_an_ordinary_user(sandbox: Sandbox, tmp_path: Path) -> None:
-    """For root, the sandbox makes its namespaces in another way. This test runs it in the process of another user."""
+    """Run the sandbox in the process of another user: its namespaces are made in another way than for root."""
     python = "/usr/bin/python3"
     if not os.access(python, os.X_OK):
         pytest.skip(f"there is no {python} that another user could run")

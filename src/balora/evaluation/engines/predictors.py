@@ -27,11 +27,8 @@ _SCORES = [score_word(number / 5) for number in range(26)]
 class _RowPredictor:
     """Base of the predictors: matches the classes, and tokenizes rows into batches of similar length.
 
-    Args:
-        loaded: Model and tokenizers.
-        max_length: Maximum number of tokens in the run's config; the model's positions may allow fewer.
-        batch_size: Rows per batch.
-        classes: Classes of the model in its order; None if it predicts a score.
+    ``max_length`` is the run's maximum number of tokens; the model's positions may allow fewer. ``classes`` has the classes of
+    the model in its order; None if it predicts a score.
     """
 
     def __init__(self, loaded: LoadedModel, max_length: int, batch_size: int, classes: Sequence[str] | None) -> None:
@@ -42,15 +39,7 @@ class _RowPredictor:
         self._max_tokens = limit_of(loaded.tokenizer, max_length, "", positions).tokens
 
     def classes_for(self, classes: Sequence[str], task: str) -> list[str]:
-        """Return the task's name for each of the model's classes, in the model's order.
-
-        Args:
-            classes: Classes of the task; empty for a regression task, which has no names to return.
-            task: Name of the task.
-
-        Raises:
-            BALoraError: The model has other classes, or it predicts classes and the task needs a score, or the reverse.
-        """
+        """Return the task's name for each of the model's classes, in the model's order; nothing for a regression task."""
         if classes:
             return match_classes(self.classes or (), classes, task)
         if self.classes is not None:
@@ -72,16 +61,7 @@ class _RowPredictor:
 
 
 class ClassifierPredictor(_RowPredictor):
-    """Predictor that runs a classification or regression model.
-
-    Args:
-        loaded: Model and tokenizer.
-        config: Config of the run, whose maximum length is used; None for a plain model.
-        batch_size: Rows per batch.
-
-    Raises:
-        BALoraError: The model has no classification head.
-    """
+    """Predictor that runs a classification or regression model; a plain model has no config."""
 
     def __init__(self, loaded: LoadedModel, config: RunConfig | None, batch_size: int) -> None:
         if loaded.task not in ("classification", "regression"):
@@ -101,10 +81,7 @@ class ClassifierPredictor(_RowPredictor):
 
     @torch.inference_mode()
     def represent(self, rows: Sequence[Sequence[str]]) -> Iterator[tuple[int, list[float], Tensor]]:
-        """Yield the index, the D logits and the features (d, float32, on the CPU) of every row.
-
-        The features are the last hidden state of the first token, which is [CLS] in encoders such as BERT.
-        """
+        """Yield the index, the D logits and the last hidden state of the first token (d, float32, on the CPU) of every row."""
         for batch, inputs in self._batches(rows):
             outputs = self.loaded.model(**inputs, output_hidden_states=True)
             features_Bd = outputs.hidden_states[-1][:, 0].float().cpu()
@@ -115,14 +92,6 @@ class TextLabelPredictor(_RowPredictor):
     """Predictor that runs an encoder-decoder trained with ``task: seq2seq`` and a label or score.
 
     The model gets the prompts of its training, and writes the class or score as text.
-
-    Args:
-        loaded: Model and tokenizers.
-        config: Config of the run, whose prompt template is used.
-        batch_size: Rows per batch.
-
-    Raises:
-        BALoraError: The model was not trained to write classes or scores.
     """
 
     def __init__(self, loaded: LoadedModel, config: RunConfig | None, batch_size: int) -> None:
@@ -136,10 +105,7 @@ class TextLabelPredictor(_RowPredictor):
         self._template = template_of(config.data)
 
     def read(self, answer: str, names: Sequence[str]) -> str | float:
-        """Return the class that an answer names, or its score if ``names`` is empty.
-
-        An unreadable class is `NO_CLASS`; an unreadable score is `UNREADABLE`.
-        """
+        """Return the class that an answer names (or `NO_CLASS`), or its score (or `UNREADABLE`) if ``names`` is empty."""
         if not names:
             return read_score(answer)
         number = read_class(answer, list(self.classes or ()))
@@ -165,10 +131,7 @@ class TextLabelPredictor(_RowPredictor):
 def match_classes(own: Sequence[str], classes: Sequence[str], task: str) -> list[str]:
     """Return the task's name for each of a model's classes, in the model's order.
 
-    The model's names decide if they are the task's. Numbers and ``LABEL_0`` mean the task's order.
-
-    Raises:
-        BALoraError: The model has other classes than the task, or none because it predicts a score.
+    If the model has the task's names, its own order counts. Numbers and names such as ``LABEL_0`` mean the task's order.
 
     Example:
         >>> match_classes(["LABEL_0", "LABEL_1"], ["negative", "positive"], "sst2")

@@ -6,6 +6,7 @@ Shapes: B sequences, T positions.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -39,7 +40,7 @@ class Sampling:
     """Strings that end an answer; the answer does not include them."""
 
     def describe(self) -> dict[str, Any]:
-        """Return the settings as they are written into results and journals."""
+        """Return the settings that decide the answers, for results and journals."""
         greedy = {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature, "stops": list(self.stops)}
         return greedy if self.temperature == 0 else {**greedy, "top_p": self.top_p, "seed": self.seed}
 
@@ -57,12 +58,7 @@ class Answer:
 
 
 class TransformersGenerator:
-    """Generator that runs a loaded model.
-
-    Args:
-        loaded: Model and tokenizer.
-        batch_size: Prompts per batch; it is halved if the GPU runs out of memory.
-    """
+    """Generator that runs a loaded model. The batch size is halved if the GPU runs out of memory."""
 
     def __init__(self, loaded: LoadedModel, batch_size: int) -> None:
         self.loaded = loaded
@@ -75,16 +71,10 @@ class TransformersGenerator:
     def generate(
         self, prompts: Sequence[list[int]], sampling: Sampling, names: Sequence[str] | None = None
     ) -> Iterator[tuple[int, Answer]]:
-        """Continue prompts, the longest first, so that too little memory shows in the first batch.
+        """Yield each prompt's index and answer, the longest prompts first: too little memory shows in the first batch.
 
-        Args:
-            prompts: Token ids of the prompts.
-            sampling: Generation settings.
-            names: Names of the samples. Those of a batch seed its sampling: the same batch gives the same answers in every
-                call, and another sample of a prompt gives another answer. Default: the indices.
-
-        Yields:
-            Index of the prompt and its answer, in the order of completion.
+        The names of a batch's samples seed its sampling: the same batch gives the same answers in every call, and another
+        sample of a prompt gives another answer. The default names are the indices.
         """
         cut = [fit_prompt(ids, sampling.max_new_tokens, self._positions, self._is_encoder_decoder) for ids in prompts]
         order = sorted(range(len(prompts)), key=lambda index: (-len(cut[index]), index))
@@ -125,6 +115,7 @@ class TransformersGenerator:
         width = 1 if self._is_encoder_decoder else inputs_BT.shape[1]
         limit = min(self._max_answer_tokens(ids, sampling) for ids in prompts)
         decoder = self.loaded.target_tokenizer or self.tokenizer
+        criteria = [_StopStrings(decoder, sampling.stops, width)] if sampling.stops else []
         if sampling.temperature == 0:  # None: the model's own sampling defaults must not apply
             choice: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         else:
@@ -136,30 +127,24 @@ class TransformersGenerator:
                 attention_mask=mask_BT,
                 max_new_tokens=limit,
                 pad_token_id=decoder.pad_token_id,
-                stopping_criteria=StoppingCriteriaList([_StopStrings(decoder, sampling.stops, width)]),
+                stopping_criteria=StoppingCriteriaList(criteria),
                 use_cache=True,
                 num_beams=1,
                 **choice,
             )
         contexts = [[] if self._is_encoder_decoder else ids[-_PROMPT_CONTEXT:] for ids in prompts]
-        rows = output[:, width:].tolist()
-        return [
-            decode_answer(decoder, ids, sampling, limit, context) for ids, context in zip(rows, contexts, strict=True)
-        ]
+        rows = zip(output[:, width:].tolist(), contexts, strict=True)
+        return [decode_answer(decoder, ids, sampling, limit, context) for ids, context in rows]
 
 
 def sample_seed(seed: int, *names: str) -> int:
-    """Derive a seed from the names of samples.
-
-    The index among the missing samples would not do: it starts at 0 again when an evaluation is resumed, and existing
-    answers would be generated a second time.
+    """Derive a seed from the names of samples, which do not change when an evaluation is resumed.
 
     Example:
         >>> sample_seed(42, "0/0") == sample_seed(42, "0/0"), sample_seed(42, "0/0") == sample_seed(42, "0/2")
         (True, False)
     """
-    digest = hashlib.sha256(json.dumps([seed, *names]).encode()).digest()
-    return int.from_bytes(digest[:4], "big")
+    return int.from_bytes(hashlib.sha256(json.dumps([seed, *names]).encode()).digest()[:4], "big")
 
 
 def fit_prompt(ids: list[int], max_new_tokens: int, positions: int | None, encoder_decoder: bool = False) -> list[int]:
@@ -178,10 +163,7 @@ def fit_prompt(ids: list[int], max_new_tokens: int, positions: int | None, encod
 
 
 def pad_left(prompts: Sequence[list[int]], pad: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Pad prompts on the left, because generation continues on the right.
-
-    Returns:
-        Tokens and attention mask, both B × T.
+    """Return padded prompts and their attention mask (both B × T). Padding is on the left: generation continues on the right.
 
     Example:
         >>> pad_left([[5, 6], [7]], pad=0)[0].tolist()
@@ -200,34 +182,22 @@ def cut_at_stop(text: str, stops: Sequence[str]) -> str:
         >>> cut_at_stop("    return 1\n\ndef other():\n", ["\ndef", "\nclass"])
         '    return 1\n'
     """
-    positions = [position for position in (text.find(stop) for stop in stops) if position >= 0]
-    return text[: min(positions)] if positions else text
+    return text[: min((position for position in map(text.find, stops) if position >= 0), default=None)]
 
 
 def decode_answer(
     tokenizer: PreTrainedTokenizerBase, ids: list[int], sampling: Sampling, limit: int, context: list[int]
 ) -> Answer:
-    """Decode a generated row.
-
-    Args:
-        tokenizer: Tokenizer of the answers.
-        ids: Generated tokens, padded after the end of the answer.
-        sampling: Generation settings with the stop strings.
-        limit: Maximum number of tokens that could be generated.
-        context: Last tokens of the prompt.
-    """
+    """Decode a generated row of at most ``limit`` tokens; ``context`` has the last tokens of the prompt."""
     # A row that ended before the others is padded; the padding token may be the end token.
     end = tokenizer.eos_token_id
     written = ids[: ids.index(end)] if end in ids else ids
     while written and written[-1] == tokenizer.pad_token_id:
         written = written[:-1]
     # In many vocabularies, an answer that is decoded alone loses its leading space, which changes the meaning of Python code.
-    prefix = str(tokenizer.decode(context, skip_special_tokens=True))
-    full = str(tokenizer.decode([*context, *written], skip_special_tokens=True))
-    if full.startswith(prefix):
-        answer = full[len(prefix) :]
-    else:
-        answer = str(tokenizer.decode(written, skip_special_tokens=True))
+    decode = functools.partial(tokenizer.decode, skip_special_tokens=True)
+    prefix, full = str(decode(context)), str(decode([*context, *written]))
+    answer = full[len(prefix) :] if full.startswith(prefix) else str(decode(written))
     text = cut_at_stop(answer, sampling.stops)
     return Answer(text, len(written), ended=len(written) < limit or len(text) < len(answer))
 
@@ -236,13 +206,8 @@ class _StopStrings(StoppingCriteria):
     """End a row as soon as its answer contains a stop string."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: tuple[str, ...], width: int) -> None:
-        self.tokenizer = tokenizer
-        self.stops = stops
-        self.width = width
+        self.tokenizer, self.stops, self.width = tokenizer, stops, width
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        if not self.stops:
-            return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         tails = self.tokenizer.batch_decode(input_ids[:, self.width :][:, -_STOP_WINDOW:], skip_special_tokens=True)
-        found = [any(stop in tail for stop in self.stops) for tail in tails]
-        return torch.tensor(found, device=input_ids.device)
+        return torch.tensor([any(stop in tail for stop in self.stops) for tail in tails], device=input_ids.device)

@@ -22,16 +22,9 @@ _CHUNK = 256
 
 
 class VllmGenerator:
-    """Generator that runs vLLM. A run's adapter is merged into a plain model first, which vLLM then loads.
+    """Generator that runs vLLM. A run is exported to a plain model, which is removed when the stack is closed."""
 
-    Args:
-        model: Model under test.
-
-    Raises:
-        BALoraError: vLLM is not installed, or the model is not a causal language model.
-    """
-
-    def __init__(self, model: ModelUnderTest) -> None:
+    def __init__(self, model: ModelUnderTest, stack: contextlib.ExitStack) -> None:
         try:
             self._vllm: Any = importlib.import_module("vllm")
         except ImportError as error:
@@ -44,31 +37,20 @@ class VllmGenerator:
             )
         if model.adapter is not None:
             raise BALoraError(f"{model.name} is an adapter; export it merged for vLLM (balora export --to merged).")
-        self._model = model
-        self._exit_stack = contextlib.ExitStack()
-
-    def __enter__(self) -> VllmGenerator:
-        path, saved, revision = self._model.name, self._model.saved, self._model.options.revision
-        if saved is not None:
-            folder = self._exit_stack.enter_context(tempfile.TemporaryDirectory(prefix="balora-merged-"))
+        path, revision = model.name, {} if model.options.revision is None else {"revision": model.options.revision}
+        self.tokenizer: Any
+        if model.saved is None:
+            self.tokenizer = AutoTokenizer.from_pretrained(path, **revision)
+        else:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="balora-merged-"))
             path = str(Path(folder) / "model")
-            export(saved.run or saved.folder, to="merged", output=path)
-        self.tokenizer: Any = (
-            AutoTokenizer.from_pretrained(path, revision=revision) if saved is None else saved.tokenizer()
-        )
+            export(model.saved.run or model.saved.folder, to="merged", output=path)
+            self.tokenizer = model.saved.tokenizer()
         assert self.tokenizer is not None, "a run has a tokenizer"
         ensure_pad_token(self.tokenizer)
-        self._engine = self._vllm.LLM(
-            model=path,
-            tokenizer=self.tokenizer.name_or_path,
-            dtype=self._model.dtype or "auto",
-            **({} if revision is None else {"revision": revision}),
-        )
+        tokenizer, dtype = self.tokenizer.name_or_path, model.dtype or "auto"
+        self._engine = self._vllm.LLM(model=path, tokenizer=tokenizer, dtype=dtype, **revision)
         self._positions = int(self._engine.llm_engine.model_config.max_model_len)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._exit_stack.close()
 
     def generate(
         self, prompts: Sequence[list[int]], sampling: Sampling, names: Sequence[str] | None = None
@@ -78,7 +60,17 @@ class VllmGenerator:
         for start in range(0, len(prompts), _CHUNK):
             chunk = prompts[start : start + _CHUNK]
             cut = [fit_prompt(ids, sampling.max_new_tokens, self._positions) for ids in chunk]
-            parameters = [self._parameters(sampling, name) for name in names[start : start + _CHUNK]]
+            parameters = [
+                self._vllm.SamplingParams(
+                    max_tokens=sampling.max_new_tokens,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    # One seed per sample: with one seed for all, pass@k would get the same program k times.
+                    seed=sample_seed(sampling.seed, name) if sampling.temperature else None,
+                    stop=list(sampling.stops) or None,
+                )
+                for name in names[start : start + _CHUNK]
+            ]
             outputs = self._engine.generate([{"prompt_token_ids": ids} for ids in cut], parameters)
             for index, output in enumerate(outputs):
                 first = output.outputs[0]
@@ -89,13 +81,3 @@ class VllmGenerator:
                     prompt_cut=len(cut[index]) < len(chunk[index]),
                 )
                 yield start + index, answer
-
-    def _parameters(self, sampling: Sampling, name: str) -> Any:
-        return self._vllm.SamplingParams(
-            max_tokens=sampling.max_new_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            # One seed per sample: with one seed for all, pass@k would get the same program k times.
-            seed=sample_seed(sampling.seed, name) if sampling.temperature else None,
-            stop=list(sampling.stops) or None,
-        )

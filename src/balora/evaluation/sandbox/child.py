@@ -1,8 +1,7 @@
 """Child process that runs one program inside the sandbox. It can import only the standard library.
 
-It reads one line of settings and then the program from standard input, gives up its privileges, sets the limits, runs the
-program, and reports the outcome. A program that exits early (`sys.exit(0)`, a kill, a crash) prevents the report, so it
-does not pass.
+It reads a line of settings and then the program from standard input, gives up its privileges, sets the limits, runs the
+program, and reports the outcome. A program that exits early (a kill, a crash) prevents the report, so it does not pass.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import secrets
+import selectors
 import shutil
 import signal
 import subprocess
@@ -23,13 +24,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from balora.errors import BALoraError
-from balora.evaluation.sandbox.protocol import describe_exit_status, exchange, parse_outcome
 from balora.evaluation.sandbox.seccomp import seccomp_filter
 
 _CHILD = Path(__file__).with_name("child.py")
 _CHILD_INSIDE = "/run/child.py"
 _PYTHON_INSIDE = "/run/python"
 _SYSTEM_DIRECTORIES = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+_MAX_OUTPUT = 64 * 1024
+"""Bytes. The report of a program has a few hundred."""
 _FIRST_USER_ID = 1_000_000_000
 _user_ids = itertools.count()
 
@@ -52,14 +54,14 @@ class Limits:
 
     def resources(self, *, processes: bool) -> dict[str, int]:
         """Return the limits by their names in `resource`; ``processes`` includes the limit of processes."""
-        limits = {
+        return {
             "RLIMIT_CPU": math.ceil(self.seconds) + 1,
             "RLIMIT_AS": self.memory,
             "RLIMIT_FSIZE": self.file,
             "RLIMIT_NOFILE": self.open_files,
             "RLIMIT_CORE": 0,
+            **({"RLIMIT_NPROC": self.processes} if processes else {}),
         }
-        return {**limits, "RLIMIT_NPROC": self.processes} if processes else limits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Sandbox:
         self.limits = limits or Limits()
         self.unsafe = unsafe
         self._as_root = not unsafe and os.geteuid() == 0
-        self._bwrap = None if unsafe else self._find_bubblewrap()
+        self._bwrap = "" if unsafe else self._find_bubblewrap()
 
     def run(self, program: str) -> Outcome:
         """Run a program and wait until it ends or reaches its time limit.
@@ -107,13 +109,17 @@ class Sandbox:
         start_time = time.monotonic()
         with self._process() as process:
             message = f"{json.dumps(settings)}\n{program}".encode()
-            reply, reason = exchange(process, message, start_time + self.limits.seconds)
-        outcome = parse_outcome(reply, token) or reason or describe_exit_status(process.returncode)
+            reply, reason = _exchange(process, message, start_time + self.limits.seconds)
+        outcome = _parse_outcome(reply, token) or reason or _describe_exit_status(process.returncode)
         return Outcome(outcome == "passed", outcome, time.monotonic() - start_time)
 
     @contextlib.contextmanager
     def _process(self) -> Iterator[subprocess.Popen[bytes]]:
-        with tempfile.TemporaryDirectory(prefix="balora-code-") as scratch, self._filter() as filter_fd:
+        call_filter = None if self.unsafe else seccomp_filter()
+        with tempfile.TemporaryDirectory(prefix="balora-code-") as scratch, tempfile.TemporaryFile() as filter_file:
+            filter_file.write(call_filter or b"")
+            filter_file.seek(0)
+            filter_fd = None if call_filter is None else filter_file.fileno()
             process = subprocess.Popen(
                 self.command(filter_fd),
                 pass_fds=[] if filter_fd is None else [filter_fd],
@@ -135,27 +141,10 @@ class Sandbox:
                         pipe.close()  # type: ignore[union-attr]
                 process.wait()
 
-    @contextlib.contextmanager
-    def _filter(self) -> Iterator[int | None]:
-        """Yield a file descriptor from which bubblewrap reads the filter of system calls; None if there is no filter."""
-        program = None if self.unsafe else seccomp_filter()
-        if program is None:
-            yield None
-            return
-        with tempfile.TemporaryFile() as file:
-            file.write(program)
-            file.seek(0)
-            yield file.fileno()
-
     def command(self, filter_fd: int | None = None) -> list[str]:
-        """Return the command line: bubblewrap, which starts Python with the child's program.
-
-        Args:
-            filter_fd: File descriptor of the filter of system calls.
-        """
+        """Return the command line that runs the child: in bubblewrap, which reads the filter of system calls from a file."""
         if self.unsafe:
             return [sys.executable, "-I", "-S", "-B", str(_CHILD)]
-        assert self._bwrap is not None
         privileges = (
             # As root, bubblewrap needs no user namespace, and the child changes to a user without files. The limit of
             # processes does not apply to root, nor to the root of a user namespace that root created.
@@ -182,6 +171,7 @@ class Sandbox:
         ]
 
     def _find_bubblewrap(self) -> str:
+        """Return the path of bubblewrap, after a program that does nothing has run in a sandbox."""
         found = shutil.which("bwrap")
         if found is None:
             raise BALoraError(
@@ -195,11 +185,6 @@ class Sandbox:
             raise BALoraError(
                 f"{found} is too old to limit the size of a sandbox's files. Install bubblewrap 0.7 or newer."
             )
-        self._check_kernel()
-        return found
-
-    def _check_kernel(self) -> None:
-        """Run a program that does nothing, and raise if the kernel does not allow a sandbox."""
         command = self.command()
         probe = [*command[: command.index("--") + 1], _interpreter()[0], "-I", "-S", "-c", "pass"]
         result = subprocess.run(probe, capture_output=True, text=True, check=False, timeout=60)
@@ -210,6 +195,64 @@ class Sandbox:
                 "them (sysctl kernel.unprivileged_userns_clone=1, or docker run --privileged), or run the programs without a "
                 "sandbox (--unsafe-code), where they can delete your files."
             )
+        return found
+
+
+def _exchange(process: subprocess.Popen[bytes], message: bytes, deadline: float) -> tuple[bytes, str | None]:
+    """Send a message, and return the reply. The second value is the reason if the child wrote too much or took too long."""
+    assert process.stdin is not None and process.stdout is not None
+    reply, rest = b"", memoryview(message)
+    os.set_blocking(process.stdin.fileno(), False)
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdin, selectors.EVENT_WRITE)
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while True:
+            remaining = deadline - time.monotonic()
+            ready = selector.select(max(0.0, remaining))
+            if not ready and remaining <= 0:
+                return reply, "timed out"
+            for key, _ in ready:
+                if key.fileobj is process.stdin:
+                    rest = _send(key.fd, rest)
+                    if not rest:
+                        selector.unregister(process.stdin)
+                        process.stdin.close()
+                    continue
+                part = os.read(key.fd, _MAX_OUTPUT)
+                reply += part
+                if not part:
+                    process.wait()
+                if not part or reply.endswith(b"}\n"):
+                    return reply, None
+                if len(reply) > _MAX_OUTPUT:
+                    return reply, "wrote without end"
+
+
+def _send(pipe: int, rest: memoryview) -> memoryview:
+    """Write as much as the pipe takes, and return the rest."""
+    try:
+        return rest[os.write(pipe, rest[:_MAX_OUTPUT]) :]
+    except BlockingIOError:
+        return rest
+    except BrokenPipeError:
+        return rest[len(rest) :]
+
+
+def _parse_outcome(reply: bytes, token: str) -> str | None:
+    """Return the outcome that the child process reports. The token, which the program does not know, proves the sender."""
+    for line in reply.splitlines():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            report = json.loads(line)
+            if report["token"] == token:
+                return str(report["outcome"])
+    return None
+
+
+def _describe_exit_status(status: int) -> str:
+    """Describe how a process ended that did not report."""
+    with contextlib.suppress(ValueError):
+        return f"killed by {signal.Signals(-status if status < 0 else status - 128).name}"
+    return "ended early"
 
 
 def _system_binds() -> Iterator[str]:

@@ -23,11 +23,7 @@ _MAX_MEMORY = 2 * 2**30
 
 
 class EquivalenceChecker:
-    """Compares answers; use it in a ``with`` block.
-
-    Args:
-        timeout: Seconds for one comparison.
-    """
+    """Compares answers, each within a number of seconds; use it in a ``with`` block."""
 
     def __init__(self, timeout: float = 10.0) -> None:
         self.timeout = timeout
@@ -46,11 +42,9 @@ class EquivalenceChecker:
         return found is not None and not contradicts(truth, found) and self.equal(truth, found)
 
     def equal(self, truth: str, found: str | None) -> bool:
-        """Return True if the answer means the same as the true one.
+        """Return True if the answer means the same as the true one in LaTeX.
 
-        Args:
-            truth: True answer in LaTeX.
-            found: The model's answer. None, a longer text than any answer, and one that cannot be evaluated in time are wrong.
+        None, a text that is longer than any answer, and an answer that cannot be evaluated in time are wrong.
         """
         from balora.evaluation.scoring.math_answers import same_text
 
@@ -78,13 +72,8 @@ class EquivalenceChecker:
 
     def _running_worker(self) -> subprocess.Popen[str]:
         if self._worker is None or self._worker.poll() is not None:
-            self._worker = subprocess.Popen(
-                [sys.executable, __file__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-            )
+            pipe, null = subprocess.PIPE, subprocess.DEVNULL
+            self._worker = subprocess.Popen([sys.executable, __file__], stdin=pipe, stdout=pipe, stderr=null, text=True)
             assert self._worker.stdout is not None
             # The worker says when it is ready: importing sympy takes seconds, which do not count as comparison time.
             if self._worker.stdout.readline().strip() != "ready":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import http.client
 import json
@@ -75,11 +76,9 @@ Published scores are comparable only if MT-Bench's own ``judge_prompts.jsonl`` i
 
 def read_prompts(rows: Sequence[Mapping[str, Any]]) -> dict[str, JudgePrompt]:
     """Read the rows of MT-Bench's own ``judge_prompts.jsonl``."""
-    found = {str(row["name"]): row for row in rows}
-    return {
-        name: JudgePrompt(str(found[name]["system_prompt"]), str(found[name]["prompt_template"]))
-        for name in DEFAULT_PROMPTS
-    }
+    found = {row["name"]: row for row in rows}
+    texts = {name: (str(found[name]["system_prompt"]), str(found[name]["prompt_template"])) for name in DEFAULT_PROMPTS}
+    return {name: JudgePrompt(*pair) for name, pair in texts.items()}
 
 
 def parse_rating(reply: str) -> float | None:
@@ -89,11 +88,9 @@ def parse_rating(reply: str) -> float | None:
         >>> parse_rating("Fine, but [[2]] short.\\nRating: [[7.5]]"), parse_rating("Rating: [8]"), parse_rating("[[11]] of 10")
         (7.5, 8.0, None)
     """
-    for form in (_RATING, _SINGLE_BRACKETS):
-        ratings = [float(match) for match in form.findall(reply)]
-        if ratings:
-            return ratings[-1] if 1 <= ratings[-1] <= 10 else None
-    return None
+    ratings = _RATING.findall(reply) or _SINGLE_BRACKETS.findall(reply)
+    rating = float(ratings[-1]) if ratings else 0.0
+    return rating if 1 <= rating <= 10 else None
 
 
 _MAX_PAUSE = 60.0
@@ -108,14 +105,8 @@ class Judge:
     """Client of the judge's endpoint.
 
     Problems that may pass (time-outs, lost connections, status 429 or 5xx, malformed replies) are retried after a growing
-    pause, or after the pause that the server asks for. A wrong key or an unknown model raises without a retry. The key is read from
-    the environment for each request and is never written anywhere.
-
-    Args:
-        options: Endpoint, model and retries.
-
-    Raises:
-        BALoraError: The base URL is not an HTTP URL.
+    pause, or after the pause that the server asks for. A wrong key or an unknown model raises without a retry. The key is
+    read from the environment for each request and is never written anywhere.
     """
 
     def __init__(self, options: JudgeOptions) -> None:
@@ -127,12 +118,7 @@ class Judge:
         self._opener = urllib.request.build_opener(_NoRedirects)
 
     def ask(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """Return the judge's reply to a conversation.
-
-        Raises:
-            BALoraError: The endpoint rejects the key, the model or the request.
-            JudgeUnavailable: The endpoint gave no answer in the allowed number of attempts.
-        """
+        """Return the judge's reply to a conversation."""
         reason, retry_after = "", None
         for attempt in range(self.options.attempts):
             if attempt:
@@ -143,9 +129,8 @@ class Judge:
             except urllib.error.HTTPError as error:
                 reason = f"status {error.code}: {_error_message(error)}"
                 if error.code not in _RETRIED_STATUSES and error.code < 500:
-                    raise BALoraError(
-                        f"The judge at {self._url} rejects the request ({reason}).{self._hint(error.code)}"
-                    ) from error
+                    hint = self._hint(error.code)
+                    raise BALoraError(f"The judge at {self._url} rejects the request ({reason}).{hint}") from error
                 retry_after = _retry_after(error)
             except TimeoutError:
                 reason = f"no answer in {self.options.timeout:g} s"
@@ -156,18 +141,13 @@ class Judge:
         raise JudgeUnavailable(f"{self._url}: {reason}")
 
     def _request(self, messages: Sequence[Mapping[str, str]]) -> str:
-        body = {
-            "model": self.options.model,
-            "messages": list(messages),
-            "temperature": 0,
-            "max_tokens": self.options.max_tokens,
-        }
+        options = self.options
+        body = {"model": options.model, "messages": messages, "temperature": 0, "max_tokens": options.max_tokens}
         headers = {"Content-Type": "application/json"}
-        key = os.environ.get(self.options.key_variable)
-        if key:
+        if key := os.environ.get(options.key_variable):
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(self._url, json.dumps(body).encode(), headers, method="POST")
-        with self._opener.open(request, timeout=self.options.timeout) as response:
+        with self._opener.open(request, timeout=options.timeout) as response:
             content = json.loads(response.read())["choices"][0]["message"]["content"]
         if not isinstance(content, str):
             raise TypeError("no text")
@@ -192,15 +172,11 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _error_message(error: urllib.error.HTTPError) -> str:
-    try:
+    text = ""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         text = error.read(2000).decode(errors="replace")
-    except OSError:
-        return "no reason given"
-    try:
         found = json.loads(text)["error"]
         text = found["message"] if isinstance(found, dict) else found
-    except (ValueError, LookupError, TypeError):
-        pass
     return " ".join(str(text).split())[:200] or "no reason given"
 
 

@@ -9,7 +9,6 @@ from fractions import Fraction
 _ANSWER_PHRASE = re.compile(r"the[^\S\n]+(?:final[^\S\n]+)?answer[^\S\n]+is(?:[^\S\n]|\*)*:?", re.IGNORECASE)
 _NEXT_SENTENCE = re.compile(r"(?<=\S)(?<!\bM[rs])(?<!\bMrs)(?<!\b[DS][rt])\.\s+(?=[A-Z])")
 _DISPLAY = re.compile(r"(?<!\\)\\[()\[\]]")
-_MARKED = re.compile(r"####")
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*(\{|\S+)")
 _UNSIGNED = r"(?:(?:\d{1,3}(?:,\d{3})+(?!,?\d)|\d+)(?:\.\d+)?|\.\d+)"
 _NUMBER = re.compile(
@@ -56,15 +55,12 @@ def final_number(solution: str) -> str | None:
 def _candidates(solution: str) -> Iterator[str]:
     """Yield the possible final answers, the most likely first."""
     phrased = [_rest_of_sentence(solution, match.end()) for match in _ANSWER_PHRASE.finditer(solution)]
-    for answer in reversed(phrased):
-        inner = last_boxed(answer)
-        if inner or answer:
-            yield inner or answer
+    yield from filter(None, (last_boxed(answer) or answer for answer in reversed(phrased)))
     boxed = last_boxed(solution)
     if boxed is not None:
         yield boxed
-    marked = [_rest_of_line(solution, match.end()) for match in _MARKED.finditer(solution)]
-    yield from (answer for answer in reversed(marked) if answer)
+    marked = [_rest_of_line(solution[match.end() :]) for match in re.finditer("####", solution)]
+    yield from filter(None, reversed(marked))
 
 
 def last_boxed(text: str) -> str | None:
@@ -121,9 +117,8 @@ def same_text(one: str, other: str) -> bool:
         >>> same_text(r"\left( 3, \frac{\pi}{2} \right)", r"(3,\dfrac{\pi}{2})"), same_text(r"\text{Evelyn}", "Evelyn")
         (True, True)
     """
-    return bool(one.strip()) and (
-        _normalize(one) == _normalize(other) or same_number(_as_number(one), _as_number(other))
-    )
+    same_value = same_number(_as_number(one), _as_number(other))
+    return bool(one.strip()) and (same_value or _normalize(one) == _normalize(other))
 
 
 def _value(number: str | None) -> Fraction | None:
@@ -159,16 +154,15 @@ def contradicts(truth: str, found: str) -> bool:
     if other_value is not None:
         return abs(value - other_value) > abs(value) / 10**5
     # Several answers where the true answer is one number.
-    parts = _OR.split(_plain_numbers(found))
-    return (len(parts) > 1 and all(map(_NUMBER.search, parts))) or re.search(
-        r"\d\s+\d", _plain_numbers(found)
-    ) is not None
+    plain = _plain_numbers(found)
+    parts = _OR.split(plain)
+    return (len(parts) > 1 and all(map(_NUMBER.search, parts))) or re.search(r"\d\s+\d", plain) is not None
 
 
 def _as_number(text: str) -> str | None:
     """Return the number if the text is a number and nothing else."""
-    whole = _NUMBER.fullmatch(_plain_numbers(text.replace("$", "").strip()).strip().rstrip("."))
-    return None if whole is None else parse_number(whole[0])
+    match = _NUMBER.fullmatch(_plain_numbers(text.replace("$", "").strip()).strip().rstrip("."))
+    return None if match is None else parse_number(match[0])
 
 
 def _plain_numbers(text: str) -> str:
@@ -181,10 +175,8 @@ def _plain_numbers(text: str) -> str:
 
 
 def _normalize(text: str) -> str:
-    text = _WRAPPED.sub(r"\1", text)
-    for what, instead in (("\\left", ""), ("\\right", ""), ("\\dfrac", "\\frac"), ("\\tfrac", "\\frac"), ("\\!", "")):
-        text = text.replace(what, instead)
-    text = re.sub(r"(?<=\d)\\,(?=\d{3})", "", text)
+    text = re.sub(r"\\left|\\right|\\!", "", _WRAPPED.sub(r"\1", text))
+    text = re.sub(r"(?<=\d)\\,(?=\d{3})", "", re.sub(r"\\[dt]frac", r"\\frac", text))
     text = re.sub(r"(?<=\d)(?:\s|\\[ ,;])+(?=\d)", "~", text)  # "3 2" must not become 32
     return re.sub(r"[\s$]|\\[ ,;]", "", text).rstrip(".")
 
@@ -195,16 +187,15 @@ def _rest_of_sentence(text: str, start: int) -> str:
         if line.startswith("#"):  # an answer after ####, or a heading
             break
         line = _NEXT_SENTENCE.split(_DISPLAY.sub("", line), maxsplit=1)[0]
-        line = _rest_of_line(line.strip("* \t"), 0).strip("* \t")
+        line = _rest_of_line(line.strip("* \t")).strip("* \t")
         if line.strip("$"):
             return line
     return ""
 
 
-def _rest_of_line(text: str, start: int) -> str:
-    """Return the rest of the line from ``start`` without a final full stop."""
-    line = text[start:].split("\n", 1)[0].strip()
-    return re.sub(r"(?<=.)\.$", "", line).strip()
+def _rest_of_line(text: str) -> str:
+    """Return the text up to the end of its first line, without a final full stop."""
+    return re.sub(r"(?<=.)\.$", "", text.split("\n", 1)[0].strip()).strip()
 
 
 def _balanced_braces(text: str, start: int) -> str | None:

@@ -11,12 +11,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, matthews
 
 
 def classification_metrics(truth: Sequence[str], found: Sequence[str], classes: Sequence[str]) -> dict[str, Any]:
-    """Return the confusion matrix and the metrics that follow from it.
-
-    Args:
-        truth: True class of every row.
-        found: Predicted class of every row.
-        classes: All classes, in the order of the matrix.
+    """Compare the true and the predicted class of every row.
 
     Returns:
         ``accuracy``, ``matthews`` in [-1, 1], ``f1_macro``, for two classes ``f1`` of the second class, ``recall`` by
@@ -28,21 +23,18 @@ def classification_metrics(truth: Sequence[str], found: Sequence[str], classes: 
         (0.75, {'no': 0.5, 'yes': 1.0}, [[1, 1], [0, 2]])
     """
     names = list(classes)
+    f1 = f1_score(truth, found, labels=names, average=None, zero_division=0)
     recalls = recall_score(truth, found, labels=names, average=None, zero_division=np.nan)
-    scores: dict[str, Any] = {
+    return {
         "accuracy": float(accuracy_score(truth, found)),
         "matthews": float(matthews_corrcoef(truth, found)),
-        "f1_macro": float(f1_score(truth, found, labels=names, average="macro", zero_division=0)),
+        "f1_macro": float(f1.mean()),
+        **({"f1": float(f1[1])} if len(names) == 2 else {}),
+        "recall": {name: None if np.isnan(value) else float(value) for name, value in zip(names, recalls, strict=True)},
+        "classes": names,
+        "confusion": confusion_matrix(truth, found, labels=names).tolist(),
+        "rows": len(truth),
     }
-    if len(names) == 2:
-        positive = [name == names[1] for name in truth], [name == names[1] for name in found]
-        scores["f1"] = float(f1_score(*positive, zero_division=0))
-    scores["recall"] = {
-        name: None if np.isnan(value) else float(value) for name, value in zip(names, recalls, strict=True)
-    }
-    scores["classes"] = names
-    scores["confusion"] = confusion_matrix(truth, found, labels=names).tolist()
-    return {**scores, "rows": len(truth)}
 
 
 def regression_metrics(truth: Sequence[float], found: Sequence[float]) -> dict[str, Any]:

@@ -34,11 +34,7 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 
 def mean_pass_at_k(verdicts: Iterable[list[bool]], k: int) -> float:
-    """Return the mean of pass@k over problems.
-
-    Args:
-        verdicts: True for each correct program, by problem.
-        k: Number of programs that may be tried.
+    """Return the mean of pass@k over problems; ``verdicts`` has True for each correct program of each problem.
 
     Example:
         >>> mean_pass_at_k([[True, False], [False, False]], k=1)

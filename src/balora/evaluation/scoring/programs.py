@@ -79,15 +79,9 @@ def _defined_names(block: str) -> set[str]:
 
 
 def complete_function(prompt: str, answer: str, name: str) -> str:
-    r"""Join a prompt, which begins a function, with an answer, which completes it.
+    r"""Join a prompt (imports, signature and docstring) with an answer (the body, or the complete function).
 
-    Args:
-        prompt: Imports, signature and docstring.
-        answer: Body of the function, or the complete function.
-        name: Name of the function.
-
-    Returns:
-        Program. If the answer is the complete function, the prompt's imports and helpers come before it.
+    If the answer is the complete function, the prompt's imports and helpers come before it.
 
     Example:
         >>> print(complete_function("import math\ndef area(r):\n", "    return math.pi * r**2\n", "area"))

@@ -27,16 +27,10 @@ _MBPP_TEST = range(11, 511)
 
 
 class _CodeTask(GenerationTask):
-    """Task of programming problems with tests.
-
-    Raises:
-        BALoraError: There is no sandbox and ``unsafe_code`` is false, or the data cannot be read.
-    """
+    """Task of programming problems with tests."""
 
     completion_stops: tuple[str, ...]
     """Strings that end the function in a plain completion."""
-    solution: str
-    """Column of the reference solution."""
     max_new_tokens = 512
     default_template = "none"
     default_separator = ""
@@ -45,6 +39,8 @@ class _CodeTask(GenerationTask):
         options = context.options
         # The sandbox is checked before anything is generated: without it, hours of generation would be lost.
         self.sandbox = Sandbox(Limits(seconds=options.code_timeout), unsafe=options.unsafe_code)
+        kind = "none" if options.unsafe_code else "bubblewrap"
+        self.sandbox_identity = {"kind": kind, **dataclasses.asdict(self.sandbox.limits)}
         if options.unsafe_code:
             context.say("  Programs run WITHOUT a sandbox: they can read, change and delete all your files.")
         super().__init__(context, name)
@@ -80,30 +76,23 @@ class _CodeTask(GenerationTask):
             return self.prompting.text(tokenizer, self._instruction(row))
         return self._completion_prompt(row)
 
-    def _reference(self, row: Row) -> str:
-        return str(row[self.solution])
-
     def _grade(self, samples: Sequence[str]) -> None:
         """Run the programs in parallel. A verdict of another sandbox or other limits is made again."""
-        sandbox = self._describe_sandbox()
-        pending = [sample for sample in samples if self.journal.records[sample].get("sandbox") != sandbox]
+        records = self.journal.records
+        pending = [sample for sample in samples if records[sample].get("sandbox") != self.sandbox_identity]
         is_reply = self._is_instruction and not self.context.model_under_test.is_reference
-        rows = [self.rows.rows[_problem(sample)] for sample in pending]
-        programs = [
-            self._program(row, self.journal.records[sample]["output"], is_reply)
-            for sample, row in zip(pending, rows, strict=True)
-        ]
+        rows = {sample: self.rows.rows[_problem(sample)] for sample in pending}
+        programs = {name: self._program(row, records[name]["output"], is_reply) for name, row in rows.items()}
         with ThreadPoolExecutor(self.context.options.workers or os.cpu_count() or 1) as pool:
-            outcomes = pool.map(self.sandbox.run, programs)
-            for sample, row, program, outcome in zip(pending, rows, programs, outcomes, strict=True):
+            for sample, outcome in zip(pending, pool.map(self.sandbox.run, programs.values()), strict=True):
                 self.journal.add(
                     sample,
-                    problem=row.get("task_id"),
-                    program=program,
+                    problem=rows[sample].get("task_id"),
+                    program=programs[sample],
                     passed=outcome.passed,
                     result=outcome.result,
                     seconds=round(outcome.seconds, 3),
-                    sandbox=sandbox,
+                    sandbox=self.sandbox_identity,
                 )
 
     def _scores(self, records: Mapping[str, Record]) -> Record:
@@ -120,11 +109,7 @@ class _CodeTask(GenerationTask):
         }
 
     def _result_details(self) -> Mapping[str, Any]:
-        return {"sandbox": self._describe_sandbox()}
-
-    def _describe_sandbox(self) -> Record:
-        kind = "none" if self.sandbox.unsafe else "bubblewrap"
-        return {"kind": kind, **dataclasses.asdict(self.sandbox.limits)}
+        return {"sandbox": self.sandbox_identity}
 
 
 def _problem(sample: str) -> int:
@@ -168,15 +153,11 @@ class MBPPTask(_CodeTask):
         return dataclasses.replace(rows, rows=[row for row in rows.rows if row["task_id"] in _MBPP_TEST])
 
     def _completion_prompt(self, row: Row) -> str:
-        tests = "\n".join(row["test_list"])
-        return f'"""\n{_mbpp_text(row)}\n{tests}\n"""\n'
+        return '"""\n{}\n{}\n"""\n'.format(*_problem_and_tests(row))
 
     def _instruction(self, row: Row) -> str:
-        tests = "\n".join(row["test_list"])
-        return (
-            f"{_mbpp_text(row)}\nAnswer with one Python code block. Your code should pass these tests:\n\n"
-            f"```python\n{tests}\n```"
-        )
+        text = "{}\nAnswer with one Python code block. Your code should pass these tests:\n\n```python\n{}\n```"
+        return text.format(*_problem_and_tests(row))
 
     def _program(self, row: Row, answer: str, is_reply: bool) -> str:
         setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
@@ -184,5 +165,6 @@ class MBPPTask(_CodeTask):
         return add_tests(extract_code(answer) if is_reply else answer, tests)
 
 
-def _mbpp_text(row: Row) -> str:
-    return str(row.get("text") or row["prompt"])  # the column is called prompt in the sanitized version
+def _problem_and_tests(row: Row) -> tuple[str, str]:
+    # The column of the problem is called prompt in the sanitized version of MBPP.
+    return str(row.get("text") or row["prompt"]), "\n".join(row["test_list"])

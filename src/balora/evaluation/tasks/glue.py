@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +78,10 @@ class GlueTask(Task):
 
     def evaluate(self) -> Record:
         """Predict, then compute the metrics. See `Task.evaluate`."""
-        samples = [str(index) for index in range(len(self.context.limited(self.rows.rows)))]
+        samples = [str(index) for index in range(len(self.texts[: self.context.options.limit]))]
         pending = [int(sample) for sample in self.journal.missing(samples, "output")]
         if pending:
-            predict = self._read_text_labels if self.context.loaded.task == "seq2seq" else self._classify
-            for position, fields in predict([self.texts[index] for index in pending]):
+            for position, fields in self._predict([self.texts[index] for index in pending]):
                 index = pending[position]
                 self.journal.add(str(index), texts=self.texts[index], label=self.labels[index], **fields)
         scores = self._scores([self.journal.records[sample] for sample in samples])
@@ -92,25 +91,22 @@ class GlueTask(Task):
             )
         return self.journal.finish(samples, scores, {"data": self.rows.source})
 
-    def _classify(self, texts: Sequence[Sequence[str]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """Yield the index and the outputs of each row, from a classification or regression head."""
+    def _predict(self, texts: Sequence[Sequence[str]]) -> Iterator[tuple[int, Record]]:
+        """Yield the index of each row with its output (logits, or an encoder-decoder's text) and its class or score."""
         context, classes = self.context, self.dataset.classes
-        predictor = ClassifierPredictor(context.loaded, context.model_under_test.settings, context.options.batch_size)
-        names = predictor.classes_for(classes, self.name)
-        for position, logits in predictor.predict(texts):
-            fields: dict[str, Any] = {"output": logits}
-            if classes:
-                best = max(range(len(logits)), key=logits.__getitem__)
-                fields["predicted"] = names[best] if _is_finite(logits) else NO_CLASS
-            yield position, fields
-
-    def _read_text_labels(self, texts: Sequence[Sequence[str]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """Yield the index, the answer and the class or score of each row, from an encoder-decoder."""
-        context = self.context
-        predictor = TextLabelPredictor(context.loaded, context.model_under_test.settings, context.options.batch_size)
-        names = predictor.classes_for(self.dataset.classes, self.name)
-        for position, answer in predictor.answer(texts):
-            yield position, {"output": answer, "predicted": predictor.read(answer, names)}
+        arguments = context.loaded, context.model_under_test.settings, context.options.batch_size
+        if context.loaded.task == "seq2seq":
+            writer = TextLabelPredictor(*arguments)
+            names = writer.classes_for(classes, self.name)
+            for position, answer in writer.answer(texts):
+                yield position, {"output": answer, "predicted": writer.read(answer, names)}
+            return
+        classifier = ClassifierPredictor(*arguments)
+        names = classifier.classes_for(classes, self.name)
+        for position, logits in classifier.predict(texts):
+            best = max(range(len(logits)), key=logits.__getitem__)
+            predicted = {"predicted": names[best] if _is_finite(logits) else NO_CLASS} if classes else {}
+            yield position, {"output": logits, **predicted}
 
     def _scores(self, records: Sequence[Record]) -> Record:
         classes = self.dataset.classes
@@ -168,7 +164,7 @@ def _is_finite(output: object) -> bool:
 
 
 def _with_cola_header(rows: Rows) -> Rows:
-    """Name the columns of CoLA's official files, which have no header: the reader took the first row for one."""
+    """Name the columns of CoLA's official files. They have no header, so the reader used the first row as the header."""
     names = ("source", "label", "mark", "sentence")
     if "sentence" in rows.columns or len(rows.columns) != len(names) or rows.columns[1] not in ("0", "1"):
         return rows

@@ -54,14 +54,7 @@ class LMEvalTask(Task):
     """Task or group of lm-evaluation-harness, by its name there or by the path of its YAML file."""
 
     def evaluate(self) -> Record:
-        """Let lm-evaluation-harness run the task. See `Task.evaluate`.
-
-        Returns:
-            Content of the result file. Its samples are the library's, with document, answer and scores.
-
-        Raises:
-            BALoraError: The data cannot be read, or the model is not a language model.
-        """
+        """Let lm-evaluation-harness run the task, and save its samples with answer and scores. See `Task.evaluate`."""
         context, name = self.context, self.name
         library = f"{name} is a task of lm-evaluation-harness"
         if context.model_under_test.is_reference:
@@ -71,19 +64,15 @@ class LMEvalTask(Task):
         if context.loaded.task not in ("generation", "seq2seq"):
             raise BALoraError(f"{name} needs a language model, and {context.model_under_test.name} is a classifier.")
         chat = context.prompting("none").template == CHAT
-        identity = {
-            "name": name,
-            "version": str(getattr(lm_eval, "__version__", "unknown")),
-            "few_shot": context.options.few_shot,
-            "chat": chat,
-        }
+        version = str(getattr(lm_eval, "__version__", "unknown"))
+        identity = {"name": name, "version": version, "few_shot": context.options.few_shot, "chat": chat}
         journal = context.journal(f"lm_eval.{Path(name).stem if is_yaml_file(name) else name}", harness=identity)
         data = context.options.data
         with _errors_only(), _task_spec(name, data.get(LM_EVAL_PREFIX + name, data.get(name))) as spec:
             model = JournaledModel(context.loaded, context.options.batch_size, journal, context.say)
             output = self._run(spec, model, chat)
         results, samples = output["results"], output.get("samples", {})
-        # A tag of several tasks has no score, and must not get the score of one of these tasks.
+        # A tag that selects several tasks has no score, only the scores by task.
         own = next(iter(results)) if len(results) == 1 else Path(name).stem
         by_task = {task: _scores(found) for task, found in results.items() if task != own}
         scores = {
@@ -91,9 +80,13 @@ class LMEvalTask(Task):
             "rows": len({(task, row["doc_id"]) for task, rows in samples.items() for row in rows}),
             **({"by_task": by_task} if by_task else {}),
         }
-        records = [{"id": f"{task}/{row['doc_id']}", **_sample(row)} for task, rows in samples.items() for row in rows]
+        records = [
+            {"id": f"{task}/{row['doc_id']}", **{key: _as_json(row[key]) for key in row if key not in _BOOKKEEPING}}
+            for task, rows in samples.items()
+            for row in rows
+        ]
         details = {"configs": _as_json(output.get("configs", {})), "versions": output.get("versions", {})}
-        return journal.finish([], scores, details, records)
+        return journal.finish(records, scores, details)
 
     def _run(self, spec: str, model: Any, chat: bool) -> dict[str, Any]:
         options = self.context.options
@@ -124,22 +117,11 @@ class LMEvalTask(Task):
 
 
 class JournaledModel(HFLM):
-    """Transformers model class of the library, for a loaded model. Journaled answers are not computed again.
-
-    Args:
-        loaded: Model and tokenizer.
-        batch_size: Requests per batch.
-        journal: Journal of the answers.
-        say: Function that receives progress messages.
-    """
+    """The library's class for transformers models, with a loaded model. Journaled answers are not computed again."""
 
     def __init__(self, loaded: LoadedModel, batch_size: int, journal: Journal, say: Callable[[str], None]) -> None:
-        super().__init__(
-            pretrained=loaded.model,
-            tokenizer=loaded.tokenizer,
-            backend="seq2seq" if loaded.task == "seq2seq" else "causal",
-            batch_size=batch_size,
-        )
+        backend = "seq2seq" if loaded.task == "seq2seq" else "causal"
+        super().__init__(pretrained=loaded.model, tokenizer=loaded.tokenizer, backend=backend, batch_size=batch_size)
         self._journal = journal
         self._block = _BLOCK * batch_size
         self._say = say
@@ -195,10 +177,7 @@ def _log_likelihood(value: float | None) -> float:
 
 @contextlib.contextmanager
 def _task_spec(name: str, location: str | None) -> Iterator[str]:
-    """Yield the name of the task, or the path of a YAML file.
-
-    With local data, the file is temporary: it includes the task's own YAML file and replaces the data.
-    """
+    """Yield the task's name or the path of its YAML file. With local data, the file is temporary and replaces the data."""
     base = str(Path(name).expanduser().resolve()) if is_yaml_file(name) else None
     if location is None:
         yield base or name
@@ -256,10 +235,6 @@ def _scores(found: Mapping[str, Any]) -> Record:
     return {"main": "score", "score": None} if main is None else {"main": main, **scores}
 
 
-def _sample(row: Record) -> Record:
-    return dict(_as_json({key: value for key, value in row.items() if key not in _BOOKKEEPING}))
-
-
 def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str, ensure_ascii=False))
 
@@ -267,12 +242,11 @@ def _as_json(value: Any) -> Any:
 @contextlib.contextmanager
 def _errors_only() -> Iterator[None]:
     """Silence the library's log messages below errors."""
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("lm_eval", "lm-eval"))}
+    for logger in levels:
         logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in levels.items():
             logger.setLevel(level)

@@ -29,8 +29,6 @@ class _MathTask(GenerationTask):
 
     question: str
     """Column of the problem."""
-    solution: str
-    """Column of the worked solution."""
     default_template = "alpaca"
     default_separator = " "
 
@@ -54,9 +52,6 @@ class _MathTask(GenerationTask):
     def _prompt(self, row: Row, tokenizer: Any) -> str:
         return self.prompting.text(tokenizer, str(row[self.question]), self._reply)
 
-    def _reference(self, row: Row) -> str:
-        return str(row[self.solution])
-
     @abc.abstractmethod
     def _compare(self, row: Row, output: str, checker: EquivalenceChecker) -> tuple[str, str | None, bool]:
         """Return the true answer, the answer in the output, and whether they are equal."""
@@ -75,15 +70,14 @@ class _MathTask(GenerationTask):
         for record in records.values():
             if subject := record.get("subject") or record.get("type"):
                 by_subject.setdefault(str(subject), []).append(record["correct"])
+        subjects = {name: _fraction(by_subject[name]) for name in sorted(by_subject)}
         return {
             "main": "accuracy",
             "accuracy": _fraction([record["correct"] for record in records.values()]),
             "answered": _fraction([record["extracted"] is not None for record in records.values()]),
             "rows": len(records),
             "prompts_cut": sum(bool(record.get("prompt_cut")) for record in records.values()),
-            **(
-                {"by_subject": {name: _fraction(by_subject[name]) for name in sorted(by_subject)}} if by_subject else {}
-            ),
+            **({"by_subject": subjects} if subjects else {}),
         }
 
 
@@ -94,7 +88,7 @@ class GSM8KTask(_MathTask):
     question, solution, max_new_tokens = "question", "answer", 512
 
     def _compare(self, row: Row, output: str, checker: EquivalenceChecker) -> tuple[str, str | None, bool]:
-        truth, extracted = final_number(self._reference(row)) or "", final_number(output)
+        truth, extracted = final_number(str(row[self.solution])) or "", final_number(output)
         return truth, extracted, same_number(truth, extracted)
 
 
@@ -106,7 +100,8 @@ class MathTask(_MathTask):
 
     def _compare(self, row: Row, output: str, checker: EquivalenceChecker) -> tuple[str, str | None, bool]:
         # MATH-500 has a column of true answers.
-        truth, extracted = str(row.get("answer") or last_boxed(self._reference(row)) or ""), final_answer(output)
+        truth = str(row.get("answer") or last_boxed(str(row[self.solution])) or "")
+        extracted = final_answer(output)
         return truth, extracted, checker.is_correct(truth, extracted)
 
 

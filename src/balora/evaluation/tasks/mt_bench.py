@@ -16,7 +16,7 @@ from typing import Any
 from balora.data.readers import read_table
 from balora.errors import BALoraError
 from balora.evaluation.context import EvaluationContext, Request
-from balora.evaluation.data import HubDataset, Rows
+from balora.evaluation.data import HubDataset, Rows, read_rows
 from balora.evaluation.options import JudgeOptions
 from balora.evaluation.prompting import CHAT, Message, Prompting
 from balora.evaluation.results import Journal, Record
@@ -50,11 +50,7 @@ class Conversation:
 
 
 class MTBenchTask(Task):
-    """MT-Bench.
-
-    Raises:
-        BALoraError: The data cannot be read, or a question does not have two turns.
-    """
+    """MT-Bench."""
 
     def __init__(self, context: EvaluationContext, name: str) -> None:
         super().__init__(context, name)
@@ -63,7 +59,7 @@ class MTBenchTask(Task):
         location = context.options.data.get(name)
         folder = Path(location).expanduser() if location else None
         if folder is None or not folder.is_dir():
-            self.rows = context.rows(name, _HUB)
+            self.rows = read_rows(location, _HUB)
         else:
             table = read_table(folder / "question.jsonl")
             self.rows = Rows(table.name, table.rows, table.columns)
@@ -75,21 +71,11 @@ class MTBenchTask(Task):
         conversations = [
             _conversation(row, references.get(row.get("question_id")), self.rows.source) for row in self.rows.rows
         ]
-        self.conversations: Sequence[Conversation] = context.limited(conversations)
-        self.samples = {
-            conversation.sample(turn): (conversation, turn) for conversation in self.conversations for turn in (1, 2)
-        }
+        self.conversations = conversations[: context.options.limit]
+        self.samples = {talk.sample(turn): (talk, turn) for talk in self.conversations for turn in (1, 2)}
 
     def evaluate(self) -> Record:
-        """Answer both turns, then have the answers rated.
-
-        Returns:
-            Content of the result file, with the judgment of every answer.
-
-        Raises:
-            BALoraError: The model has no chat template, no judge was named, or the judge did not rate some answers. The
-                answers and ratings so far stay in the journals.
-        """
+        """Answer both turns, then have the answers rated. If ratings are missing, raise; the journals keep the answers."""
         answers = self._answer()
         options = self.context.options.judge
         if options is None:
@@ -112,14 +98,14 @@ class MTBenchTask(Task):
         stops = ("\n### Instruction",) if prompting.template == "alpaca" else ()
         temperature = context.options.temperature
         temperatures = {
-            conversation.number: _TEMPERATURES.get(conversation.category, 0.0) if temperature is None else temperature
-            for conversation in self.conversations
+            talk.number: _TEMPERATURES.get(talk.category, 0.0) if temperature is None else temperature
+            for talk in self.conversations
         }
         greedy = context.sampling(_MAX_NEW_TOKENS, stops, temperature=0.0)
         journal = context.journal(
             f"{self.name}.answers",
             data=self.rows.digest,
-            prompting=prompting.describe(),
+            prompting=dataclasses.asdict(prompting),
             generation={
                 **greedy.describe(),
                 # Some categories are sampled, so the identity has seed and top_p even if the other categories are greedy.
@@ -133,15 +119,14 @@ class MTBenchTask(Task):
             for value in sorted(set(temperatures.values())):
                 requests = [
                     Request(
-                        conversation.sample(turn),
-                        conversation_text(prompting, tokenizer, _messages(journal, conversation, turn)),
-                        (conversation.reference or ("", ""))[turn - 1],
+                        talk.sample(turn),
+                        conversation_text(prompting, tokenizer, _messages(journal, talk, turn)),
+                        (talk.reference or ("", ""))[turn - 1],
                     )
-                    for conversation in self.conversations
-                    if temperatures[conversation.number] == value
+                    for talk in self.conversations
+                    if temperatures[talk.number] == value
                 ]
-                sampling = context.sampling(_MAX_NEW_TOKENS, stops, temperature=value)
-                context.answer(journal, requests, prompting, sampling)
+                context.answer(journal, requests, prompting, context.sampling(_MAX_NEW_TOKENS, stops, value))
         return journal
 
     def _open_ratings(self, answers: Journal, judge: JudgeOptions) -> Journal:
@@ -194,15 +179,11 @@ class MTBenchTask(Task):
             kind = "single-math-v1"
             references = dict(zip(("ref_answer_1", "ref_answer_2"), conversation.reference, strict=True))
         first, second = (str(answers.records[conversation.sample(number)]["output"]) for number in (1, 2))
+        questions = conversation.turns
         if turn == 1:
-            return self.prompts[kind].messages(question=conversation.turns[0], answer=first, **references)
-        return self.prompts[f"{kind}-multi-turn"].messages(
-            question_1=conversation.turns[0],
-            answer_1=first,
-            question_2=conversation.turns[1],
-            answer_2=second,
-            **references,
-        )
+            return self.prompts[kind].messages(question=questions[0], answer=first, **references)
+        values = {"question_1": questions[0], "answer_1": first, "question_2": questions[1], "answer_2": second}
+        return self.prompts[f"{kind}-multi-turn"].messages(**values, **references)
 
     def _scores(self, ratings: Journal) -> Record:
         def mean(*turns: int, category: str | None = None) -> float | None:
@@ -270,7 +251,6 @@ def _rating(judge: Judge, messages: list[Message]) -> Record:
     """Return the judge's reply and its rating; without ``rating`` if no reply has one."""
     for _ in range(_JUDGE_ATTEMPTS):
         reply = judge.ask(messages)
-        rating = parse_rating(reply)
-        if rating is not None:
+        if (rating := parse_rating(reply)) is not None:
             return {"judgment": reply, "rating": rating}
     return {"judgment": reply}

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from balora.data.readers import Row
 from balora.evaluation.context import EvaluationContext, Request
-from balora.evaluation.data import HubDataset, Rows
+from balora.evaluation.data import HubDataset, Rows, read_rows
 from balora.evaluation.results import Record
 
 
 class Task(abc.ABC):
-    """One task of one evaluation.
-
-    Args:
-        context: Model, options and output directory.
-        name: Name of the task.
-
-    Raises:
-        BALoraError: The data cannot be read, or an option does not suit the task.
-    """
+    """One task of one evaluation. Data or options that do not suit the task raise BALoraError on construction."""
 
     def __init__(self, context: EvaluationContext, name: str) -> None:
         self.context = context
@@ -29,14 +22,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def evaluate(self) -> Record:
-        """Compute the samples that the journal lacks, score all samples, and write the result file.
-
-        Returns:
-            Content of the result file.
-
-        Raises:
-            BALoraError: The model does not suit the task. Finished samples stay in the journal.
-        """
+        """Compute the samples that the journal lacks, score all samples, write the result file, and return its content."""
 
 
 class GenerationTask(Task):
@@ -47,6 +33,8 @@ class GenerationTask(Task):
 
     hub: HubDataset
     """Default dataset."""
+    solution: str
+    """Column of the reference solution."""
     max_new_tokens: int
     """Default limit of an answer."""
     default_template: str
@@ -55,13 +43,13 @@ class GenerationTask(Task):
 
     def __init__(self, context: EvaluationContext, name: str) -> None:
         super().__init__(context, name)
-        self.rows = self._select(context.rows(name, self.hub))
+        self.rows = self._select(read_rows(context.options.data.get(name), self.hub))
         self.prompting = context.prompting(self.default_template, self.default_separator)
         self.sampling = context.sampling(self.max_new_tokens, stops=self._stops())
         self.journal = context.journal(
             name,
             data=self.rows.digest,
-            prompting={**self.prompting.describe(), **self._prompting_details()},
+            prompting={**dataclasses.asdict(self.prompting), **self._prompting_details()},
             generation=self.sampling.describe(),
         )
 
@@ -69,8 +57,8 @@ class GenerationTask(Task):
         """Generate, grade and score. See `Task.evaluate`."""
         tokenizer = self.context.tokenizer
         requests = [
-            Request(sample, self._prompt(row, tokenizer), self._reference(row))
-            for index, row in enumerate(self.context.limited(self.rows.rows))
+            Request(sample, self._prompt(row, tokenizer), str(row[self.solution]))
+            for index, row in enumerate(self.rows.rows[: self.context.options.limit])
             for sample in self._sample_names(index)
         ]
         self.context.answer(self.journal, requests, self.prompting, self.sampling)
@@ -102,10 +90,6 @@ class GenerationTask(Task):
     @abc.abstractmethod
     def _prompt(self, row: Row, tokenizer: Any) -> str:
         """Return the text that the model continues."""
-
-    @abc.abstractmethod
-    def _reference(self, row: Row) -> str:
-        """Return the reference answer of the data."""
 
     @abc.abstractmethod
     def _grade(self, samples: Sequence[str]) -> None:
