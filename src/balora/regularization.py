@@ -23,8 +23,6 @@ _CHOICES = {
     "batch_statistics": ("local", "global"),
 }
 WEIGHTS = ("consistency", "diversity", "spectral", "variance")
-
-
 Requirement = tuple[str, Callable[[Any], bool]]
 
 
@@ -33,10 +31,7 @@ def _is_number(value: object) -> bool:
 
 
 def _at_least(least: int) -> Requirement:
-    return (
-        f"a whole number of at least {least}",
-        lambda value: _is_number(value) and isinstance(value, int) and value >= least,
-    )
+    return f"a whole number of at least {least}", lambda value: type(value) is int and value >= least
 
 
 _FRACTION: Requirement = ("a fraction of training, from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
@@ -173,6 +168,3 @@ class RegularizationConfig:
     def active(self) -> bool:
         """True if any term has a weight above 0."""
         return any(getattr(self, name) > 0 for name in WEIGHTS)
-
-
-__all__ = ["RegularizationConfig", "WEIGHTS"]

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from balora.losses.collectives import gather_rows, row_counts, sum_across_processes
 from balora.regularizers.checks import require_matrix, widened
-from balora.regularizers.precomputed import with_gradient
-from balora.regularizers.spectral import noise_floor, ratio_and_derivative, spectral_ratio
+from balora.regularizers.spectral import noise_floor, ratio_and_derivative, spectral_ratio, with_gradient
 
 
 def global_covariance(rows_ND: Tensor) -> Tensor:
@@ -63,7 +62,7 @@ def global_spectral_ratio(rows_ND: Tensor, rank: int) -> Tensor:
         return spectral_ratio(gather_rows(rows_ND), rank)
     wide_ND = rows_ND.double()
     gram_DD = sum_across_processes(wide_ND.T @ wide_ND)
-    return with_gradient("The spectral term", _gram_ratio, gram_DD, rank, widened(rows_ND).dtype)
+    return with_gradient(_gram_ratio, gram_DD, rank, widened(rows_ND).dtype)
 
 
 def _covariance(rows_ND: Tensor) -> tuple[Tensor, Tensor]:

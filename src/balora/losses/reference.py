@@ -102,7 +102,6 @@ def reference_loss(
     tokens, items = len(labels_M), divisor(num_items, len(labels_M))
 
     parts = {"task": torch.nn.functional.cross_entropy(valid_MV, labels_M, reduction="sum") / items}
-    weights = {"task": 1.0, "consistency": terms.consistency, "diversity": terms.diversity, "spectral": terms.spectral}
     if terms.consistency:
         if teacher is None:
             raise BALoraError("The consistency term needs the teacher's logits; pass them, or a weight of 0.")
@@ -120,7 +119,7 @@ def reference_loss(
     if terms.spectral:
         rows_MV = gather_rows(valid_MV) if terms.across_processes else valid_MV
         parts["spectral"] = spectral_ratio(rows_MV, terms.spectral_rank, "frobenius")
-    loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+    loss = torch.stack([part if name == "task" else getattr(terms, name) * part for name, part in parts.items()]).sum()
     return LossParts(loss=loss, **{name: part.detach() for name, part in parts.items()})
 
 
