@@ -223,7 +223,7 @@ class Objective:
         return LossParts(loss, (scale * task).detach(), **{part: value.detach() for part, value in raw.items()})
 
     def _statistic(self, part: str, rows_ND: Tensor) -> Tensor:
-        """Return a batch statistic of this process's rows or, with global statistics, of those of all processes."""
+        """Return a batch statistic of the rows of this process or, with global statistics, of all processes."""
         if part == "spectral":
             rank = self.config.spectral_rank
             return global_spectral_ratio(rows_ND, rank) if self.across_processes else spectral_ratio(rows_ND, rank)

@@ -109,9 +109,9 @@ class RegularizationConfig:
 
     def __post_init__(self) -> None:
         problems = []
-        for name, (requirement, holds) in _REQUIREMENTS.items():
+        for name, (requirement, fits) in _REQUIREMENTS.items():
             value = getattr(self, name)
-            if not holds(value):
+            if not fits(value):
                 hint = suggest(str(value), _CHOICES.get(name, ()))
                 problems.append(f"regularization.{name} must be {requirement}, not {value!r}.{hint}")
         raise_all(problems, "The regularization settings cannot be used")

@@ -63,11 +63,6 @@ class TokenPass:
     options: ComputeOptions
 
     @property
-    def hidden_teacher(self) -> HiddenStates | None:
-        """The teacher, if it is one with hidden states."""
-        return self.teacher if isinstance(self.teacher, HiddenStates) else None
-
-    @property
     def from_products(self) -> bool:
         """True if Triton computes the terms from the bare products with the head, and not torch from float32 scores."""
         return self.options.kernel == "triton" and not isinstance(self.teacher, TopKTeacher)
@@ -90,12 +85,12 @@ def chunk_tokens_for(
     ``teacher``: a chunk has the teacher's logits beside the student's. ``from_products``: it has only the products with
     the head, in the hidden states' dtype.
 
-    Larger chunks make better matrix products. On one core of a Xeon at 2.5 GHz, 512 tokens with d 512 and V 32 000 took
+    Larger chunks make faster matrix products. On one core of a Xeon at 2.5 GHz, 512 tokens with d 512 and V 32 000 took
     190 ms in chunks of 128, 157 ms in chunks of 256 (the default, student and teacher together) and 144 ms in one piece.
     Each chunk reads the whole head, so the default never goes below `LEAST_TOKENS`: with V 128 256 chunks of 64 took 0.72
     of the time of chunks of 32, which 32 MiB allow; with V 256 000 they took 0.63 of the time of chunks of 16. Chunks have
     equal sizes, because a small last one would waste its product. On a CPU a tile's scratch memory, 8 MiB or a single
-    row, comes on top.
+    row, is added to that.
     """
     narrow, wide = hidden_MD.dtype.itemsize, torch.promote_types(hidden_MD.dtype, torch.float32).itemsize
     on_cpu = hidden_MD.device.type == "cpu"
@@ -162,10 +157,6 @@ class _Gradients:
     def all(self) -> tuple[Tensor | None, ...]:
         return self.hidden_MD, self.weight_VD, self.bias_V
 
-    @property
-    def needed(self) -> bool:
-        return any(gradient is not None for gradient in self.all())
-
     def add(self, rows: slice, hidden_mD: Tensor, logits_mV: Tensor) -> None:
         """Project a chunk's gradient with respect to the logits back through the head."""
         narrow_mV = logits_mV.to(hidden_mD.dtype)
@@ -182,7 +173,9 @@ class _Gradients:
 
 def _sum_terms(hidden_MD: Tensor, head: LinearHead, plan: TokenPass, gradients: _Gradients) -> Tensor:
     """Return the sums of the three terms over the tokens, and fill ``gradients``."""
-    tokens, teacher, products, need = len(hidden_MD), plan.hidden_teacher, plan.from_products, gradients.needed
+    tokens, products = len(hidden_MD), plan.from_products
+    need = any(gradient is not None for gradient in gradients.all())
+    teacher = plan.teacher if isinstance(plan.teacher, HiddenStates) else None
     wide = torch.promote_types(hidden_MD.dtype, torch.float32)
     values_3M = hidden_MD.new_zeros(3, tokens, dtype=wide)
     chunk = plan.options.chunk_tokens or chunk_tokens_for(

@@ -1,6 +1,6 @@
 r"""Batch statistics of classification over all processes, from small sums of the rows (eq. 5-7, METHOD §6.7).
 
-The plain forms are :mod:`balora.regularizers` on the rows of all processes; the tests hold the two equal. With the rows
+The plain forms are :mod:`balora.regularizers` on the rows of all processes; the tests compare the two. With the rows
 extended by a one, :math:`X = [1, Z]`, the matrix :math:`X^\top X` contains N, the sums and the Gram matrix, and its sum
 over the processes is that of all rows. It is in float64, because the covariance is a difference of its entries.
 Every process must call these functions with its own rows (any floating dtype), also one without a row. The results are

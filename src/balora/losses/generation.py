@@ -1,6 +1,6 @@
 """The generation loss in its fused form: from hidden states, without logits and without an SVD over the vocabulary.
 
-The plain form is :mod:`balora.losses.reference`; the tests hold the two equal.
+The plain form is :mod:`balora.losses.reference`; the tests compare the two.
 Shapes: M positions, d hidden size (D as a suffix), V vocabulary.
 """
 
@@ -211,10 +211,9 @@ def _teacher_head(head: LinearHead, weight_VD: Tensor | None, bias_V: Tensor | N
 def _shape_problems(hidden_MD: Tensor, head: LinearHead, labels_M: Tensor, mask_M: Tensor | None) -> list[str]:
     require_matrix(hidden_MD, "The hidden states", "tokens × hidden size")
     problems = []
-    if hidden_MD.shape[1] != head.weight_VD.shape[1]:
+    if (width := hidden_MD.shape[1]) != (size := head.weight_VD.shape[1]):
         problems.append(
-            f"The hidden states have {hidden_MD.shape[1]} columns and the head {head.weight_VD.shape[1]}; the head is "
-            "vocabulary × hidden size."
+            f"The hidden states have {width} columns and the head {size}; the head is vocabulary × hidden size."
         )
     if labels_M.shape != hidden_MD.shape[:1]:
         problems.append(f"There are {len(hidden_MD)} hidden states and labels of shape {tuple(labels_M.shape)}.")

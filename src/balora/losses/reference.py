@@ -1,6 +1,6 @@
 """The generation loss as the paper writes it: full logits, plain formulas, autograd.
 
-The tests hold the fused form, :mod:`balora.losses.generation`, equal to this one.
+The tests compare the fused form, :mod:`balora.losses.generation`, with this one.
 Shapes: M positions, V vocabulary.
 """
 
@@ -43,7 +43,7 @@ def reference_generation_loss(
               + \lambda_3 L_{SVDR}
 
     The token terms are sums over the valid tokens divided by n. If n is the size of the whole accumulated batch, every
-    split into micro-batches gives the same gradient. The spectral term is that of this call's valid tokens, or of those
+    split into micro-batches gives the same gradient. The spectral term is computed over the valid tokens of this call, or
     of all processes.
 
     Args:

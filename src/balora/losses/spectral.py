@@ -113,7 +113,7 @@ def logit_spectral_ratio(
     memory_budget: int | None = None,
     across_processes: bool = False,
 ) -> Tensor:
-    """Return the spectral term of a head's logits, by the cheapest exact way that the head allows.
+    """Return the spectral term of a head's logits, by the cheapest exact method for this head.
 
     A frozen linear head uses its basis, made here if none is given. A trained linear head does the same and gets its own
     gradient. A soft-capped head is processed in pieces of the vocabulary. With ``across_processes`` and a trained or

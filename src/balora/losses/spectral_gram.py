@@ -1,8 +1,8 @@
 r"""The spectral ratio (eq. 11) from a Gram matrix, for a matrix that is available in pieces only.
 
 The pieces are the rows of each process or, for the logits of a soft-capped head, columns (tokens of the vocabulary).
-Soft-capping is not linear, so the spectrum of such logits cannot be computed from the hidden states alone. One pass over
-the pieces sums the Gram matrix, and a second pass computes each piece's gradient and takes it back through the head.
+Soft-capping is not linear, so the spectrum of such logits cannot be computed from the hidden states alone. A first pass
+over their pieces sums the Gram matrix. A second pass computes each piece's gradient and projects it back through the head.
 
 The eigenvalues of :math:`G = A^\top A` (or :math:`A A^\top`) are the squared singular values of A, its trace is
 :math:`\lVert A \rVert_F^2`, and its eigenvectors give the gradient of each piece of A separately:
@@ -34,17 +34,11 @@ _PIECE_BYTES = 64 * 2**20
 
 
 class GramSpectrum(NamedTuple):
-    r"""Quantities of A that its gradient is made of.
+    """Factors in the formula of A's gradient."""
 
-    Attributes:
-        vectors_nk: V_k, or U_k for :math:`A A^\top`.
-        inverse_k: :math:`1 / (\sigma_i \lVert A \rVert_F)`; 0 if σ_i is rounding noise.
-        pull: :math:`\sum_{i \le k} \sigma_i / \lVert A \rVert_F^3`.
-    """
-
-    vectors_nk: Tensor
-    inverse_k: Tensor
-    pull: Tensor
+    vectors_nk: Tensor  # V_k, or U_k for A Aᵀ
+    inverse_k: Tensor  # 1 / (σ_i ‖A‖_F), and 0 if σ_i is rounding noise
+    pull: Tensor  # Σ_{i ≤ k} σ_i / ‖A‖_F³
 
     @classmethod
     def of(cls, gram_nn: Tensor, rank: int, dtype: torch.dtype) -> tuple[Tensor, GramSpectrum]:

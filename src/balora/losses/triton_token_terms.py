@@ -72,7 +72,7 @@ def _missing(device: torch.device) -> str:
 
 
 def _jit(function=None, **options):
-    """Compile a kernel with Triton; without Triton return the function unchanged; it is never called."""
+    """Compile a kernel with Triton. Without Triton return the function unchanged, which is then never called."""
     if triton is not None:
         return triton.jit(function, **options)
     return function or (lambda undecorated: undecorated)

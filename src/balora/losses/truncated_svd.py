@@ -13,11 +13,11 @@ from torch import Tensor
 from balora.regularizers.spectral import noise_floor
 
 EXACT_SIZE = 256
-"""Largest n for the exact way. It costs n³: 9 ms at 256, 60 ms at 512, 450 ms at 1024, on one core at 2.5 GHz."""
+"""Largest n for the exact method. It costs n³: 9 ms at 256, 60 ms at 512, 450 ms at 1024, on one core at 2.5 GHz."""
 
 _EXTRA = 10
 _TOLERANCE = 5e-4
-"""Largest change of the leading space in the last step, as 1 - mean squared cosine; at least ten times its error then."""
+"""Limit of the last step's change of the leading space (1 - mean squared cosine); the error is then below a tenth of it."""
 
 
 class Triplets(NamedTuple):
@@ -35,7 +35,7 @@ def leading_triplets(matrix_MD: Tensor, rank: int) -> Triplets:
     float32 input. For a large one they come from a block Krylov space (Musco & Musco, 2015) with a fixed seed, which
     grows until the leading space stops changing. On decaying spectra, as language models have, that takes 4 blocks; the
     value is then within 1e-6 and the cosine of the gradient above 0.99999. On flat (random) spectra it takes about 10
-    blocks, with 1e-4 and 0.999. If the space reaches n / 2 dimensions before it converges, the exact way is taken.
+    blocks, with 1e-4 and 0.999. If the space reaches n / 2 dimensions before it converges, the exact method is used.
 
     The matrix is float32 or wider and not empty; k above n means n. If a singular value is rounding noise, its vectors
     are 0.

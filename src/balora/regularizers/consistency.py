@@ -1,6 +1,6 @@
 """Consistency: keep the fine-tuned model near the pre-trained one (eq. 4 and 9; for regression appendix D.2).
 
-The teacher is a constant: it gets no gradient. Training uses :mod:`balora.losses`, which the tests hold equal to these.
+The teacher is a constant: it gets no gradient. Training uses :mod:`balora.losses`, which the tests compare with these.
 Shapes: ``...`` any leading dimensions (one row each), C classes or vocabulary, K tokens known of the teacher.
 """
 

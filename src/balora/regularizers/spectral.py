@@ -1,6 +1,6 @@
 """Spectral term: concentrate the energy of the batch's outputs in few directions (eq. 7 and 11).
 
-These are the plain formulas. Training uses :mod:`balora.losses`, which the tests hold equal to these.
+These are the plain formulas. Training uses :mod:`balora.losses`, which the tests compare with these.
 Shapes: A is N × D (sequences × classes, or valid tokens × vocabulary), P = min(N, D) singular values, descending.
 """
 
