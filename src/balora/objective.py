@@ -94,12 +94,10 @@ class Objective:
     def weights(self, progress: float) -> dict[str, float]:
         """Return the scheduled weights at ``progress`` = step / total steps, in [0, 1]."""
         c = self.config
-        names = {"consistency": c.consistency_schedule}
+        schedules = {part: c.consistency_schedule if part == "consistency" else c.focus_schedule for part in WEIGHTS}
         return {
-            part: schedule_weight(
-                names.get(part, c.focus_schedule), getattr(c, part), progress, warmup=c.focus_warmup, ramp=c.focus_ramp
-            )
-            for part in WEIGHTS
+            part: schedule_weight(schedule, getattr(c, part), progress, warmup=c.focus_warmup, ramp=c.focus_ramp)
+            for part, schedule in schedules.items()
         }
 
     def language_modeling(
@@ -135,23 +133,20 @@ class Objective:
         self, hidden_Md: Tensor, labels_M: Tensor, teacher_hidden_Md: Tensor | None, weights: Weights, **options: Any
     ) -> LossParts:
         """Deprecated: use :meth:`language_modeling`. ``options``: share, keep and keywords of `generation_loss`."""
-        options["teacher_hidden_MD"] = teacher_hidden_Md
-        return self._old_form(generation_loss, hidden_Md, labels_M, weights, options)
+        return self._old_form(
+            generation_loss, hidden_Md, labels_M, weights, teacher_hidden_MD=teacher_hidden_Md, **options
+        )
 
     def generation_from_logits(
         self, logits_MV: Tensor, labels_M: Tensor, teacher_logits_MV: Tensor | None, weights: Weights, **options: Any
     ) -> LossParts:
         """Deprecated: use :meth:`language_modeling`. ``options``: share, keep and keywords of `reference_generation_loss`."""
-        options["teacher_logits_MV"] = teacher_logits_MV
-        return self._old_form(reference_generation_loss, logits_MV, labels_M, weights, options)
+        return self._old_form(
+            reference_generation_loss, logits_MV, labels_M, weights, teacher_logits_MV=teacher_logits_MV, **options
+        )
 
     def _old_form(
-        self,
-        loss: Callable[..., LossParts],
-        outputs: Tensor,
-        labels_M: Tensor,
-        weights: Weights,
-        options: dict[str, Any],
+        self, loss: Callable[..., LossParts], outputs: Tensor, labels_M: Tensor, weights: Weights, **options: Any
     ) -> LossParts:
         message = "Objective.generation and Objective.generation_from_logits are now Objective.language_modeling."
         warnings.warn(message, DeprecationWarning, stacklevel=3)
@@ -225,11 +220,10 @@ class Objective:
         for part, value in raw.items():
             factor = share if part in BATCH_STATISTICS[self.task] else 1.0
             loss = loss + weights[part] * factor * value
-        values = {part: raw[part].detach() if part in raw else None for part in WEIGHTS}
-        return LossParts(loss=loss, task=(scale * task).detach(), **values)
+        return LossParts(loss, (scale * task).detach(), **{part: value.detach() for part, value in raw.items()})
 
     def _statistic(self, part: str, rows_ND: Tensor) -> Tensor:
-        """Return a batch statistic of this process's rows or, with global statistics, of those of all processes."""
+        """Return a batch statistic of the rows of this process or, with global statistics, of all processes."""
         if part == "spectral":
             rank = self.config.spectral_rank
             return global_spectral_ratio(rows_ND, rank) if self.across_processes else spectral_ratio(rows_ND, rank)
@@ -276,9 +270,8 @@ def _refuse_classification_settings(config: RegularizationConfig) -> None:
     problems = []
     if config.variance > 0:
         problems.append("regularization.variance is for classification and regression; set it to 0 here.")
-    for name, own in (("teacher_head", "initial"), ("diversity_target", "logits"), ("spectral_target", "logits")):
-        value = getattr(config, name)
-        if value != own:
+    for name, default in (("teacher_head", "initial"), ("diversity_target", "logits"), ("spectral_target", "logits")):
+        if (value := getattr(config, name)) != default:
             problems.append(f"regularization.{name}: {value} is for classification and regression; leave it out here.")
     raise_all(problems, "The regularization settings do not go with the task")
 
@@ -292,9 +285,7 @@ def _estimate_over_all(parts: LossParts, keep_prob: float) -> LossParts:
 
 def all_finite(parts: LossParts) -> str | None:
     """Return the name of the first part that is NaN or infinite, or None. Waits for the device once."""
-    named = [(f.name, getattr(parts, f.name)) for f in dataclasses.fields(parts)]
-    named = [(name, value) for name, value in named if value is not None]
-    # The total comes last: the name of the faulty term says more than that of the sum.
-    named.sort(key=lambda item: item[0] == "loss")
-    finite = torch.stack([value.detach().float().isfinite() for _, value in named]).tolist()
-    return next((name for (name, _), good in zip(named, finite, strict=True) if not good), None)
+    named: dict[str, Tensor] = {name: value for name, value in vars(parts).items() if value is not None}
+    named["loss"] = named.pop("loss")  # last, because the name of the faulty term says more than that of the sum
+    finite = torch.stack([value.detach().float().isfinite() for value in named.values()]).tolist()
+    return next((name for name, good in zip(named, finite, strict=True) if not good), None)

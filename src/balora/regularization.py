@@ -23,8 +23,6 @@ _CHOICES = {
     "batch_statistics": ("local", "global"),
 }
 WEIGHTS = ("consistency", "diversity", "spectral", "variance")
-
-
 Requirement = tuple[str, Callable[[Any], bool]]
 
 
@@ -33,10 +31,7 @@ def _is_number(value: object) -> bool:
 
 
 def _at_least(least: int) -> Requirement:
-    return (
-        f"a whole number of at least {least}",
-        lambda value: _is_number(value) and isinstance(value, int) and value >= least,
-    )
+    return f"a whole number of at least {least}", lambda value: type(value) is int and value >= least
 
 
 _FRACTION: Requirement = ("a fraction of training, from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
@@ -114,9 +109,9 @@ class RegularizationConfig:
 
     def __post_init__(self) -> None:
         problems = []
-        for name, (requirement, holds) in _REQUIREMENTS.items():
+        for name, (requirement, fits) in _REQUIREMENTS.items():
             value = getattr(self, name)
-            if not holds(value):
+            if not fits(value):
                 hint = suggest(str(value), _CHOICES.get(name, ()))
                 problems.append(f"regularization.{name} must be {requirement}, not {value!r}.{hint}")
         raise_all(problems, "The regularization settings cannot be used")
@@ -173,6 +168,3 @@ class RegularizationConfig:
     def active(self) -> bool:
         """True if any term has a weight above 0."""
         return any(getattr(self, name) > 0 for name in WEIGHTS)
-
-
-__all__ = ["RegularizationConfig", "WEIGHTS"]

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from balora.losses import LinearHead, SpectralBasis, generation_loss
-from balora.losses.blocked_topk import topk_of_rows
 from balora.losses.chunked import chunk_tokens_for
+from balora.losses.topk_teacher import topk_of_rows
 
 settings.register_profile("no_deadline", deadline=None)  # a busy machine must not fail a test
 settings.load_profile("no_deadline")

@@ -29,12 +29,9 @@ _TILE_BYTES = 8 * 2**20
 
 @dataclass(frozen=True)
 class ComputeOptions:
-    """Settings that change time and memory of the fused loss, not its value.
+    """Settings that change time and memory of the fused loss, not its value; None is the default of each.
 
-    Attributes:
-        chunk_tokens: Tokens of a chunk; None for as many as the budget allows.
-        memory_budget: Bytes for a chunk's buffers; None for the default.
-        kernel: Implementation of the token terms; None for the device's default. A top-k teacher always uses torch.
+    ``memory_budget`` is the bytes of a chunk's buffers. With a top-k teacher the kernel is always torch.
     """
 
     chunk_tokens: int | None = None
@@ -53,14 +50,10 @@ class ComputeOptions:
 
 @dataclass(frozen=True)
 class TokenPass:
-    """Constants of one pass over the tokens, beside the hidden states and the head that it differentiates.
+    """Constants of one pass over the valid tokens, beside the hidden states and the head that it differentiates.
 
-    Attributes:
-        labels_M: Targets in [0, V); ignored positions are already dropped.
-        terms: Weights and settings.
-        items: Divisor of the sums.
-        teacher: The teacher at the same positions; None exactly if the consistency weight is 0.
-        options: Settings of the computation, the kernel among them already chosen.
+    The sums of the terms are divided by ``items``. The teacher is None exactly if the consistency weight is 0. The kernel
+    in ``options`` is already chosen.
     """
 
     labels_M: Tensor
@@ -68,11 +61,6 @@ class TokenPass:
     items: float | Tensor
     teacher: HiddenStates | TopKTeacher | None
     options: ComputeOptions
-
-    @property
-    def hidden_teacher(self) -> HiddenStates | None:
-        """The teacher, if it is one with hidden states."""
-        return self.teacher if isinstance(self.teacher, HiddenStates) else None
 
     @property
     def from_products(self) -> bool:
@@ -84,10 +72,9 @@ class TokenPass:
         teacher = None if self.teacher is None else self.teacher.at(positions)
         return replace(self, labels_M=self.labels_M[positions], teacher=teacher)
 
-    def without_teacher(self, positions: Tensor) -> TokenPass:
-        """Return the pass over some of the positions without the consistency term."""
-        terms = replace(self.terms, consistency=0.0)
-        return replace(self, labels_M=self.labels_M[positions], terms=terms, teacher=None)
+    def without_teacher(self) -> TokenPass:
+        """Return the pass without the consistency term."""
+        return replace(self, terms=replace(self.terms, consistency=0.0), teacher=None)
 
 
 def chunk_tokens_for(
@@ -95,23 +82,15 @@ def chunk_tokens_for(
 ) -> int:
     """Choose the number of tokens of a chunk so that all its buffers together stay within a memory budget.
 
-    Larger chunks make better matrix products. On one core of a Xeon at 2.5 GHz, 512 tokens with d 512 and V 32 000 took
+    ``teacher``: a chunk has the teacher's logits beside the student's. ``from_products``: it has only the products with
+    the head, in the hidden states' dtype.
+
+    Larger chunks make faster matrix products. On one core of a Xeon at 2.5 GHz, 512 tokens with d 512 and V 32 000 took
     190 ms in chunks of 128, 157 ms in chunks of 256 (the default, student and teacher together) and 144 ms in one piece.
     Each chunk reads the whole head, so the default never goes below `LEAST_TOKENS`: with V 128 256 chunks of 64 took 0.72
     of the time of chunks of 32, which 32 MiB allow; with V 256 000 they took 0.63 of the time of chunks of 16. Chunks have
     equal sizes, because a small last one would waste its product. On a CPU a tile's scratch memory, 8 MiB or a single
-    row, comes on top.
-
-    Args:
-        budget: Bytes; None for the default, 32 MiB on a CPU and 256 MiB on an accelerator, or more if `LEAST_TOKENS`
-            tokens need more.
-        hidden_MD: Hidden states of the valid tokens; their number, dtype and device are used.
-        head: The head; its V and its soft cap are used. The derivative of a soft cap needs a buffer.
-        teacher: True if a chunk has the teacher's logits beside the student's.
-        from_products: True if a chunk has only the products with the head, in the hidden states' dtype.
-
-    Returns:
-        Tokens of a chunk, at least 1.
+    row, is added to that.
     """
     narrow, wide = hidden_MD.dtype.itemsize, torch.promote_types(hidden_MD.dtype, torch.float32).itemsize
     on_cpu = hidden_MD.device.type == "cpu"
@@ -120,7 +99,7 @@ def chunk_tokens_for(
     if narrow < wide and not from_products:  # the product before it is widened, and the gradient after it is narrowed
         per_entry += (sides + 1) * narrow
     if not on_cpu and not from_products:  # the tile is the whole chunk, so its scratch memory counts
-        per_entry += wide * (1 + int(head.softcap is not None))
+        per_entry += wide * (1 + int(head.softcap is not None))  # a soft cap needs a buffer for its derivative
     least = 1
     if budget is None:
         budget, least = CPU_BUDGET if on_cpu else ACCELERATOR_BUDGET, LEAST_TOKENS
@@ -178,10 +157,6 @@ class _Gradients:
     def all(self) -> tuple[Tensor | None, ...]:
         return self.hidden_MD, self.weight_VD, self.bias_V
 
-    @property
-    def needed(self) -> bool:
-        return any(gradient is not None for gradient in self.all())
-
     def add(self, rows: slice, hidden_mD: Tensor, logits_mV: Tensor) -> None:
         """Project a chunk's gradient with respect to the logits back through the head."""
         narrow_mV = logits_mV.to(hidden_mD.dtype)
@@ -198,26 +173,24 @@ class _Gradients:
 
 def _sum_terms(hidden_MD: Tensor, head: LinearHead, plan: TokenPass, gradients: _Gradients) -> Tensor:
     """Return the sums of the three terms over the tokens, and fill ``gradients``."""
-    tokens, teacher = len(hidden_MD), plan.hidden_teacher
+    tokens, products = len(hidden_MD), plan.from_products
+    need = any(gradient is not None for gradient in gradients.all())
+    teacher = plan.teacher if isinstance(plan.teacher, HiddenStates) else None
     wide = torch.promote_types(hidden_MD.dtype, torch.float32)
     values_3M = hidden_MD.new_zeros(3, tokens, dtype=wide)
-    budget, products = plan.options.memory_budget, plan.from_products
     chunk = plan.options.chunk_tokens or chunk_tokens_for(
-        budget, hidden_MD, head, teacher=teacher is not None, from_products=products
+        plan.options.memory_budget, hidden_MD, head, teacher=teacher is not None, from_products=products
     )
     rows_of_buffer = min(chunk, tokens) * (1 if teacher is None else 2)
     buffer = hidden_MD.new_empty(rows_of_buffer, head.vocabulary, dtype=hidden_MD.dtype if products else wide)
     for start in range(0, tokens, chunk):
         rows = slice(start, min(start + chunk, tokens))
-        student_mV, teacher_mV = _scores(
-            hidden_MD[rows], head, None if teacher is None else teacher.at(rows), plan, buffer
-        )
+        teacher_m = None if teacher is None else teacher.at(rows)
+        student_mV, teacher_mV = _scores(hidden_MD[rows], head, teacher_m, plan, buffer)
         labels_m, values_3m = plan.labels_M[rows], values_3M[:, rows]
         if products:
             bias_V = (head if teacher is None or teacher.head is None else teacher.head).bias_V
-            token_terms_of_products_(
-                student_mV, teacher_mV, head, bias_V, labels_m, plan.terms, values_3m, gradients.needed
-            )
+            token_terms_of_products_(student_mV, teacher_mV, head, bias_V, labels_m, plan.terms, values_3m, need)
         else:
             tile = _tile_rows(student_mV)
             for first in range(0, len(student_mV), tile):
@@ -226,15 +199,9 @@ def _sum_terms(hidden_MD: Tensor, head: LinearHead, plan: TokenPass, gradients: 
                 if isinstance(plan.teacher, TopKTeacher):
                     known = plan.teacher.at(slice(start + part.start, start + part.stop))
                 token_terms_(
-                    student_mV[part],
-                    known,
-                    labels_m[part],
-                    plan.terms,
-                    head.softcap,
-                    values_3m[:, part],
-                    gradients.needed,
+                    student_mV[part], known, labels_m[part], plan.terms, head.softcap, values_3m[:, part], need
                 )
-        if gradients.needed:
+        if need:
             gradients.add(rows, hidden_MD[rows], student_mV if teacher_mV is None else teacher_mV)
     return values_3M.sum(dim=1)
 

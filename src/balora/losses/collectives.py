@@ -32,21 +32,16 @@ def sum_across_processes(values: Tensor) -> Tensor:
 
     Every process must call it, also one that has nothing to add. The backward multiplies by P.
     """
-    if world_size() == 1:
-        return values
-    total: Tensor = _Sum.apply(values)
+    total: Tensor = values if world_size() == 1 else _Sum.apply(values)
     return total
 
 
 def gather_rows(rows_ND: Tensor) -> Tensor:
     """Concatenate the rows of all processes by rank, differentiably; in a single process return them.
 
-    N may differ between processes, and may be 0. The backward takes the gradient of this process's own rows and
-    multiplies it by P.
+    N may differ between processes, and may be 0. The backward returns P times the gradient of this process's own rows.
     """
-    if world_size() == 1:
-        return rows_ND
-    rows: Tensor = _Rows.apply(rows_ND)
+    rows: Tensor = rows_ND if world_size() == 1 else _Rows.apply(rows_ND)
     return rows
 
 

@@ -1,6 +1,6 @@
 r"""Batch statistics of classification over all processes, from small sums of the rows (eq. 5-7, METHOD §6.7).
 
-The plain forms are :mod:`balora.regularizers` on the rows of all processes; the tests hold the two equal. With the rows
+The plain forms are :mod:`balora.regularizers` on the rows of all processes; the tests compare the two. With the rows
 extended by a one, :math:`X = [1, Z]`, the matrix :math:`X^\top X` contains N, the sums and the Gram matrix, and its sum
 over the processes is that of all rows. It is in float64, because the covariance is a difference of its entries.
 Every process must call these functions with its own rows (any floating dtype), also one without a row. The results are
@@ -15,8 +15,7 @@ from torch import Tensor
 
 from balora.losses.collectives import gather_rows, row_counts, sum_across_processes
 from balora.regularizers.checks import require_matrix, widened
-from balora.regularizers.precomputed import with_gradient
-from balora.regularizers.spectral import noise_floor, ratio_and_derivative, spectral_ratio
+from balora.regularizers.spectral import noise_floor, ratio_and_derivative, spectral_ratio, with_gradient
 
 
 def global_covariance(rows_ND: Tensor) -> Tensor:
@@ -63,7 +62,7 @@ def global_spectral_ratio(rows_ND: Tensor, rank: int) -> Tensor:
         return spectral_ratio(gather_rows(rows_ND), rank)
     wide_ND = rows_ND.double()
     gram_DD = sum_across_processes(wide_ND.T @ wide_ND)
-    return with_gradient("The spectral term", _gram_ratio, gram_DD, rank, widened(rows_ND).dtype)
+    return with_gradient(_gram_ratio, gram_DD, rank, widened(rows_ND).dtype)
 
 
 def _covariance(rows_ND: Tensor) -> tuple[Tensor, Tensor]:

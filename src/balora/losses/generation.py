@@ -1,6 +1,6 @@
 """The generation loss in its fused form: from hidden states, without logits and without an SVD over the vocabulary.
 
-The plain form is :mod:`balora.losses.reference`; the tests hold the two equal.
+The plain form is :mod:`balora.losses.reference`; the tests compare the two.
 Shapes: M positions, d hidden size (D as a suffix), V vocabulary.
 """
 
@@ -133,12 +133,9 @@ def fused_loss(
     consistency_mask_M: Tensor | None = None,
     options: ComputeOptions = _DEFAULT,
 ) -> LossParts:
-    """Return the parts of :func:`generation_loss` for hidden states with their head.
+    """Return the parts of :func:`generation_loss` for hidden states with their head; refuse logits with a TypeError.
 
     :func:`balora.losses.reference.reference_loss` has the same signature, except for the options.
-
-    Raises:
-        TypeError: Student or teacher are logits.
     """
     if not isinstance(student, HiddenStates) or student.head is None:
         raise TypeError("The fused form takes the student's hidden states with their head.")
@@ -159,22 +156,18 @@ def fused_loss(
         valid = (labels_M != IGNORED).nonzero().squeeze(1)  # the only wait for the device
         hidden_MD, labels_M = hidden_MD[valid].to(dtype), labels_M[valid]
         head = head.to(dtype)
-        plan = TokenPass(
-            labels_M,
-            terms,
-            divisor(num_items, len(labels_M)),
-            _teacher_at(teacher, valid, dtype),
-            replace(options, kernel=choose_kernel(options.kernel, hidden_MD.device)),
-        )
+        items, teacher = divisor(num_items, len(labels_M)), _teacher_at(teacher, valid, dtype)
+        options = replace(options, kernel=choose_kernel(options.kernel, hidden_MD.device))
+        plan = TokenPass(labels_M, terms, items, teacher, options)
         if consistency_mask_M is None or not terms.consistency:
             loss, means_3 = token_loss(hidden_MD, head, plan)
         else:
             # Tokens with and without a teacher take separate passes, so each token goes through the head only once.
             mask_M = consistency_mask_M[valid]
-            inside, outside = mask_M.nonzero().squeeze(1), mask_M.logical_not().nonzero().squeeze(1)
-            passes = ((inside, plan.at(inside)), (outside, plan.without_teacher(outside)))
-            found = [token_loss(hidden_MD[positions], head, part) for positions, part in passes]
-            loss, means_3 = found[0][0] + found[1][0], found[0][1] + found[1][1]
+            inside, outside = (mask.nonzero().squeeze(1) for mask in (mask_M, ~mask_M))
+            loss, means_3 = token_loss(hidden_MD[inside], head, plan.at(inside))
+            other_loss, other_means_3 = token_loss(hidden_MD[outside], head, plan.without_teacher().at(outside))
+            loss, means_3 = loss + other_loss, means_3 + other_means_3
         ratio = None
         if terms.spectral:
             basis, budget = student.spectral_basis, options.memory_budget
@@ -198,11 +191,7 @@ def _teacher_at(teacher: Teacher | None, valid: Tensor, dtype: torch.dtype) -> H
 
 
 def _teacher_head(head: LinearHead, weight_VD: Tensor | None, bias_V: Tensor | None) -> LinearHead | None:
-    """Return the teacher's own head, or None if it is the student's.
-
-    Raises:
-        BALoraError: The student's head is trained and the teacher's is not given, so its initial values are unknown.
-    """
+    """Return the teacher's own head, or None if it is the student's. A trained head and no head for the teacher is an error."""
     missing = [
         name
         for name, student, teacher in (("head_VD", head.weight_VD, weight_VD), ("bias_V", head.bias_V, bias_V))
@@ -222,10 +211,9 @@ def _teacher_head(head: LinearHead, weight_VD: Tensor | None, bias_V: Tensor | N
 def _shape_problems(hidden_MD: Tensor, head: LinearHead, labels_M: Tensor, mask_M: Tensor | None) -> list[str]:
     require_matrix(hidden_MD, "The hidden states", "tokens × hidden size")
     problems = []
-    if hidden_MD.shape[1] != head.weight_VD.shape[1]:
+    if (width := hidden_MD.shape[1]) != (size := head.weight_VD.shape[1]):
         problems.append(
-            f"The hidden states have {hidden_MD.shape[1]} columns and the head {head.weight_VD.shape[1]}; the head is "
-            "vocabulary × hidden size."
+            f"The hidden states have {width} columns and the head {size}; the head is vocabulary × hidden size."
         )
     if labels_M.shape != hidden_MD.shape[:1]:
         problems.append(f"There are {len(hidden_MD)} hidden states and labels of shape {tuple(labels_M.shape)}.")
@@ -243,25 +231,27 @@ def _teacher_problems(
     if teacher is None:
         wanted = "The consistency term needs teacher_hidden_MD; pass it, or a weight of 0."
         return [wanted] if terms.consistency else []
-    problems = []
     if isinstance(teacher, TopKTeacher):
-        if teacher.temperature != terms.temperature:
-            problems.append(
-                f"The top-k teacher was made at temperature {teacher.temperature}, and the loss is at {terms.temperature}."
+        made, count = teacher.temperature, len(teacher)
+        checks = [
+            (
+                made == terms.temperature,
+                f"The top-k teacher was made at temperature {made}, and the loss is at {terms.temperature}.",
+            ),
+            (count == len(labels_M), f"The top-k teacher has {count} positions, and there are {len(labels_M)} labels."),
+        ]
+    elif isinstance(teacher, HiddenStates):
+        trained = "The head is trained, so the teacher needs its own: the head as it was before training."
+        shapes = [("hidden states", hidden_MD.shape, teacher.hidden_MD.shape)]
+        if teacher.head is not None:
+            shapes.append(("heads", head.weight_VD.shape, teacher.head.weight_VD.shape))
+        checks = [(teacher.head is not None or not head.trainable, trained)] + [
+            (
+                ours == theirs,
+                f"Student and teacher {kind} must have one shape, and they are {tuple(ours)} and {tuple(theirs)}.",
             )
-        if len(teacher) != len(labels_M):
-            problems.append(f"The top-k teacher has {len(teacher)} positions, and there are {len(labels_M)} labels.")
-        return problems
-    if not isinstance(teacher, HiddenStates):
+            for kind, ours, theirs in shapes
+        ]
+    else:
         raise TypeError("The fused form takes the teacher's hidden states or a top-k teacher.")
-    if teacher.head is None and head.trainable:
-        problems.append("The head is trained, so the teacher needs its own: the head as it was before training.")
-    shapes = [("hidden states", hidden_MD, teacher.hidden_MD)]
-    if teacher.head is not None:
-        shapes.append(("heads", head.weight_VD, teacher.head.weight_VD))
-    problems += [
-        f"Student and teacher {kind} must have one shape, and they are {tuple(ours.shape)} and {tuple(theirs.shape)}."
-        for kind, ours, theirs in shapes
-        if ours.shape != theirs.shape
-    ]
-    return problems
+    return [message for fits, message in checks if not fits]

@@ -21,16 +21,9 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class LossTerms:
-    """Weights and settings of the regularizers. A term of weight 0 is not computed.
+    """Weights λ1, λ2, λ3 of the regularizers, and their settings T, K, k. A term of weight 0 is not computed.
 
-    Attributes:
-        consistency: λ1.
-        diversity: λ2.
-        spectral: λ3.
-        temperature: T of the consistency.
-        top_k: K of the diversity.
-        spectral_rank: k of the spectral term.
-        across_processes: Compute the spectral term over the valid tokens of all processes. Every process must then call.
+    With ``across_processes`` the spectral term is that of the valid tokens of all processes. Every process must then call.
     """
 
     consistency: float = 0.0
@@ -43,18 +36,20 @@ class LossTerms:
 
     def problems(self) -> list[str]:
         """Return one sentence for each value that is out of range."""
-        problems = [
-            f"The weight {name} must be a finite number, 0 or more, and it is {weight}."
-            for name in ("consistency", "diversity", "spectral")
-            if not (math.isfinite(weight := getattr(self, name)) and weight >= 0)
+        weights = {"consistency": self.consistency, "diversity": self.diversity, "spectral": self.spectral}
+        temperature, top_k, rank = self.temperature, self.top_k, self.spectral_rank
+        checks = [
+            (0 <= weight < math.inf, f"The weight {name} must be a finite number, 0 or more, and it is {weight}.")
+            for name, weight in weights.items()
+        ] + [
+            (0 < temperature < math.inf, f"temperature must be a positive number, and it is {temperature}."),
+            (
+                not self.diversity or top_k >= 2,
+                f"top_k must be at least 2, as one candidate has no entropy, and it is {top_k}.",
+            ),
+            (not self.spectral or rank >= 1, f"spectral_rank must be at least 1, and it is {rank}."),
         ]
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            problems.append(f"temperature must be a positive number, and it is {self.temperature}.")
-        if self.diversity and self.top_k < 2:
-            problems.append(f"top_k must be at least 2, as one candidate has no entropy, and it is {self.top_k}.")
-        if self.spectral and self.spectral_rank < 1:
-            problems.append(f"spectral_rank must be at least 1, and it is {self.spectral_rank}.")
-        return problems
+        return [message for fits, message in checks if not fits]
 
 
 @dataclass(frozen=True)
@@ -64,8 +59,7 @@ class HiddenStates:
     Attributes:
         hidden_MD: Hidden states, any floating dtype.
         head: The head; None for a teacher that has the student's head.
-        spectral_basis: Factor of the student's head, made once by :meth:`balora.losses.SpectralBasis.from_head`. With
-            None the loss makes it.
+        spectral_basis: Factor of the student's head, made once for all batches. With None the loss makes it.
     """
 
     hidden_MD: Tensor
@@ -111,9 +105,8 @@ class LossParts:
 
 def divisor(num_items: float | Tensor | None, tokens: int) -> float | Tensor:
     """Return the divisor of the token sums, which is never 0. A tensor stays on its device and is not read."""
-    if num_items is None:
-        return float(max(tokens, 1))
     if isinstance(num_items, Tensor):
         num_items = num_items.reshape(())
         return torch.where(num_items > 0, num_items, 1)
+    num_items = float(tokens) if num_items is None else num_items
     return num_items if num_items > 0 else 1.0

@@ -1,6 +1,6 @@
 """The generation loss as the paper writes it: full logits, plain formulas, autograd.
 
-The tests hold the fused form, :mod:`balora.losses.generation`, equal to this one.
+The tests compare the fused form, :mod:`balora.losses.generation`, with this one.
 Shapes: M positions, V vocabulary.
 """
 
@@ -43,7 +43,7 @@ def reference_generation_loss(
               + \lambda_3 L_{SVDR}
 
     The token terms are sums over the valid tokens divided by n. If n is the size of the whole accumulated batch, every
-    split into micro-batches gives the same gradient. The spectral term is that of this call's valid tokens, or of those
+    split into micro-batches gives the same gradient. The spectral term is computed over the valid tokens of this call, or
     of all processes.
 
     Args:
@@ -102,7 +102,6 @@ def reference_loss(
     tokens, items = len(labels_M), divisor(num_items, len(labels_M))
 
     parts = {"task": torch.nn.functional.cross_entropy(valid_MV, labels_M, reduction="sum") / items}
-    weights = {"task": 1.0, "consistency": terms.consistency, "diversity": terms.diversity, "spectral": terms.spectral}
     if terms.consistency:
         if teacher is None:
             raise BALoraError("The consistency term needs the teacher's logits; pass them, or a weight of 0.")
@@ -120,7 +119,7 @@ def reference_loss(
     if terms.spectral:
         rows_MV = gather_rows(valid_MV) if terms.across_processes else valid_MV
         parts["spectral"] = spectral_ratio(rows_MV, terms.spectral_rank, "frobenius")
-    loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+    loss = torch.stack([part if name == "task" else getattr(terms, name) * part for name, part in parts.items()]).sum()
     return LossParts(loss=loss, **{name: part.detach() for name, part in parts.items()})
 
 

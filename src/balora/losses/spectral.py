@@ -16,12 +16,11 @@ from torch import Tensor
 
 from balora.errors import BALoraError
 from balora.losses.collectives import gather_rows, row_counts, world_size
-from balora.losses.spectral_gram import global_frobenius_ratio
-from balora.losses.spectral_softcapped import softcapped_spectral_ratio
+from balora.losses.spectral_gram import global_frobenius_ratio, softcapped_spectral_ratio
 from balora.losses.truncated_svd import Triplets, leading_triplets
 from balora.models.lm_head import LinearHead
 from balora.regularizers.checks import refuse_second_derivative, require_matrix, require_rank, widened
-from balora.regularizers.precomputed import with_gradient
+from balora.regularizers.spectral import with_gradient
 
 _GRAM_BYTES = 64 * 2**20
 
@@ -103,7 +102,7 @@ class SpectralBasis:
             matrix_ME = gather_rows(matrix_ME)  # fewer rows than columns: smaller than their Gram matrix
         if matrix_ME.numel() == 0:
             return matrix_ME.sum()
-        return with_gradient("The spectral term", _frobenius_ratio, matrix_ME, rank)
+        return with_gradient(_frobenius_ratio, matrix_ME, rank)
 
 
 def logit_spectral_ratio(
@@ -114,22 +113,11 @@ def logit_spectral_ratio(
     memory_budget: int | None = None,
     across_processes: bool = False,
 ) -> Tensor:
-    """Return the spectral term of a head's logits, by the cheapest exact way that the head allows.
+    """Return the spectral term of a head's logits, by the cheapest exact method for this head.
 
     A frozen linear head uses its basis, made here if none is given. A trained linear head does the same and gets its own
-    gradient. A soft-capped head is processed in pieces of the vocabulary.
-
-    Args:
-        hidden_MD: Hidden states of the valid tokens, any floating dtype.
-        head: Weight, bias, scale and cap.
-        rank: k, at least 1.
-        basis: Basis of this head, if it was made before.
-        memory_budget: Bytes for the pieces of a soft-capped head; None for the default.
-        across_processes: Take the logits of all processes. Each process must then call with its own hidden states. With a
-            trained or soft-capped head every process computes the logits of all processes.
-
-    Returns:
-        Scalar in [-√k, 0), float32 or wider, differentiable once.
+    gradient. A soft-capped head is processed in pieces of the vocabulary. With ``across_processes`` and a trained or
+    soft-capped head, every process computes the logits of all processes.
 
     Raises:
         BALoraError: A basis is given for a head that is trained, soft-capped or has another bias.

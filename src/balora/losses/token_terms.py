@@ -17,9 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from balora.losses.blocked_topk import topk_of_rows
 from balora.losses.loss_parts import LossTerms
-from balora.losses.topk_teacher import TopKTeacher
+from balora.losses.topk_teacher import TopKTeacher, topk_of_rows
 
 
 def score_scale(terms: LossTerms, softcap: float | None) -> float:
@@ -40,19 +39,12 @@ def token_terms_(
 ) -> None:
     """Compute the three terms of each token, and overwrite the scores with the gradient with respect to the logits.
 
+    Scores are affine outputs of the head times :func:`score_scale`, in float32 or wider. ``teacher`` is the teacher's
+    scores, a top-k teacher or, exactly if the consistency weight is 0, None. ``values_3m`` receives cross-entropy, T² KL
+    and negative entropy, unweighted; the row of a term of weight 0 is not written.
+
     The gradient is that of the sum over tokens of task plus weighted terms. It is written over the teacher's scores if
     there are any, otherwise over the student's. The other tensor of scores is overwritten with scratch values.
-
-    Args:
-        scores_mV: Affine outputs of the student times :func:`score_scale`, float32 or wider.
-        teacher: Scores of the teacher with the same factor, or a top-k teacher; None exactly if the consistency weight
-            is 0.
-        labels_m: Targets, in [0, V).
-        terms: Weights and settings.
-        softcap: c of the head; None for none.
-        values_3m: Output: cross-entropy, T² KL and negative entropy, unweighted. The row of a term of weight 0 is not
-            written.
-        gradient: Compute the gradient.
     """
     temperature = terms.temperature if teacher is not None else 1.0
     slope_mV = None

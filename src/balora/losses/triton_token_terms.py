@@ -72,7 +72,7 @@ def _missing(device: torch.device) -> str:
 
 
 def _jit(function=None, **options):
-    """Compile a kernel with Triton; without Triton return the function unchanged; it is never called."""
+    """Compile a kernel with Triton. Without Triton return the function unchanged, which is then never called."""
     if triton is not None:
         return triton.jit(function, **options)
     return function or (lambda undecorated: undecorated)
@@ -93,16 +93,9 @@ def token_terms_of_products_(
 ) -> None:
     """Do what :func:`balora.losses.token_terms.token_terms_` does, from products and with bias, scale and soft cap.
 
-    Args:
-        student_mV: Hidden states of the student times its head's weight, contiguous, any floating dtype. Arithmetic is
-            in float32, or in float64 for float64 products. The gradient is in the products' dtype.
-        teacher_mV: Hidden states of the teacher times its head's weight; None exactly if the consistency weight is 0.
-        head: Head of the student; its weight is not used.
-        teacher_bias_V: Bias of the teacher; scale and soft cap are the student's.
-        labels_m: As in ``token_terms_``.
-        terms: As in ``token_terms_``.
-        values_3m: As in ``token_terms_``, in the arithmetic's dtype.
-        gradient: As in ``token_terms_``.
+    Products are hidden states times their head's weight, contiguous, any floating dtype. Arithmetic and ``values_3m`` are
+    in float32, or in float64 for float64 products; the gradient is in the products' dtype. ``head`` is the student's: its
+    bias, scale and soft cap are used, the last two also for the teacher.
     """
     tokens, width = student_mV.shape
     block = min(BLOCK, triton.next_power_of_2(width))

@@ -1,6 +1,6 @@
 """The largest singular triplets of a matrix: exact for a small one, by a block Krylov space for a large one.
 
-Shapes: A is M × D, k the rank asked for, n = min(M, D).
+Shapes: A is M × D, k the rank asked for, n = min(M, D), m = max(M, D).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import Tensor
 from balora.regularizers.spectral import noise_floor
 
 EXACT_SIZE = 256
-"""Largest n for the exact way. It costs n³: 9 ms at 256, 60 ms at 512, 450 ms at 1024, on one core at 2.5 GHz."""
+"""Largest n for the exact method. It costs n³: 9 ms at 256, 60 ms at 512, 450 ms at 1024, on one core at 2.5 GHz."""
 
 _EXTRA = 10
 _TOLERANCE = 5e-4
-"""Largest change of the leading space in the last step, as 1 - mean squared cosine; at least ten times its error then."""
+"""Limit of the last step's change of the leading space (1 - mean squared cosine); the error is then below a tenth of it."""
 
 
 class Triplets(NamedTuple):
@@ -35,36 +35,29 @@ def leading_triplets(matrix_MD: Tensor, rank: int) -> Triplets:
     float32 input. For a large one they come from a block Krylov space (Musco & Musco, 2015) with a fixed seed, which
     grows until the leading space stops changing. On decaying spectra, as language models have, that takes 4 blocks; the
     value is then within 1e-6 and the cosine of the gradient above 0.99999. On flat (random) spectra it takes about 10
-    blocks, with 1e-4 and 0.999. If the space reaches n / 2 dimensions before it converges, the exact way is taken.
+    blocks, with 1e-4 and 0.999. If the space reaches n / 2 dimensions before it converges, the exact method is used.
 
-    Args:
-        matrix_MD: A, float32 or wider, finite, not empty.
-        rank: k, at least 1; more than n gives n.
-
-    Returns:
-        The triplets, in float64. If a singular value is rounding noise, its vectors are 0.
+    The matrix is float32 or wider and not empty; k above n means n. If a singular value is rounding noise, its vectors
+    are 0.
     """
-    smaller = min(matrix_MD.shape)
-    rank = min(rank, smaller)
-    wide_MD = matrix_MD if matrix_MD.shape[0] <= matrix_MD.shape[1] else matrix_MD.T
-    near_nk = None
-    if smaller > EXACT_SIZE:
-        near_nk = _krylov(wide_MD, rank)
+    left = matrix_MD.shape[0] <= matrix_MD.shape[1]  # the shorter side is that of the left vectors
+    wide_nm = matrix_MD if left else matrix_MD.T
+    rank = min(rank, len(wide_nm))
+    near_nk = _krylov(wide_nm, rank) if len(wide_nm) > EXACT_SIZE else None
     if near_nk is None:
-        gram_nn = wide_MD.double() @ wide_MD.double().T
+        gram_nn = wide_nm.double() @ wide_nm.double().T
         near_nk = torch.linalg.eigh(gram_nn).eigenvectors[:, -rank:].flip(1)
-    return _triplets(matrix_MD, near_nk, matrix_MD.shape[0] <= matrix_MD.shape[1])
+    far_mk = wide_nm.T.double() @ near_nk
+    values_k = torch.linalg.vector_norm(far_mk, dim=0)
+    signal_k = values_k > noise_floor(values_k[:1], len(wide_nm), matrix_MD.dtype)
+    near_nk, far_mk = torch.where(signal_k, near_nk, 0.0), torch.where(signal_k, far_mk / values_k, 0.0)
+    return Triplets(near_nk, values_k, far_mk) if left else Triplets(far_mk, values_k, near_nk)
 
 
 def leading_eigenpairs(gram_nn: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return the largest eigenvalues of a Gram matrix with their vectors, exactly or by the same Krylov space.
+    """Return the leading eigenvectors (n × k) and eigenvalues, descending, of a Gram matrix in float64.
 
-    Args:
-        gram_nn: Symmetric, positive semi-definite, finite, not empty; float64.
-        rank: k; more than n gives n.
-
-    Returns:
-        Vectors (n × k) and values (k), descending.
+    They are exact or from the same Krylov space. The matrix is finite and not empty; k above n means n.
     """
     rank = min(rank, len(gram_nn))
     vectors_nk = _krylov(gram_nn, rank) if len(gram_nn) > EXACT_SIZE else None
@@ -74,22 +67,12 @@ def leading_eigenpairs(gram_nn: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return vectors_nk, (vectors_nk * (gram_nn @ vectors_nk)).sum(dim=0)
 
 
-def _triplets(matrix_MD: Tensor, near_nk: Tensor, left: bool) -> Triplets:
-    """Complete the vectors of the shorter side (float64) to triplets."""
-    far = (matrix_MD.T if left else matrix_MD).double() @ near_nk
-    values_k = torch.linalg.vector_norm(far, dim=0)
-    signal_k = values_k > noise_floor(values_k[:1], min(matrix_MD.shape), matrix_MD.dtype)
-    far = torch.where(signal_k, far / values_k, 0.0)
-    near_nk = torch.where(signal_k, near_nk, 0.0)
-    return Triplets(near_nk, values_k, far) if left else Triplets(far, values_k, near_nk)
-
-
 def _krylov(wide_nm: Tensor, rank: int) -> Tensor | None:
     """Return an orthonormal basis of the leading left singular space (n × k, float64), or None without convergence."""
     size, block = wide_nm.shape[0], rank + _EXTRA
     generator = torch.Generator().manual_seed(0)
     initial = torch.randn(wide_nm.shape[1], block, generator=generator, dtype=torch.float32).to(wide_nm)
-    basis = _orthonormal(wide_nm @ initial)
+    basis = torch.linalg.qr(wide_nm @ initial).Q
     newest, image, previous = basis, wide_nm.new_empty(wide_nm.shape[1], 0, dtype=torch.float64), None
     for blocks in range(1, size // (2 * block) + 1):
         reached = wide_nm.T @ newest
@@ -105,10 +88,6 @@ def _krylov(wide_nm: Tensor, rank: int) -> Tensor | None:
         # Orthogonalise against the basis twice: once leaves too large errors if the space is nearly exhausted.
         newest = wide_nm @ reached
         for _ in range(2):
-            newest = _orthonormal(newest - basis @ (basis.T @ newest))
+            newest = torch.linalg.qr(newest - basis @ (basis.T @ newest)).Q
         basis = torch.cat([basis, newest], dim=1)
     return None
-
-
-def _orthonormal(columns: Tensor) -> Tensor:
-    return torch.linalg.qr(columns).Q

@@ -1,6 +1,6 @@
 """The paper's regularizers as plain formulas, written to be read beside the equations.
 
-Training uses the fast forms in :mod:`balora.losses`, which the tests hold equal to these.
+Training uses the fast forms in :mod:`balora.losses`, which the tests compare with these.
 """
 
 from balora.regularizers.consistency import consistency, consistency_mse, consistency_topk

@@ -42,9 +42,9 @@ def require_rank(rank: int) -> None:
 
 
 def refuse_second_derivative(term: str) -> None:
-    """Refuse to differentiate a gradient that the forward computed: the result would silently be 0.
+    """Refuse, in a backward, to differentiate a gradient that the forward computed: the result would silently be 0.
 
-    Call it in the backward. Torch's ``once_differentiable`` does the same, but importing it loads the whole compiler.
+    Torch's ``once_differentiable`` does the same, but importing it loads all of torch's compiler.
     """
     if torch.is_grad_enabled():
         raise BALoraError(f"{term} has a first derivative only; take the backward without create_graph=True.")

@@ -1,6 +1,6 @@
 """Consistency: keep the fine-tuned model near the pre-trained one (eq. 4 and 9; for regression appendix D.2).
 
-The teacher is a constant: it gets no gradient. Training uses :mod:`balora.losses`, which the tests hold equal to these.
+The teacher is a constant: it gets no gradient. Training uses :mod:`balora.losses`, which the tests compare with these.
 Shapes: ``...`` any leading dimensions (one row each), C classes or vocabulary, K tokens known of the teacher.
 """
 
@@ -50,10 +50,7 @@ def consistency(student_logits: Tensor, teacher_logits: Tensor, temperature: flo
 
     log_student = (widened(student_logits) / temperature).log_softmax(dim=-1)
     log_teacher = (widened(teacher_logits.detach()) / temperature).log_softmax(dim=-1)
-    teacher = log_teacher.exp()
-    # 0 · (-inf - -inf) is NaN, and its limit is 0.
-    terms = torch.where(teacher > 0, teacher * (log_teacher - log_student), 0.0)
-    return temperature**2 * _mean_over_rows(terms)
+    return temperature**2 * _divergence(log_teacher, log_student)
 
 
 def consistency_topk(
@@ -104,8 +101,7 @@ def consistency_topk(
     log_tail = log_student.scatter(-1, tokens, -torch.inf).logsumexp(dim=-1, keepdim=True)
     log_student = torch.cat([log_student.gather(-1, tokens), log_tail], dim=-1)
     log_teacher = widened(torch.cat([teacher_log_probs, teacher_log_tail[..., None]], dim=-1).detach())
-    teacher = log_teacher.exp()
-    return temperature**2 * _mean_over_rows(torch.where(teacher > 0, teacher * (log_teacher - log_student), 0.0))
+    return temperature**2 * _divergence(log_teacher, log_student)
 
 
 def consistency_mse(student_outputs: Tensor, teacher_outputs: Tensor) -> Tensor:
@@ -136,9 +132,12 @@ def consistency_mse(student_outputs: Tensor, teacher_outputs: Tensor) -> Tensor:
     return distance.square().sum() / max(distance.numel(), 1)
 
 
-def _mean_over_rows(terms: Tensor) -> Tensor:
-    rows = terms.shape[:-1].numel()
-    return terms.sum() / max(rows, 1)
+def _divergence(log_teacher: Tensor, log_student: Tensor) -> Tensor:
+    """Return the KL divergence of the student from the teacher, mean over rows."""
+    teacher = log_teacher.exp()
+    # 0 · (-inf - -inf) is NaN, and its limit is 0.
+    terms = torch.where(teacher > 0, teacher * (log_teacher - log_student), 0.0)
+    return terms.sum() / max(terms.shape[:-1].numel(), 1)
 
 
 def _require_logits(student_logits: Tensor, temperature: float) -> None:

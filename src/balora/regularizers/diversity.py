@@ -1,6 +1,6 @@
 """Diversity: keep the student from collapsing onto few outputs (eq. 5-6 and 10).
 
-These are the plain formulas. Training uses :mod:`balora.losses`, which the tests hold equal to these.
+These are the plain formulas. Training uses :mod:`balora.losses`, which the tests compare with these.
 Shapes: N sequences, D classes or features, M valid tokens, V vocabulary, K candidates.
 """
 

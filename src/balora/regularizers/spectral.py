@@ -1,23 +1,23 @@
 """Spectral term: concentrate the energy of the batch's outputs in few directions (eq. 7 and 11).
 
-These are the plain formulas. Training uses :mod:`balora.losses`, which the tests hold equal to these.
-
+These are the plain formulas. Training uses :mod:`balora.losses`, which the tests compare with these.
 Shapes: A is N × D (sequences × classes, or valid tokens × vocabulary), P = min(N, D) singular values, descending.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from balora.errors import BALoraError, suggest
-from balora.regularizers.checks import require_matrix, require_rank, widened
-from balora.regularizers.precomputed import with_gradient
+from balora.regularizers.checks import refuse_second_derivative, require_matrix, require_rank, widened
 
 Norm = Literal["nuclear", "frobenius"]
 _NORMS = ("nuclear", "frobenius")
+_Compute = Callable[..., tuple[Tensor, Sequence[Tensor | None]]]
 
 
 def spectral_ratio(matrix: Tensor, rank: int, norm: Norm = "nuclear") -> Tensor:
@@ -53,7 +53,7 @@ def spectral_ratio(matrix: Tensor, rank: int, norm: Norm = "nuclear") -> Tensor:
     _check(rank, norm)
     if matrix.numel() == 0:
         return widened(matrix).sum()
-    return with_gradient("The spectral term", _value_and_gradient, widened(matrix), rank, norm == "frobenius")
+    return with_gradient(_value_and_gradient, widened(matrix), rank, norm == "frobenius")
 
 
 def spectral_is_constant(rows: int, columns: int, rank: int, norm: Norm = "nuclear") -> bool:
@@ -84,6 +84,33 @@ def spectral_is_constant(rows: int, columns: int, rank: int, norm: Norm = "nucle
     return rank >= smaller if norm == "nuclear" else smaller <= 1
 
 
+def with_gradient(compute: _Compute, *arguments: Any) -> Tensor:
+    """Return a scalar on the graph; its backward only multiplies the precomputed gradients by the upstream gradient.
+
+    ``compute`` takes a tuple of flags and the arguments. It returns the value and the gradients of the leading arguments.
+    A gradient may be None if the argument's flag is False.
+    """
+    recording = torch.is_grad_enabled()
+    needed = tuple(recording and isinstance(value, Tensor) and value.requires_grad for value in arguments)
+    value: Tensor = _WithGradient.apply(compute, needed, *arguments)
+    return value
+
+
+class _WithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, compute: _Compute, needed: tuple[bool, ...], *arguments: Any) -> Tensor:
+        value, gradients = compute(needed, *arguments)
+        ctx.save_for_backward(*gradients)
+        ctx.without_gradient = len(arguments) - len(gradients)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("The spectral term")
+        gradients = (None if gradient is None else upstream * gradient for gradient in ctx.saved_tensors)
+        return None, None, *gradients, *[None] * ctx.without_gradient
+
+
 def _check(rank: int, norm: str) -> None:
     require_rank(rank)
     if norm not in _NORMS:
@@ -105,17 +132,12 @@ def _value_and_gradient(
 def ratio_and_derivative(values: Tensor, rank: int, frobenius: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return the positive ratio of descending singular values and its derivative with respect to each of them.
 
-    Args:
-        values: σ, the singular values.
-        rank: k.
-        frobenius: Divide by the Frobenius norm; otherwise by the nuclear norm.
-        dtype: Dtype of the matrix. A singular value within the rounding error of this dtype gets the derivative 0.
+    A singular value that is rounding noise of a matrix in ``dtype`` gets the derivative 0.
     """
     ratio, norm = _ratio(values, rank, frobenius)
     # ∂ ratio / ∂ σ_i = ([i ≤ k] - ratio · ∂ norm / ∂ σ_i) / norm
     norm_derivative = values / norm if frobenius else torch.ones_like(values)
-    in_top_k = torch.zeros_like(values)
-    in_top_k[:rank] = 1.0
+    in_top_k = (torch.arange(len(values), device=values.device) < rank).to(values)
     derivative = (in_top_k - ratio * norm_derivative) / norm
     return ratio, derivative.masked_fill(values <= noise_floor(values[:1], len(values), dtype), 0.0)
 
