@@ -54,7 +54,7 @@ class InlineFigure:
 def curve_figure(
     curves: Curves, key: str, title: str, *, y_label: str = "", size: tuple[float, float] = (_WIDTH, 2.8)
 ) -> InlineFigure | None:
-    """Draw one logged value over the steps.
+    """Draw the logged values ``key`` over the steps; return None when no run logged a finite value.
 
     Args:
         curves: Runs.
@@ -62,9 +62,6 @@ def curve_figure(
         title: Name of the figure; drawn above it when there is no ``y_label``.
         y_label: Label of the y axis.
         size: Width and height in inches, without the legend.
-
-    Returns:
-        The figure; None when no run logged a finite value.
     """
     if not _has_values(curves, key):
         return None

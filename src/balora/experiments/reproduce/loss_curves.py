@@ -11,8 +11,7 @@ from balora.experiments.compare import Comparison
 from balora.experiments.compare.statistics import MeanStd
 from balora.experiments.compare.tables import cell_text, markdown_table
 from balora.experiments.reproduce.experiment import Results
-from balora.plots.curves import curves_figure
-from balora.plots.panel import Panel, Point
+from balora.plots.curves import Panel, Point, curves_figure
 from balora.training.callbacks import METRICS, read_metrics
 
 RANK = "method.rank"

@@ -10,7 +10,7 @@ from balora.experiments.compare.statistics import MeanStd
 from balora.experiments.reproduce.experiment import Part, Results, Study
 from balora.experiments.reproduce.variants import BALANCES, DEFAULT_WEIGHTS, SUM_LABEL, balanced
 from balora.plots import curves, dot_plot
-from balora.plots.panel import Estimate, Panel, Point
+from balora.plots.curves import Estimate, Panel, Point
 
 RANK = "method.rank"
 _LAMBDA = "λ1 = "
