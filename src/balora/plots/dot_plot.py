@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -53,18 +54,8 @@ def _draw(axes: Axes, panel: DotPanel) -> None:
         colour, marker = marks[name]
         for estimate, y, fill in zip(pair, (row - _OFFSET, row + _OFFSET), (colour, "white"), strict=True):
             if estimate is not None:
-                spread = estimate.deviation or 0.0
-                axes.errorbar(
-                    estimate.mean,
-                    y,
-                    xerr=spread,
-                    color=colour,
-                    marker=marker,
-                    markerfacecolor=fill,
-                    markersize=7,
-                    capsize=2,
-                    linestyle="",
-                )
+                mark: Any = {"marker": marker, "markerfacecolor": fill, "markersize": 7, "linestyle": ""}
+                axes.errorbar(estimate.mean, y, xerr=estimate.deviation or 0.0, color=colour, capsize=2, **mark)
     axes.set_yticks(range(len(panel.rows)), list(panel.rows))
     axes.set_ylim(len(panel.rows) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(4))

@@ -26,11 +26,11 @@ def find_warnings(section: Section) -> list[str]:
         if row.status != "finished" and row.run not in with_directory:
             found.setdefault(f"The run has no result: {row.reason}", []).append(row.run)
     total = len(section.rows)
-    sentences = [
-        sentence if total == 1 else f"{'All runs' if len(names) == total else _enumerate(names)}: {sentence}"
-        for sentence, names in found.items()
-    ]
-    return [*sentences, *_section_warnings(section)]
+    warnings = []
+    for sentence, names in found.items():
+        who = "All runs" if len(names) == total else _enumerate(names)
+        warnings.append(sentence if total == 1 else f"{who}: {sentence}")
+    return [*warnings, *_section_warnings(section)]
 
 
 def _run_warnings(run: Run) -> Iterator[str]:
@@ -122,20 +122,13 @@ def _section_warnings(section: Section) -> list[str]:
     if section.comparison is not None:
         warnings += section.comparison.get("notes") or []
     else:
-        warnings += [
-            f"The runs differ in their {what}: see where the numbers come from."
-            for what in differing_provenance(finished)
-        ]
+        differing = differing_provenance(finished)
+        warnings += [f"The runs differ in their {name}: see where the numbers come from." for name in differing]
     return warnings + _data_warnings(finished, paired=section.comparison is not None)
 
 
 def _data_warnings(finished: Sequence[Row], paired: bool) -> list[str]:
-    """Warn if runs with different training data are compared.
-
-    Args:
-        finished: Finished runs.
-        paired: True for a comparison. It compares runs with the same seed, so different seeds may have different data.
-    """
+    """Warn if runs with different training data are compared. Paired runs have the same seed; other seeds may have other data."""
     digests: dict[tuple[int, str], set[str | None]] = {}
     for row in finished:
         digests.setdefault((row.seed, repr(row.axes)), set()).add(row.provenance.get("data_digest"))

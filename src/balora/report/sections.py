@@ -33,7 +33,6 @@ class Run:
     label: str
     """Name in tables and legends; the seeds of one configuration have the same label."""
     config: dict[str, Any]
-    """Config file as plain values."""
     record: dict[str, Any]
     """Content of ``run.json``."""
     lines: list[dict[str, Any]]
@@ -78,9 +77,6 @@ class Section:
 def read_sections(directory: Path) -> list[Section]:
     """Find the runs and comparisons in a directory and below it.
 
-    Args:
-        directory: Directory of a run or a comparison, or one that contains such directories.
-
     Raises:
         BALoraError: The directory does not exist or contains no run, or a file is damaged.
     """
@@ -118,9 +114,7 @@ def _is_run(directory: Path) -> bool:
 
 
 def _comparison_section(directory: Path) -> Section:
-    lines = (
-        (directory / ROWS).read_text().split("\n")
-    )  # splitlines would also split at U+2028, which a name may contain
+    lines = (directory / ROWS).read_text().split("\n")  # not splitlines: a name may contain U+2028
     try:
         rows = [Row.from_dict(json.loads(line)) for line in lines if line.strip()]
         about = json.loads((directory / _TABLE).read_text()) if (directory / _TABLE).is_file() else {}
@@ -147,12 +141,10 @@ def _runs_section(directory: Path, run_directories: list[Path]) -> Section:
     for members in groups.values():
         first = members[0]
         label = first.label if methods.count(first.label) == 1 else first.name
-        runs += [
-            dataclasses.replace(run, label=label, row=dataclasses.replace(run.row, variant=label)) for run in members
-        ]
-    return Section(
-        title=directory.name, directory=directory, runs=runs, rows=[run.row for run in runs], comparison=None
-    )
+        rows = [dataclasses.replace(run.row, variant=label) for run in members]
+        runs += [dataclasses.replace(run, label=label, row=row) for run, row in zip(members, rows, strict=True)]
+    rows = [run.row for run in runs]
+    return Section(title=directory.name, directory=directory, runs=runs, rows=rows, comparison=None)
 
 
 def _read_run(directory: Path) -> Run:
@@ -163,25 +155,24 @@ def _read_run(directory: Path) -> Run:
     label = f"{method}{REGULARIZED}" if added else method
     status = record.get("status", "unknown")
     row_status: Status = status if status in ("finished", "failed") else "missing"
-    row = Row.from_record(
-        record,
-        row_status,
-        record.get("error") or f"It is not finished (status: {status}).",
-        run=directory.name,
-        variant=label,
-        method=method,
-        regularized=regularized,
-        axes={},
-        seed=int(config.get("seed", 0)),
-    )
+    reason = record.get("error") or f"It is not finished (status: {status})."
+    seed = int(config.get("seed", 0))
+    identity: Any = {
+        "run": directory.name,
+        "variant": label,
+        "method": method,
+        "regularized": regularized,
+        "seed": seed,
+    }
+    lines = [line for line in read_metrics(directory / METRICS) if isinstance(line, dict) and "step" in line]
     return Run(
         directory=directory,
         label=label,
         config=config,
         record=record,
-        lines=[line for line in read_metrics(directory / METRICS) if isinstance(line, dict) and "step" in line],
+        lines=lines,
         evaluations=_read_evaluations(directory / "evaluation"),
-        row=row,
+        row=Row.from_record(record, row_status, reason, axes={}, **identity),
     )
 
 

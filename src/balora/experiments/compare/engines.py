@@ -15,19 +15,15 @@ from balora.errors import BALoraError
 
 ERROR_PREFIX = "balora: "
 """Start of the log line with the error, as the command prints it."""
-_WORKER = "balora.experiments.compare.worker"
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Run to start."""
+    """Run to start: the files of its complete config, its output, and its evaluation plan (None for no evaluation)."""
 
     config: Path
-    """File with the complete config."""
     log: Path
-    """File for the output of the run."""
     evaluation: Path | None = None
-    """JSON file with the evaluation plan; None for no evaluation."""
 
 
 class Engine(Protocol):
@@ -44,9 +40,8 @@ class Engine(Protocol):
 class LocalEngine:
     """Processes on this machine.
 
-    Without a GPU, processes are forked from one that has imported balora and done nothing else, which saves each run ten seconds.
-    Their peak memory is still their own, because the kernel counts a forked process from its memory at the fork. CUDA does not
-    survive a fork, so with a GPU every run is a new process.
+    Without a GPU, processes are forked from one that has only imported balora, which saves each run ten seconds. The kernel counts
+    the peak memory of a forked process from the fork. CUDA does not survive a fork, so with a GPU every run is a new process.
 
     Args:
         jobs: Number of runs at a time. They divide the cores evenly and use the GPUs in turn.
@@ -95,7 +90,7 @@ def _process_context() -> Any:
     if sys.platform != "linux" or torch.cuda.is_available():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([_WORKER])
+    context.set_forkserver_preload(["balora.experiments.compare.worker"])
     return context
 
 
@@ -146,8 +141,8 @@ class RayEngine:
                 while waiting and len(running) < slots:
                     task = waiting.pop()
                     started(task)
-                    paths = [path for path in (task.config, task.log, task.evaluation) if path is not None]
-                    running[remote.remote([str(path) for path in paths], os.getcwd())] = task
+                    paths = [str(path) for path in (task.config, task.log, task.evaluation) if path is not None]
+                    running[remote.remote(paths, os.getcwd())] = task
                 for done in ray.wait(list(running))[0]:
                     yield (task := running.pop(done)), self._exit_status(done, task)
         finally:
@@ -185,7 +180,7 @@ class RayEngine:
 
 
 def failure_reason(log: Path, status: int) -> str:
-    """Explain why a run failed: the last error in its log, else the exit status (if negative, the signal that ended it)."""
+    """Explain a failed run by the last error in its log, else by its exit status (if negative, the signal that ended it)."""
     if status == -9:
         return "The process was killed (signal 9). The system does this when memory runs out."
     if status < 0:
