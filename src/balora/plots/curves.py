@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from balora.plots.style import LEVEL, axes_grid, label, legend_below, marks_of, save
+from balora.plots.style import LEVEL, axes_grid, label_axes, legend_below, marks_of, save
 
 _LINE_STYLES = {"pissa": (0, (4, 2)), "lora": "-", "balora": "-"}
 """PiSSA and BA-LoRA often coincide: PiSSA is dashed and drawn above the broad line of BA-LoRA."""
@@ -70,7 +70,7 @@ def curves_figure(panels: Sequence[Panel], path: Path) -> list[Path]:
             spread = np.asarray([point.deviation or 0.0 for point in points])
             axes.plot(x, means, color=colour, linestyle=dash, linewidth=width, label=name, zorder=order)
             axes.fill_between(x, means - spread, means + spread, color=colour, alpha=0.15, linewidth=0)
-        label(axes, panel.title, panel.x_label, panel.y_label if axes is row[0] else "")
+        label_axes(axes, panel.title, panel.x_label, panel.y_label if axes is row[0] else "")
     row[-1].legend(frameon=False, fontsize=9)
     return save(figure, path)
 
@@ -115,4 +115,4 @@ def _draw_points(axes: Axes, panel: Panel, shift: Callable[[float, float], float
         if level.deviation:
             low, high = level.mean - level.deviation, level.mean + level.deviation
             axes.axhspan(low, high, color=LEVEL, alpha=0.12, linewidth=0)
-    label(axes, panel.title, panel.x_label, panel.y_label)
+    label_axes(axes, panel.title, panel.x_label, panel.y_label)

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from balora.plots.curves import Estimate
-from balora.plots.style import LEVEL, axes_grid, label, marks_of, save
+from balora.plots.style import LEVEL, axes_grid, label_axes, marks_of, save
 
 _OFFSET = 0.14
 """Distance of each mark from the middle of its row."""
@@ -60,4 +60,4 @@ def _draw(axes: Axes, panel: DotPanel) -> None:
     axes.set_ylim(len(panel.rows) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    label(axes, panel.title, panel.x_label, "")
+    label_axes(axes, panel.title, panel.x_label, "")

@@ -40,7 +40,7 @@ def axes_grid(figure: Figure, count: int, columns: int) -> list[Axes]:
     return list(grid[:count])
 
 
-def label(axes: Axes, title: str, x: str, y: str, size: int = 10) -> None:
+def label_axes(axes: Axes, title: str, x: str, y: str, size: int = 10) -> None:
     """Set the title and the axis labels; titles are one point larger than ``size``, tick labels one point smaller."""
     axes.set_title(title, fontsize=size + 1)
     axes.set_xlabel(x, fontsize=size)

@@ -18,7 +18,8 @@ from balora.report.samples import MAX_NEW_TOKENS, generate_samples
 from balora.report.sections import Section, read_sections
 
 PAGE = "report.html"
-_MIME_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
+_MIME_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
+"""MIME types of figure files. If a figure has a PNG and an SVG file, the page shows the SVG."""
 _MAX_FIGURE_BYTES = 4 * 2**20
 _LOSS_UNITS = {"classification": "cross-entropy, nats", "regression": "squared error"}
 _HIDDEN_SETTINGS = ("output", "resume", "training.disable_tqdm", "training.report_to", "training.run_name")
@@ -71,12 +72,9 @@ def report(
 
 
 def read_figures(directory: Path) -> list[tuple[str, str]]:
-    """Read the figure files of a directory as pairs of name and data URI: SVG before PNG, and no file above 4 MiB."""
-    found: dict[str, Path] = {}
-    for suffix in _MIME_TYPES:
-        for path in sorted(directory.glob(f"*{suffix}")):
-            if path.stat().st_size <= _MAX_FIGURE_BYTES:
-                found.setdefault(path.stem, path)
+    """Read the figure files of a directory, up to 4 MiB each, as pairs of name and data URI."""
+    paths = [path for suffix in _MIME_TYPES for path in directory.glob(f"*{suffix}")]
+    found = {path.stem: path for path in paths if path.stat().st_size <= _MAX_FIGURE_BYTES}
     return [
         (stem, f"data:{_MIME_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}")
         for stem, path in sorted(found.items())

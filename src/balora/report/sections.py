@@ -12,7 +12,7 @@ import yaml
 
 from balora.checkpoints.run_directory import CONFIG, RECORD, read_record
 from balora.config.run_config import HARMLESS, flatten
-from balora.errors import BALoraError, suggest
+from balora.errors import BALoraError, suggest_path
 from balora.experiments.compare.compare import ROWS
 from balora.experiments.compare.plan import REGULARIZED, configuration_label
 from balora.experiments.compare.rows import Row, Status
@@ -83,8 +83,7 @@ def read_sections(directory: Path) -> list[Section]:
     if directory.is_file():
         raise BALoraError(f"{directory} is a file. Give the directory of a run or a comparison.")
     if not directory.is_dir():
-        siblings = [p.name for p in directory.parent.iterdir()] if directory.parent.is_dir() else []
-        raise BALoraError(f"The directory {directory} does not exist.{suggest(directory.name, siblings)}")
+        raise BALoraError(f"The directory {directory} does not exist.{suggest_path(directory)}")
     sections = list(_find_sections(directory, _MAX_DEPTH))
     if not sections:
         raise BALoraError(
@@ -156,30 +155,20 @@ def _read_run(directory: Path) -> Run:
     status = record.get("status", "unknown")
     row_status: Status = status if status in ("finished", "failed") else "missing"
     reason = record.get("error") or f"It is not finished (status: {status})."
-    seed = int(config.get("seed", 0))
-    identity: Any = {
-        "run": directory.name,
-        "variant": label,
-        "method": method,
-        "regularized": regularized,
-        "seed": seed,
-    }
+    run, seed = directory.name, int(config.get("seed", 0))
+    row = Row.from_record(
+        record, row_status, reason, run=run, variant=label, method=method, regularized=regularized, axes={}, seed=seed
+    )
     lines = [line for line in read_metrics(directory / METRICS) if isinstance(line, dict) and "step" in line]
+    results = _read_evaluations(directory / "evaluation")
     return Run(
-        directory=directory,
-        label=label,
-        config=config,
-        record=record,
-        lines=lines,
-        evaluations=_read_evaluations(directory / "evaluation"),
-        row=Row.from_record(record, row_status, reason, axes={}, **identity),
+        directory=directory, label=label, config=config, record=record, lines=lines, evaluations=results, row=row
     )
 
 
 def _weights(config: dict[str, Any]) -> dict[str, float]:
     section = config.get("regularization")
-    section = section if isinstance(section, dict) else {}
-    return {term: float(section.get(term) or 0.0) for term in TERMS}
+    return {term: float(section.get(term) or 0.0) if isinstance(section, dict) else 0.0 for term in TERMS}
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,7 +82,9 @@ def score_figures(comparison: Comparison) -> list[InlineFigure]:
         for group in comparison.groups:
             label = configuration_label(group.variant, group.axes)
             if (score := group.scores.get(name)) is not None:
-                means.append((label, score.mean, *_error_bar(score.mean, score.deviation)))
+                mean, deviation = score.mean, score.deviation
+                interval = (None, None) if deviation is None else (mean - deviation, mean + deviation)
+                means.append((label, mean, *interval))
             if (difference := group.differences.get(name)) is not None:
                 differences.append((label, difference.mean, difference.low, difference.high))
         if len(means) > 1:
@@ -111,13 +112,13 @@ def summary(section: Section) -> list[tuple[str, str]]:
     """Summarise model, data, methods and weights of a section."""
     runs = section.runs
     facts = [
-        ("model", _distinct(str(run.config.get("model", "-")) for run in runs)),
-        ("task", _distinct(run.task for run in runs)),
-        ("training data", _distinct(_training_data(run) for run in runs)),
-        ("evaluation data", _distinct(str((run.config.get("data") or {}).get("eval") or "none") for run in runs)),
-        ("method", _distinct(_method(run) for run in runs)),
-        ("regularization", _distinct(_regularization(run) for run in runs)),
-        ("seeds", _distinct(str(row.seed) for row in section.rows)),
+        ("model", list_some(str(run.config.get("model", "-")) for run in runs)),
+        ("task", list_some(run.task for run in runs)),
+        ("training data", list_some(_training_data(run) for run in runs)),
+        ("evaluation data", list_some(str((run.config.get("data") or {}).get("eval") or "none") for run in runs)),
+        ("method", list_some(_method(run) for run in runs)),
+        ("regularization", list_some(_regularization(run) for run in runs)),
+        ("seeds", list_some(str(row.seed) for row in section.rows)),
     ]
     return [(name, text) for name, text in facts if text]
 
@@ -167,15 +168,11 @@ def _training_data(run: Run) -> str:
     return " ".join(str(data[key]) for key in ("train", "split") if data.get(key)) or "-"
 
 
-def _distinct(texts: Iterable[str], most: int = 8) -> str:
-    """List each different text once."""
+def list_some(texts: Iterable[str], most: int = 8, separator: str = "; ") -> str:
+    """List each different text once, and count those after the first ``most``."""
     different = list(dict.fromkeys(texts))
-    return "; ".join(different[:most]) + (f" and {len(different) - most} more" if len(different) > most else "")
+    return separator.join(different[:most]) + (f" and {len(different) - most} more" if len(different) > most else "")
 
 
 def _setting_text(value: Any) -> str:
     return "-" if value is None or value == "" else format_value(value)
-
-
-def _error_bar(mean: float, deviation: float | None) -> tuple[float | None, float | None]:
-    return (None, None) if deviation is None or math.isnan(deviation) else (mean - deviation, mean + deviation)

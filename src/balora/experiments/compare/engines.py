@@ -43,8 +43,7 @@ class LocalEngine:
     Without a GPU, processes are forked from one that has only imported balora, which saves each run ten seconds. The kernel counts
     the peak memory of a forked process from the fork. CUDA does not survive a fork, so with a GPU every run is a new process.
 
-    Args:
-        jobs: Number of runs at a time. They divide the cores evenly and use the GPUs in turn.
+    ``jobs`` runs at a time divide the cores evenly and use the GPUs in turn.
     """
 
     def __init__(self, jobs: int = 1) -> None:
@@ -55,6 +54,8 @@ class LocalEngine:
         from balora.experiments.compare.worker import work  # imports torch, which an invalid argument need not wait for
 
         context = _process_context()
+        default = self.jobs == 1 or os.environ.get("OMP_NUM_THREADS")  # torch or the user chooses the threads of a run
+        threads = None if default else max(1, (os.cpu_count() or 1) // self.jobs)
         waiting = list(reversed(tasks))
         running: dict[Any, tuple[Any, Task, int]] = {}
         free = list(reversed(range(self.jobs)))
@@ -63,7 +64,7 @@ class LocalEngine:
                 while waiting and free:
                     task, slot = waiting.pop(), free.pop()
                     started(task)
-                    process = context.Process(target=work, args=(task, self._threads(), _device(slot)))
+                    process = context.Process(target=work, args=(task, threads, _device(slot)))
                     process.start()
                     running[process.sentinel] = (process, task, slot)
                 for sentinel in wait(list(running)):
@@ -76,12 +77,6 @@ class LocalEngine:
                 process.terminate()
             for process, _, _ in running.values():
                 process.join()
-
-    def _threads(self) -> int | None:
-        """Return the threads of one run; None leaves the choice to torch or to the user's OMP_NUM_THREADS."""
-        if self.jobs == 1 or os.environ.get("OMP_NUM_THREADS"):
-            return None
-        return max(1, (os.cpu_count() or 1) // self.jobs)
 
 
 def _process_context() -> Any:
@@ -111,11 +106,7 @@ class RayEngine:
     Ray finds a cluster through RAY_ADDRESS; without it, Ray starts on this machine and stops with the comparison. Every machine
     needs balora, and must see the directory of the comparison, the model and the data under the same paths (a shared file system).
 
-    Args:
-        jobs: Maximum number of runs at a time; default the number of GPUs of the cluster, or of cores if it has no GPU.
-
-    Raises:
-        BALoraError: Ray is not installed.
+    ``jobs`` is the maximum number of runs at a time; default the number of GPUs of the cluster, or of cores if it has no GPU.
     """
 
     def __init__(self, jobs: int | None = None) -> None:
@@ -173,7 +164,7 @@ class RayEngine:
         try:
             return int(self._ray.get(done))
         except self._ray.exceptions.RayError as error:
-            line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            line = next(iter(str(error).strip().splitlines()), type(error).__name__)
             with task.log.open("a") as log:
                 log.write(f"{ERROR_PREFIX}Ray could not finish the run: {line.strip()}\n")
             return 1

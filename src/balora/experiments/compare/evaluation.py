@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from balora.errors import BALoraError
@@ -27,7 +26,7 @@ class EvaluationPlan:
 
     tasks: tuple[str, ...]
     """Task names of `balora evaluate`."""
-    options: Mapping[str, Any] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of `balora.evaluation.EvaluationOptions` that differ from their defaults, as JSON values."""
 
     def to_dict(self) -> dict[str, Any]:

@@ -40,7 +40,6 @@ class Row:
     peak_memory_mib: float | None = None
     """Peak memory of the run's process: GPU memory if there is a GPU, else resident memory."""
     trainable: int | None = None
-    """Number of trainable parameters."""
     provenance: dict[str, Any]
     """Versions, hardware, commit and time of the run, and the digest of its data."""
 
@@ -142,6 +141,5 @@ def score_names(rows: Sequence[Row]) -> list[str]:
 def differing_provenance(rows: Sequence[Row]) -> list[str]:
     """Name the differences between the runs: versions, machine, code."""
     keys = (("versions", "versions"), ("machine", "hardware"), ("code", "commit"))
-    return [
-        name for name, key in keys if len({json.dumps(row.provenance.get(key), sort_keys=True) for row in rows}) > 1
-    ]
+    values = {name: {json.dumps(row.provenance.get(key), sort_keys=True) for row in rows} for name, key in keys}
+    return [name for name, found in values.items() if len(found) > 1]

@@ -16,11 +16,10 @@ COVERAGE = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class MeanStd:
-    """Mean over seeds with its standard deviation."""
+    """Mean over seeds with its sample standard deviation (n - 1; None for one value)."""
 
     mean: float
     deviation: float | None
-    """Sample standard deviation (n - 1); None for one value."""
     count: int
 
     @classmethod
@@ -40,15 +39,17 @@ class MeanStd:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Mean of the differences to the baseline, paired by seed."""
+    """Mean of the differences to the baseline, paired by seed.
+
+    ``low`` and ``high`` are the ends of its bootstrap interval; ``deviation`` is the sample standard deviation of the differences.
+    All three are None for one pair.
+    """
 
     mean: float
     low: float | None
-    """Lower end of the bootstrap interval of the mean, as ``high`` is the upper end; None for one pair."""
     high: float | None
     pairs: int
     deviation: float | None = None
-    """Sample standard deviation of the differences; None for one pair."""
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Difference | None:

@@ -67,8 +67,8 @@ def run_task(task: Task) -> int:
         return 130
     except Exception as error:
         traceback.print_exc()
-        first = str(error).strip().splitlines()
-        say(f"{ERROR_PREFIX}{type(error).__name__}: {first[0] if first else 'no message'}")
+        first = next(iter(str(error).strip().splitlines()), "no message")
+        say(f"{ERROR_PREFIX}{type(error).__name__}: {first}")
         return 1
 
 
