@@ -145,7 +145,7 @@ def test_a_notice_of_the_run_about_a_term_is_shown_once(tmp_path):
     assert [warning for warning in found if "spectral" in warning and "scheduled weight was 0" not in warning] == []
 
 
-def test_runs_of_a_folder_are_grouped_by_seed_and_compared(tmp_path):
+def test_runs_of_a_directory_are_grouped_by_seed_and_compared(tmp_path):
     for method, shift in (("pissa", 0.0), ("balora", 0.1)):
         for seed in (1, 2, 3):
             write_run(tmp_path / f"{method}-{seed}", method=method, seed=seed, accuracy=0.5 + shift + 0.01 * seed)

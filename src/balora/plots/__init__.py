@@ -1,6 +1,5 @@
 """Figures drawn with matplotlib and the base of every HTML page; reports and experiments use both.
 
-* `panel`: what a figure shows, as plain data;
 * `curves`, `dot_plot`, `tsne`: figures written as PNG and SVG files;
 * `inline_svg`: figures for the inside of an HTML page;
 * `html`: pages from templates;

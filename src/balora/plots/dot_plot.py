@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from balora.plots.panel import Estimate
-from balora.plots.style import LEVEL, axes_grid, label, marks_of, new_figure, save
+from balora.plots.curves import Estimate
+from balora.plots.style import LEVEL, axes_grid, label_axes, marks_of, save
 
 _OFFSET = 0.14
-"""Distance of the two marks of a method from the middle of its row."""
+"""Distance of each mark from the middle of its row."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,14 +34,12 @@ def dots_figure(panels: Sequence[DotPanel], path: Path, kinds: tuple[str, str], 
 
     Args:
         panels: At least one panel.
-        path: File name without suffix.
+        path: File name without suffix, for a PNG and an SVG file.
         kinds: Legend of the filled and of the hollow marks.
-
-    Returns:
-        Paths of the PNG and the SVG file.
     """
     columns = min(columns, len(panels))
-    figure = new_figure(max(3.6 * columns, 5.2), 2.6 * -(-len(panels) // columns) + 0.5)
+    size = max(3.6 * columns, 5.2), 2.6 * -(-len(panels) // columns) + 0.5
+    figure = Figure(size, layout="constrained")
     for axes, panel in zip(axes_grid(figure, len(panels), columns), panels, strict=True):
         _draw(axes, panel)
     filled = Line2D([], [], color=LEVEL, marker="o", linestyle="", label=kinds[0])
@@ -52,21 +52,12 @@ def _draw(axes: Axes, panel: DotPanel) -> None:
     marks = marks_of(panel.rows)
     for row, (name, pair) in enumerate(panel.rows.items()):
         colour, marker = marks[name]
-        for estimate, offset, fill in zip(pair, (-_OFFSET, _OFFSET), (colour, "white"), strict=True):
+        for estimate, y, fill in zip(pair, (row - _OFFSET, row + _OFFSET), (colour, "white"), strict=True):
             if estimate is not None:
-                axes.errorbar(
-                    estimate.mean,
-                    row + offset,
-                    xerr=estimate.deviation or 0.0,
-                    color=colour,
-                    marker=marker,
-                    markerfacecolor=fill,
-                    markersize=7,
-                    capsize=2,
-                    linestyle="",
-                )
+                mark: Any = {"marker": marker, "markerfacecolor": fill, "markersize": 7, "linestyle": ""}
+                axes.errorbar(estimate.mean, y, xerr=estimate.deviation or 0.0, color=colour, capsize=2, **mark)
     axes.set_yticks(range(len(panel.rows)), list(panel.rows))
     axes.set_ylim(len(panel.rows) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    label(axes, panel.title, panel.x_label, "")
+    label_axes(axes, panel.title, panel.x_label, "")

@@ -11,20 +11,11 @@ from balora.files import write_text
 
 
 def write_page(path: Path, template: str, *, package: str, **values: Any) -> Path:
-    """Fill in a template and write the page.
+    """Write the page of a package's template to ``path`` and return the path.
 
-    Args:
-        path: HTML file to write.
-        template: File name of the template.
-        package: Import name of the package that holds the template.
-        values: Variables of the template; text is escaped. A missing variable is an error.
-
-    Returns:
-        ``path``.
+    Text in ``values``, the variables of the template, is escaped. A missing variable is an error.
     """
-    loaders = [jinja2.PackageLoader(name, ".") for name in (package, "balora.plots")]
-    environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader(loaders), autoescape=True, undefined=jinja2.StrictUndefined
-    )
+    loader = jinja2.ChoiceLoader([jinja2.PackageLoader(name, ".") for name in (package, "balora.plots")])
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     write_text(path, environment.get_template(template).render(**values))
     return path

@@ -20,8 +20,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from balora.plots.style import MARKS
-from balora.plots.style import label as label_axes
+from balora.plots.style import MARKS, label_axes
 
 TERMS = ("consistency", "diversity", "variance", "spectral")
 """Regularizers in the order of the page."""
@@ -54,17 +53,9 @@ class InlineFigure:
 def curve_figure(
     curves: Curves, key: str, title: str, *, y_label: str = "", size: tuple[float, float] = (_WIDTH, 2.8)
 ) -> InlineFigure | None:
-    """Draw one logged value over the steps.
+    """Draw the values ``key`` of the metric lines over the steps; return None when no run logged a finite value.
 
-    Args:
-        curves: Runs.
-        key: Name of the value in the metric lines.
-        title: Name of the figure; drawn above it when there is no ``y_label``.
-        y_label: Label of the y axis.
-        size: Width and height in inches, without the legend.
-
-    Returns:
-        The figure; None when no run logged a finite value.
+    The title is drawn when there is no ``y_label``. The size in inches does not include the legend.
     """
     if not _has_values(curves, key):
         return None
@@ -101,12 +92,9 @@ def regularizer_figures(curves: Curves) -> list[InlineFigure]:
 def interval_figure(
     name: str, entries: Sequence[tuple[str, float, float | None, float | None]], *, level: float | None = None
 ) -> InlineFigure:
-    """Draw one number with its interval per row.
+    """Draw one entry per row: its label, its number, and its interval (lower and upper end, or None).
 
-    Args:
-        name: Title of the figure.
-        entries: Label, number, and lower and upper end of the interval (or None) of each row.
-        level: Position of a vertical reference line, such as 0 for differences.
+    ``level`` is the position of a vertical reference line, such as 0 for differences.
     """
     with _page_colours():
         figure = Figure(figsize=(_WIDTH, 0.75 + 0.3 * len(entries)), layout="constrained")

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 Mark = tuple[str, str]
 """Colour and marker shape."""
@@ -34,22 +32,15 @@ def marks_of(names: Iterable[str]) -> dict[str, Mark]:
     return {name: MARKS.get(name) or next(spare) for name in names}
 
 
-def new_figure(width: float, height: float, layout: ConstrainedLayoutEngine | None = None) -> Figure:
-    """Make a figure with a size in inches and a layout without overlapping texts."""
-    figure = Figure(figsize=(width, height), layout=layout or "constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def axes_grid(figure: Figure, count: int, columns: int) -> list[Axes]:
-    """Lay out ``count`` axes in rows of ``columns``; unused places in the last row stay empty."""
+    """Lay out ``count`` axes in rows of ``columns``; the rest of the last row stays empty."""
     grid = figure.subplots(-(-count // columns), columns, squeeze=False).flatten()
     for axes in grid[count:]:
         axes.set_visible(False)
     return list(grid[:count])
 
 
-def label(axes: Axes, title: str, x: str, y: str, size: int = 10) -> None:
+def label_axes(axes: Axes, title: str, x: str, y: str, size: int = 10) -> None:
     """Set the title and the axis labels; titles are one point larger than ``size``, tick labels one point smaller."""
     axes.set_title(title, fontsize=size + 1)
     axes.set_xlabel(x, fontsize=size)
@@ -59,25 +50,12 @@ def label(axes: Axes, title: str, x: str, y: str, size: int = 10) -> None:
 
 
 def legend_below(axes: Axes, gap: float = 0.24) -> None:
-    """Put the legend under the axes, where it hides no data.
-
-    Args:
-        axes: Axes with named lines.
-        gap: Room for the tick labels and the axis label, as a fraction of the height of the axes.
-    """
+    """Put the legend below the axes, where it hides no data; ``gap`` is a fraction of the height of the axes."""
     axes.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -gap))
 
 
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Write a figure as PNG and SVG. The same data give the same bytes.
-
-    Args:
-        figure: Finished figure.
-        path: File name without suffix.
-
-    Returns:
-        Paths of the files, PNG first.
-    """
+    """Write a figure as PNG and SVG beside ``path``, which has no suffix. The same data give the same bytes."""
     written = [path.with_suffix(".png"), path.with_suffix(".svg")]
     with matplotlib.rc_context({"svg.hashsalt": "balora"}):
         for file in written:

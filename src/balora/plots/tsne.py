@@ -11,24 +11,24 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from balora.plots.style import new_figure, save
+from balora.plots.style import save
 
 _CLASS_MARKS = (
     ("#0072B2", "o"), ("#E69F00", "^"), ("#D55E00", "s"), ("#009E73", "D"), ("#CC79A7", "v"), ("#56B4E9", "P"),
 )  # fmt: skip
 _MAX_POINTS = 2500
-"""Points drawn per panel, evenly spaced among all rows: more make the SVG megabytes large, and the marks hide each other."""
+"""Points per panel, evenly spaced among all rows. More points hide each other and make the SVG megabytes large."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmbeddingPanel:
-    """Embedding of the rows by one model."""
+    """Embedding of the rows by one model, with a caption below it."""
 
     title: str
     caption: str
-    """Text below the panel."""
     points: np.ndarray
     """Coordinates, N × 2."""
     classes: np.ndarray
@@ -38,19 +38,16 @@ class EmbeddingPanel:
 def embedding_figure(
     rows: Sequence[tuple[str, Sequence[EmbeddingPanel | None]]], classes: Sequence[str], path: Path
 ) -> list[Path]:
-    """Draw embeddings in a grid.
+    """Draw embeddings in a grid, as a PNG and an SVG file.
 
     Args:
-        rows: Name and panels of each row of the grid; None leaves a place empty.
+        rows: Name and panels of each row of the grid; None leaves a cell empty.
         classes: Class names, by index.
         path: File name without suffix.
-
-    Returns:
-        Paths of the PNG and the SVG file.
     """
     columns = max(len(panels) for _, panels in rows)
     layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.1, wspace=0.02, hspace=0.04)
-    figure = new_figure(2.75 * columns + 0.4, 3.4 * len(rows) + 0.6, layout)
+    figure = Figure((2.75 * columns + 0.4, 3.4 * len(rows) + 0.6), layout=layout)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for line, (name, panels) in zip(grid, rows, strict=True):
         for axes, panel in zip(line, [*panels, *[None] * (columns - len(panels))], strict=True):
@@ -63,10 +60,8 @@ def embedding_figure(
                 _draw(axes, panel, classes)
         line[0].set_ylabel(name, fontsize=11)
     handles, labels = next(found for axes in grid.flat if (found := axes.get_legend_handles_labels())[0])
-    legend = figure.legend(
-        handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=10, markerscale=2
-    )
-    legend.set_title("true class")
+    options = {"ncols": len(labels), "frameon": False, "fontsize": 10, "markerscale": 2, "title": "true class"}
+    figure.legend(handles, labels, loc="outside lower center", **options)
     return save(figure, path)
 
 

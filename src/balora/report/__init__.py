@@ -1,1 +1,1 @@
-"""Self-contained HTML pages and plots of what runs measured."""
+"""Self-contained HTML pages about runs and comparisons."""

@@ -10,6 +10,7 @@ from balora.experiments.compare.plan import configuration_label
 from balora.experiments.compare.rows import Row, differing_provenance
 from balora.plots.inline_svg import TERMS
 from balora.report.sections import Run, Section
+from balora.report.tables import list_some
 
 _CONSTANT = 1e-5
 """Relative range below which a term counts as constant; logged means have a rounding error of about 1e-7."""
@@ -26,11 +27,11 @@ def find_warnings(section: Section) -> list[str]:
         if row.status != "finished" and row.run not in with_directory:
             found.setdefault(f"The run has no result: {row.reason}", []).append(row.run)
     total = len(section.rows)
-    sentences = [
-        sentence if total == 1 else f"{'All runs' if len(names) == total else _enumerate(names)}: {sentence}"
-        for sentence, names in found.items()
-    ]
-    return [*sentences, *_section_warnings(section)]
+    warnings = []
+    for sentence, names in found.items():
+        who = "All runs" if len(names) == total else list_some(names, 4, ", ")
+        warnings.append(sentence if total == 1 else f"{who}: {sentence}")
+    return [*warnings, *_section_warnings(section)]
 
 
 def _run_warnings(run: Run) -> Iterator[str]:
@@ -63,13 +64,9 @@ def _run_warnings(run: Run) -> Iterator[str]:
 
 
 def _non_finite_values(run: Run) -> Iterator[str]:
-    """Name each logged value that is NaN or infinite, with the first step where it is."""
-    logged: dict[str, list[tuple[int, float]]] = {}
-    for line in run.lines:
-        for key, value in line.items():
-            if isinstance(value, float):
-                logged.setdefault(key, []).append((line["step"], value))
-    for key, values in logged.items():
+    """Name each logged value that is NaN or infinite, with the first such step."""
+    for key in dict.fromkeys(key for line in run.lines for key, value in line.items() if isinstance(value, float)):
+        values = [(line["step"], line[key]) for line in run.lines if isinstance(line.get(key), float)]
         bad = [step for step, value in values if not math.isfinite(value)]
         if bad:
             lasts = len(values) > 1 and not math.isfinite(values[-1][1])
@@ -77,7 +74,7 @@ def _non_finite_values(run: Run) -> Iterator[str]:
 
 
 def _ineffective_term(run: Run, term: str) -> Iterator[str]:
-    """Report a regularizer that has a weight and did nothing, unless the run itself reported it in its notices."""
+    """Report a regularizer that has a weight but no effect, unless a notice of the run reports it already."""
     if any(notice.startswith(f"The {term} term") for notice in run.record.get("notices") or []):
         return
     weight = run.weights[term]
@@ -94,7 +91,7 @@ def _ineffective_term(run: Run, term: str) -> Iterator[str]:
 
 
 def _constant_by_design(run: Run, term: str) -> str | None:
-    """Explain why the objective switched a term off; None if it did not. For runs from before `run.json` had notices."""
+    """Explain why the objective switched a term off; None if it did not. Only runs without notices in `run.json` need this."""
     section: dict[str, Any] = run.config.get("regularization") or {}
     labels = (run.record.get("data") or {}).get("labels")
     outputs = len(labels) if labels else 1 if run.task == "regression" else None
@@ -118,24 +115,17 @@ def _section_warnings(section: Section) -> list[str]:
     if single and len(single) == len(seeds):
         warnings.append("One seed only: the numbers do not show how much they vary from seed to seed.")
     elif single:
-        warnings.append(f"One seed only for {_enumerate(single)}.")
+        warnings.append(f"One seed only for {list_some(single, 4, ', ')}.")
     if section.comparison is not None:
         warnings += section.comparison.get("notes") or []
     else:
-        warnings += [
-            f"The runs differ in their {what}: see where the numbers come from."
-            for what in differing_provenance(finished)
-        ]
+        differing = differing_provenance(finished)
+        warnings += [f"The runs differ in their {name}: see where the numbers come from." for name in differing]
     return warnings + _data_warnings(finished, paired=section.comparison is not None)
 
 
 def _data_warnings(finished: Sequence[Row], paired: bool) -> list[str]:
-    """Warn if runs with different training data are compared.
-
-    Args:
-        finished: Finished runs.
-        paired: True for a comparison. It compares runs with the same seed, so different seeds may have different data.
-    """
+    """Warn if runs with different training data are compared. A comparison pairs runs by seed: data may differ between seeds."""
     digests: dict[tuple[int, str], set[str | None]] = {}
     for row in finished:
         digests.setdefault((row.seed, repr(row.axes)), set()).add(row.provenance.get("data_digest"))
@@ -144,8 +134,3 @@ def _data_warnings(finished: Sequence[Row], paired: bool) -> list[str]:
     if not paired and len(set().union(*digests.values())) > 1:
         return ["Compare only runs with the same seed: runs with different seeds had different training data."]
     return []
-
-
-def _enumerate(names: Sequence[str], most: int = 4) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

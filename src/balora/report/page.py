@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from balora.checkpoints.provenance import provenance
 from balora.errors import BALoraError
+from balora.experiments.compare.evaluation import Say
 from balora.plots.html import write_page
 from balora.plots.inline_svg import Curves, InlineFigure, curve_figure, regularizer_figures
+from balora.report import tables
 from balora.report.findings import find_warnings
 from balora.report.samples import MAX_NEW_TOKENS, generate_samples
 from balora.report.sections import Section, read_sections
-from balora.report.tables import (
-    compare_rows,
-    provenance_tables,
-    require_baseline,
-    score_figures,
-    score_tables,
-    settings_tables,
-    summary,
-)
 
 PAGE = "report.html"
-_MIME_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
+_MIME_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
+"""MIME types of figure files. If a figure has a PNG and an SVG file, the page shows the SVG."""
 _MAX_FIGURE_BYTES = 4 * 2**20
 _LOSS_UNITS = {"classification": "cross-entropy, nats", "regression": "squared error"}
 _HIDDEN_SETTINGS = ("output", "resume", "training.disable_tqdm", "training.report_to", "training.run_name")
 _FIRST_SETTINGS = ("model", "task", "method", "regularization", "data", "seed", "training")
-Say = Callable[[str], None]
 
 
 def report(
@@ -62,11 +55,11 @@ def report(
         raise BALoraError(f"{path} is a directory. Give the name of the HTML file with --output.")
     sections = read_sections(directory)
     if baseline is not None:
-        require_baseline(directory, sections, baseline)
+        tables.require_baseline(directory, sections, baseline)
     values = {
         "title": directory.resolve().name,
         "sections": [_section_values(section, baseline, samples, say) for section in sections],
-        # A directory of comparisons may also have figures over all of them.
+        # A directory of comparisons may have figures that cover all comparisons.
         "files": [] if any(section.directory == directory for section in sections) else read_figures(directory),
         "about": provenance(),
         "max_new_tokens": MAX_NEW_TOKENS,
@@ -79,12 +72,9 @@ def report(
 
 
 def read_figures(directory: Path) -> list[tuple[str, str]]:
-    """Read the figure files of a directory as data URIs, by name. SVG is preferred over PNG; files above 4 MiB are left out."""
-    found: dict[str, Path] = {}
-    for suffix in _MIME_TYPES:
-        for path in sorted(directory.glob(f"*{suffix}")):
-            if path.stat().st_size <= _MAX_FIGURE_BYTES:
-                found.setdefault(path.stem, path)
+    """Read the figure files of a directory, up to 4 MiB each, as pairs of name and data URI."""
+    paths = [path for suffix in _MIME_TYPES for path in directory.glob(f"*{suffix}")]
+    found = {path.stem: path for path in paths if path.stat().st_size <= _MAX_FIGURE_BYTES}
     return [
         (stem, f"data:{_MIME_TYPES[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}")
         for stem, path in sorted(found.items())
@@ -93,26 +83,26 @@ def read_figures(directory: Path) -> list[tuple[str, str]]:
 
 def _section_values(section: Section, baseline: str | None, sample_count: int, say: Say) -> dict[str, Any]:
     """Collect the template's variables for one section."""
-    comparison = compare_rows(section, baseline)
+    comparison = tables.compare_rows(section, baseline)
     samples, problems = generate_samples(section.runs, sample_count, say) if sample_count > 0 else ([], [])
     hidden = _HIDDEN_SETTINGS if len(section.runs) < 2 else (*_HIDDEN_SETTINGS, "seed")
-    differing, common = settings_tables(section, hidden)
+    differing, common = tables.settings_tables(section, hidden)
     curves: Curves = [(run.label, run.lines) for run in section.runs]
     runs = "one run" if len(section.rows) == 1 else f"{len(section.rows)} runs"
     return {
         "title": section.title,
         "kind": runs if section.comparison is None else f"a comparison of {runs}",
-        "summary": summary(section),
+        "summary": tables.summary(section),
         "warnings": [*find_warnings(section), *problems],
-        "tables": score_tables(section, comparison),
-        "score_figures": score_figures(comparison),
+        "tables": tables.score_tables(section, comparison),
+        "score_figures": tables.score_figures(comparison),
         "curves": _curve_figures(section, curves),
         "regularizers": regularizer_figures(curves),
         "files": read_figures(section.directory),
         "samples": samples,
         "differing": differing,
         "common": _by_config_section(common),
-        "provenance": provenance_tables(section.runs),
+        "provenance": tables.provenance_tables(section.runs),
     }
 
 
@@ -132,7 +122,7 @@ def _curve_figures(section: Section, curves: Curves) -> list[InlineFigure]:
 def _by_config_section(settings: Sequence[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:
     """Group settings by their section of the config."""
     grouped: dict[str, list[tuple[str, str]]] = {}
-    order = {name: place for place, name in enumerate(_FIRST_SETTINGS)}
+    order = {name: number for number, name in enumerate(_FIRST_SETTINGS)}
     for key, value in sorted(settings, key=lambda item: order.get(item[0].split(".")[0], len(order))):
         head, dot, rest = key.partition(".")
         grouped.setdefault(head if dot else "run", []).append((rest if dot else key, value))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from balora.config.run_config import RunConfig
@@ -15,28 +15,26 @@ from balora.errors import BALoraError
 from balora.evaluation.engines.transformers import Sampling, TransformersGenerator
 from balora.evaluation.model_under_test import LoadedModel, ModelUnderTest
 from balora.evaluation.prompting import CHAT, Prompting
+from balora.experiments.compare.evaluation import Say
 from balora.loading.trained import load_untrained
 from balora.report.sections import Run
 
 MAX_NEW_TOKENS = 128
-PRE_TRAINED = "pre-trained"
 _BATCH_SIZE = 4
 _COMPARABLE = (
     *("model", "revision", "task", "dtype"),
     *("data.prompt", "data.response", "data.messages", "data.text", "data.train", "data.eval"),
 )
 """Settings that must be equal for the answers of two runs to appear side by side."""
-Say = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Prompt with the answer of every model."""
+    """Prompt with the label and the text of every model's answer, the pre-trained model first."""
 
     prompt: str
     reference: str
     answers: list[tuple[str, str]]
-    """Label and text of each answer, the pre-trained model first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +48,10 @@ class _Question:
 
 
 def generate_samples(runs: Iterable[Run], count: int, say: Say) -> tuple[list[Sample], list[str]]:
-    """Load one model after the other and let each answer the first prompts of the evaluation rows.
+    """Generate samples, and warnings about models that cannot be loaded.
 
-    Only generation tasks have samples. Each configuration answers with its first finished run, and each group of runs with the same
-    model and data answers ``count`` prompts.
-
-    Returns:
-        The samples, and a warning for every model that cannot be loaded.
+    Only generation tasks have samples. The first finished run of each configuration answers the first ``count`` prompts of the
+    evaluation rows. Runs with the same model and data appear side by side.
     """
     chosen: dict[str, Run] = {}
     for run in runs:
@@ -71,8 +66,7 @@ def generate_samples(runs: Iterable[Run], count: int, say: Say) -> tuple[list[Sa
 
 
 def _comparable(run: Run) -> str:
-    settings = run.settings
-    return repr([(key, settings.get(key)) for key in _COMPARABLE])
+    return repr([(key, run.settings.get(key)) for key in _COMPARABLE])
 
 
 def _group_samples(runs: Sequence[Run], count: int, problems: list[str], say: Say) -> list[Sample]:
@@ -81,13 +75,13 @@ def _group_samples(runs: Sequence[Run], count: int, problems: list[str], say: Sa
     for run in runs:
         say(f"Samples of {run.label} ...")
         try:
-            subject = ModelUnderTest(str(run.directory))
-            loaded, config = subject.load(None), subject.settings
+            model = ModelUnderTest(str(run.directory))
+            loaded, config = model.load(None), model.settings
             assert config is not None, "a run directory has a config"
             questions = questions or _read_questions(config, count)
             if not columns:
                 untrained = dataclasses.replace(loaded, model=load_untrained(run.directory).to(loaded.device))
-                columns.append((PRE_TRAINED, _answers(untrained, config, questions)))
+                columns.append(("pre-trained", _answers(untrained, config, questions)))
                 del untrained
             columns.append((run.label, _answers(loaded, config, questions)))
             del loaded
@@ -107,7 +101,7 @@ def _read_questions(config: RunConfig, count: int) -> list[_Question]:
     rows: list[dict[str, Any]] = list(source.select(range(min(count, len(source)))))
     if examples.form == "messages":
         return [_Question("", "", list(row["messages"][:-1]), row["messages"][-1]["content"]) for row in rows]
-    if examples.form == "text":  # continue the first half of the text
+    if examples.form == "text":  # the model continues the first half of the text
         middles = [(row["text"], len(row["text"]) // 2) for row in rows]
         return [_Question(text[:middle], "", [], text[middle:]) for text, middle in middles]
     return [_Question(row["prompt"], row["input"] or "", [], row["response"]) for row in rows]

@@ -12,7 +12,7 @@ import yaml
 
 from balora.checkpoints.run_directory import CONFIG, RECORD, read_record
 from balora.config.run_config import HARMLESS, flatten
-from balora.errors import BALoraError, suggest
+from balora.errors import BALoraError, suggest_path
 from balora.experiments.compare.compare import ROWS
 from balora.experiments.compare.plan import REGULARIZED, configuration_label
 from balora.experiments.compare.rows import Row, Status
@@ -33,7 +33,6 @@ class Run:
     label: str
     """Name in tables and legends; the seeds of one configuration have the same label."""
     config: dict[str, Any]
-    """Config file as plain values."""
     record: dict[str, Any]
     """Content of ``run.json``."""
     lines: list[dict[str, Any]]
@@ -78,17 +77,13 @@ class Section:
 def read_sections(directory: Path) -> list[Section]:
     """Find the runs and comparisons in a directory and below it.
 
-    Args:
-        directory: Directory of a run or a comparison, or one that contains such directories.
-
     Raises:
         BALoraError: The directory does not exist or contains no run, or a file is damaged.
     """
     if directory.is_file():
         raise BALoraError(f"{directory} is a file. Give the directory of a run or a comparison.")
     if not directory.is_dir():
-        siblings = [p.name for p in directory.parent.iterdir()] if directory.parent.is_dir() else []
-        raise BALoraError(f"The directory {directory} does not exist.{suggest(directory.name, siblings)}")
+        raise BALoraError(f"The directory {directory} does not exist.{suggest_path(directory)}")
     sections = list(_find_sections(directory, _MAX_DEPTH))
     if not sections:
         raise BALoraError(
@@ -118,9 +113,7 @@ def _is_run(directory: Path) -> bool:
 
 
 def _comparison_section(directory: Path) -> Section:
-    lines = (
-        (directory / ROWS).read_text().split("\n")
-    )  # splitlines would also split at U+2028, which a name may contain
+    lines = (directory / ROWS).read_text().split("\n")  # not splitlines: a name may contain U+2028
     try:
         rows = [Row.from_dict(json.loads(line)) for line in lines if line.strip()]
         about = json.loads((directory / _TABLE).read_text()) if (directory / _TABLE).is_file() else {}
@@ -147,12 +140,10 @@ def _runs_section(directory: Path, run_directories: list[Path]) -> Section:
     for members in groups.values():
         first = members[0]
         label = first.label if methods.count(first.label) == 1 else first.name
-        runs += [
-            dataclasses.replace(run, label=label, row=dataclasses.replace(run.row, variant=label)) for run in members
-        ]
-    return Section(
-        title=directory.name, directory=directory, runs=runs, rows=[run.row for run in runs], comparison=None
-    )
+        rows = [dataclasses.replace(run.row, variant=label) for run in members]
+        runs += [dataclasses.replace(run, label=label, row=row) for run, row in zip(members, rows, strict=True)]
+    rows = [run.row for run in runs]
+    return Section(title=directory.name, directory=directory, runs=runs, rows=rows, comparison=None)
 
 
 def _read_run(directory: Path) -> Run:
@@ -163,32 +154,21 @@ def _read_run(directory: Path) -> Run:
     label = f"{method}{REGULARIZED}" if added else method
     status = record.get("status", "unknown")
     row_status: Status = status if status in ("finished", "failed") else "missing"
+    reason = record.get("error") or f"It is not finished (status: {status})."
+    run, seed = directory.name, int(config.get("seed", 0))
     row = Row.from_record(
-        record,
-        row_status,
-        record.get("error") or f"It is not finished (status: {status}).",
-        run=directory.name,
-        variant=label,
-        method=method,
-        regularized=regularized,
-        axes={},
-        seed=int(config.get("seed", 0)),
+        record, row_status, reason, run=run, variant=label, method=method, regularized=regularized, axes={}, seed=seed
     )
+    lines = [line for line in read_metrics(directory / METRICS) if isinstance(line, dict) and "step" in line]
+    results = _read_evaluations(directory / "evaluation")
     return Run(
-        directory=directory,
-        label=label,
-        config=config,
-        record=record,
-        lines=[line for line in read_metrics(directory / METRICS) if isinstance(line, dict) and "step" in line],
-        evaluations=_read_evaluations(directory / "evaluation"),
-        row=row,
+        directory=directory, label=label, config=config, record=record, lines=lines, evaluations=results, row=row
     )
 
 
 def _weights(config: dict[str, Any]) -> dict[str, float]:
     section = config.get("regularization")
-    section = section if isinstance(section, dict) else {}
-    return {term: float(section.get(term) or 0.0) for term in TERMS}
+    return {term: float(section.get(term) or 0.0) if isinstance(section, dict) else 0.0 for term in TERMS}
 
 
 def _read_config(path: Path) -> dict[str, Any]:

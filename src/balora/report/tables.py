@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from balora.errors import BALoraError, suggest
+from balora.experiments.compare import tables
 from balora.experiments.compare.plan import configuration_label, format_value
 from balora.experiments.compare.rows import score_names
 from balora.experiments.compare.statistics import summarise
-from balora.experiments.compare.tables import (
-    CAPTION,
-    Comparison,
-    commit_text,
-    difference_table,
-    interval_note,
-    main_table,
-    versions_text,
-)
+from balora.experiments.compare.tables import Comparison
 from balora.plots.inline_svg import InlineFigure, interval_figure
 from balora.report.sections import Run, Section
 
@@ -38,16 +30,11 @@ class Table:
 
 
 def require_baseline(directory: Path, sections: Sequence[Section], baseline: str) -> None:
-    """Refuse a baseline that is in no section.
-
-    Raises:
-        BALoraError: No configuration has that name.
-    """
+    """Refuse a baseline that is in no section."""
     names = list(dict.fromkeys(row.variant for section in sections for row in section.rows))
     if baseline not in names:
-        raise BALoraError(
-            f"{directory} has no runs of {baseline}.{suggest(baseline, names)} It has runs of {', '.join(names)}."
-        )
+        hint = f"{suggest(baseline, names)} It has runs of {', '.join(names)}."
+        raise BALoraError(f"{directory} has no runs of {baseline}.{hint}")
 
 
 def compare_rows(section: Section, baseline: str | None) -> Comparison:
@@ -65,12 +52,12 @@ def compare_rows(section: Section, baseline: str | None) -> Comparison:
 
 def score_tables(section: Section, comparison: Comparison) -> list[Table]:
     """Make the tables of scores, of differences to the baseline, and of `balora evaluate` results."""
-    header, lines = main_table(comparison)
-    tables = [Table(title="Scores and cost", header=header, lines=lines, note=CAPTION)]
+    header, lines = tables.main_table(comparison)
+    found = [Table(title="Scores and cost", header=header, lines=lines, note=tables.CAPTION)]
     if comparison.baseline is not None and any(group.differences for group in comparison.groups):
-        header, lines = difference_table(comparison)
+        header, lines = tables.difference_table(comparison)
         title = f"Difference to {comparison.baseline}, paired by seed"
-        tables.append(Table(title=title, header=header, lines=lines, note=interval_note(comparison)))
+        found.append(Table(title=title, header=header, lines=lines, note=tables.interval_note(comparison)))
     evaluated = [
         [run.name, str(run.row.seed), task, name, f"{value:.4f}"]
         for run in section.runs
@@ -81,8 +68,8 @@ def score_tables(section: Section, comparison: Comparison) -> list[Table]:
     if evaluated:
         note = "Results of `balora evaluate`. All samples are in the directory evaluation of the run."
         header = ["run", "seed", "task", "score", "value"]
-        tables.append(Table(title="Evaluations", header=header, lines=evaluated, note=note))
-    return tables
+        found.append(Table(title="Evaluations", header=header, lines=evaluated, note=note))
+    return found
 
 
 def score_figures(comparison: Comparison) -> list[InlineFigure]:
@@ -90,20 +77,18 @@ def score_figures(comparison: Comparison) -> list[InlineFigure]:
     if len(comparison.groups) < 2:
         return []
     figures = []
-    labels = [configuration_label(group.variant, group.axes) for group in comparison.groups]
     for name in comparison.scores:
-        means = [
-            (label, score.mean, *_error_bar(score.mean, score.deviation))
-            for label, group in zip(labels, comparison.groups, strict=True)
-            if (score := group.scores.get(name)) is not None
-        ]
+        means, differences = [], []
+        for group in comparison.groups:
+            label = configuration_label(group.variant, group.axes)
+            if (score := group.scores.get(name)) is not None:
+                mean, deviation = score.mean, score.deviation
+                interval = (None, None) if deviation is None else (mean - deviation, mean + deviation)
+                means.append((label, mean, *interval))
+            if (difference := group.differences.get(name)) is not None:
+                differences.append((label, difference.mean, difference.low, difference.high))
         if len(means) > 1:
             figures.append(interval_figure(f"{name}: mean ± standard deviation", means))
-        differences = [
-            (label, difference.mean, difference.low, difference.high)
-            for label, group in zip(labels, comparison.groups, strict=True)
-            if (difference := group.differences.get(name)) is not None
-        ]
         if differences:
             figures.append(interval_figure(f"{name}: difference to {comparison.baseline}", differences, level=0.0))
     return figures
@@ -118,22 +103,22 @@ def settings_tables(section: Section, hidden: Sequence[str]) -> tuple[Table | No
     common = [(key, texts[key][0]) for key in keys if key not in differing and texts[key][0] != "-"]
     if not differing:
         return None, common
-    rows = [(run.label, *(texts[key][place] for key in differing)) for place, run in enumerate(section.runs)]
+    rows = [(run.label, *(texts[key][number] for key in differing)) for number, run in enumerate(section.runs)]
     lines = list(dict.fromkeys(rows))  # one line for all seeds of a configuration
     return Table(title="Where the runs differ", header=["runs", *differing], lines=lines), common
 
 
 def summary(section: Section) -> list[tuple[str, str]]:
-    """Summarise model, data, methods and weights of a section for its head."""
+    """Summarise model, data, methods and weights of a section."""
     runs = section.runs
     facts = [
-        ("model", _distinct(str(run.config.get("model", "-")) for run in runs)),
-        ("task", _distinct(run.task for run in runs)),
-        ("training data", _distinct(_training_data(run) for run in runs)),
-        ("evaluation data", _distinct(str((run.config.get("data") or {}).get("eval") or "none") for run in runs)),
-        ("method", _distinct(_method(run) for run in runs)),
-        ("regularization", _distinct(_regularization(run) for run in runs)),
-        ("seeds", _distinct(str(row.seed) for row in section.rows)),
+        ("model", list_some(str(run.config.get("model", "-")) for run in runs)),
+        ("task", list_some(run.task for run in runs)),
+        ("training data", list_some(_training_data(run) for run in runs)),
+        ("evaluation data", list_some(str((run.config.get("data") or {}).get("eval") or "none") for run in runs)),
+        ("method", list_some(_method(run) for run in runs)),
+        ("regularization", list_some(_regularization(run) for run in runs)),
+        ("seeds", list_some(str(row.seed) for row in section.rows)),
     ]
     return [(name, text) for name, text in facts if text]
 
@@ -155,10 +140,10 @@ def _provenance(run: Run) -> dict[str, str]:
         "status": run.row.status,
         "seed": str(run.row.seed),
         "time": str(provenance.get("time") or "-"),
-        "commit": commit_text(commit) if commit else "-",
+        "commit": tables.commit_text(commit) if commit else "-",
         "data digest": str(provenance.get("data_digest") or "-")[:12],
         "machine": f"{hardware.get('device', '-')}, {hardware.get('cores', '-')} cores",
-        "versions": versions_text(provenance.get("versions") or {}),
+        "versions": tables.versions_text(provenance.get("versions") or {}),
     }
 
 
@@ -183,15 +168,11 @@ def _training_data(run: Run) -> str:
     return " ".join(str(data[key]) for key in ("train", "split") if data.get(key)) or "-"
 
 
-def _distinct(texts: Iterable[str], most: int = 8) -> str:
-    """List each different text once."""
+def list_some(texts: Iterable[str], most: int = 8, separator: str = "; ") -> str:
+    """List each different text once, and count those after the first ``most``."""
     different = list(dict.fromkeys(texts))
-    return "; ".join(different[:most]) + (f" and {len(different) - most} more" if len(different) > most else "")
+    return separator.join(different[:most]) + (f" and {len(different) - most} more" if len(different) > most else "")
 
 
 def _setting_text(value: Any) -> str:
     return "-" if value is None or value == "" else format_value(value)
-
-
-def _error_bar(mean: float, deviation: float | None) -> tuple[float | None, float | None]:
-    return (None, None) if deviation is None or math.isnan(deviation) else (mean - deviation, mean + deviation)

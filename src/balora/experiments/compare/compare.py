@@ -42,10 +42,7 @@ def lay_out(
     axes: Axes | None = None,
     output: str | Path | None = None,
 ) -> tuple[list[Cell], Path]:
-    """List the runs of a comparison without writing anything. The arguments are those of `compare`.
-
-    Returns:
-        The planned runs, and the directory of the comparison.
+    """List the runs of a comparison, and name its directory, without writing anything. The arguments are those of `compare`.
 
     Raises:
         BALoraError: The config of a run is invalid, or the directory is a run directory.
@@ -89,7 +86,7 @@ def compare(
         say: Callback for lines to the user.
 
     Returns:
-        The results that are in the tables.
+        The content of the tables.
 
     Raises:
         BALoraError: An argument is invalid, or another comparison is running in the directory. A failed run raises nothing: its row
@@ -98,9 +95,8 @@ def compare(
     engine = engine or LocalEngine()
     names = [variant.name for variant in variants]
     if baseline is not None and baseline not in names:
-        raise BALoraError(
-            f"The baseline {baseline} is not among the methods {', '.join(names)}.{suggest(baseline, names)}"
-        )
+        problem = f"The baseline {baseline} is not among the methods {', '.join(names)}."
+        raise BALoraError(problem + suggest(baseline, names))
     cells, directory = lay_out(config, variants, seeds, axes=axes, output=output)
     if evaluation is not None:
         evaluation.check()

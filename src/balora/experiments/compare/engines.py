@@ -15,19 +15,15 @@ from balora.errors import BALoraError
 
 ERROR_PREFIX = "balora: "
 """Start of the log line with the error, as the command prints it."""
-_WORKER = "balora.experiments.compare.worker"
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Run to start."""
+    """Run to start: the files of its complete config, its output, and its evaluation plan (None for no evaluation)."""
 
     config: Path
-    """File with the complete config."""
     log: Path
-    """File for the output of the run."""
     evaluation: Path | None = None
-    """JSON file with the evaluation plan; None for no evaluation."""
 
 
 class Engine(Protocol):
@@ -44,12 +40,10 @@ class Engine(Protocol):
 class LocalEngine:
     """Processes on this machine.
 
-    Without a GPU, processes are forked from one that has imported balora and done nothing else, which saves each run ten seconds.
-    Their peak memory is still their own, because the kernel counts a forked process from its memory at the fork. CUDA does not
-    survive a fork, so with a GPU every run is a new process.
+    Without a GPU, processes are forked from one that has only imported balora, which saves each run ten seconds. The kernel counts
+    the peak memory of a forked process from the fork. CUDA does not survive a fork, so with a GPU every run is a new process.
 
-    Args:
-        jobs: Number of runs at a time. They divide the cores evenly and use the GPUs in turn.
+    ``jobs`` runs at a time divide the cores evenly and use the GPUs in turn.
     """
 
     def __init__(self, jobs: int = 1) -> None:
@@ -60,6 +54,8 @@ class LocalEngine:
         from balora.experiments.compare.worker import work  # imports torch, which an invalid argument need not wait for
 
         context = _process_context()
+        default = self.jobs == 1 or os.environ.get("OMP_NUM_THREADS")  # torch or the user chooses the threads of a run
+        threads = None if default else max(1, (os.cpu_count() or 1) // self.jobs)
         waiting = list(reversed(tasks))
         running: dict[Any, tuple[Any, Task, int]] = {}
         free = list(reversed(range(self.jobs)))
@@ -68,7 +64,7 @@ class LocalEngine:
                 while waiting and free:
                     task, slot = waiting.pop(), free.pop()
                     started(task)
-                    process = context.Process(target=work, args=(task, self._threads(), _device(slot)))
+                    process = context.Process(target=work, args=(task, threads, _device(slot)))
                     process.start()
                     running[process.sentinel] = (process, task, slot)
                 for sentinel in wait(list(running)):
@@ -82,12 +78,6 @@ class LocalEngine:
             for process, _, _ in running.values():
                 process.join()
 
-    def _threads(self) -> int | None:
-        """Return the threads of one run; None leaves the choice to torch or to the user's OMP_NUM_THREADS."""
-        if self.jobs == 1 or os.environ.get("OMP_NUM_THREADS"):
-            return None
-        return max(1, (os.cpu_count() or 1) // self.jobs)
-
 
 def _process_context() -> Any:
     import torch
@@ -95,7 +85,7 @@ def _process_context() -> Any:
     if sys.platform != "linux" or torch.cuda.is_available():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([_WORKER])
+    context.set_forkserver_preload(["balora.experiments.compare.worker"])
     return context
 
 
@@ -116,11 +106,7 @@ class RayEngine:
     Ray finds a cluster through RAY_ADDRESS; without it, Ray starts on this machine and stops with the comparison. Every machine
     needs balora, and must see the directory of the comparison, the model and the data under the same paths (a shared file system).
 
-    Args:
-        jobs: Maximum number of runs at a time; default the number of GPUs of the cluster, or of cores if it has no GPU.
-
-    Raises:
-        BALoraError: Ray is not installed.
+    ``jobs`` is the maximum number of runs at a time; default the number of GPUs of the cluster, or of cores if it has no GPU.
     """
 
     def __init__(self, jobs: int | None = None) -> None:
@@ -146,8 +132,8 @@ class RayEngine:
                 while waiting and len(running) < slots:
                     task = waiting.pop()
                     started(task)
-                    paths = [path for path in (task.config, task.log, task.evaluation) if path is not None]
-                    running[remote.remote([str(path) for path in paths], os.getcwd())] = task
+                    paths = [str(path) for path in (task.config, task.log, task.evaluation) if path is not None]
+                    running[remote.remote(paths, os.getcwd())] = task
                 for done in ray.wait(list(running))[0]:
                     yield (task := running.pop(done)), self._exit_status(done, task)
         finally:
@@ -178,14 +164,14 @@ class RayEngine:
         try:
             return int(self._ray.get(done))
         except self._ray.exceptions.RayError as error:
-            line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            line = next(iter(str(error).strip().splitlines()), type(error).__name__)
             with task.log.open("a") as log:
                 log.write(f"{ERROR_PREFIX}Ray could not finish the run: {line.strip()}\n")
             return 1
 
 
 def failure_reason(log: Path, status: int) -> str:
-    """Explain why a run failed: the last error in its log, else the exit status (if negative, the signal that ended it)."""
+    """Explain a failed run by the last error in its log, else by its exit status (if negative, the signal that ended it)."""
     if status == -9:
         return "The process was killed (signal 9). The system does this when memory runs out."
     if status < 0:

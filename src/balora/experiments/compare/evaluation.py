@@ -1,7 +1,7 @@
 """Evaluate every run of a comparison after its training, as `balora evaluate RUN` does.
 
 The results are in the ``evaluation`` directory of the run. A file beside them holds the plan and the scores, so that the comparison
-knows which runs are evaluated already.
+does not repeat an evaluation.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from balora.errors import BALoraError
@@ -27,7 +26,7 @@ class EvaluationPlan:
 
     tasks: tuple[str, ...]
     """Task names of `balora evaluate`."""
-    options: Mapping[str, Any] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of `balora.evaluation.EvaluationOptions` that differ from their defaults, as JSON values."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,28 +57,21 @@ class EvaluationPlan:
 
 
 def evaluate_run(run: Path, plan: EvaluationPlan, say: Say) -> None:
-    """Evaluate a finished run and write its scores for the comparison. Samples that are evaluated already are not repeated.
-
-    Raises:
-        BALoraError: A task cannot be evaluated. Finished samples are kept.
-    """
+    """Evaluate a finished run and write its scores for the comparison. Samples that are evaluated already are not repeated."""
     # Imported here: a comparison without evaluations does not need these modules.
     from balora.evaluation.evaluate import evaluate
     from balora.evaluation.results import json_safe
 
     evaluation = evaluate(run, plan.tasks, options=_evaluation_options(plan), say=say)
-    values = {
-        f"{task}/{name}": value for task, result in evaluation.results.items() for name, value in _task_scores(result)
-    }
+    results = evaluation.results
+    values = {f"{task}/{name}": value for task in results for name, value in _task_scores(results[task])}
     write_text(evaluation.folder / SCORES, json.dumps(json_safe({**plan.to_dict(), "values": values}), indent=1) + "\n")
 
 
 def read_scores(run: Path, plan: EvaluationPlan) -> dict[str, float] | None:
-    """Read the scores of a run's evaluation.
+    """Read the scores of a run's evaluation by ``task/score``; return None if the run was not evaluated by this plan.
 
-    Returns:
-        Scores by ``task/score``; NaN for an undefined score, such as a correlation of constant predictions. None if the run has
-        not been evaluated, or was evaluated by another plan.
+    An undefined score, such as a correlation of constant predictions, is NaN.
     """
     path = run / "evaluation" / SCORES
     record = read_json(path, "Delete it; the samples beside it are kept.") if path.is_file() else {}

@@ -22,9 +22,6 @@ from balora.errors import BALoraError, raise_all, suggest
 from balora.methods import METHODS, find_method
 
 REGULARIZED = "+reg"
-_WITHOUT_RANK = ("full", "bitfit")
-"""Methods that train existing weights. They ignore rank and alpha, so they run once when rank or alpha varies."""
-_NO_REGULARIZATION: tuple[Any, ...] = (None, False, "off", "no")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +70,7 @@ class Cell:
 
     @property
     def run_directory(self) -> Path:
-        """Path of the run directory."""
+        """Directory of the run."""
         return Path(self.config.output)
 
     @property
@@ -90,17 +87,9 @@ class Cell:
 def plan(
     config: Mapping[str, Any], variants: Sequence[Variant], seeds: Sequence[int], axes: Axes, output: Path
 ) -> list[Cell]:
-    """List the runs of a comparison, one seed after the other, so that a table of all variants is there early.
+    """List the runs of a comparison, one seed after the other, so that a table of all variants is ready early.
 
-    Args:
-        config: Run config as plain values. Its method name, seed and output are replaced.
-        variants: Variants to compare.
-        seeds: Different seeds.
-        axes: Further keys to vary, with their values.
-        output: Directory of the comparison; the run directories are in its ``runs``.
-
-    Returns:
-        The planned runs. If a variant ignores a varied key, it runs once instead of once per value.
+    If a variant ignores a varied key, it runs once instead of once per value. The run directories are in ``output / "runs"``.
 
     Raises:
         BALoraError: The config of a run is invalid; the message lists all problems.
@@ -108,16 +97,14 @@ def plan(
     _refuse_duplicates([variant.name for variant in variants], seeds, axes)
     cells: dict[str, Cell] = {}
     problems: list[str] = []
-    combinations = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-    for seed, combination, variant in itertools.product(seeds, combinations, variants):
-        used = {key: value for key, value in combination.items() if _is_used(key, variant)}
-        name = "_".join([_slug(variant.name), *(_axis_slug(k, v) for k, v in used.items()), f"seed-{seed}"])
+    for seed, combination, variant in itertools.product(seeds, itertools.product(*axes.values()), variants):
+        used = {key: value for key, value in zip(axes, combination, strict=True) if _is_used(key, variant)}
+        slugs = [f"{_slug(key.rpartition('.')[2])}-{_slug(format_value(v), exact=True)}" for key, v in used.items()]
+        name = "_".join([_slug(variant.name), *slugs, f"seed-{seed}"])
         if name in cells:
             if cells[name].axes != used or cells[name].variant != variant:
-                other = configuration_label(variant.name, used)
-                problems.append(
-                    f"{cells[name].title} and {other} would both use the run directory {name}. Rename one of the values."
-                )
+                both = f"{cells[name].title} and {configuration_label(variant.name, used)}"
+                problems.append(f"{both} would both use the run directory {name}. Rename one of the values.")
             continue
         changes = [f"{key}={json.dumps(value)}" for key, value in used.items()]
         try:
@@ -148,27 +135,18 @@ def configure(config: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
     method = {key: value for key, value in section.items() if key not in foreign}
     if isinstance(method.get("options"), Mapping):
         method["options"] = {key: value for key, value in method["options"].items() if key not in foreign}
-    regularization: Any = False
-    if variant.regularized:
-        regularization = config.get("regularization")
-        regularization = True if regularization in _NO_REGULARIZATION else regularization
+    regularization = config.get("regularization") if variant.regularized else False
+    if variant.regularized and regularization in (None, False, "off", "no"):
+        regularization = True
     training = config.get("training") or {}
     if isinstance(training, Mapping):  # RunConfig reports any other type together with the other problems
         training = {"disable_tqdm": True, **training}  # a progress bar would fill the log file
-    changed = {
-        **config,
-        "method": {**method, "name": variant.method},
-        "regularization": regularization,
-        "training": training,
-    }
-    return apply_overrides(changed, variant.overrides)
+    changed = {"method": {**method, "name": variant.method}, "regularization": regularization, "training": training}
+    return apply_overrides({**config, **changed}, variant.overrides)
 
 
 def read_variants(names: Sequence[str], overrides: Sequence[str]) -> tuple[list[str], list[Variant]]:
-    """Read the variants of a comparison and give each the overrides that begin with its name and a colon.
-
-    Returns:
-        The overrides for all variants, and the variants.
+    """Read the overrides for all variants, and the variants with their own overrides (``name:key=value``).
 
     Raises:
         BALoraError: A method does not exist, or an override names a variant that is not compared.
@@ -187,18 +165,13 @@ def read_variants(names: Sequence[str], overrides: Sequence[str]) -> tuple[list[
         elif name in own:
             own[name].append(rest)
         else:
-            raise BALoraError(
-                f"The override {override!r} is for {name}, which is not among the methods.{suggest(name, own)}"
-            )
+            problem = f"The override {override!r} is for {name}, which is not among the methods."
+            raise BALoraError(problem + suggest(name, own))
     return general, [Variant.parse(name, own[name]) for name in names]
 
 
 def parse_seeds(texts: Sequence[str]) -> list[int]:
-    """Read seeds.
-
-    Raises:
-        BALoraError: A seed is not a non-negative integer.
-    """
+    """Read seeds; raise `BALoraError` if one is not a non-negative integer."""
     wrong = [text for text in texts if not text.isdecimal()]
     if wrong:
         raise BALoraError(f"--seeds has {wrong[0]!r}. Give integers separated by commas, such as 42,1024,2024.")
@@ -251,10 +224,10 @@ def configuration_label(variant: str, axes: Mapping[str, Any]) -> str:
 
 
 def _is_used(key: str, variant: Variant) -> bool:
-    """Return whether a config key has an effect on a variant."""
+    """Return whether a config key has an effect on a variant. Methods that train existing weights have no rank."""
     if key.partition(".")[0] == "regularization":
         return variant.regularized
-    return not (key in ("method.rank", "method.alpha") and variant.method in _WITHOUT_RANK)
+    return key not in ("method.rank", "method.alpha") or variant.method not in ("full", "bitfit")
 
 
 def _refuse_duplicates(names: Sequence[str], seeds: Sequence[int], axes: Axes) -> None:
@@ -268,16 +241,10 @@ def _refuse_duplicates(names: Sequence[str], seeds: Sequence[int], axes: Axes) -
     raise_all(problems, "The comparison cannot be run")
 
 
-def _axis_slug(key: str, value: Any) -> str:
-    return f"{_slug(key.rpartition('.')[2])}-{_slug(format_value(value), exact=True)}"
-
-
 def _slug(text: str, *, exact: bool = False) -> str:
     """Shorten a text for a directory name; different texts give different names.
 
-    Args:
-        text: Text to shorten.
-        exact: Tell ``_`` and ``-`` apart. Needed for values from the user; balora's own names never differ only in them.
+    ``exact`` distinguishes ``_`` from ``-``, as values from the user need. Names of methods and keys never differ only in them.
     """
     plain = re.sub(r"[^A-Za-z0-9.+]+", "-", text).strip("-")
     if plain == (text if exact else text.replace("_", "-")) and len(plain) <= 32:

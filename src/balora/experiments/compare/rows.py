@@ -40,7 +40,6 @@ class Row:
     peak_memory_mib: float | None = None
     """Peak memory of the run's process: GPU memory if there is a GPU, else resident memory."""
     trainable: int | None = None
-    """Number of trainable parameters."""
     provenance: dict[str, Any]
     """Versions, hardware, commit and time of the run, and the digest of its data."""
 
@@ -64,9 +63,9 @@ class Row:
         task_scores: Mapping[str, float] | None = None,
         **identity: Any,
     ) -> Row:
-        """Make a row from a run's ``run.json``. Only a finished run has numbers.
+        """Make a row from a run's ``run.json`` and the scores of its tasks. Only a finished run has numbers.
 
-        ``task_scores`` are added to the scores of the record. ``identity`` gives run, variant, method, regularized, axes and seed.
+        ``identity`` gives run, variant, method, regularized, axes and seed.
         """
         digest = (record.get("data") or {}).get("digest")
         provenance = {**(record.get("provenance") or {}), "data_digest": digest}
@@ -85,16 +84,11 @@ class Row:
 
 
 def read_row(cell: Cell, reason: str = NOT_RUN, evaluation: EvaluationPlan | None = None) -> Row:
-    """Read the result of a run from its directory.
+    """Read the result of a run from its directory; if there is none, the row has the reason.
 
-    Args:
-        cell: The planned run.
-        reason: Reason to report if there is no result.
-        evaluation: Tasks that the run must have been evaluated on to count as finished.
+    With ``evaluation``, a run is finished only after its evaluation.
     """
-    from balora.checkpoints.run_directory import (
-        read_record,
-    )  # imports torch, which an invalid argument need not wait for
+    from balora.checkpoints.run_directory import read_record  # imports torch: not before the arguments are checked
 
     record = read_record(cell.run_directory) or {}
     trained = record.get("status") == "finished"
@@ -104,17 +98,10 @@ def read_row(cell: Cell, reason: str = NOT_RUN, evaluation: EvaluationPlan | Non
         status = "missing" if reason == NOT_RUN else "failed"
         if trained:
             reason = f"It is trained, but not evaluated. {'' if reason == NOT_RUN else reason}".strip()
+    variant = cell.variant
+    identity = {"variant": variant.name, "method": variant.method, "regularized": variant.regularized}
     return Row.from_record(
-        record,
-        status,
-        reason,
-        task_scores,
-        run=cell.name,
-        variant=cell.variant.name,
-        method=cell.variant.method,
-        regularized=cell.variant.regularized,
-        axes=cell.axes,
-        seed=cell.seed,
+        record, status, reason, task_scores, run=cell.name, axes=cell.axes, seed=cell.seed, **identity
     )
 
 
@@ -131,11 +118,7 @@ def metric_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def is_finished(cell: Cell, evaluation: EvaluationPlan | None = None) -> bool:
-    """Return whether a run, with its evaluation, has a result already.
-
-    Raises:
-        BALoraError: The run directory holds a finished run with another config.
-    """
+    """Return whether a run, with its evaluation, has a result; refuse a finished run with another config."""
     from balora.checkpoints.run_directory import CONFIG, read_record  # imports torch
 
     if (read_record(cell.run_directory) or {}).get("status") != "finished":
@@ -156,8 +139,7 @@ def score_names(rows: Sequence[Row]) -> list[str]:
 
 
 def differing_provenance(rows: Sequence[Row]) -> list[str]:
-    """Name what differs between the runs: versions, machine, code."""
+    """Name the differences between the runs: versions, machine, code."""
     keys = (("versions", "versions"), ("machine", "hardware"), ("code", "commit"))
-    return [
-        name for name, key in keys if len({json.dumps(row.provenance.get(key), sort_keys=True) for row in rows}) > 1
-    ]
+    values = {name: {json.dumps(row.provenance.get(key), sort_keys=True) for row in rows} for name, key in keys}
+    return [name for name, found in values.items() if len(found) > 1]

@@ -16,11 +16,10 @@ COVERAGE = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class MeanStd:
-    """Mean over seeds with its standard deviation."""
+    """Mean over seeds with its sample standard deviation (n - 1; None for one value)."""
 
     mean: float
     deviation: float | None
-    """Sample standard deviation (n - 1); None for one value."""
     count: int
 
     @classmethod
@@ -40,16 +39,17 @@ class MeanStd:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Mean difference of a variant minus the baseline, paired by seed."""
+    """Mean of the differences to the baseline, paired by seed.
+
+    ``low`` and ``high`` are the ends of its bootstrap interval; ``deviation`` is the sample standard deviation of the differences.
+    All three are None for one pair.
+    """
 
     mean: float
     low: float | None
-    """Lower end of the bootstrap interval of the mean; None for one pair."""
     high: float | None
-    """Upper end."""
     pairs: int
     deviation: float | None = None
-    """Sample standard deviation of the differences; None for one pair."""
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Difference | None:
@@ -86,12 +86,9 @@ class Group:
 
 
 def summarise(rows: Sequence[Row], scores: Sequence[str], baseline: str | None = None) -> list[Group]:
-    """Average the runs of each variant over its seeds.
+    """Average ``scores`` over the seeds of each variant and take differences to the baseline, in the order of the rows.
 
-    Args:
-        rows: All runs, in the order of the table.
-        scores: Names of the scores to report.
-        baseline: Variant to take differences to. It is compared at the same varied values, except keys that the baseline ignores.
+    The baseline is compared at the same varied values, except for keys that it ignores.
     """
     members: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
@@ -99,11 +96,9 @@ def summarise(rows: Sequence[Row], scores: Sequence[str], baseline: str | None =
     groups = []
     for group in members.values():
         first, finished = group[0], [row for row in group if row.status == "finished"]
+        partners = {} if first.variant == baseline else _baseline_runs(rows, first.axes, baseline)
         means = {name: MeanStd.of([row.scores.get(name) for row in finished]) for name in scores}
-        differences: dict[str, Difference | None] = {}
-        if first.variant != baseline:
-            partners = _baseline_runs(rows, first.axes, baseline)
-            differences = {name: Difference.of(_paired_differences(finished, partners, name)) for name in scores}
+        differences = {name: Difference.of(_paired_differences(finished, partners, name)) for name in scores}
         groups.append(
             Group(
                 variant=first.variant,
@@ -121,18 +116,10 @@ def summarise(rows: Sequence[Row], scores: Sequence[str], baseline: str | None =
 
 
 def bootstrap(values: Sequence[float], resamples: int = RESAMPLES, coverage: float = COVERAGE) -> tuple[float, float]:
-    """Compute the percentile bootstrap interval of a mean, with a fixed seed.
+    """Compute the percentile bootstrap interval of a mean of at least two values, with a fixed seed.
 
     With few values it is too narrow: three values have only ten different resamples, and the true coverage of a 95 % interval is
     near 75 %.
-
-    Args:
-        values: At least two values.
-        resamples: Number of draws with replacement.
-        coverage: Nominal coverage, in (0, 1).
-
-    Returns:
-        Lower and upper end of the interval.
 
     Example:
         >>> bootstrap([1.0, 1.0, 1.0])
@@ -150,13 +137,8 @@ def bootstrap(values: Sequence[float], resamples: int = RESAMPLES, coverage: flo
 
 def _baseline_runs(rows: Sequence[Row], axes: Mapping[str, Any], baseline: str | None) -> dict[int, Row]:
     """Return the baseline's finished runs by seed, at the same value of every varied key that the baseline has."""
-    return {
-        row.seed: row
-        for row in rows
-        if row.variant == baseline
-        and row.status == "finished"
-        and all(key in axes and axes[key] == value for key, value in row.axes.items())
-    }
+    finished = [row for row in rows if row.variant == baseline and row.status == "finished"]
+    return {row.seed: row for row in finished if all(k in axes and axes[k] == v for k, v in row.axes.items())}
 
 
 def _paired_differences(rows: Sequence[Row], partners: Mapping[int, Row], score: str) -> list[float]:

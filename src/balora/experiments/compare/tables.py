@@ -61,11 +61,8 @@ def to_markdown(comparison: Comparison) -> str:
     """Write the scores, the differences to the baseline, the failed runs and the provenance."""
     parts = [markdown_table(*main_table(comparison)), CAPTION]
     if comparison.baseline is not None:
-        parts += [
-            f"Difference to {comparison.baseline}, paired by seed",
-            markdown_table(*difference_table(comparison)),
-            interval_note(comparison),
-        ]
+        parts.append(f"Difference to {comparison.baseline}, paired by seed")
+        parts += [markdown_table(*difference_table(comparison)), interval_note(comparison)]
     if comparison.failures:
         failed = [f"- {row.run}: {row.reason}" for row in comparison.failures]
         parts.append("Runs without a result:\n\n" + "\n".join(failed))
@@ -76,29 +73,28 @@ def to_latex(comparison: Comparison) -> str:
     """Write the same tables as `tabular` environments; failed runs and notes are LaTeX comments."""
     parts = [_latex_table(*main_table(comparison))]
     if comparison.baseline is not None:
-        heading = f"% Difference to {comparison.baseline}, paired by seed."
-        parts += [heading, _latex_table(*difference_table(comparison))]
-    parts += [f"% {row.run}: {row.reason}" for row in comparison.failures]
-    parts += [f"% {note}" for note in comparison.notes]
-    return "\n".join([*parts, f"% {provenance_note(comparison.about)}"]) + "\n"
+        parts += [
+            f"% Difference to {comparison.baseline}, paired by seed.",
+            _latex_table(*difference_table(comparison)),
+        ]
+    notes = [*(f"{row.run}: {row.reason}" for row in comparison.failures), *comparison.notes]
+    return "\n".join([*parts, *(f"% {note}" for note in (*notes, provenance_note(comparison.about)))]) + "\n"
 
 
 def to_csv(comparison: Comparison) -> str:
     """Write one line per group, with unrounded numbers."""
     out = io.StringIO()
-    names = ["variant", *comparison.axes, "finished", "planned"]
-    for name in [*comparison.scores, "seconds", "peak_memory_mib", "trainable"]:
-        names += [f"{name}_mean", f"{name}_std", f"{name}_n"]
+    names, costs = ["variant", *comparison.axes, "finished", "planned"], ("seconds", "peak_memory_mib", "trainable")
+    names += [f"{name}_{part}" for name in (*comparison.scores, *costs) for part in ("mean", "std", "n")]
     if comparison.baseline is not None:
-        for name in comparison.scores:
-            names += [f"{name}_difference", f"{name}_difference_low", f"{name}_difference_high", f"{name}_pairs"]
+        parts = ("difference", "difference_low", "difference_high", "pairs")
+        names += [f"{name}_{part}" for name in comparison.scores for part in parts]
     writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
     for group in comparison.groups:
         line: dict[str, Any] = {"variant": group.variant, "finished": group.finished, "planned": group.planned}
         line |= {key: format_value(value) for key, value in group.axes.items()}
-        costs = {name: getattr(group, name) for name in ("seconds", "peak_memory_mib", "trainable")}
-        for name, mean in {**group.scores, **costs}.items():
+        for name, mean in {**group.scores, **{cost: getattr(group, cost) for cost in costs}}.items():
             if mean is not None:
                 line |= {f"{name}_mean": mean.mean, f"{name}_std": mean.deviation, f"{name}_n": mean.count}
         for name, difference in group.differences.items():
@@ -134,25 +130,21 @@ def main_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     header = ["method", *comparison.axes, "runs", *comparison.scores, "time (s)", "memory (MiB)", "trainable"]
     lines = []
     for group in comparison.groups:
+        runs = f"{group.finished}/{group.planned}"
         scores = [cell_text(group.scores.get(name), group.finished) for name in comparison.scores]
         costs = [cell_text(cost, group.finished, 0, significant=3) for cost in (group.seconds, group.peak_memory_mib)]
         trainable = "-" if group.trainable is None else f"{group.trainable.mean:,.0f}"
-        lines.append(
-            [*_group_cells(comparison, group), f"{group.finished}/{group.planned}", *scores, *costs, trainable]
-        )
+        lines.append([*_group_cells(comparison, group), runs, *scores, *costs, trainable])
     return header, lines
 
 
 def difference_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return header and lines of the table of differences to the baseline, with their intervals."""
-    lines = [
-        [
-            *_group_cells(comparison, group),
-            *(difference_text(group.differences.get(name)) for name in comparison.scores),
-        ]
-        for group in comparison.groups
-        if group.variant != comparison.baseline
-    ]
+    lines = []
+    for group in comparison.groups:
+        if group.variant != comparison.baseline:
+            texts = [difference_text(group.differences.get(name)) for name in comparison.scores]
+            lines.append([*_group_cells(comparison, group), *texts])
     return ["method", *comparison.axes, *comparison.scores], lines
 
 
@@ -228,10 +220,8 @@ def _group_cells(comparison: Comparison, group: Group) -> list[str]:
 
 def _latex_table(header: list[str], lines: list[list[str]]) -> str:
     head, *body = [" & ".join(map(_escape_latex, line)) + r" \\" for line in (header, *lines)]
-    columns = "l" * len(header)
-    return "\n".join(
-        [rf"\begin{{tabular}}{{{columns}}}", r"\hline", head, r"\hline", "\n".join(body), r"\hline", r"\end{tabular}"]
-    )
+    rule, columns = r"\hline", "l" * len(header)
+    return "\n".join([rf"\begin{{tabular}}{{{columns}}}", rule, head, rule, "\n".join(body), rule, r"\end{tabular}"])
 
 
 def _escape_latex(text: str) -> str:

@@ -27,7 +27,7 @@ from balora.training.run import run
 
 
 def work(task: Task, threads: int | None = None, device: str | None = None) -> None:
-    """Train and evaluate one run, with all output in the log. Exit with 0, with 2 for a user's mistake, else with 1.
+    """Train and evaluate one run, with all output in the log. Exit with the status of `run_task`.
 
     ``threads`` is the number of torch threads, ``device`` the value of CUDA_VISIBLE_DEVICES; None leaves either unchanged.
     """
@@ -45,7 +45,7 @@ def work(task: Task, threads: int | None = None, device: str | None = None) -> N
 
 
 def run_task(task: Task) -> int:
-    """Train and evaluate one run in this process; print an error and return the exit status."""
+    """Train and evaluate one run in this process; print an error. Return 0, 2 for a user's mistake, else 1 or 130."""
 
     def say(line: str) -> None:
         sys.stdout.write(line + "\n")
@@ -67,8 +67,8 @@ def run_task(task: Task) -> int:
         return 130
     except Exception as error:
         traceback.print_exc()
-        first = str(error).strip().splitlines()
-        say(f"{ERROR_PREFIX}{type(error).__name__}: {first[0] if first else 'no message'}")
+        first = next(iter(str(error).strip().splitlines()), "no message")
+        say(f"{ERROR_PREFIX}{type(error).__name__}: {first}")
         return 1
 
 

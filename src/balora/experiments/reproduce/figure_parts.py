@@ -14,7 +14,7 @@ from balora.experiments.compare.tables import cell_text, markdown_table
 from balora.experiments.reproduce.experiment import Part, Results, Study
 from balora.experiments.reproduce.variants import BALANCES, DEFAULT_WEIGHTS, SUM_LABEL, balanced
 from balora.plots import curves, dot_plot
-from balora.plots.panel import Estimate, Panel, Point
+from balora.plots.curves import Estimate, Panel, Point
 from balora.training.callbacks import METRICS, read_metrics
 
 RANK = "method.rank"
