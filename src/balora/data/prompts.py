@@ -27,14 +27,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _INTRO = "Below is an instruction that describes a task{0}. Write a response that appropriately completes the request."
-_NAMED = {
-    "none": "{prompt}",
-    "alpaca": _INTRO.format("") + "\n\n### Instruction:\n{prompt}\n\n### Response:",
-}
+_NAMED = {"none": "{prompt}", "alpaca": _INTRO.format("") + "\n\n### Instruction:\n{prompt}\n\n### Response:"}
 # Alpaca's second form, for rows with an input.
 _WITH_INPUT = {
     "alpaca": _INTRO.format(", paired with an input that provides further context")
-    + "\n\n### Instruction:\n{prompt}\n\n### Input:\n{input}\n\n### Response:",
+    + "\n\n### Instruction:\n{prompt}\n\n### Input:\n{input}\n\n### Response:"
 }
 _FIELD = re.compile(r"\{(prompt|input)\}")
 

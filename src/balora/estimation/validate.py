@@ -71,7 +71,7 @@ def validate(config: RunConfig) -> ValidationReport:
     report.check(lambda: training_arguments(config))
     report.check(lambda: open_cache(config))
     options = report.check(
-        lambda: check_options(spec, **adapter_arguments(config), extra=config.method.adapt_options())
+        lambda: check_options(spec, **adapter_arguments(config), extra=config.method.options)
     )
     tokenizer = report.check(lambda: load_tokenizer(source))
     target = report.check(lambda: load_target_tokenizer(source))

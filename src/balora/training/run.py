@@ -145,7 +145,7 @@ def prepare(
         initial=stored,
         total_steps=optimizer_steps(len(rows.train), config.training, int(os.environ.get("WORLD_SIZE", "1"))),
         calibration=functools.partial(calibration_rows, rows.train, collator, config.seed),
-        **config.method.adapt_options(),
+        **config.method.options,
     )
     if stored is not None:  # full fine-tuning stores only what a load of the pre-trained model does not give
         stored = {name: stored.get(name, p) for name, p in adapted.named_parameters() if p.requires_grad}
