@@ -25,7 +25,7 @@ _OPTIONAL: dict[tuple[str, Form], tuple[str, ...]] = {
     ("classification", "labelled"): ("labels",),
 }
 # Keys that only some forms use. The other keys of the section (train, split, max_length, ...) fit every task.
-_FORM_KEYS = {key for table in (*_FORMS.values(), _OPTIONAL) for keys in table.values() for key in keys}
+_FORM_KEYS = {key for forms in _FORMS.values() for keys in forms.values() for key in keys}.union(*_OPTIONAL.values())
 TEMPLATES = ("none", "alpaca")
 """Names of the built-in prompt templates; any other value of ``prompt_template`` is a template itself."""
 
@@ -96,7 +96,7 @@ def data_problems(data: Mapping[str, Any], task: str) -> list[str]:
 
 
 def _matching_forms(forms: Mapping[Form, tuple[str, ...]], given: set[str]) -> list[Form]:
-    """Return the forms with given columns. Leave a form out if another form has all its given columns and more."""
+    """Return the forms that use a given column, except a form if another one uses the same given columns too."""
     found = {form: given & set(columns) for form, columns in forms.items() if given & set(columns)}
     return [form for form, keys in found.items() if not any(keys <= found[other] for other in found if other != form)]
 

@@ -103,7 +103,7 @@ class RunConfig(Section):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _everything_at_once(cls, values: Any, build: Callable[[Any], Self]) -> Self:
+    def _report_all_problems(cls, values: Any, build: Callable[[Any], Self]) -> Self:
         """Report wrong combinations of keys together with wrong single values."""
         problems = _combination_problems(values)
         try:

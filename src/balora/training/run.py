@@ -22,8 +22,10 @@ from balora.checkpoints.resume import checkpoint_step, logged_loss_sum, metrics_
 from balora.checkpoints.run_directory import RunDirectory, read_record
 from balora.config.run_config import RunConfig
 from balora.config.training_arguments import optimizer_steps
-from balora.data import Examples, Tokenized, describe_perturbations, load_examples, make_collator, tokenize_examples
-from balora.data.collate import shortest_first
+from balora.data.collate import make_collator, shortest_first
+from balora.data.examples import Examples, load_examples
+from balora.data.perturbations import describe_perturbations
+from balora.data.tokenize import Tokenized, tokenize_examples
 from balora.deprecation import deprecated_keywords
 from balora.errors import BALoraError
 from balora.files import write_text
