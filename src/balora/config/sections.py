@@ -77,7 +77,7 @@ class FurtherData(Section):
 
 
 class DataConfig(Section):
-    """Source of the examples, and the columns that hold their parts."""
+    """Source of the examples, and the columns with their parts."""
 
     train: str = Field(description="a hub id, a .jsonl, .json, .csv, .tsv or .parquet file, or a folder of such files")
     name: str | None = Field(default=None, description="the hub dataset's configuration, such as main or sst2")

@@ -1,7 +1,7 @@
 """Fields of transformers' TrainingArguments without importing transformers, and the number of steps they lead to.
 
-Importing transformers takes seconds, which a mistake in a config should not wait for. So the fields are read from the source of
-the installed version.
+Importing transformers takes seconds, and the report of a mistake in a config should not wait for that. So the fields are read
+from the source of the installed version.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ def check_training(values: Any) -> dict[str, Any]:
 
 
 def _check_field(name: str, value: Any) -> Any:
-    """Return the value of one training field in its declared type; raise ValueError with the sentence for the user."""
+    """Return the value of one training field in its declared type. A ValueError contains the sentence for the user."""
     fields = training_fields()
     if name in _SET_ELSEWHERE:
         raise ValueError(f"training.{name} {_SET_ELSEWHERE[name]}")
@@ -219,7 +219,7 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
 
 
 def build_regularization(values: Any, task: str, on_by_default: bool) -> RegularizationConfig:
-    """Build the regularization of a run from the value of the ``regularization`` key; raise `Problems`.
+    """Build the regularization of a run from the value of the ``regularization`` key. Wrong values raise `Problems`.
 
     Args:
         values: None, ``on``/``off`` (or true/false), changes to the paper's values, or a finished `RegularizationConfig`.

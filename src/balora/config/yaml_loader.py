@@ -65,7 +65,7 @@ def read_config(path: str | Path, extending: tuple[Path, ...] = ()) -> dict[str,
 
     ``extends`` names one or several files, relative to the file that contains it. Later files win over earlier ones, and the
     file itself wins over all of them. Sections are merged key by key, any other value is replaced, and an empty key resets to
-    its default. The function calls itself for these files; ``extending`` is the chain of files that extend this one.
+    its default. ``extending`` is for the recursion: the chain of files that extend this one.
 
     Raises:
         BALoraError: A file is missing or unreadable, is not YAML (with the line), is not a mapping, or extends itself.

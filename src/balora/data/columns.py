@@ -67,7 +67,7 @@ def check_columns(table: Table, data: DataConfig) -> None:
 def convert(
     table: Table, data: DataConfig, labels: LabelSet | None, bad: BadRows, *, as_text: bool = False
 ) -> list[Row]:
-    """Convert rows to examples with the columns of `balora.data.examples.Examples.form`. ``bad`` receives unusable rows.
+    """Convert rows to examples of ``data.form`` (columns: `balora.data.examples.Examples`). ``bad`` collects unusable rows.
 
     With ``as_text``, a class or score becomes the response, as text, and the text columns become the prompt.
     """
@@ -91,7 +91,7 @@ def given_labels(table: Table, data: DataConfig) -> tuple[list[Any], BadRows]:
 
 
 def _usable(table: Table, bad: BadRows, make: Callable[[Row, str], Any]) -> list[Any]:
-    """Call ``make`` with every row and its location, and collect the results and the rows that cannot be used."""
+    """Return ``make(row, location)`` for every row. ``bad`` collects the rows for which it raises `RowProblem`."""
     made = []
     for row, location in zip(table.rows, table.locations, strict=True):
         try:

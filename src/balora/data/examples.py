@@ -63,9 +63,9 @@ class Examples:
 
 
 def load_examples(data: DataConfig, task: str, seed: int = 42) -> Examples:
-    """Read and check the examples of a run: training examples with their perturbations, and evaluation examples.
+    """Read and check the examples of a run: perturbed training examples and unchanged evaluation examples.
 
-    The seed is that of the perturbations, and of the choice of evaluation rows if ``data.eval`` is a fraction.
+    The seed determines the perturbations and, if ``data.eval`` is a fraction, the evaluation rows.
 
     Raises:
         BALoraError: A source is missing, broken or empty, a column is missing, or rows cannot be used.

@@ -106,8 +106,8 @@ def _add_label_noise(
 ) -> tuple[list[Row], int, int]:
     """Make a fraction of the labels wrong. Return the rows, the number of chosen rows, and that of changed labels.
 
-    A class becomes another class at random. Other labels are exchanged: each chosen row takes the label of the next one,
-    which can be equal.
+    A class becomes another class at random. Other labels are exchanged: each chosen row takes the label of the next one.
+    The two labels can be equal.
     """
     least = 1 if labels is not None else 2
     size = round(data.label_noise * len(rows))

@@ -78,15 +78,9 @@ def tokenize_examples(
     target_tokenizer: PreTrainedTokenizerBase | None = None,
     max_positions: int | None = None,
 ) -> Tokenized:
-    """Tokenize the examples of a run. Labels are aligned with their tokens, not shifted, and -100 for tokens not learnt.
+    """Tokenize the examples of a run. Labels are aligned with their tokens, not shifted; -100 marks tokens not to learn.
 
-    Args:
-        examples: Examples from `load_examples`.
-        tokenizer: Tokenizer of the model.
-        data: The config's ``data`` section.
-        task: Task of the run.
-        target_tokenizer: Tokenizer of the responses, for seq2seq, if it is another one.
-        max_positions: Number of positions of the model, if its config has it (``max_position_embeddings``).
+    ``target_tokenizer`` is for the responses of seq2seq, if it differs. ``max_positions`` is the model's number of positions.
 
     Raises:
         BALoraError: No training or evaluation row keeps a learnt token within the length, or a conversation cannot be rendered.
