@@ -137,7 +137,9 @@ def read_tables(data: DataConfig, columns: set[str], seed: int) -> tuple[Table, 
     try:
         return train, source.read(data.eval)
     except BALoraError as error:
-        raise BALoraError(f"data.eval {data.eval!r} is neither a fraction, nor a file, nor a split: {error}") from error
+        raise BALoraError(
+            f"data.eval {data.eval!r} is not a fraction and not a file, and as a split: {error}"
+        ) from error
 
 
 def _hold_out(table: Table, fraction: float, seed: int) -> tuple[Table, Table]:
