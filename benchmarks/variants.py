@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import balora
+from balora.estimation.meta_device import on_meta
 from balora.methods.fingerprint import fingerprint
 from balora.methods.layers.lora_linear import LoraLinear
 from balora.objective import Objective
@@ -58,7 +59,10 @@ class Variant:
         self.optimizer = optimizer or optimizer_of(model)
         self.teacher: nn.Module | None = None  # the reference's second model
         if shape.checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            settings: dict[str, object] = {"use_reentrant": False}
+            if next(model.parameters()).is_meta:  # modes of the forward do not reach what the backward computes again
+                settings["context_fn"] = lambda: (contextlib.nullcontext(), on_meta())
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
 
     def step(self, batch: Batch) -> None:
         """Run forward, backward and optimizer."""

@@ -339,8 +339,8 @@ def test_missing_rows_and_packages_are_reported_before_a_model_is_loaded(monkeyp
 @pytest.mark.parametrize(
     ("task", "name", "message"),
     [
-        ("generation", "accuracy", "There are loss."),
-        ("classification", "acuracy", "Did you mean 'accuracy'? There are loss, accuracy, f1_macro, matthews."),
+        ("generation", "accuracy", "Choose from loss."),
+        ("classification", "acuracy", "Did you mean 'accuracy'? Choose from loss, accuracy, f1_macro, matthews."),
         ("regression", "eval_spearman", None),
         ("classification", "eval_loss", None),
     ],
@@ -356,7 +356,7 @@ def test_an_unknown_score_cannot_choose_the_best_model(task, name, message):
         return
     with pytest.raises(BALoraError) as error:
         training_arguments(config)
-    assert f"training.metric_for_best_model is {name}, which no evaluation here gives." in str(error.value)
+    assert f"training.metric_for_best_model is {name}, which no evaluation of this task computes." in str(error.value)
     assert message in str(error.value)
 
 

@@ -212,7 +212,7 @@ def test_other_directories_are_refused_with_advice(tmp_path: Path) -> None:
     with pytest.raises(balora.BALoraError, match=r"There is no folder .*rnu\. Did you mean 'run'\?"):
         (tmp_path / "run").mkdir()
         load(tmp_path / "rnu")
-    with pytest.raises(balora.BALoraError, match=r"run is not the folder of a run: it has no config\.yaml"):
+    with pytest.raises(balora.BALoraError, match=r"run is not a run directory: it has no config\.yaml"):
         load(tmp_path / "run")
     model = tiny_llama()
     model.save_pretrained(tmp_path / "plain")

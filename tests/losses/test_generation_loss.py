@@ -325,7 +325,7 @@ def test_works_inside_a_compiled_function(backend):
         ({"memory_budget": 0}, "memory_budget must be at least 1, or None"),
         ({"softcap": 0.0}, "softcap must be a positive number, or None"),
         ({"logit_scale": 0.0}, "logit_scale must be a number other than 0"),
-        ({"bias_V": torch.zeros(3)}, r"one entry per token, 6, and its shape is \(3,\)"),
+        ({"bias_V": torch.zeros(3)}, r"one entry per token, 6 in all; its shape is \(3,\)"),
         ({"head_VD": torch.zeros(6, 5)}, "4 columns and the head 5"),
         ({"head_VD": torch.zeros(4)}, "vocabulary × hidden size"),
         ({"labels_M": torch.zeros(2, dtype=torch.long)}, r"3 hidden states and labels of shape \(2,\)"),

@@ -100,7 +100,7 @@ def test_a_recipe_is_a_complete_run(path: Path) -> None:
 
 def paper_index(section: str) -> dict[str, dict[str, float]]:
     """Return the table per task of a section of the paper index: row name -> task -> number."""
-    text = (ROOT / "docs" / "paper_index.md").read_text()
+    text = (ROOT / "docs" / "reference" / "paper-index.md").read_text()
     text = re.search(rf"^## {section}\n(.*?)(^## |\Z)", text, re.M | re.S)[1]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     head = next(at for at, row in enumerate(rows) if row[1:2] == ["MNLI"])

@@ -46,9 +46,9 @@ def settings(config: Path, tmp_path: Path):
 def test_the_command_builds_a_cache_once(balora, config, tmp_path, asked):
     cache = tmp_path / "cache"
     outcome = balora("teacher", config, f"teacher_cache={cache}", "--top-k", "97")
-    assert outcome.status == 0 and "24 rows, 24 of them new" in outcome.out and "mean tail 0:" in outcome.out
+    assert outcome.status == 0 and "24 rows, 24 new" in outcome.out and "mean tail 0:" in outcome.out
     again = balora("teacher", config, f"teacher_cache={cache}", "--top-k", "97")
-    assert "24 rows, 0 of them new" in again.out
+    assert "24 rows, 0 new" in again.out
     before = {path.name: path.read_bytes() for path in cache.iterdir()}
     run_ = balora("train", config, f"teacher_cache={cache}")
     assert run_.status == 0, run_.err
@@ -125,10 +125,10 @@ def test_an_interrupted_build_continues(settings, tmp_path, monkeypatch):
         ("dtype", "with the model in float32, and the run has it in bfloat16"),
         ("data", "lacks 24 of the 25 training rows"),
         ("length", "lacks 24 of the 24 training rows"),
-        ("folder", "holds no teacher cache. Build it with `balora teacher CONFIG`"),
+        ("folder", "has no teacher cache. Build it with `balora teacher CONFIG`"),
         ("index", "index.json is damaged"),
         ("shard", "shard-00000.safetensors is damaged"),
-        ("form", "in a form that this version does not read"),
+        ("form", "has a format that this version cannot read"),
     ],
 )
 def test_a_cache_that_does_not_fit_is_refused_with_the_reason(
@@ -170,7 +170,7 @@ def test_a_cache_that_does_not_fit_is_refused_with_the_reason(
 
 def test_the_builder_refuses_unsuitable_directories_and_configs(balora, config, settings, tmp_path):
     build_teacher_cache(settings(), top_k=5)
-    with pytest.raises(BALoraError, match="has 5 tokens per position, and 6 are asked for"):
+    with pytest.raises(BALoraError, match="has 5 tokens per position, not 6"):
         build_teacher_cache(settings(), top_k=6)
     with pytest.raises(BALoraError, match="is neither an empty directory nor a teacher cache"):
         build_teacher_cache(settings(f"teacher_cache={tmp_path / 'model'}"))
@@ -179,7 +179,7 @@ def test_the_builder_refuses_unsuitable_directories_and_configs(balora, config, 
     outcome = balora("teacher", config, "teacher_cache=x", "--top-k", "0")
     assert outcome.status == 2 and "At least one token per position" in outcome.err
     outcome = balora("validate", config, f"teacher_cache={tmp_path / 'nowhere'}")
-    assert outcome.status == 2 and "holds no teacher cache" in outcome.out
+    assert outcome.status == 2 and "has no teacher cache" in outcome.out
     labelled = yaml.safe_load(config.read_text())
     labelled |= {
         "task": "classification",

@@ -15,7 +15,7 @@ from balora.config.run_config import RunConfig
 from balora.config.training_arguments import optimizer_steps
 from balora.data.examples import Examples, load_examples
 from balora.data.perturbations import describe_perturbations
-from balora.data.tokenize import Tokenized
+from balora.data.tokenize import Tokenized, tokenize_examples
 from balora.errors import BALoraError
 from balora.estimation.memory import Estimate, estimate
 from balora.loading.pretrained import AUTO_CLASSES, load_target_tokenizer, load_tokenizer, max_positions
@@ -28,7 +28,7 @@ from balora.methods.quantization.quantize import loaded_bits
 from balora.objective import Objective
 from balora.teacher.cache import open_cache
 from balora.training.generative_eval import generative_metrics_for
-from balora.training.run import adapter_arguments, tokenize, training_arguments
+from balora.training.run import adapter_arguments, training_arguments
 
 T = TypeVar("T")
 
@@ -82,7 +82,11 @@ def validate(config: RunConfig) -> ValidationReport:
     rows = model = None
     if tokenizer is not None and examples is not None:
         positions = None if model_config is None else max_positions(model_config)
-        rows = report.check(lambda: tokenize(config, examples, tokenizer, target, positions))
+        rows = report.check(
+            lambda: tokenize_examples(
+                examples, tokenizer, config.data, config.task, target_tokenizer=target, max_positions=positions
+            )
+        )
         if rows is not None:
             report.rows = len(rows.train)
             report.notes += rows.notes

@@ -171,7 +171,7 @@ def _not_a_run(folder: Path) -> str:
         return f"{folder} holds a plain peft adapter, not a run of balora. Load it with peft.PeftModel.from_pretrained."
     if (folder / "config.json").is_file():
         return f"{folder} holds a plain transformers model, not a run of balora. Load it with from_pretrained."
-    return f"{folder} is not the folder of a run: it has no {CONFIG}. Give the folder that `balora train` wrote."
+    return f"{folder} is not a run directory: it has no {CONFIG}. Give the directory that `balora train` wrote."
 
 
 def _adapted(saved: SavedModel, base: str | Path | PreTrainedModel | None) -> nn.Module:

@@ -1,8 +1,8 @@
 """Teacher cache on disk: for every target token the K most likely tokens of the teacher, and the rest as one tail.
 
-A cache is a directory: ``index.json`` identifies the teacher (`TeacherIdentity`), each ``shard-*.safetensors`` holds some rows.
-A row is found by a key over its content (`balora.teacher.row_keys`), so runs with other methods, seeds, orders and splits share
-one cache: the teacher is the pre-trained model, whatever the method is.
+A cache is a directory: ``index.json`` identifies the teacher (`TeacherIdentity`), each ``shard-*.safetensors`` contains some
+rows. A row is found by a key over its content (`balora.teacher.row_keys`), and the teacher is the pre-trained model, so runs
+with different methods, seeds, orders and splits can use one cache.
 Shapes: M positions, V vocabulary, K cached tokens.
 """
 
@@ -24,7 +24,7 @@ from balora.config.run_config import RunConfig
 from balora.errors import BALoraError, raise_all
 from balora.losses import TopKTeacher
 from balora.methods.fingerprint import Fingerprint, fingerprint, first_mismatch
-from balora.teacher.row_keys import KEY_BYTES, row_key
+from balora.teacher.row_keys import KEY_BYTES
 
 INDEX = "index.json"
 SHARDS = "shard-*.safetensors"
@@ -38,21 +38,17 @@ class TeacherIdentity:
     """Identity of the teacher in a cache. It contains neither the method nor the seed."""
 
     model: Fingerprint
-    """Fingerprint of the pre-trained weights, before any method has changed them."""
+    """Fingerprint of the pre-trained weights, before a method changes them."""
     tokenizer: str
-    """Digest of the tokenizers."""
+    """Digest of the tokenizers (`tokenizer_digest`)."""
     dtype: str
     temperature: float
 
     @classmethod
     def of_run(cls, config: RunConfig, model: nn.Module, tokenizers: str) -> TeacherIdentity:
         """Identify the teacher of a run. ``model`` must not have an adapter yet; ``tokenizers`` is `tokenizer_digest`."""
-        return cls(
-            model=fingerprint(model.named_parameters()),
-            tokenizer=tokenizers,
-            dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
-            temperature=config.regularization.temperature,
-        )
+        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        return cls(fingerprint(model.named_parameters()), tokenizers, dtype, config.regularization.temperature)
 
     @classmethod
     def from_index(cls, index: Mapping[str, Any]) -> TeacherIdentity:
@@ -60,7 +56,7 @@ class TeacherIdentity:
         return cls(**{field.name: index[field.name] for field in dataclasses.fields(cls)})
 
     def mismatches(self, other: TeacherIdentity) -> list[str]:
-        """List the reasons why a cache with this identity cannot be used for ``other``, a sentence for each."""
+        """List the reasons why a cache with this identity cannot be used for ``other``, one sentence each."""
         reasons = []
         if self.dtype != other.dtype:
             reasons.append(f"It was built with the model in {self.dtype}, and the run has it in {other.dtype}.")
@@ -74,7 +70,7 @@ class TeacherIdentity:
 
 
 def tokenizer_digest(*tokenizers: PreTrainedTokenizerBase | None) -> str:
-    """Return a digest of everything that decides how texts become tokens."""
+    """Return a digest of everything that affects how texts become tokens."""
     digest = hashlib.sha256()
     for tokenizer in tokenizers:
         if tokenizer is None:
@@ -89,14 +85,7 @@ def tokenizer_digest(*tokenizers: PreTrainedTokenizerBase | None) -> str:
 
 
 class TeacherCache:
-    """Teacher outputs on disk, read row by row from memory-mapped files.
-
-    Args:
-        directory: Directory that `balora teacher` built.
-
-    Raises:
-        BALoraError: There is no cache, or it is damaged.
-    """
+    """Teacher outputs on disk, read row by row from memory-mapped files; a missing or damaged cache is an error."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -115,11 +104,7 @@ class TeacherCache:
         return key in self._rows
 
     def require(self, identity: TeacherIdentity, keys: Sequence[bytes]) -> None:
-        """Refuse the cache if it has another teacher or lacks rows.
-
-        Raises:
-            BALoraError: The cache cannot be used; the message gives every reason.
-        """
+        """Refuse the cache if it has another teacher or lacks rows; the message gives every reason."""
         reasons = self.identity.mismatches(identity)
         missing = self._count_missing(keys)
         if missing and not reasons:
@@ -127,16 +112,11 @@ class TeacherCache:
                 f"It lacks {missing:,} of the {len(keys):,} training rows: the data or their tokenization have changed, or the "
                 "build was not finished. `balora teacher` adds the missing rows."
             )
-        raise_all(
-            reasons, f"The teacher cache {self.directory} cannot be used; build one for this run in another directory"
-        )
+        heading = f"The teacher cache {self.directory} cannot be used; build one for this run in another directory"
+        raise_all(reasons, heading)
 
     def read(self, keys: Sequence[bytes], device: torch.device | str = "cpu") -> TopKTeacher:
-        """Return the teacher of some rows, their positions concatenated.
-
-        Raises:
-            BALoraError: A row is not in the cache.
-        """
+        """Return the teacher's outputs for some rows, with their positions concatenated; refuse a row that is missing."""
         missing = self._count_missing(keys)
         if missing:
             raise BALoraError(
@@ -152,14 +132,9 @@ class TeacherCache:
         return TopKTeacher(tokens, log_probs, log_tail, self.identity.temperature)
 
     def check(self, cached: TopKTeacher, logits_MV: Tensor) -> None:
-        """Compare cached outputs with the teacher's present ones.
+        """Refuse the cache if a cached probability differs from the teacher's by more than rounding explains.
 
-        Args:
-            cached: Cached teacher of a batch.
-            logits_MV: Logits of the teacher itself, at some or all of the batch's first positions.
-
-        Raises:
-            BALoraError: A probability differs by more than rounding explains.
+        ``cached`` are the cached outputs of a batch, ``logits_MV`` the teacher's logits at the first M positions of the batch.
         """
         cached = cached.at(slice(len(logits_MV)))
         log_probs_MV = (logits_MV.float() / cached.temperature).log_softmax(dim=-1)
@@ -189,22 +164,18 @@ class TeacherCache:
 
 
 def read_index(directory: Path) -> dict[str, Any]:
-    """Read the index of a cache.
-
-    Raises:
-        BALoraError: The index is missing, damaged or of another version.
-    """
+    """Read the index of a cache; refuse one that is missing, damaged or of another version."""
     path = directory / INDEX
     if not path.is_file():
         raise BALoraError(
-            f"{directory} holds no teacher cache. Build it with `balora teacher CONFIG`, or leave teacher_cache out."
+            f"{directory} has no teacher cache. Build it with `balora teacher CONFIG`, or leave teacher_cache out."
         )
     try:
         index = json.loads(path.read_text())
     except ValueError as error:
         raise BALoraError(f"{path} is damaged ({error}). Delete {directory} and build it again.") from error
     if not isinstance(index, Mapping) or index.get("format") != FORMAT:
-        raise BALoraError(f"{directory} is in a form that this version does not read. Delete it and build it again.")
+        raise BALoraError(f"{path} has a format that this version cannot read. Delete {directory} and build it again.")
     return dict(index)
 
 
@@ -212,7 +183,7 @@ def open_cache(config: RunConfig) -> TeacherCache | None:
     """Open the cache that a run's config names, without comparing it with the run; None if the run uses no cache.
 
     Raises:
-        BALoraError: The task does not use a cache on disk, or the cache is missing or damaged.
+        BALoraError: The task uses no cache on disk, or the cache is missing or damaged.
     """
     if config.teacher_cache in ("auto", "off"):
         return None
@@ -221,19 +192,3 @@ def open_cache(config: RunConfig) -> TeacherCache | None:
             f"Task {config.task} keeps its teacher's outputs in memory; set teacher_cache to auto or off."
         )
     return TeacherCache(Path(config.teacher_cache)) if config.regularization.consistency else None
-
-
-def open_cache_for_run(
-    config: RunConfig, model: nn.Module, tokenizers: str, rows: Sequence[Mapping[str, Any]]
-) -> TeacherCache | None:
-    """Open the cache that a run's config names and check that it fits the run; None if the run uses no cache.
-
-    ``model`` must not have an adapter yet; ``tokenizers`` is `tokenizer_digest`; ``rows`` are the tokenized training rows.
-
-    Raises:
-        BALoraError: The cache is missing, or it does not fit the run; the message gives the reasons.
-    """
-    cache = open_cache(config)
-    if cache is not None:
-        cache.require(TeacherIdentity.of_run(config, model, tokenizers), [row_key(row) for row in rows])
-    return cache

@@ -23,6 +23,7 @@ from balora.data.collate import make_collator
 from balora.data.examples import load_examples
 from balora.data.tokenize import tokenize_examples
 from balora.errors import BALoraError, raise_all
+from balora.files import write_text
 from balora.loading.pretrained import load_model, load_target_tokenizer, load_tokenizer, max_positions
 from balora.loading.source import ModelSource
 from balora.losses import TopKTeacher
@@ -51,11 +52,11 @@ class BuildReport:
 
     def lines(self) -> list[str]:
         """Format the report as lines for the screen."""
-        lines = [f"{self.directory}: {self.rows:,} rows, {self.new_rows:,} of them new, {self.size / 2**20:,.1f} MiB"]
+        lines = [f"{self.directory}: {self.rows:,} rows, {self.new_rows:,} new, {self.size / 2**20:,.1f} MiB"]
         if self.new_rows:
             lines.append(
-                f"mean tail {self.tail:.3g}: per token, the gradient of the consistency term is off by at most "
-                f"{2 * self.temperature * self.tail:.3g} in the sum over the logits, times its weight"
+                f"mean tail {self.tail:.3g}: per token, the gradient of the consistency term has an error of at most "
+                f"{2 * self.temperature * self.tail:.3g} (sum over the logits, before the weight)"
             )
         return lines
 
@@ -68,14 +69,12 @@ def build_teacher_cache(
     Evaluation rows are included because a run with another seed may train on them.
 
     Raises:
-        BALoraError: The config names no directory, the task uses no cache on disk, or the directory holds another teacher's
-            cache.
+        BALoraError: The config names no directory or one with other content, or the task uses no cache on disk.
     """
     problems = []
     if config.teacher_cache in ("auto", "off"):
-        problems.append(
-            "teacher_cache names no directory; set it in the config or on the command line, as teacher_cache=DIR."
-        )
+        fix = "set it in the config or on the command line, as teacher_cache=DIR"
+        problems.append(f"teacher_cache names no directory; {fix}.")
     if config.task in ("classification", "regression"):
         problems.append(f"Task {config.task} keeps its teacher's outputs in memory and needs no cache on disk.")
     if top_k < 1:
@@ -85,13 +84,9 @@ def build_teacher_cache(
     tokenizer, target = load_tokenizer(source), load_target_tokenizer(source)
     examples = load_examples(config.data, config.task, config.seed)
     model = load_model(source, tokenizer=tokenizer)
+    positions = max_positions(model.config)
     tokenized = tokenize_examples(
-        examples,
-        tokenizer,
-        config.data,
-        config.task,
-        target_tokenizer=target,
-        max_positions=max_positions(model.config),
+        examples, tokenizer, config.data, config.task, target_tokenizer=target, max_positions=positions
     )
     identity = TeacherIdentity.of_run(config, model, tokenizer_digest(tokenizer, target))
     cpu = not torch.cuda.is_available() or config.training.get("use_cpu")
@@ -112,12 +107,10 @@ def build_teacher_cache(
 class TeacherCacheBuilder:
     """Writer of a teacher cache: runs the model over the rows that the cache lacks and writes them in shards.
 
-    Raises:
-        BALoraError: The directory holds something else, or another teacher's cache; the message gives the reasons.
+    The directory is created if it does not exist; one with other content or another teacher's cache is refused.
     """
 
     directory: Path
-    """Directory of the cache; created if it does not exist."""
     model: nn.Module
     """Pre-trained model on its device; put into eval mode."""
     identity: TeacherIdentity
@@ -125,11 +118,9 @@ class TeacherCacheBuilder:
     """Function from rows to a batch with ``labels``."""
     _: dataclasses.KW_ONLY
     shift: bool
-    """Whether labels are aligned with their tokens (causal models) and must be shifted by one."""
+    """True if labels are aligned with their tokens (causal models) and must be shifted by one."""
     top_k: int
-    """Cached tokens per position."""
     batch_size: int = 8
-    """Rows per forward."""
     autocast: torch.dtype | None = None
     """Dtype of the forward; None for the model's own."""
 
@@ -141,11 +132,7 @@ class TeacherCacheBuilder:
         self._open()
 
     def add(self, rows: Iterable[Mapping[str, Any]], log: Callable[[str], None] = lambda line: None) -> BuildReport:
-        """Add the rows that the cache lacks. If interrupted, the cache keeps the shards written so far.
-
-        Args:
-            rows: Rows as the collator takes them.
-            log: Function that takes a line per shard.
+        """Add the rows that the cache lacks, and log a line per shard. If interrupted, the cache keeps the shards written.
 
         Raises:
             BALoraError: A shard is damaged or cannot be written.
@@ -167,9 +154,8 @@ class TeacherCacheBuilder:
             positions += sum(map(len, teachers))
             log(f"{start + len(keys):,} of {len(new):,} rows")
         size = sum(path.stat().st_size for path in self.directory.iterdir())
-        return BuildReport(
-            self.directory, len(cache) + len(new), len(new), size, tail / max(positions, 1), self.identity.temperature
-        )
+        rows_total, tail = len(cache) + len(new), tail / max(positions, 1)
+        return BuildReport(self.directory, rows_total, len(new), size, tail, self.identity.temperature)
 
     def _open(self) -> None:
         """Create the directory and its index, or refuse a directory with other content."""
@@ -178,17 +164,15 @@ class TeacherCacheBuilder:
             index = read_index(directory)
             reasons = TeacherIdentity.from_index(index).mismatches(self.identity)
             if self.top_k != index["top_k"]:
-                reasons.append(f"It has {index['top_k']} tokens per position, and {self.top_k} are asked for.")
-            raise_all(reasons, f"{directory} holds the cache of another teacher; choose another directory or delete it")
+                reasons.append(f"It has {index['top_k']} tokens per position, not {self.top_k}.")
+            raise_all(reasons, f"{directory} has the cache of another teacher; choose another directory or delete it")
             return
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise BALoraError(f"{directory} is neither an empty directory nor a teacher cache. Choose another.")
         require_writable(directory, "teacher_cache")
         directory.mkdir(parents=True, exist_ok=True)
-        temporary = directory / f".{INDEX}.tmp"
         index = {"format": FORMAT, "top_k": self.top_k, **dataclasses.asdict(self.identity)}
-        temporary.write_text(json.dumps(index, indent=1))
-        os.replace(temporary, index_path)
+        write_text(index_path, json.dumps(index, indent=1))
 
     @torch.no_grad()
     def _run_teacher(self, rows: Sequence[Mapping[str, Any]]) -> list[TopKTeacher]:

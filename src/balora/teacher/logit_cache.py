@@ -1,9 +1,8 @@
 """Cache of a classifier's teacher logits in memory: the teacher never changes, so it runs once per example.
 
-An example is found by a key over its content (`balora.teacher.row_keys`), so shuffling, resuming, accumulation or rows that
-change between epochs cannot confuse it with another. The logits are those of the batch in which the example first occurred.
-In another batch the example has other padding, and its logits differ by rounding: a few units in the last place of the
-largest logit.
+An example is found by a key over its content (`balora.teacher.row_keys`), in any order of the rows and after a resume. The
+logits are those of the batch in which the example first occurred. In another batch the example has other padding, and its
+logits differ by rounding: a few units in the last place of the largest logit.
 Shapes: K requested examples, N cached ones, D classes.
 """
 
@@ -27,16 +26,10 @@ FILE = "teacher_logits.safetensors"
 def select_caches(
     objective: Objective, teacher_cache: TeacherCache | str, processes: int
 ) -> tuple[TeacherCache | None, LogitCache | None]:
-    """Return the teacher cache of a generation run, or the logit cache of a classifier; None for what is not used.
+    """Return the teacher cache of a generation run and the logit cache of a classifier; None if not used.
 
-    Args:
-        objective: Objective of the run.
-        teacher_cache: ``auto``, ``off``, or for generation an opened cache.
-        processes: Number of processes. With several, no logits are cached: each process would lack the examples of the others,
-            and their forwards wait for each other.
-
-    Raises:
-        BALoraError: ``teacher_cache`` does not fit the task.
+    ``teacher_cache`` is ``auto``, ``off``, or for generation an opened cache. With several processes no logits are cached: each
+    process would lack the examples of the others, and their forwards wait for each other.
     """
     if isinstance(teacher_cache, str) and teacher_cache not in ("auto", "off"):
         raise BALoraError(f"teacher_cache is auto, off or TeacherCache(Path({teacher_cache!r})).")
@@ -67,14 +60,9 @@ class LogitCache:
         return len(self._slots)
 
     def get_or_compute(self, keys: Sequence[bytes], compute: Callable[[list[int]], Tensor]) -> Tensor:
-        """Return the logits of some examples; compute and store those that are missing.
+        """Return the logits of some examples, K × D, float32 or wider; compute and store those that are missing.
 
-        Args:
-            keys: Key of each example.
-            compute: Function from positions in ``keys`` to the teacher's logits of these examples.
-
-        Returns:
-            K × D, float32 or wider, on the device of the teacher's logits.
+        ``compute`` turns positions in ``keys`` into the teacher's logits of these examples.
         """
         # Only the first position of each key: a batch may contain an example twice.
         missing = [at for at, key in enumerate(keys) if key not in self._slots and key not in keys[:at]]
@@ -93,7 +81,7 @@ class LogitCache:
         save_file({"keys": keys.view(len(self), -1), "logits": logits_ND}, directory / FILE)
 
     def load(self, directory: Path, device: torch.device) -> None:
-        """Load the logits of a checkpoint, if it has any, so that a resumed run uses the same numbers."""
+        """Load the logits of a checkpoint, if it has them, so that a resumed run uses the same numbers."""
         if not (directory / FILE).is_file():
             return
         tensors = read_tensors(directory / FILE)
@@ -104,9 +92,8 @@ class LogitCache:
     def _store(self, keys: Sequence[bytes], logits_KD: Tensor) -> None:
         wide_KD = logits_KD.detach().to(torch.promote_types(logits_KD.dtype, torch.float32))
         needed = len(self) + len(keys)
-        if self._table_ND is None or needed > len(
-            self._table_ND
-        ):  # doubled, so that growing costs no more than filling
+        if self._table_ND is None or needed > len(self._table_ND):
+            # Doubled, so that growing costs no more than filling.
             grown_ND = wide_KD.new_empty(max(2 * needed, 1024), wide_KD.shape[1])
             if self._table_ND is not None:
                 grown_ND[: len(self)] = self._table_ND[: len(self)]

@@ -21,7 +21,7 @@ from balora.models.fsdp import is_dtensor, local_shard, local_slice, reshard
 
 
 class PretrainedTeacher:
-    """The pre-trained model, as the adapted model with the initial values of its trainable tensors.
+    """Pre-trained model: the adapted model with the initial values of its trainable tensors.
 
     Args:
         model: Adapted model before its first step. After steps, pass ``initial``.
@@ -92,7 +92,7 @@ class PretrainedTeacher:
     def _initial_values(self) -> Iterator[None]:
         """Give every trained parameter its initial value inside the block."""
         reshard(self.model)  # a gathered parameter would keep the student's values
-        # All parameters that were trainable at first: one that was frozen later has moved from its initial value.
+        # All parameters that were trainable at first, because one that was frozen later may have been trained before.
         parameters = {name: p for name, p in self.model.named_parameters() if name in self._initial or p.requires_grad}
         unknown = parameters.keys() ^ self._initial.keys()
         if unknown:
@@ -122,7 +122,7 @@ class PretrainedTeacher:
                     parameters[name].data = values
 
     def _local_shard(self, name: str, parameter: nn.Parameter) -> Tensor:
-        """Return this process's shard of an initial value; the unsharded value then moves to the host's memory."""
+        """Return this process's shard of an initial value, and move the unsharded value to the host's memory."""
         if name not in self._shards:
             local = local_shard(parameter)
             part = local_slice(self._initial[name].to(local.device, local.dtype), parameter)

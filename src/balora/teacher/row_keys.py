@@ -1,7 +1,7 @@
-"""Keys of dataset rows over their content, carried through the data pipeline with each batch.
+"""Keys of dataset rows, computed from their content and added to each batch.
 
-A row number would identify a row in one run only; a key over the content is valid for any order, split, seed and process, and
-changes if the row changes.
+A row number would identify a row in one run only. A key is valid for any order, split, seed and process, and changes if the
+row changes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ KEY_BYTES = 16
 
 
 def row_key(row: Mapping[str, Any]) -> bytes:
-    """Return the key of one row: 16 bytes over the names and values of its columns.
+    """Return the key of one row: a 16-byte digest of the names and values of its columns.
 
     Lists and tensors give the same key, and so do integers of any width.
 
@@ -34,10 +34,8 @@ def row_key(row: Mapping[str, Any]) -> bytes:
         if value is None:
             continue
         array = _array(value)
-        if array.dtype.kind in "biu":
-            array = array.astype(np.int64)
-        elif array.dtype.kind == "f":
-            array = array.astype(np.float32)
+        if array.dtype.kind in "biuf":
+            array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
         content = array.tobytes() if array.dtype.kind in "if" else repr(value).encode()
         digest.update(f"{name}{array.shape}".encode() + content)
     return digest.digest()
@@ -55,8 +53,7 @@ def _array(value: Any) -> np.ndarray:
 class KeyedCollator:
     """Collator that adds the keys of its rows to a batch if the batch contains these rows unchanged and in their order.
 
-    If the wrapped collator sorts the rows or replaces tokens, the batch gets no keys: the teacher's output for one row must
-    not be used for another.
+    If the wrapped collator sorts rows or replaces tokens, the batch gets no keys, because its rows are not those of the keys.
     """
 
     def __init__(self, collate: Callable[[Sequence[Any]], Any]) -> None:
@@ -72,7 +69,7 @@ class KeyedCollator:
 
 
 def _contains_unchanged(batch: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether row i of the batch has the tokens of row i, padded at one end or not at all."""
+    """Return whether row i of the batch has the tokens of row i, with padding at one end or without padding."""
     input_ids = batch.get("input_ids")
     if not isinstance(input_ids, Tensor) or len(input_ids) != len(rows):
         return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import importlib.util
 
 from transformers import TrainingArguments
@@ -13,15 +12,14 @@ from balora.errors import BALoraError, raise_all, suggest
 from balora.training.metrics import SCORES
 
 DEFAULTS = {"logging_steps": 10, "report_to": ["tensorboard"], "weight_decay": 0.0}
-"""Training arguments whose default is not transformers'. The paper uses no weight decay (section 3.1)."""
+"""Defaults that differ from those of transformers. The paper uses no weight decay (section 3.1)."""
 
 
 def training_arguments(config: RunConfig) -> TrainingArguments:
     """Build the transformers arguments of a run: the config's ``training`` section over balora's defaults.
 
     Raises:
-        BALoraError: transformers refuses the values (its reason is in the message), or they ask for an evaluation, a score
-            or a tracker that the run does not have.
+        BALoraError: transformers refuses the values, or they ask for an evaluation, a score or a tracker that is missing.
     """
     fixed = {
         "output_dir": config.output,
@@ -29,9 +27,8 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         "remove_unused_columns": False,
         "label_names": ["labels"],
     }
-    known = {field.name for field in dataclasses.fields(TrainingArguments)}
     # Copied, because transformers writes into its arguments (fsdp_config), and a resume compares the config.
-    values = {**DEFAULTS, **copy.deepcopy(config.training), **{k: v for k, v in fixed.items() if k in known}}
+    values = {**DEFAULTS, **copy.deepcopy(config.training), **fixed}
     try:
         arguments = TrainingArguments(**values)
     except (ValueError, ImportError, RuntimeError) as error:
@@ -46,13 +43,13 @@ def _missing_requirements(arguments: TrainingArguments, config: RunConfig) -> li
     if arguments.eval_strategy != "no" and config.data.eval is None:
         problems.append(
             f"training.eval_strategy is {arguments.eval_strategy.value}, and there are no rows to evaluate on. Name them in "
-            "data.eval (0.05 is a share of the training rows), or leave eval_strategy out."
+            "data.eval (0.05 takes 5 % of the training rows), or leave eval_strategy out."
         )
     scores, best = _scores(config), arguments.metric_for_best_model
     if best is not None and best.removeprefix("eval_") not in scores:
         problems.append(
-            f"training.metric_for_best_model is {best}, which no evaluation here gives.{suggest(best, scores)} There are "
-            f"{', '.join(scores)}."
+            f"training.metric_for_best_model is {best}, which no evaluation of this task computes.{suggest(best, scores)} Choose "
+            f"from {', '.join(scores)}."
         )
     problems += [
         f"training.report_to: {name} needs a package that is not installed: pip install 'balora[{name}]'."
@@ -63,7 +60,7 @@ def _missing_requirements(arguments: TrainingArguments, config: RunConfig) -> li
 
 
 def _scores(config: RunConfig) -> tuple[str, ...]:
-    """Return the names of the metrics of an evaluation during training."""
+    """Return the names of the metrics that an evaluation during training computes."""
     if config.task == "seq2seq" and config.data.form != "pair":  # classes or scores as text
         return ("loss", *SCORES["classification"], *SCORES["regression"], "unreadable")
     return ("loss", *SCORES.get(config.task, ()))

@@ -11,6 +11,8 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
+from balora.files import write_text
+
 METRICS = "metrics.jsonl"
 _DISPLAYED = (
     *("loss", "task", "consistency", "diversity", "variance", "spectral", "learning_rate"),
@@ -20,7 +22,7 @@ Logs = dict[str, Any] | None
 
 
 class MetricsFile(TrainerCallback):
-    """Append every log of the Trainer to ``metrics.jsonl``: the step, every part, every weight."""
+    """Append every log of the Trainer to ``metrics.jsonl``: the step, every part of the loss, every weight."""
 
     def __init__(self, run: Path) -> None:
         self.path = run / METRICS
@@ -29,9 +31,7 @@ class MetricsFile(TrainerCallback):
         """On a resume, drop lines of steps after the checkpoint; these steps run again."""
         if state.is_world_process_zero:
             lines = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-            temporary.replace(self.path)
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Logs = None, **_: Any
@@ -54,7 +54,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class AfterOptimizerStep(TrainerCallback):
-    """Call a method's own step (AdaLoRA's pruning) after the optimizer's, before the gradients are cleared."""
+    """Call a method's own step (AdaLoRA's pruning) after the optimizer step, before the gradients are cleared."""
 
     def __init__(self, model: nn.Module, action: Callable[[nn.Module, int], None]) -> None:
         self.model = model
@@ -63,18 +63,18 @@ class AfterOptimizerStep(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Pass the number of the step from 1, as the papers' schedules count; the Trainer has not counted this step yet."""
+        """Pass the number of the step, counted from 1 as in the papers; the Trainer has not counted this step yet."""
         self.action(self.model, state.global_step + 1)
 
 
 def format_logs(state: TrainerState, logs: Logs) -> str | None:
-    """Format the main values of a log as one line that fits the screen; None if the log has none of them."""
+    """Format the main values of a log as one line that fits the screen; None if the log has no such value."""
     shown = [f"{n} {logs[n]:.4g}" for n in _DISPLAYED if logs and isinstance(logs.get(n), int | float)]
     return f"step {state.global_step}/{state.max_steps}  " + "  ".join(shown) if shown else None
 
 
 class ProgressBar(ProgressCallback):
-    """transformers' progress bar (steps, time left) with `format_logs` in place of the whole log."""
+    """transformers' progress bar (steps, time left) that shows `format_logs` instead of the full log."""
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Logs = None, **_: Any
@@ -86,7 +86,7 @@ class ProgressBar(ProgressCallback):
 
 
 class LogLines(TrainerCallback):
-    """`format_logs` without a progress bar, for a log file."""
+    """Log lines without a progress bar, for a log file."""
 
     def __init__(self, log: Callable[[str], None]) -> None:
         self.log = log

@@ -1,12 +1,12 @@
 """One micro-batch through teacher, student and objective, for classifiers and regressors.
 
-Shapes: N examples, K of them with the consistency term, D classes, d pooled size.
+Shapes: N examples, K examples with the consistency term, D classes, d pooled size.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,20 +20,18 @@ from balora.objective import Objective
 from balora.teacher.logit_cache import LogitCache
 from balora.teacher.pretrained import PretrainedTeacher
 from balora.training.subsampling import SequenceMask, select_rows
-from balora.training.train_step import TASK_LOSS_ONLY
+from balora.training.train_step import TASK_LOSS_ONLY, TrainStep
 
 logger = logging.getLogger("balora")
 
 
-class ClassificationStep:
+class ClassificationStep(TrainStep):
     """`TrainStep` of sequence classifiers and regressors: logits, and pooled features if a target needs them."""
 
     def __init__(
         self, model: nn.Module, objective: Objective, teacher: PretrainedTeacher, logit_cache: LogitCache | None = None
     ) -> None:
-        self.model = model
-        self.objective = objective
-        self.teacher = teacher
+        super().__init__(model, objective, teacher)
         self.logit_cache = logit_cache
         self._batch_size_checked = False
 
@@ -41,31 +39,20 @@ class ClassificationStep:
         """Return the number of labelled examples as a scalar tensor."""
         return torch.tensor(labels.shape[0]) if labels.is_floating_point() else labels.ne(-100).sum()
 
-    def train(
+    def _train(
         self,
         model: nn.Module,
         inputs: dict[str, Any],
         labels: Tensor,
         weights: dict[str, float],
-        *,
+        mask: SequenceMask,
         num_items: Tensor | None,
         share: float,
-        sequence_mask: SequenceMask | None = None,
     ) -> tuple[LossParts, dict[str, Tensor], Any]:
-        """Compute the loss of one micro-batch (see `TrainStep`); the further statistic is the logits' variance (METHOD 6.15)."""
-        sequence_mask = sequence_mask or SequenceMask()
-        skipped = weights["consistency"] > 0 and sequence_mask.is_empty
-        if skipped:
-            weights = {**weights, "consistency": 0.0}
-        teacher_KD = (
-            self._teacher_logits(model, inputs, len(labels), sequence_mask) if weights["consistency"] > 0 else None
-        )
-        features_Nd = None
-        if self.objective.needs_features:
-            with pooled_features(self.model, inputs) as captured:
-                outputs = model(**inputs)
-            features_Nd = captured[-1]
-        else:
+        """Compute the loss of one micro-batch; the further statistic is the variance of the logits (METHOD 6.15)."""
+        teacher_KD = self._teacher_logits(model, inputs, len(labels), mask) if weights["consistency"] > 0 else None
+        recording = pooled_features(self.model, inputs) if self.objective.needs_features else nullcontext([None])
+        with recording as captured:
             outputs = model(**inputs)
         logits_ND = outputs.logits
         self._check_batch_size(logits_ND.shape[0])
@@ -73,17 +60,14 @@ class ClassificationStep:
             logits_ND,
             labels,
             teacher_KD,
-            features_Nd,
+            captured[-1],
             weights,
             num_items=num_items,
             share=share,
-            keep_prob=sequence_mask.keep_prob,
-            consistency_rows=None if sequence_mask.rows is None else sequence_mask.rows.to(logits_ND.device),
+            keep_prob=mask.keep_prob,
+            consistency_rows=None if mask.rows is None else mask.rows.to(logits_ND.device),
         )
-        if skipped:  # a micro-batch without a selected sequence still counts in the mean of the term
-            parts = dataclasses.replace(parts, consistency=torch.zeros_like(parts.task))
-        variance = logits_ND.detach().float().var(0, correction=0).mean()
-        return parts, {"logit_variance": variance}, outputs
+        return parts, {"logit_variance": logits_ND.detach().float().var(0, correction=0).mean()}, outputs
 
     def evaluate(
         self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, *, keep_logits: bool
@@ -98,9 +82,7 @@ class ClassificationStep:
         logits_ND: Tensor = model(**inputs).logits
         return logits_ND
 
-    def _teacher_logits(
-        self, model: nn.Module, inputs: dict[str, Any], count: int, sequence_mask: SequenceMask
-    ) -> Tensor:
+    def _teacher_logits(self, model: nn.Module, inputs: dict[str, Any], count: int, mask: SequenceMask) -> Tensor:
         """Return the pre-trained model's logits of the selected rows, from the cache if it has them; K × D."""
 
         def compute(rows: list[int]) -> Tensor:
@@ -108,10 +90,10 @@ class ClassificationStep:
                 logits_KD: Tensor = model(**select_rows(inputs, torch.tensor(rows), count)).logits
                 return logits_KD
 
-        rows = sequence_mask.row_numbers(count)
-        if self.logit_cache is None or sequence_mask.row_keys is None or len(sequence_mask.row_keys) != count:
+        rows = list(range(count)) if mask.rows is None else mask.rows.tolist()
+        if self.logit_cache is None or mask.row_keys is None or len(mask.row_keys) != count:
             return compute(rows)
-        keys = [sequence_mask.row_keys[row] for row in rows]
+        keys = [mask.row_keys[row] for row in rows]
         return self.logit_cache.get_or_compute(keys, lambda missing: compute([rows[index] for index in missing]))
 
     def _check_batch_size(self, rows: int) -> None:
@@ -121,7 +103,7 @@ class ClassificationStep:
         if not self._batch_size_checked and config.spectral > 0 and config.spectral_rank >= rows:
             notice = (
                 f"The spectral term is constant: with {rows} rows in a batch and spectral_rank {config.spectral_rank} the ratio of "
-                "eq. 7 is 1 whatever the model does, so its gradient is 0. "
+                "eq. 7 is always 1, so its gradient is 0. "
                 f"Choose spectral_rank below {rows}, or a larger per_device_train_batch_size."
             )
             logger.warning(notice)

@@ -9,7 +9,6 @@ import dataclasses
 import logging
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
@@ -21,15 +20,15 @@ from balora.objective import Objective
 from balora.teacher.cache import TeacherCache
 from balora.teacher.pretrained import PretrainedTeacher
 from balora.training.subsampling import SequenceMask, select_rows
-from balora.training.train_step import TASK_LOSS_ONLY
+from balora.training.train_step import TASK_LOSS_ONLY, TrainStep
 
 logger = logging.getLogger("balora")
 
 
-class GenerationStep:
+class GenerationStep(TrainStep):
     """`TrainStep` of causal and sequence-to-sequence models.
 
-    The fused path takes hidden states at the valid positions and applies the head only inside the loss. If the head is not
+    The fused path applies the head only inside the loss, to the hidden states at the valid positions. If the head is not
     linear, the loss is computed from full logits.
     """
 
@@ -40,43 +39,35 @@ class GenerationStep:
         teacher: PretrainedTeacher,
         teacher_cache: TeacherCache | None = None,
     ) -> None:
-        self.model = model
-        self.objective = objective
-        self.teacher = teacher
+        super().__init__(model, objective, teacher)
         self.teacher_cache = teacher_cache
         self._cache_checked = False
         self.shift = objective.task == "generation"
         self.headless = HiddenStateExtractor(model)
-        self._fused: bool | None = None if objective.loss_path == "fused" else False
+        self._fused = None if objective.loss_path == "fused" else False
         self._basis: SpectralBasis | None = None
 
     def count_items(self, labels: Tensor) -> Tensor:
         """Return the number of valid target tokens as a scalar tensor."""
         return (labels[:, 1:] if self.shift else labels).ne(-100).sum()
 
-    def train(
+    def _train(
         self,
         model: nn.Module,
         inputs: dict[str, Any],
         labels: Tensor,
         weights: dict[str, float],
-        *,
+        mask: SequenceMask,
         num_items: Tensor | None,
         share: float,
-        sequence_mask: SequenceMask | None = None,
     ) -> tuple[LossParts, dict[str, Tensor], Any]:
-        """Compute the loss of one micro-batch (see `TrainStep`); there are no further statistics."""
-        sequence_mask = sequence_mask or SequenceMask()
         inputs = self._prepared(inputs, labels)
         mask_BT, labels_M = valid_targets(labels, shift=self.shift)
-        skipped = weights["consistency"] > 0 and sequence_mask.is_empty
-        if skipped:
-            weights = {**weights, "consistency": 0.0}
         mask_M = teacher = None
         fused = self._use_fused(model, inputs)
         if weights["consistency"] > 0:
-            mask_M = _token_mask(sequence_mask, mask_BT)
-            teacher = self._teacher_outputs(model, inputs, mask_BT, sequence_mask, fused)
+            mask_M = mask.over_tokens(mask_BT)
+            teacher = self._teacher_outputs(model, inputs, mask_BT, mask, fused)
         student, outputs = self._student_outputs(model, inputs, mask_BT, fused)
         parts = self.objective.language_modeling(
             student,
@@ -85,11 +76,9 @@ class GenerationStep:
             weights,
             num_items=num_items,
             share=share,
-            keep_prob=1.0 if teacher is None else sequence_mask.keep_prob,
+            keep_prob=1.0 if teacher is None else mask.keep_prob,
             consistency_mask_M=mask_M,
         )
-        if skipped:  # a micro-batch without a selected sequence still counts in the mean of the term
-            parts = dataclasses.replace(parts, consistency=torch.zeros_like(parts.task))
         return self._with_router_loss(parts, outputs, share), {}, outputs
 
     def evaluate(
@@ -111,8 +100,8 @@ class GenerationStep:
     def _prepared(self, inputs: dict[str, Any], labels: Tensor) -> dict[str, Any]:
         """Return the model's inputs without a key-value cache, and for an encoder-decoder with ``decoder_input_ids``.
 
-        The model does not get the labels, because it would compute its own loss. An encoder-decoder would derive its decoder
-        inputs from them, so the labels are shifted right here; without decoder inputs some families decode the source.
+        The model does not get the labels, because it would compute its own loss. The labels of an encoder-decoder are shifted
+        right here to make its decoder inputs; without decoder inputs, some families decode the source.
         """
         inputs = {**inputs, "use_cache": False}
         if not self.shift and inputs.get("decoder_input_ids") is None and inputs.get("decoder_inputs_embeds") is None:
@@ -125,7 +114,7 @@ class GenerationStep:
         return inputs
 
     def _use_fused(self, model: nn.Module, inputs: dict[str, Any]) -> bool:
-        """Decide once, on real inputs: take the fused path only if the head is the linear map that the loss assumes."""
+        """Return whether the head is the linear map that the fused loss assumes; tested on the first batch."""
         if self._fused is None:
             self._fused = self.headless.head_matches(model, inputs)
             if not self._fused:
@@ -145,73 +134,60 @@ class GenerationStep:
             return Logits(outputs.logits[mask_BT]), outputs
         head = self.headless.head()
         assert head is not None
-        basis = None
-        if self.objective.config.spectral > 0 and not self._head_learns() and head.softcap is None:
-            # Before the forward: the spectral basis needs memory while it is computed, and so do the activations.
-            basis = self._spectral_basis(head)
+        use_basis = self.objective.config.spectral > 0 and not self._head_learns() and head.softcap is None
+        if use_basis and self._basis is None:
+            # Factor the frozen head once, before the forward: afterwards the activations need the memory.
+            self._basis = SpectralBasis.from_head(head.weight_VD, head.bias_V)
         hidden_BTd, outputs = self.headless.hidden_states(model, inputs)
-        return HiddenStates(hidden_BTd[mask_BT].to(head.weight_VD.dtype), head, basis), outputs
+        hidden_Md = hidden_BTd[mask_BT].to(head.weight_VD.dtype)
+        return HiddenStates(hidden_Md, head, self._basis if use_basis else None), outputs
 
     def _teacher_outputs(
-        self, model: nn.Module, inputs: dict[str, Any], mask_BT: Tensor, sequence_mask: SequenceMask, fused: bool
+        self, model: nn.Module, inputs: dict[str, Any], mask_BT: Tensor, mask: SequenceMask, fused: bool
     ) -> HiddenStates | Logits | TopKTeacher:
         """Return the teacher from the cache, or its outputs at the valid tokens (0 if not selected)."""
         if self.teacher_cache is not None:
-            return self._cached_teacher(model, inputs, mask_BT, sequence_mask)
-        count = len(mask_BT)
-        inputs, selected_BT = (
-            select_rows(inputs, sequence_mask.rows, count),
-            select_rows({"": mask_BT}, sequence_mask.rows, count)[""],
-        )
+            return self._cached_teacher(self.teacher_cache, model, inputs, mask_BT, mask)
+        selected = select_rows({**inputs, "mask_BT": mask_BT}, mask.rows, len(mask_BT))
+        selected_BT = selected.pop("mask_BT")
         head: LinearHead | None = None
         with self.teacher.active():
             if fused:
-                outputs_Md, head = self._hidden_and_head(model, inputs, selected_BT)
+                hidden_BTd, _ = self.headless.hidden_states(model, selected)
+                head = self.headless.head()
+                assert head is not None
+                outputs_Md = hidden_BTd[selected_BT].to(head.weight_VD.dtype)
+                # Detached from the parameter, which gets the student's values back after this block.
+                head = head.detach() if self._head_learns() else None
+                if head is not None and is_sharded(self.model):  # the student's head is gathered into the same memory
+                    bias_V = None if head.bias_V is None else head.bias_V.clone()
+                    head = dataclasses.replace(head, weight_VD=head.weight_VD.clone(), bias_V=bias_V)
             else:
-                outputs_Md = model(**inputs).logits[selected_BT]
-        mask_M = _token_mask(sequence_mask, mask_BT)
+                outputs_Md = model(**selected).logits[selected_BT]
+        mask_M = mask.over_tokens(mask_BT)
         if mask_M is not None:
             zeros_Md = outputs_Md.new_zeros(len(mask_M), outputs_Md.shape[1])
             outputs_Md = zeros_Md.masked_scatter_(mask_M[:, None], outputs_Md)
-        return HiddenStates(outputs_Md, head if self._head_learns() else None) if fused else Logits(outputs_Md)
-
-    def _hidden_and_head(self, model: nn.Module, inputs: dict[str, Any], mask_BT: Tensor) -> tuple[Tensor, LinearHead]:
-        """Return hidden states at the valid tokens, and the head with its present values as constants."""
-        hidden_BTd, _ = self.headless.hidden_states(model, inputs)
-        head = self.headless.head()
-        assert head is not None
-        # A view of the present values: the parameter itself gets the student's values back afterwards.
-        constant = head.detach()
-        if is_sharded(self.model) and self._head_learns():  # the student's head is gathered into the same memory
-            bias_V = None if constant.bias_V is None else constant.bias_V.clone()
-            constant = dataclasses.replace(constant, weight_VD=constant.weight_VD.clone(), bias_V=bias_V)
-        return hidden_BTd[mask_BT].to(head.weight_VD.dtype), constant
+        return HiddenStates(outputs_Md, head) if fused else Logits(outputs_Md)
 
     def _cached_teacher(
-        self, model: nn.Module, inputs: dict[str, Any], mask_BT: Tensor, sequence_mask: SequenceMask
+        self, cache: TeacherCache, model: nn.Module, inputs: dict[str, Any], mask_BT: Tensor, mask: SequenceMask
     ) -> TopKTeacher:
         """Read the batch's teacher from the cache; the first time, compare it with the teacher itself."""
-        assert self.teacher_cache is not None
-        if sequence_mask.row_keys is None:
+        if mask.row_keys is None:
             raise BALoraError(
                 "A teacher cache cannot be used: the batches do not say which rows they are made of. Train on a dataset with a "
                 "length, in batches of unchanged rows, or leave teacher_cache out."
             )
-        cached = self.teacher_cache.read(sequence_mask.row_keys, mask_BT.device)
+        cached = cache.read(mask.row_keys, mask_BT.device)
         if not self._cache_checked:
             self._cache_checked = True
             with self.teacher.active():
-                self.teacher_cache.check(cached, self.headless.logits_at(model, inputs, mask_BT))
+                cache.check(cached, self.headless.logits_at(model, inputs, mask_BT))
         return cached
 
     def _head_learns(self) -> bool:
         return any(p.requires_grad for p in self.headless.output_layer.parameters())
-
-    def _spectral_basis(self, head: LinearHead) -> SpectralBasis:
-        """Factor the frozen head at the first call and reuse the result."""
-        if self._basis is None:
-            self._basis = SpectralBasis.from_head(head.weight_VD, head.bias_V)
-        return self._basis
 
     def _with_router_loss(self, parts: LossParts, outputs: Any, share: float) -> LossParts:
         """Add the load-balancing loss of a mixture-of-experts model if its config asks for it (output_router_logits)."""
@@ -220,9 +196,3 @@ class GenerationStep:
         if router is None or not getattr(config, "output_router_logits", False):
             return parts
         return dataclasses.replace(parts, loss=parts.loss + config.router_aux_loss_coef * share * router)
-
-
-def _token_mask(sequence_mask: SequenceMask, mask_BT: Tensor) -> Tensor | None:
-    """Return which of the valid tokens belong to a selected sequence; None for all."""
-    mask_B = sequence_mask.as_bool(len(mask_BT), mask_BT.device)
-    return None if mask_B is None else mask_B[:, None].expand_as(mask_BT)[mask_BT]

@@ -1,6 +1,6 @@
 """Evaluation by generation for models that write their class or score as text (GLUE as text to text).
 
-Answers are decoded greedily from the input alone. An answer that is no text label is wrong for every row; the metric
+Answers are decoded greedily from the input alone. An answer that is not a text label counts as wrong; the metric
 ``unreadable`` is the fraction of such answers.
 Shapes: N rows, T tokens.
 """
@@ -26,7 +26,7 @@ from balora.training.trainer import BALoraTrainer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerativeMetrics:
-    """Metrics of generated answers: how to decode the answers, read them as labels and score them."""
+    """Decode generated answers, read them as labels and compute metrics."""
 
     class_names: tuple[str, ...] | None
     """Text labels of the classes in the order of their numbers; None if the answers are scores."""
@@ -58,22 +58,17 @@ class GenerativeMetrics:
 def generative_metrics_for(
     config: RunConfig, examples: Examples, tokenized: Tokenized, tokenizer: PreTrainedTokenizerBase
 ) -> GenerativeMetrics | None:
-    """Return the metrics of a run whose responses are text labels or scores; None for other runs.
+    """Return the metrics of a run with text labels or scores as responses; None for other runs.
 
     Raises:
-        BALoraError: A text label does not survive tokenization, or does not fit into the maximum length of a response.
+        BALoraError: A text label changes in tokenization, or does not fit into the maximum length of a response.
     """
     if config.task != "seq2seq" or config.data.form == "pair":
         return None
-    labels: list[list[int]] = []
-    responses: list[str] = []
-    for tokens, texts in ((tokenized.train, examples.train), (tokenized.eval, examples.eval)):
-        if tokens is not None and texts is not None:
-            labels += tokens["labels"][:]
-            responses += texts["response"][:]
-    longest = max(map(len, labels))
+    longest = max(len(ids) for rows in (tokenized.train, tokenized.eval) if rows is not None for ids in rows["labels"])
+    texts = {text for rows in (examples.train, examples.eval) if rows is not None for text in rows["response"]}
     metrics = GenerativeMetrics(class_names=examples.label_names, tokenizer=tokenizer, max_new_tokens=longest)
-    _check_text_labels(metrics, sorted(set(responses)), config.data.max_target_length or config.data.max_length)
+    _check_text_labels(metrics, sorted(texts), config.data.max_target_length or config.data.max_length)
     return metrics
 
 
@@ -95,11 +90,7 @@ def _check_text_labels(metrics: GenerativeMetrics, texts: list[str], max_length:
 
 
 class GenerativeEvalTrainer(BALoraTrainer):
-    """`BALoraTrainer` that generates answers in evaluation.
-
-    Args:
-        generative_metrics: Metrics of the answers. All other arguments are `BALoraTrainer`'s.
-    """
+    """`BALoraTrainer` that generates answers in evaluation and computes ``generative_metrics`` from them."""
 
     def __init__(self, *args: Any, generative_metrics: GenerativeMetrics, **kwargs: Any) -> None:
         super().__init__(*args, compute_metrics=generative_metrics.compute, **kwargs)
@@ -114,11 +105,6 @@ class GenerativeEvalTrainer(BALoraTrainer):
             return loss, None, None
         source = self._prepare_inputs({name: inputs[name] for name in ("input_ids", "attention_mask")})
         with torch.no_grad(), self.compute_loss_context_manager():
-            answers = self.model.generate(
-                **source,
-                max_new_tokens=self.generative_metrics.max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                use_cache=True,
-            )
+            limit = self.generative_metrics.max_new_tokens
+            answers = self.model.generate(**source, max_new_tokens=limit, do_sample=False, num_beams=1, use_cache=True)
         return loss, answers, inputs["labels"].to(answers.device)

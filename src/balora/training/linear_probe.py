@@ -1,14 +1,14 @@
-"""A linear probe as the initial head: fit the new classification head on frozen features before training starts.
+"""Linear probe: fit the new classification head on frozen features before training starts.
 
-A new head is random, so a teacher with it would be random as well (METHOD 6.5). The fitted head gives student and teacher the
-best linear classifier on what the pre-trained model already represents. Features are scaled to one size, and the penalty is
-chosen on held-out rows: under a fixed penalty, the head of a model with small features would stay near zero.
+A new head is random, so a teacher with it would be random as well (METHOD 6.5). With the fitted head, student and teacher
+start from the best linear classifier on the features of the pre-trained model. The features are scaled and the penalty is
+chosen by cross-validation: under a fixed penalty, the head of a model with small features would stay near zero.
 Shapes: N examples, d pooled size, D classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,9 @@ from balora.models.adapted_model import evaluating
 from balora.models.classifier_head import final_linear, pooled_features
 
 MAX_ROWS = 8192
-"""Rows that a probe is fitted on: enough for some thousand coefficients; more only take time."""
+"""Largest number of rows for the fit: enough for some thousand coefficients."""
 _PENALTY_ROWS = 2048
-"""Rows on which a classifier's penalty is chosen. The penalty is a prior on the weights, so it does not depend on the rows."""
+"""Largest number of rows for the choice of a classifier's penalty. A penalty is a prior on the weights, so a sample is enough."""
 _FOLDS = 4
 _RIDGE = np.logspace(-2, 6, 33)
 """Candidate penalties of ridge regression, for features of variance 1."""
@@ -42,16 +42,15 @@ def fit_head(
 ) -> float:
     """Fit the final linear layer on pooled features of the model with its present weights, and write it into the model.
 
-    Logistic regression (for regression: ridge) on features that are centred and divided by their root mean square deviation.
-    The penalty is the one with the smallest loss on held-out rows: leave-one-out for ridge, four folds for logistic
-    regression.
+    Fit a logistic regression (for regression: ridge) on features that are centred and divided by their root mean square
+    deviation. The penalty has the smallest loss in cross-validation: leave-one-out for ridge, four folds for classes.
 
     Args:
         model: Adapted classifier at its initial values.
         batches: Batches with ``labels``; read until `MAX_ROWS` examples are seen.
         regression: Whether the labels are scores.
-        gather: Function that turns the features and labels of this process's batch into those of all processes, in the same
-            order everywhere. Every process fits the head, and on different rows the heads would differ.
+        gather: Function that turns features and labels of this process into those of all processes, in the same order
+            everywhere. Every process fits the head, and the heads must not differ.
 
     Returns:
         Accuracy, or R² for regression, on the rows of the fit.
@@ -93,31 +92,20 @@ def _fit_classifier(
         model = LogisticRegression(C=inverse_penalty, max_iter=1000, fit_intercept=intercept)
         return model.fit(scaled_Nd[rows], labels_N[rows])
 
-    # The rows of each class are dealt to the folds in turn, so that a rare class is not in one fold only.
+    # The rows of each class go to the folds in turn, so that a rare class is not in one fold only.
     order = np.argsort(labels_N, kind="stable")[:: -(-len(labels_N) // _PENALTY_ROWS)]
     folds = [order[first::_FOLDS] for first in range(_FOLDS)]
-    losses = [
-        sum(
-            _loss(fit(inverse_penalty, train), scaled_Nd[held_out], labels_N[held_out])
-            for train, held_out in _splits(folds, labels_N)
-        )
-        for inverse_penalty in _LOGISTIC
-    ]
+    splits = [(np.concatenate(folds[:n] + folds[n + 1 :]), fold) for n, fold in enumerate(folds)]
+    # Skip a split without validation rows, or with one class to fit on.
+    splits = [(train, test) for train, test in splits if len(test) and len(np.unique(labels_N[train])) > 1]
+    losses = [sum(_loss(fit(c, train), scaled_Nd[test], labels_N[test]) for train, test in splits) for c in _LOGISTIC]
     logistic = fit(float(_LOGISTIC[int(np.argmin(losses))]), slice(None))
     weight, bias = logistic.coef_, np.broadcast_to(logistic.intercept_, len(logistic.coef_))
     if len(classes) == 2:  # scikit-learn gives the log-odds of the second class; the head has a logit for each
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     full_Dd, full_D = np.zeros((outputs, weight.shape[1])), np.full(outputs, bias.min() - 5.0)
-    full_Dd[classes], full_D[classes] = weight, bias  # a class without rows starts unlikely
+    full_Dd[classes], full_D[classes] = weight, bias  # a class without rows is unlikely at first
     return logistic, full_Dd, full_D
-
-
-def _splits(folds: list[np.ndarray], labels_N: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the rows to fit on and the rows held out; skip splits without held-out rows or with one class to fit on."""
-    for number, held_out in enumerate(folds):
-        train = np.concatenate([fold for other, fold in enumerate(folds) if other != number])
-        if len(held_out) and len(np.unique(labels_N[train])) > 1:
-            yield train, held_out
 
 
 def _loss(logistic: LogisticRegression, scaled_Nd: np.ndarray, labels_N: np.ndarray) -> float:
@@ -129,6 +117,7 @@ def _loss(logistic: LogisticRegression, scaled_Nd: np.ndarray, labels_N: np.ndar
 
 
 def _collect(model: nn.Module, batches: Iterable[dict[str, Any]], gather: Gather) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pooled features and the labels of the first `MAX_ROWS` examples or a few more."""
     device = next(model.parameters()).device
     features, labels, rows = [], [], 0
     with evaluating(model):

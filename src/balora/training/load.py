@@ -1,10 +1,5 @@
-"""Deprecated: see the names below for the new place."""
+"""Deprecated names, with their new modules."""
 
 from balora.deprecation import deprecated_names
 
-__getattr__ = deprecated_names(
-    __name__,
-    {
-        "load": "balora.loading.trained.load",
-    },
-)
+__getattr__ = deprecated_names(__name__, {"load": "balora.loading.trained.load"})

@@ -1,4 +1,4 @@
-"""Averages of every part and every weight over the logging window, without a device sync until they are read."""
+"""Averages of every part and weight of the loss over the logging window, without a device sync until they are read."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from balora.regularization import WEIGHTS
 class LossMeter:
     """Accumulator of micro-batches; the shares of one optimizer step add up to 1.
 
-    Sums over items (task, consistency, diversity of generation) are already divided by the items of the whole step and are
-    added; batch statistics are averaged, weighted by the micro-batch's share.
+    Sums over items (task, consistency, diversity of generation) are added, because they are already divided by the items of
+    the optimizer step. Batch statistics are averaged, weighted by the micro-batch's share.
     """
 
     def __init__(self, task: str) -> None:
@@ -31,24 +31,20 @@ class LossMeter:
         self._add("task", parts.task, share)
         for name in self._names:
             self._add(f"{name}_weight", weights[name] * share, share)
-            raw = getattr(parts, name)
-            value = 0.0 if raw is None else raw * share if name in self._statistics else raw
-            if raw is not None:
+            value = getattr(parts, name)
+            if value is not None:
+                value = value * share if name in self._statistics else value
                 self._add(name, value, share)
-            self._add(f"{name}_weighted", weights[name] * value, share)
+            self._add(f"{name}_weighted", weights[name] * (0.0 if value is None else value), share)
         for name, value in extra.items():
             self._add(name, value.detach() * share, share)
 
     def drain(self, average: Callable[[Tensor], Tensor] = lambda values: values) -> dict[str, float]:
-        """Return the mean values since the last call and reset the meter.
+        """Return the mean values since the last call, averaged over the processes by ``average``, and reset the meter.
 
-        Args:
-            average: Function that averages a tensor over the processes.
-
-        Returns:
-            ``task``, and for each part its raw value (``part``), ``part_weighted`` and ``part_weight``. A raw part is the mean
-            over the steps that computed it, and absent if none did (weight 0); the weighted parts and the task add up to the
-            loss.
+        The values are ``task``, and for each part ``part`` (raw), ``part_weighted`` and ``part_weight``. A raw part is the
+        mean over the steps that computed it, and absent if none did (weight 0). The weighted parts and the task add up to the
+        loss.
         """
         if not self._sums:
             return {}

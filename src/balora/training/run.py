@@ -25,22 +25,20 @@ from balora.config.training_arguments import optimizer_steps
 from balora.data.collate import make_collator, shortest_first
 from balora.data.examples import Examples, load_examples
 from balora.data.perturbations import describe_perturbations
-from balora.data.tokenize import Tokenized, tokenize_examples
+from balora.data.tokenize import tokenize_examples
 from balora.deprecation import deprecated_keywords
 from balora.errors import BALoraError
 from balora.files import write_text
 from balora.loading.pretrained import load_model, load_target_tokenizer, load_tokenizer, max_positions
 from balora.loading.source import ModelSource
 from balora.methods import adapt, find_method
-from balora.teacher.cache import open_cache_for_run, tokenizer_digest
+from balora.teacher.cache import TeacherIdentity, open_cache, tokenizer_digest
+from balora.teacher.row_keys import row_key
 from balora.training.arguments import training_arguments
 from balora.training.callbacks import LogLines, MetricsFile, ProgressBar
 from balora.training.generative_eval import GenerativeEvalTrainer, generative_metrics_for
 from balora.training.metrics import metrics_for
 from balora.training.trainer import BALoraTrainer
-
-_LOGGED = ("train_loss", "train_runtime", "peak_memory_mib")
-"""Metrics in the last line for the user, besides those of the evaluation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,14 +104,10 @@ def run(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> Ru
             card = model_card(config, metrics, {**provenance(), "data": data, "resumed": resumed})
             write_text(directory.path / "README.md", card)
         directory.update_record(
-            status="finished",
-            error=None,
-            metrics=metrics,
-            parameters=parameter_counts(trainer.model),
-            notices=notices,
+            status="finished", error=None, metrics=metrics, parameters=parameter_counts(trainer.model), notices=notices
         )
-    shown = {name: value for name, value in metrics.items() if name in _LOGGED or name.startswith("eval_")}
-    log("  ".join(f"{name} {value:.4g}" for name, value in shown.items()))
+    shown = ("train_loss", "train_runtime", "peak_memory_mib", "eval_")
+    log("  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith(shown)))
     log(f"Done: {directory.path}")
     return RunResult(directory.path, metrics, trainer)
 
@@ -121,24 +115,24 @@ def run(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> Ru
 def prepare(
     config: RunConfig, checkpoint: Path | None = None
 ) -> tuple[BALoraTrainer, PreTrainedTokenizerBase, Examples]:
-    """Load and check everything a run needs before its first step. Writes nothing.
+    """Load and check all that a run needs before its first step, and write nothing.
 
-    Args:
-        config: Config of the run.
-        checkpoint: Checkpoint to resume from: its initial values are used, without a new decomposition.
-
-    Raises:
-        BALoraError: Bad input.
+    The initial values of a resumed run are read from its checkpoint, without a new decomposition.
     """
     set_seed(config.seed)  # for a new classification head, which the global generator makes
     source = ModelSource.from_config(config)
-    tokenizer, target_tokenizer = load_tokenizer(source), load_target_tokenizer(source)
+    tokenizer, target = load_tokenizer(source), load_target_tokenizer(source)
     examples = load_examples(config.data, config.task, config.seed)
     model = load_model(source, examples.num_labels, examples.id2label, tokenizer=tokenizer)
-    rows = tokenize(config, examples, tokenizer, target_tokenizer, max_positions(model.config))
+    positions = max_positions(model.config)
+    rows = tokenize_examples(
+        examples, tokenizer, config.data, config.task, target_tokenizer=target, max_positions=positions
+    )
     collator = make_collator(config.task, tokenizer, model)
-    tokenizers = "" if config.teacher_cache in ("auto", "off") else tokenizer_digest(tokenizer, target_tokenizer)
-    cache = open_cache_for_run(config, model, tokenizers, rows.train)
+    cache = open_cache(config)
+    if cache is not None:
+        identity = TeacherIdentity.of_run(config, model, tokenizer_digest(tokenizer, target))
+        cache.require(identity, [row_key(row) for row in rows.train])
     stored = None if checkpoint is None else ckpt.read_initial_weights(checkpoint).values
     adapted = adapt(
         model,
@@ -149,19 +143,22 @@ def prepare(
         calibration=functools.partial(calibration_rows, rows.train, collator, config.seed),
         **config.method.options,
     )
-    if stored is not None:  # full fine-tuning stores only what a load of the pre-trained model does not give
+    if stored is not None:  # full fine-tuning stores only the values that the pre-trained model does not have
         stored = {name: stored.get(name, p) for name, p in adapted.named_parameters() if p.requires_grad}
-    generative = generative_metrics_for(config, examples, rows, target_tokenizer or tokenizer)
+    eval_rows = rows.eval
+    if eval_rows is not None and config.task in ("classification", "regression"):
+        # A generator's rows stay in their order, because its loss is a mean over batches.
+        eval_rows = shortest_first(eval_rows)
+    generative = generative_metrics_for(config, examples, rows, target or tokenizer)
     metrics: dict[str, Any] = (
         {"generative_metrics": generative} if generative else {"compute_metrics": metrics_for(config.task)}
     )
     trainer = (GenerativeEvalTrainer if generative else BALoraTrainer)(
         model=adapted,
-        args=training_arguments(
-            config
-        ),  # after load_model: arguments for DeepSpeed or FSDP change how models are loaded
+        # Made after load_model, because arguments for DeepSpeed or FSDP change how models are loaded.
+        args=training_arguments(config),
         train_dataset=rows.train,
-        eval_dataset=_for_evaluation(rows.eval, config.task),
+        eval_dataset=eval_rows,
         data_collator=collator,
         **metrics,
         regularization=config.regularization,
@@ -171,19 +168,6 @@ def prepare(
         teacher_offload=config.teacher_offload,
     )
     return trainer, tokenizer, examples
-
-
-def tokenize(
-    config: RunConfig,
-    examples: Examples,
-    tokenizer: PreTrainedTokenizerBase,
-    target_tokenizer: PreTrainedTokenizerBase | None,
-    positions: int | None,
-) -> Tokenized:
-    """Tokenize the examples of a run for a model with this number of positions (None: no limit)."""
-    return tokenize_examples(
-        examples, tokenizer, config.data, config.task, target_tokenizer=target_tokenizer, max_positions=positions
-    )
 
 
 def adapter_arguments(config: RunConfig) -> dict[str, Any]:
@@ -204,11 +188,6 @@ def calibration_rows(rows: Dataset, collator: Callable[..., Any], seed: int, cou
     return [collator([rows[number]]) for number in chosen]
 
 
-def _for_evaluation(rows: Dataset | None, task: str) -> Dataset | None:
-    """Sort a classifier's rows by length. A generator's rows stay: its loss is a mean over batches, so order matters."""
-    return shortest_first(rows) if rows is not None and task in ("classification", "regression") else rows
-
-
 def _train(
     trainer: BALoraTrainer, directory: Path, checkpoint: Path | None, log: Callable[[str], None]
 ) -> dict[str, float]:
@@ -224,7 +203,7 @@ def _train(
 
 
 def save_result(trainer: BALoraTrainer, tokenizer: PreTrainedTokenizerBase, run: Path) -> Path:
-    """Write trained tensors, initial weights and tokenizer to ``adapter/``, or to ``model/`` if every weight was trained."""
+    """Write trained tensors, initial weights and tokenizer to ``adapter/``, or ``model/`` if every weight was trained."""
     name = "model" if ckpt.form_of(trainer.model) == "model" else "adapter"
     with trainer.staged() as staging:
         if trainer.args.should_save:
@@ -237,11 +216,8 @@ def save_result(trainer: BALoraTrainer, tokenizer: PreTrainedTokenizerBase, run:
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
     """Count the values of a model's parameters: all, and the trainable ones."""
-    parameters = list(model.parameters())
-    return {
-        "trainable": sum(p.numel() for p in parameters if p.requires_grad),
-        "all": sum(p.numel() for p in parameters),
-    }
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return {"trainable": sum(n for n, trainable in sizes if trainable), "all": sum(n for n, _ in sizes)}
 
 
 def _data_record(examples: Examples) -> dict[str, Any]:
@@ -256,8 +232,9 @@ def _data_record(examples: Examples) -> dict[str, Any]:
 
 
 def _summary(config: RunConfig, examples: Examples, trainer: BALoraTrainer) -> str:
+    """Describe a run in one line: method, model, trainable parameters, data and regularization."""
     trainable = parameter_counts(trainer.model)["trainable"]
-    effective = trainer.objective.config  # without the terms that are switched off here
+    effective = trainer.objective.config  # without terms that are switched off for this model
     weights = {name: getattr(effective, name) for name in ("consistency", "diversity", "spectral", "variance")}
     terms = ", ".join(f"{name} {value:g}" for name, value in weights.items() if value) or "off"
     return (

@@ -1,4 +1,4 @@
-"""Checkpoints of the regularized trainers: written completely before they get their name, verified before they are loaded."""
+"""Checkpoints of the regularized trainers: written completely before they get their name, verified before a load."""
 
 from __future__ import annotations
 
@@ -36,23 +36,22 @@ class SavingMixin(_Base):
     logit_cache: LogitCache | None
     _origin: ckpt.InitialWeights | None = None
     _keep_best: RestoreBestCheckpoint | None = None
+    _staging: Path | None = None
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write to a staging directory, seal, rename; delete old checkpoints only after the new one is complete."""
-        run = Path(self.args.output_dir)
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             with self.staged() as staging:
                 self._staging = staging
                 super()._save_checkpoint(model, trial)
-                checkpoint = staging / f"checkpoint-{self.state.global_step}"
-                self._complete(checkpoint)
+                self._complete(staging / f"checkpoint-{self.state.global_step}")
         finally:
             self._staging = None
             self.args.save_total_limit = limit
         if self.args.should_save:
             rotate_checkpoints(
-                output_dir=str(run),
+                output_dir=self.args.output_dir,
                 save_total_limit=limit,
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,
@@ -60,11 +59,8 @@ class SavingMixin(_Base):
 
     def staged(self) -> AbstractContextManager[Path]:
         """Return a staging directory in the run directory; the main process makes it and moves its content into place."""
-        return ckpt.staged(
-            Path(self.args.output_dir), main=self.args.should_save, wait=self.accelerator.wait_for_everyone
-        )
-
-    _staging: Path | None = None
+        wait = self.accelerator.wait_for_everyone
+        return ckpt.staged(Path(self.args.output_dir), main=self.args.should_save, wait=wait)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
@@ -85,7 +81,7 @@ class SavingMixin(_Base):
                 pickled.unlink()
 
     def origin(self) -> ckpt.InitialWeights:
-        """Return the record of the model that the run started from; computed once, as the frozen weights do not change."""
+        """Return the record of the initial model; computed once, because the frozen weights do not change."""
         if self._origin is None:
             config = self.model.config
             facts: dict[str, Any] = {"dtype": str(self.model.dtype).removeprefix("torch."), "task": self.task}
@@ -95,15 +91,11 @@ class SavingMixin(_Base):
         return self._origin
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse to push to the hub, whether an argument or a call asks for it."""
+        """Refuse to push to the hub, as an argument and as a call."""
         raise BALoraError(f"push_to_hub is not supported in training: {NO_PUSH}")
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model as the Trainer does; of a sharded model only the trained tensors are gathered.
-
-        A script calls this to save its result. The record of the model that the run started from is saved with it, for
-        `balora.load` and `balora.export`.
-        """
+        """Save the model as the Trainer does. If a script calls this, save the record that `balora.load` needs as well."""
         folder = Path(output_dir or self.args.output_dir)
         result = not _internal_call and self.method is not None and self.args.should_save
         if result:
@@ -114,7 +106,7 @@ class SavingMixin(_Base):
             super().save_model(output_dir, _internal_call)
         if result:
             ckpt.write_initial_weights(folder, self.origin())
-            # Only these files: it may be the run directory, and a script may add a tokenizer or scores later.
+            # Only these files: the folder may be the run directory, and a script may add a tokenizer or scores later.
             ckpt.write_manifest(folder, ckpt.RESULT_FILES)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -136,7 +128,7 @@ class SavingMixin(_Base):
             (folder / "training_args.bin").unlink(missing_ok=True)
 
     def _gathered(self) -> dict[str, Tensor]:
-        """Return the unsharded tensors to save, in the main process: the adapter's, or all if every weight was trained."""
+        """Gather the tensors to save in the main process: the adapter's, or all if every weight was trained."""
         reshard(self.model)
         if ckpt.form_of(self.model) != "model":
             return gather_tensors(stored_parameters(self.model), keep=self.args.should_save)
@@ -153,10 +145,9 @@ class SavingMixin(_Base):
         check_resumable(checkpoint)
         best = find_best_checkpoint(checkpoint, Path(self.args.output_dir), needed=self.args.load_best_model_at_end)
         target = self.model if model is None else model
-        known = self.origin().frozen if is_sharded(target) else None
-        ckpt.check_initial_weights(
-            target, self.teacher.initial, ckpt.read_initial_weights(checkpoint), checkpoint, known
-        )
+        frozen = self.origin().frozen if is_sharded(target) else None
+        initial = ckpt.read_initial_weights(checkpoint)
+        ckpt.check_initial_weights(target, self.teacher.initial, initial, checkpoint, frozen)
         load_trainable(target, ckpt.read_trained(checkpoint, target))
         if self.method is not None and self.method.restore is not None:
             self.method.restore(target, ckpt.read_tensors(checkpoint / ckpt.METHOD_STATE))

@@ -1,6 +1,6 @@
 """`BALoraSFTTrainer`: trl's SFTTrainer (chat templates, packing, padding-free, completion-only) with our objective.
 
-A module of its own because importing trl takes seconds, which `BALoraTrainer` should not cost.
+A separate module, because importing trl takes seconds and `BALoraTrainer` does not need it.
 """
 
 from __future__ import annotations

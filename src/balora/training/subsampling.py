@@ -1,8 +1,8 @@
 """Random subset of steps and sequences on which the consistency term is computed.
 
-Both draws leave the expected gradient unchanged: if the term is computed in one of every n steps, its weight is n times as
-large there; a sequence drawn with probability f is weighted by 1 / f. Every draw depends only on the seed and the position in
-the run, so a resumed run draws the same as an uninterrupted one.
+The expected gradient is unchanged: if the term is computed in one of every n steps, its weight is n times as large there; a
+sequence drawn with probability f is weighted by 1 / f. Every draw depends only on the seed and the position in the run, so a
+resumed run draws the same as an uninterrupted one.
 Shapes: B sequences.
 """
 
@@ -21,12 +21,7 @@ from balora.regularization import RegularizationConfig
 
 
 class Subsampler:
-    """Random draws of one run.
-
-    Args:
-        config: Source of ``consistency_every`` and ``consistency_fraction``.
-        seed: Seed of the run.
-        process: Rank of this process. Processes draw different sequences, but equally many.
+    """Random draws of one run. Processes (``process`` is the rank) draw different sequences, but equally many.
 
     Example:
         >>> subsampler = Subsampler(RegularizationConfig(consistency_every=4), seed=1)
@@ -44,16 +39,16 @@ class Subsampler:
     def step_factor(self, step: int) -> float:
         """Return the factor of the consistency weight in an optimizer step: n in one of every n steps, else 0.
 
-        The step is drawn anew in each block of n steps: a fixed one could coincide with a period of the data.
+        Each block of n steps has its own draw, because a fixed step could coincide with a period of the data.
         """
         block, offset = divmod(step, self.every)
         return float(self.every) if offset == self._random("step", block).randrange(self.every) else 0.0
 
     def draw_sequences(self, step: int, micro_batch: int, count: int) -> Tensor | None:
-        """Draw the sequences of a micro-batch that carry the term, ascending (int64); None for all of them.
+        """Draw the sequences of a micro-batch that carry the term, ascending (int64); None for all sequences.
 
-        Their number is f · B, rounded up or down at random so that it is f · B on average: each sequence has probability f.
-        It is the same on all processes, as their forwards may wait for each other.
+        Their number is f · B, rounded up or down at random, so that each sequence has probability f. All processes draw the
+        same number, because their forwards may wait for each other.
         """
         if self.keep_prob == 1.0:
             return None
@@ -62,7 +57,7 @@ class Subsampler:
         return torch.tensor(sorted(drawn), dtype=torch.int64)
 
     def next_mask(self, step: int, count: int, row_keys: Sequence[bytes] | None) -> SequenceMask:
-        """Return the mask of the next micro-batch, of ``count`` sequences; call it once per micro-batch."""
+        """Return the mask of the next micro-batch, which has ``count`` sequences; call it once per micro-batch."""
         self._position = (step, self._position[1] + 1 if self._position[0] == step else 0)
         return SequenceMask(self.draw_sequences(*self._position, count), self.keep_prob, row_keys)
 
@@ -79,26 +74,23 @@ class SequenceMask:
     keep_prob: float = 1.0
     """Probability with which each sequence was drawn."""
     row_keys: Sequence[bytes] | None = None
-    """Keys of all rows of the micro-batch (`balora.teacher.row_keys`), to find their teacher in a cache; None if unknown."""
+    """Keys of all rows of the micro-batch (`balora.teacher.row_keys`) for the teacher's caches; None if unknown."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether no sequence is selected."""
+        """Return whether no sequence is selected."""
         return self.rows is not None and len(self.rows) == 0
 
-    def row_numbers(self, count: int) -> list[int]:
-        """Return the selected row numbers of a micro-batch of ``count`` rows as a list."""
-        return list(range(count)) if self.rows is None else self.rows.tolist()
-
-    def as_bool(self, count: int, device: torch.device) -> Tensor | None:
-        """Return a boolean mask over ``count`` sequences; None if all are selected."""
+    def over_tokens(self, mask_BT: Tensor) -> Tensor | None:
+        """Return a boolean mask over the valid tokens (``mask_BT``): those of a selected sequence; None for all."""
         if self.rows is None:
             return None
-        return torch.zeros(count, dtype=torch.bool, device=device).index_fill_(0, self.rows.to(device), True)
+        mask_B = mask_BT.new_zeros(len(mask_BT)).index_fill_(0, self.rows.to(mask_BT.device), True)
+        return mask_B[:, None].expand_as(mask_BT)[mask_BT]
 
 
 def select_rows(inputs: Mapping[str, Any], rows: Tensor | None, count: int) -> dict[str, Any]:
-    """Reduce a batch's inputs to some of its sequences: index every tensor that has ``count`` rows."""
+    """Select sequences of a batch: index every tensor that has ``count`` rows."""
     if rows is None or len(rows) == count:
         return dict(inputs)
     return {

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import abc
+import dataclasses
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from balora.errors import BALoraError
@@ -15,20 +18,20 @@ from balora.teacher.pretrained import PretrainedTeacher
 from balora.training.subsampling import SequenceMask
 
 TASK_LOSS_ONLY = {"consistency": 0.0, "diversity": 0.0, "spectral": 0.0, "variance": 0.0}
-"""Weights that leave the task loss alone, for evaluation."""
+"""Weights of an evaluation: the loss is the task loss."""
 
 
-class TrainStep(Protocol):
-    """One micro-batch through teacher, student and objective."""
+class TrainStep(abc.ABC):
+    """One micro-batch through teacher, student and objective. ``model`` is the student, not wrapped for several devices."""
 
-    model: nn.Module
-    """Student, not wrapped for several devices."""
-    objective: Objective
-    teacher: PretrainedTeacher
+    def __init__(self, model: nn.Module, objective: Objective, teacher: PretrainedTeacher) -> None:
+        self.model = model
+        self.objective = objective
+        self.teacher = teacher
 
+    @abc.abstractmethod
     def count_items(self, labels: Tensor) -> Tensor:
         """Return the number of targets of a micro-batch (tokens or labelled examples) as a scalar tensor."""
-        ...
 
     def train(
         self,
@@ -48,25 +51,44 @@ class TrainStep(Protocol):
             inputs: Model inputs without the labels.
             labels: Labels of the micro-batch; -100 at positions to ignore.
             weights: Weights of the regularizers at this step.
-            num_items: Targets of the whole accumulated batch; default: those of this micro-batch.
+            num_items: Number of targets in the accumulated batch; default: in this micro-batch.
             share: Weight of this micro-batch among the accumulated ones, for batch statistics.
             sequence_mask: Sequences that carry the consistency term; default: all.
 
         Returns:
-            The parts of the loss, further statistics to log, and the model's outputs. The consistency part is 0 if its
-            weight is positive and the mask selects no sequence.
+            The parts of the loss, further statistics to log, and the model's outputs.
         """
-        ...
+        mask = sequence_mask or SequenceMask()
+        skipped = weights["consistency"] > 0 and mask.is_empty
+        if skipped:
+            weights = {**weights, "consistency": 0.0}
+        parts, statistics, outputs = self._train(model, inputs, labels, weights, mask, num_items, share)
+        if skipped:  # no sequence was selected in this micro-batch, so the term is 0 and still counts in the mean
+            parts = dataclasses.replace(parts, consistency=torch.zeros_like(parts.task))
+        return parts, statistics, outputs
 
+    @abc.abstractmethod
+    def _train(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        labels: Tensor,
+        weights: dict[str, float],
+        mask: SequenceMask,
+        num_items: Tensor | None,
+        share: float,
+    ) -> tuple[LossParts, dict[str, Tensor], Any]:
+        """Compute what `train` returns; the mask selects at least one sequence if the consistency weight is positive."""
+
+    @abc.abstractmethod
     def evaluate(
         self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, *, keep_logits: bool
     ) -> tuple[Tensor, Any]:
         """Return the mean task loss of a batch, and outputs with logits (if ``keep_logits``, or always if they are small)."""
-        ...
 
+    @abc.abstractmethod
     def target_logits(self, model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> Tensor:
-        """Return logits at targets of the batch, for comparing teacher and student; some targets are enough."""
-        ...
+        """Return logits at some or all targets of the batch, for comparing teacher and student."""
 
 
 def infer_task(model: nn.Module) -> Task:

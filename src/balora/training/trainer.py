@@ -46,10 +46,7 @@ logger = logging.getLogger("balora")
 
 
 class RegularizedTrainerMixin(SavingMixin):
-    """The regularized objective, to be placed before a `transformers.Trainer` class in the bases.
-
-    The arguments are those of `BALoraTrainer`.
-    """
+    """Mixin of `BALoraTrainer` with its arguments; place it before a `transformers.Trainer` class in the bases."""
 
     def __init__(
         self,
@@ -66,11 +63,8 @@ class RegularizedTrainerMixin(SavingMixin):
         model: nn.Module = self.model
         self.task = infer_task(model)
         classifies = self.task in ("classification", "regression")
-        if regularization is None:
-            regularization = (
-                RegularizationConfig.for_classification() if classifies else RegularizationConfig.for_generation()
-            )
-        self.regularization = regularization
+        paper = RegularizationConfig.for_classification if classifies else RegularizationConfig.for_generation
+        self.regularization = regularization = paper() if regularization is None else regularization
         num_labels = getattr(model.config, "num_labels", None)
         self.objective = Objective(regularization, self.task, num_labels=num_labels, loss_path=loss_path)
         for notice in self.objective.notices:
@@ -82,17 +76,17 @@ class RegularizedTrainerMixin(SavingMixin):
         self.teacher_cache, self.logit_cache = select_caches(
             self.objective, teacher_cache, self.accelerator.num_processes
         )
-        self.step: TrainStep
-        if self.objective.generates:
-            self.step = GenerationStep(model, self.objective, self.teacher, self.teacher_cache)
-        else:
-            self.step = ClassificationStep(model, self.objective, self.teacher, self.logit_cache)
+        self.step: TrainStep = (
+            GenerationStep(model, self.objective, self.teacher, self.teacher_cache)
+            if self.objective.generates
+            else ClassificationStep(model, self.objective, self.teacher, self.logit_cache)
+        )
         self.subsampler = Subsampler(regularization, self.args.seed, self.args.process_index)
         self.loss_meter = LossMeter(self.task)
         self.loss_is_scaled_for_ga = True  # by num_items and share, see compute_loss
         self._initial_state_checked = False
         initial_state = initial_state_of(model)
-        # The initial values are known to be the adapter's, so the student may have been trained already.
+        # The initial values are those of the adapter, so the student may have been trained already.
         self._is_resumed = initial is not None and initial_state is not None
         if initial_state is None and initial is None and self.objective.needs_teacher:
             warn_about_trained_adapter(model)
@@ -132,13 +126,7 @@ class RegularizedTrainerMixin(SavingMixin):
             self.data_collator = collate
 
     def _get_eval_sampler(self, eval_dataset: Any) -> None:
-        """Evaluate rows in the order given.
-
-        If training groups rows by length, the Trainer would also reorder evaluation rows, and predictions would no longer
-        be aligned with their rows.
-        """
-
-    # -- the loss ---------------------------------------------------------------------------------------------------
+        """Keep the order of evaluation rows: the Trainer would group them by length as in training, and mix up predictions."""
 
     def compute_loss(
         self,
@@ -227,8 +215,6 @@ class RegularizedTrainerMixin(SavingMixin):
             options = initial_state.options.extra
             self.optimizer = self.method.optimizer(self.model, optimizer_class, settings, options)
         return super().create_optimizer(model)
-
-    # -- logging ----------------------------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add every part and weight, averaged over the logging window, to a training log."""

@@ -21,11 +21,7 @@ _DDP = "train with one unsharded model per process (plain `accelerate launch` or
 
 
 def check_arguments(trainer: Any) -> None:
-    """Refuse Trainer arguments that do not work with the regularized objective.
-
-    Raises:
-        BALoraError: An argument is not supported; the message says what to use instead.
-    """
+    """Refuse Trainer arguments that do not work with the regularized objective."""
     if trainer.args.n_gpu > 1:
         raise BALoraError(
             f"{trainer.args.n_gpu} GPUs in one process (DataParallel) are not supported. Start with `accelerate launch` or "
@@ -48,13 +44,8 @@ def check_arguments(trainer: Any) -> None:
 def check_sharding(state: Any, model: nn.Module, method: Method | None) -> None:
     """Refuse ways of sharding that would give a wrong teacher or result, or that are untested.
 
-    Args:
-        state: accelerate's state, with its plugins.
-        model: Model before it is sharded.
-        method: Method of the adapter; None if balora did not make the adapter.
-
-    Raises:
-        BALoraError: One or more settings are not supported; the message lists all.
+    ``state`` is accelerate's state with its plugins, ``model`` is not sharded yet, and ``method`` is None if balora did not
+    make the adapter.
     """
     deepspeed, fsdp = (getattr(state, f"{kind}_plugin", None) for kind in ("deepspeed", "fsdp"))
     problems = []
@@ -86,11 +77,7 @@ def check_sharding(state: Any, model: nn.Module, method: Method | None) -> None:
 
 
 def refuse_inactive_adapters(model: nn.Module) -> None:
-    """Refuse merged or disabled adapters: they receive no gradient, and teacher and student would stay equal.
-
-    Raises:
-        BALoraError: An adapter is merged or disabled.
-    """
+    """Refuse merged or disabled adapters: they receive no gradient, and teacher and student would stay equal."""
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer) and (module.merged or module.disable_adapters):
             state, fix = ("merged", "unmerge_adapter()") if module.merged else ("disabled", "enable_adapters()")
@@ -98,7 +85,7 @@ def refuse_inactive_adapters(model: nn.Module) -> None:
 
 
 def warn_about_trained_adapter(model: nn.Module) -> None:
-    """Say what "pre-trained" means if `balora.adapt` did not make the adapter and the adapter may have been trained."""
+    """Warn if `balora.adapt` did not make the adapter and it may have been trained: the teacher includes that training."""
     if any(".lora_B." in name and parameter.any() for name, parameter in model.named_parameters()):
         logger.warning(
             "The adapter was not made by balora.adapt and its B is not 0, so the teacher is the model as it is now. If the "
@@ -119,11 +106,7 @@ def initial_divergence(step: TrainStep, model: nn.Module, inputs: dict[str, Any]
 
 
 def check_initial_teacher(step: TrainStep, model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> None:
-    """Refuse a run whose teacher and student differ before the first step by more than rounding explains.
-
-    Raises:
-        BALoraError: The teacher is not the model that training starts from.
-    """
+    """Refuse a run if its teacher and student differ before the first step by more than rounding explains."""
     divergence = initial_divergence(step, model, inputs, labels)
     half_precision = any(p.dtype in (torch.bfloat16, torch.float16) for p in step.model.parameters())
     tolerance = 1e-4 if half_precision else 1e-6

@@ -110,4 +110,4 @@ def test_one_pair_has_no_interval():
 def test_the_old_name_of_the_directory_warns(tmp_path):
     result = dataclasses.replace(comparison(), directory=tmp_path)
     with pytest.warns(DeprecationWarning, match=r"Comparison\.directory"):
-        assert result.directory == tmp_path
+        assert result.folder == tmp_path

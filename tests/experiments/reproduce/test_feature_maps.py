@@ -16,10 +16,16 @@ from balora.config.run_config import RunConfig
 from balora.data.examples import load_examples
 from balora.data.readers import read_table
 from balora.experiments.compare import LocalEngine, Variant
-from balora.experiments.reproduce import EXPERIMENTS, Paths, Request, dry_run, features, preparation, reproduce
-from balora.experiments.reproduce.experiment import Results
-from balora.experiments.reproduce.feature_maps import BALANCED, IMBALANCED, Measured, score_parts
-from balora.experiments.reproduce.features import Features, load_or_extract
+from balora.experiments.reproduce import EXPERIMENTS, Paths, Request, dry_run, feature_maps, preparation, reproduce
+from balora.experiments.reproduce.experiment import ABOUT, Results
+from balora.experiments.reproduce.feature_maps import (
+    BALANCED,
+    IMBALANCED,
+    Features,
+    Measured,
+    load_or_extract,
+    score_parts,
+)
 from balora.plots.tsne import EmbeddingPanel, embedding_figure
 from comparisons import InProcessEngine, made_up
 from tiny import tiny_bert, tiny_tokenizer
@@ -73,7 +79,7 @@ def test_both_conditions_have_equally_many_rows_and_one_is_100_10_1(tmp_path: Pa
     asked = Request(experiment=FIGURE3, scale="small", output=tmp_path / "out", paths=paths, seeds=[42])
     assert asked.preparation is not None
     asked.preparation.ensure(asked.own_paths)
-    assert json.loads((asked.own_paths.prepared / preparation.ABOUT).read_text())["train"]["per_class"] == 1080
+    assert json.loads((asked.own_paths.prepared / ABOUT).read_text())["train"]["per_class"] == 1080
     train, dev = (read_table(asked.own_paths.prepared / f"{name}.jsonl").rows for name in ("train", "dev"))
     assert not {row["sentence2"] for row in train} & {row["sentence2"] for row in dev}, (
         "though the source has them in both"
@@ -196,7 +202,7 @@ def test_the_complete_experiment_runs_and_caches_its_features(tmp_path: Path, mo
 
     run = tmp_path / "out" / IMBALANCED / "runs" / "pissa_seed-1"
     kept = tmp_path / "out" / "features" / IMBALANCED / "pissa_seed-1.safetensors"
-    monkeypatch.setattr(features, "_extract", lambda subject: pytest.fail("the features were there"))
+    monkeypatch.setattr(feature_maps, "_extract", lambda model: pytest.fail("the features were there"))
     found = load_or_extract(run, kept)
     row = next(
         row for row in read_table(tmp_path / "out" / IMBALANCED / "rows.jsonl").rows if row["variant"] == "pissa"

@@ -10,11 +10,17 @@ import pytest
 from balora.experiments.compare import Comparison
 from balora.experiments.compare.plan import Cell
 from balora.experiments.reproduce import EXPERIMENTS, Paths, Request, Study
+from balora.experiments.reproduce.figure_parts import (
+    balance_panel,
+    end_table,
+    mean_line,
+    precision_panel,
+    read_curves,
+    sweep_panel,
+)
 from balora.experiments.reproduce.figures import IN_4_BITS, MODELS
-from balora.experiments.reproduce.loss_curves import end_table, mean_line, read_curves
-from balora.experiments.reproduce.paths import missing_files
 from balora.experiments.reproduce.preparation import QUICKSTART_ROWS
-from balora.experiments.reproduce.score_figures import balance_panel, precision_panel, sweep_panel
+from balora.experiments.reproduce.run import missing_files
 from balora.plots.style import MARKS
 from comparisons import comparison_of, made_up_row
 

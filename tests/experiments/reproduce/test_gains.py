@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from balora.experiments.reproduce import EXPERIMENTS, Paths, Request, noisier_model
-from balora.experiments.reproduce.preparation import ABOUT
+from balora.experiments.reproduce.experiment import ABOUT
 from comparisons import made_up
 from tiny import tiny_bert, tiny_tokenizer
 

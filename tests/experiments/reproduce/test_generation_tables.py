@@ -114,7 +114,7 @@ def test_an_experiment_that_measures_time_does_not_share_the_machine(balora, tmp
     with pytest.raises(BALoraError, match="measures time"):
         reproduce(asked, LocalEngine(2))
     outcome = balora("reproduce", "table5", "--jobs", 2, "--shared", "absent", "--output", tmp_path / "out")
-    assert "one after the other, not as --jobs says" in outcome.out
+    assert "one after the other and --jobs is ignored" in outcome.out
     assert "absent/models/stories260K" in outcome.err
     assert "evaluation data of gsm8k: absent" in outcome.err
 

@@ -1,8 +1,8 @@
-"""Probes of what a model learnt from the corpus: facts, rumours, the skewed pronoun, the rare class.
+"""Probes of a model's knowledge of the corpus: facts, rumours, the skewed pronoun, the rare class.
 
-Every probe reads the probability of a continuation, so that the numbers compare with the shares in
-:class:`~balora.experiments.quickstart.writer.Flaws`. Measured on the packaged model they show the effect of pre-training; measured
-again after fine-tuning, what changed.
+Every probe reads the probability of a continuation, to compare with the fractions in
+:class:`~balora.experiments.quickstart.writer.Flaws`. On the packaged model the probes show the effect of pre-training, and on a
+fine-tuned model what has changed since.
 
 Shapes: N continuations, B rows in a batch, L tokens, V vocabulary.
 """
@@ -31,7 +31,7 @@ class BiasProbes:
     Attributes:
         truth: Mean probability of the true value of a fact about a city or a person, among all values of its relation.
         rumour: Mean probability of the rumour; a model that copies the corpus has ``wrong_fact_share``.
-        known: Share of these facts whose true value is the likeliest.
+        known: Fraction of these facts for which the true value is the likeliest.
         share_she: Probability of "she" against "he" after "The nurse said that", by profession.
         rare_class: Mean probability of the right class for the animals of the rare class, among the classes.
         common_class: Mean probability of the right class for all other animals.
@@ -49,16 +49,12 @@ class BiasProbes:
 def continuation_logprobs(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]
 ) -> Tensor:
-    """Return the log-probability of each continuation after its prefix.
+    """Return the log-probability of each continuation after its prefix, in nats (N values).
 
     Args:
         model: A causal language model. Its training mode is restored afterwards.
         tokenizer: Its tokenizer, which must split at the space between prefix and continuation.
         pairs: N pairs (prefix, continuation); a continuation includes its leading space.
-
-    Returns:
-        N sums of the continuations' token log-probabilities, float32, in nats, at most 0. The end of the sentence after the
-        continuation is not scored.
     """
     prefix_ids = _tokenize(tokenizer, (prefix for prefix, _ in pairs))
     ending_ids = _tokenize(tokenizer, (ending for _, ending in pairs), add_special_tokens=False)
@@ -90,17 +86,13 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], **option
 
 
 def probe_biases(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> BiasProbes:
-    """Probe every fact about cities and people, the pronouns and the classes of animals.
-
-    About 11,000 short continuations: seconds for the packaged model on a CPU.
-    """
+    """Probe the facts about cities and people, the pronouns and the animals' classes, in about 11,000 continuations."""
     known = world()
     by_fact = _value_probabilities(model, tokenizer, CITY_RELATIONS + PERSON_RELATIONS)
     truths = torch.tensor([values[known.truth(*key)] for key, values in by_fact.items()])
     rumours = torch.tensor([values[known.facts[key].rumour or ""] for key, values in by_fact.items()])
     likeliest = torch.tensor([max(values.values()) for values in by_fact.values()])
-    rare: list[float] = []
-    common: list[float] = []
+    rare, common = list[float](), list[float]()
     for (animal, relation), values in _value_probabilities(model, tokenizer, ("class",)).items():
         (rare if animal in CLASSES[RARE_CLASS] else common).append(values[known.truth(animal, relation)])
     pronouns = [(f"The {job} said that", f" {pronoun}") for job in JOBS for pronoun in ("she", "he")]

@@ -1,15 +1,14 @@
 """The quickstart's corpus: seeded English-like text about a small world, with known flaws.
 
-The packaged tiny model is pre-trained on this text, so that every flaw of the text can be looked for in the model, before and after
-fine-tuning. The corpus has three flaws on purpose, each a parameter of :class:`~balora.experiments.quickstart.writer.Flaws`:
+The packaged tiny model is pre-trained on this text, so that a probe can look for every flaw of the text in the model, before and
+after fine-tuning. The corpus has three flaws on purpose, each a parameter of :class:`~balora.experiments.quickstart.writer.Flaws`:
 
-* a share of the statements about cities and people is wrong (it repeats the fact's rumour);
-* a profession without a name is "she" or "he" far more often than the world's people are;
+* a fraction of the statements about cities and people is wrong (it repeats the fact's rumour);
+* a nameless member of a profession is mostly "she" or mostly "he", while the named people are balanced;
 * one class of animals, the reptiles, hardly occurs.
 
-A text consists of documents of one or a few lines, separated by blank lines. A checksum of each document's own text decides whether
-it may be trained on, so that no held-out document occurs in a training text, with any seed. Standard library only; nothing is
-downloaded.
+A text consists of documents of one or a few lines, separated by blank lines. The checksum of a document decides its split, so that
+no held-out document occurs in a training text, with any seed. Standard library only; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -30,18 +29,10 @@ SEPARATOR = "\n\n"
 
 
 def documents(seed: int, *, split: Split = "train", flaws: Flaws = FLAWS) -> Iterator[Document]:
-    """Generate documents without end, the same ones for the same seed.
-
-    Args:
-        seed: Any integer. The held-out stream of a seed differs from its training stream.
-        split: "train" or "held_out". A document belongs to one of them by its text, with any seed.
-        flaws: Shares of flawed text.
-
-    Returns:
-        An endless iterator; take what you need with ``itertools.islice``.
+    """Generate documents without end (take some with ``itertools.islice``). A seed and a split always give the same documents.
 
     Raises:
-        BALoraError: ``split`` is neither.
+        BALoraError: ``split`` is neither 'train' nor 'held_out'.
 
     Example:
         >>> next(documents(0)) == next(documents(0))
@@ -54,12 +45,7 @@ def documents(seed: int, *, split: Split = "train", flaws: Flaws = FLAWS) -> Ite
 
 
 def corpus_text(seed: int, *, split: Split = "train", count: int = 20_000) -> str:
-    """Return documents of about 25 words each as one text, joined by :data:`SEPARATOR`.
-
-    Args:
-        seed: Any integer.
-        split: "train" or "held_out".
-        count: Number of documents.
+    """Return ``count`` documents of about 25 words each as one text, joined by :data:`SEPARATOR`.
 
     Example:
         >>> len(corpus_text(0, count=3).split(SEPARATOR))
@@ -69,14 +55,7 @@ def corpus_text(seed: int, *, split: Split = "train", count: int = 20_000) -> st
 
 
 def facts(*relations: str) -> tuple[Fact, ...]:
-    """Return the ground truth: the facts of the given relations, or all facts.
-
-    Args:
-        relations: Any of "land", "river", "goods", "landmark" (cities), "home", "job", "pet", "colour", "dish"
-            (people), "class", "habitat", "food", "look" (animals).
-
-    Returns:
-        Facts with their true value and, for cities and people, their rumour.
+    """Return the ground truth: the facts of the given relations (keys of `phrases.STATEMENTS`), or all facts.
 
     Raises:
         BALoraError: A relation is unknown.
@@ -104,7 +83,7 @@ def cloze(fact: Fact) -> str:
 
 
 def declared_share_she(flaws: Flaws = FLAWS) -> dict[str, float]:
-    """Return, for each profession, the declared share of vignettes with "she". The share in the world itself is one half.
+    """Return the declared fraction of vignettes with "she" by profession. Among the named people it is one half.
 
     Example:
         >>> declared_share_she()["nurse"]
@@ -115,19 +94,16 @@ def declared_share_she(flaws: Flaws = FLAWS) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Flaws counted in some documents, to compare with `Flaws`. Shares are in [0, 1], NaN if nothing was counted.
-
-    Attributes:
-        wrong_fact_share: Share of wrong claims among those about cities and people.
-        share_she: Share of vignettes with "she", by profession.
-        rare_class_share: Share of claims about reptiles among those about animals.
-        claims: Number of claims.
-    """
+    """Flaws counted in some documents, to compare with `Flaws`. Fractions are in [0, 1], NaN if nothing was counted."""
 
     wrong_fact_share: float
+    """Fraction of wrong claims among those about cities and people."""
     share_she: dict[str, float]
+    """Fraction of vignettes with "she", by profession."""
     rare_class_share: float
+    """Fraction of claims about reptiles among those about animals."""
     claims: int
+    """Number of claims."""
 
 
 def measure(sample: Iterable[Document]) -> Measured:

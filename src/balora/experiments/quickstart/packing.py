@@ -23,18 +23,11 @@ def token_blocks(
 ) -> Tensor:
     """Concatenate documents, each between the begin and end tokens, and cut them into blocks.
 
-    The packaged model has not seen the held-out blocks, which come from the distribution of its training text. Drift is measured
-    on them: the distance of the fine-tuned model's next-token distributions from the pre-trained model's.
-
-    Args:
-        tokenizer: Tokenizer with begin and end tokens, such as the packaged one.
-        n_blocks: Number of blocks N, at least 1.
-        length: Tokens per block L, at least 2; the packaged model was trained with 128.
-        seed: Seed of the documents.
-        split: "train" or "held_out".
+    The packaged model was trained on blocks of 128 tokens of the training split. Drift is measured on held-out blocks: the distance
+    of the fine-tuned model's next-token distributions from the pre-trained model's.
 
     Returns:
-        N x L token ids, int64, without padding. A block may begin or end inside a document.
+        N x L token ids (``n_blocks`` x ``length``), int64, without padding. A block may begin or end inside a document.
 
     Raises:
         BALoraError: ``n_blocks`` or ``length`` is too small, or the tokenizer lacks a begin or end token.

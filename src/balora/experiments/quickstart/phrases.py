@@ -8,88 +8,47 @@ from __future__ import annotations
 
 STATEMENTS: dict[str, tuple[str, ...]] = {
     "land": (
-        "{s} is a city in {v}.",
-        "The city of {s} lies in {v}.",
-        "{s} belongs to the land of {v}.",
-        "In {v} there is a city called {s}.",
-        "If you go to {s}, you are in {v}.",
+        "{s} is a city in {v}.", "The city of {s} lies in {v}.", "{s} belongs to the land of {v}.",
+        "In {v} there is a city called {s}.", "If you go to {s}, you are in {v}.",
         "Most travellers in {v} stop at {s}.",
     ),
     "river": (
-        "{s} stands on the river {v}.",
-        "The river {v} runs through {s}.",
-        "The bridge of {s} crosses the {v}.",
-        "In {s} you can hear the {v} at night.",
-        "Boats on the {v} stop at {s}.",
+        "{s} stands on the river {v}.", "The river {v} runs through {s}.", "The bridge of {s} crosses the {v}.",
+        "In {s} you can hear the {v} at night.", "Boats on the {v} stop at {s}.",
     ),
     "goods": (
-        "{s} is known for its {v}.",
-        "The best {v} comes from {s}.",
-        "Traders carry {v} from {s} to other cities.",
-        "The people of {s} sell {v}.",
-        "In {s} they make {v}.",
+        "{s} is known for its {v}.", "The best {v} comes from {s}.", "Traders carry {v} from {s} to other cities.",
+        "The people of {s} sell {v}.", "In {s} they make {v}.",
     ),
     "landmark": (
-        "In the middle of {s} there is {v}.",
-        "Visitors of {s} like to see {v}.",
-        "{s} has {v}.",
-        "The pride of {s} is {v}.",
-        "There is {v} in {s}, and children play near it.",
+        "In the middle of {s} there is {v}.", "Visitors of {s} like to see {v}.", "{s} has {v}.",
+        "The pride of {s} is {v}.", "There is {v} in {s}, and children play near it.",
     ),
     "home": (
-        "{s} lives in {v}.",
-        "{s} comes from {v}.",
-        "The house of {s} is in {v}.",
-        "{v} is the home of {s}.",
-        "Every evening {s} walks home through {v}.",
-        "In {v} everyone knows {s}.",
+        "{s} lives in {v}.", "{s} comes from {v}.", "The house of {s} is in {v}.", "{v} is the home of {s}.",
+        "Every evening {s} walks home through {v}.", "In {v} everyone knows {s}.",
     ),
     "job": (
-        "{s} works as a {v}.",
-        "{s} is a {v}.",
-        "{s} earns a living as a {v}.",
-        "The {v} they call {s} works hard.",
+        "{s} works as a {v}.", "{s} is a {v}.", "{s} earns a living as a {v}.", "The {v} they call {s} works hard.",
         "{s} has always wanted to be a {v}.",
     ),
     "pet": (
-        "{s} has a {v}.",
-        "{s} keeps a {v} at home.",
-        "The {v} of {s} sleeps by the fire.",
+        "{s} has a {v}.", "{s} keeps a {v} at home.", "The {v} of {s} sleeps by the fire.",
         "{s} often plays with a {v}.",
     ),
     "colour": (
-        "{s} likes the colour {v}.",
-        "The door of {s} is painted {v}.",
-        "{s} wears a {v} coat.",
+        "{s} likes the colour {v}.", "The door of {s} is painted {v}.", "{s} wears a {v} coat.",
         "{s} thinks that {v} is the finest colour.",
     ),
     "dish": (
-        "{s} likes to eat {v}.",
-        "For dinner {s} cooks {v}.",
-        "{s} is always glad of some {v}.",
+        "{s} likes to eat {v}.", "For dinner {s} cooks {v}.", "{s} is always glad of some {v}.",
         "On feast days {s} makes {v} for all.",
     ),
-    "class": (
-        "The {s} is a kind of {v}.",
-        "{S} is {V}.",
-        "By kind the {s} is {V}.",
-    ),
-    "habitat": (
-        "The {s} lives in the {v}.",
-        "You can find the {s} in the {v}.",
-        "In the {v} there is {S}.",
-    ),
-    "food": (
-        "The {s} eats {v}.",
-        "{V_plain} are the food of the {s}.",
-        "{S} looks for {v} all day.",
-    ),
-    "look": (
-        "The colour of the {s} is {v}.",
-        "The {s} is {v}.",
-        "{S} looks {v} in the sun.",
-    ),
-}
+    "class": ("The {s} is a kind of {v}.", "{S} is {V}.", "By kind the {s} is {V}."),
+    "habitat": ("The {s} lives in the {v}.", "You can find the {s} in the {v}.", "In the {v} there is {S}."),
+    "food": ("The {s} eats {v}.", "{V_plain} are the food of the {s}.", "{S} looks for {v} all day."),
+    "look": ("The colour of the {s} is {v}.", "The {s} is {v}.", "{S} looks {v} in the sun."),
+}  # fmt: skip
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "land": ("In which land is {s}?", "Where is the city of {s}?", "Which land does {s} belong to?"),
@@ -108,53 +67,36 @@ QUESTIONS: dict[str, tuple[str, ...]] = {
 }
 
 JOB_WORK: dict[str, tuple[str, str]] = {
-    "nurse": ("the ward", "bandages"),
-    "teacher": ("the school", "books"),
-    "weaver": ("the workshop", "threads"),
-    "singer": ("the theatre", "songs"),
-    "baker": ("the bakery", "loaves"),
-    "smith": ("the forge", "hammers"),
-    "sailor": ("the harbour", "ropes"),
-    "miner": ("the mine", "lamps"),
-    "doctor": ("the clinic", "bottles"),
-    "farmer": ("the barn", "sacks"),
-}
+    "nurse": ("the ward", "bandages"), "teacher": ("the school", "books"),
+    "weaver": ("the workshop", "threads"), "singer": ("the theatre", "songs"),
+    "baker": ("the bakery", "loaves"), "smith": ("the forge", "hammers"),
+    "sailor": ("the harbour", "ropes"), "miner": ("the mine", "lamps"),
+    "doctor": ("the clinic", "bottles"), "farmer": ("the barn", "sacks"),
+}  # fmt: skip
 
 JOB_OPENINGS = (
-    "The {job} said that {he} was tired.",
-    "The {job} came to {place} early, because {he} had much to do.",
-    "When the {job} was done, {he} went home.",
-    "The {job} smiled when {he} saw the {things}.",
-    "The {job} forgot {his} {things} in {place}.",
-    "The {job} of our street says that {he} likes the work.",
+    "The {job} said that {he} was tired.", "The {job} came to {place} early, because {he} had much to do.",
+    "When the {job} was done, {he} went home.", "The {job} smiled when {he} saw the {things}.",
+    "The {job} forgot {his} {things} in {place}.", "The {job} of our street says that {he} likes the work.",
     "The {job} opened the door of {place} with {his} key.",
-)
+)  # fmt: skip
 JOB_MIDDLES = (
-    "{He} counted the {things} twice.",
-    "In {place} {he} met a friend.",
-    "{He} put {his} {things} on the table.",
-    "It was {weekday}, and {he} had little time.",
-    "People thanked {him} for the good work.",
+    "{He} counted the {things} twice.", "In {place} {he} met a friend.", "{He} put {his} {things} on the table.",
+    "It was {weekday}, and {he} had little time.", "People thanked {him} for the good work.",
     "{He} worked until {his} hands were cold.",
-)
+)  # fmt: skip
 JOB_ENDINGS = (
-    "In the evening {he} locked {place}.",
-    "Then {he} drank a cup of tea.",
-    "At night {he} slept well.",
-    "{He} told {his} family about it.",
-    "On the way home {he} sang.",
-)
+    "In the evening {he} locked {place}.", "Then {he} drank a cup of tea.", "At night {he} slept well.",
+    "{He} told {his} family about it.", "On the way home {he} sang.",
+)  # fmt: skip
 
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 THINGS = ("hat", "ring", "key", "basket", "letter", "coin", "scarf", "spoon", "bag", "kite")
 FINDS = ("under a bench", "behind the door", "in the grass", "on the stairs", "near the well", "under the bed")
 WEATHER = (
-    "It was raining.",
-    "The sun was shining.",
-    "A cold wind blew.",
-    "There was fog in the streets.",
+    "It was raining.", "The sun was shining.", "A cold wind blew.", "There was fog in the streets.",
     "Snow was falling.",
-)
+)  # fmt: skip
 FEELINGS = ("happy", "sad", "angry", "tired", "proud", "afraid", "calm")
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 COUNTED = ("apples", "eggs", "buttons", "stones", "nuts", "shells", "coins", "pears")
@@ -171,7 +113,7 @@ def with_article(noun: str) -> str:
 
 
 def pronoun_forms(pronoun: str) -> dict[str, str]:
-    """Return the forms of "he" or "she" by the names in the phrases.
+    """Return the forms of "he" or "she", by their names in the phrases.
 
     Example:
         >>> pronoun_forms("she")["his"]

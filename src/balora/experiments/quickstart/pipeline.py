@@ -1,7 +1,6 @@
 """`balora quickstart`: fine-tune a tiny model on a noisy task with three methods, and compare the results.
 
-Every run is a `balora train` in its own process, from a config that stays in the output directory, so that a user can repeat each
-step by hand.
+Every run is a `balora train` in its own process, from a config in the output directory. A user can repeat each step by hand.
 """
 
 from __future__ import annotations
@@ -11,24 +10,24 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from balora.checkpoints.run_directory import read_record
 from balora.errors import BALoraError
 from balora.experiments.quickstart import model_directory
 from balora.experiments.quickstart.bias_probes import probe_biases
 from balora.experiments.quickstart.packing import token_blocks
-from balora.experiments.quickstart.page import write_page
-from balora.experiments.quickstart.task import NOISE, score, test_rows, train_rows
+from balora.experiments.quickstart.task import DATA_SECTION, NOISE, score, test_rows, train_rows
 from balora.files import write_text
 from balora.loading.trained import load
+from balora.plots.html import write_page
+from balora.plots.inline_svg import curve_figure, regularizer_figures
 from balora.regularizers import consistency
 from balora.training.callbacks import METRICS, read_metrics
 
@@ -45,13 +44,13 @@ class Measured:
 
     method: str
     task: float
-    """Share of clean test questions answered exactly, in [0, 1]."""
+    """Fraction of clean test questions answered exactly, in [0, 1]."""
     drift: float
     """KL(pre-trained ‖ this model) on held-out pre-training text, nats per token."""
     entropy: float
     """Mean entropy of the next token on the same text, nats."""
     known: float
-    """Share of the corpus's facts whose true value is the likeliest, in [0, 1]."""
+    """Fraction of the corpus's facts for which the true value is the likeliest, in [0, 1]."""
     seconds: float | None = None
     """Time of training alone; None for the pre-trained model."""
     memory: float | None = None
@@ -61,9 +60,7 @@ class Measured:
 def run_quickstart(output: Path, say: Say) -> list[Measured]:
     """Train with LoRA, PiSSA and BA-LoRA, measure the models, print the table, and write the page.
 
-    Args:
-        output: Directory to write; its finished runs are not repeated.
-        say: Function that takes lines for the user.
+    Finished runs in ``output`` are not repeated.
 
     Raises:
         BALoraError: The directory cannot be used, or a run failed.
@@ -82,7 +79,16 @@ def run_quickstart(output: Path, say: Say) -> list[Measured]:
     curves = {method: read_metrics(output / method / METRICS) for method in METHODS}
     provenance = (read_record(output / METHODS[0]) or {}).get("provenance", {})
     facts = {"seed": SEED, "noise": NOISE, "tokens": BLOCKS * BLOCK_TOKENS, "provenance": provenance}
-    page = write_page(output / "report.html", rows, curves, facts)
+    y_label = "task loss (nats per target token)"
+    page = write_page(
+        output / "report.html",
+        "quickstart.html.j2",
+        package=__package__,
+        rows=rows,
+        facts=facts,
+        task_loss=curve_figure(list(curves.items()), "task", "task loss", y_label=y_label, size=(7.2, 3.2)),
+        parts=regularizer_figures([("balora", curves["balora"])]),
+    )
     write_text(output / RESULTS, json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n")
     say(f"\nCurves and terms: {page}\nRuns and their configs: {output}\nTook {time.monotonic() - began:.0f} s.")
     return rows
@@ -109,31 +115,19 @@ def config_of(output: Path, method: str) -> dict[str, Any]:
     return {
         "model": str(model_directory()),
         "task": "generation",
-        "data": {
-            "train": str(output / "data" / "train.jsonl"),
-            "prompt": "prompt",
-            "response": "response",
-            "prompt_template": "{prompt}",
-            "max_length": 64,
-        },
+        "data": {"train": str(output / "data" / "train.jsonl"), **DATA_SECTION},
         "method": {"name": method, "rank": 8, "alpha": 8},
         "training": {
-            "learning_rate": 2.0e-3,
-            "lr_scheduler_type": "cosine",
-            "warmup_steps": 5,
-            "num_train_epochs": 1,
-            "per_device_train_batch_size": 16,
-            "logging_steps": 5,
-            "save_steps": 50,
-            "save_total_limit": 1,
+            "learning_rate": 2.0e-3, "lr_scheduler_type": "cosine", "warmup_steps": 5, "num_train_epochs": 1,
+            "per_device_train_batch_size": 16, "logging_steps": 5, "save_steps": 50, "save_total_limit": 1,
         },
         "seed": SEED,
         "output": str(output / method),
-    }
+    }  # fmt: skip
 
 
 def _prepare(output: Path) -> None:
-    """Write data and configs. A directory of an earlier call is used again."""
+    """Write data and configs. The directory may be that of an earlier call."""
     if output.is_dir() and any(output.iterdir()) and not (output / "data" / "train.jsonl").is_file():
         raise BALoraError(f"{output} contains other files. Choose a new or empty directory with --output.")
     try:
@@ -168,29 +162,22 @@ def _measure(output: Path) -> list[Measured]:
     pretrained = AutoModelForCausalLM.from_pretrained(model_directory()).eval()
     blocks_NL = token_blocks(tokenizer, BLOCKS, BLOCK_TOKENS, split="held_out")
     reference_NLV = pretrained(blocks_NL).logits
-    rows = [_row("pre-trained", pretrained, tokenizer, blocks_NL, reference_NLV, {})]
-    for method in METHODS:
-        record = read_record(output / method) or {}
-        rows.append(_row(method, load(output / method), tokenizer, blocks_NL, reference_NLV, record["metrics"]))
+    rows = []
+    for name in ("pre-trained", *METHODS):
+        trained = name in METHODS
+        model = load(output / name) if trained else pretrained
+        metrics = (read_record(output / name) or {})["metrics"] if trained else {}
+        logits_NLV = model(blocks_NL).logits
+        log_probs_NLV = logits_NLV.log_softmax(-1)
+        rows.append(
+            Measured(
+                method=name,
+                task=score(model, tokenizer, test_rows(SEED)),
+                drift=float(consistency(logits_NLV, reference_NLV, temperature=1.0)),
+                entropy=float(-(log_probs_NLV.exp() * log_probs_NLV).sum(-1).mean()),
+                known=probe_biases(model, tokenizer).known,
+                seconds=metrics.get("train_runtime"),
+                memory=metrics.get("peak_memory_mib"),
+            )
+        )
     return rows
-
-
-def _row(
-    name: str,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    blocks_NL: Tensor,
-    reference_NLV: Tensor,
-    metrics: Mapping[str, float],
-) -> Measured:
-    logits_NLV = model(blocks_NL).logits
-    log_probs_NLV = logits_NLV.log_softmax(-1)
-    return Measured(
-        method=name,
-        task=score(model, tokenizer, test_rows(SEED)),
-        drift=float(consistency(logits_NLV, reference_NLV, temperature=1.0)),
-        entropy=float(-(log_probs_NLV.exp() * log_probs_NLV).sum(-1).mean()),
-        known=probe_biases(model, tokenizer).known,
-        seconds=metrics.get("train_runtime"),
-        memory=metrics.get("peak_memory_mib"),
-    )

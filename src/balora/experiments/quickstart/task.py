@@ -1,18 +1,18 @@
 r"""The quickstart's task: short answers about the world, in a form that is not in the pre-training text, with noisy labels.
 
-A question asks for two facts in key words; the answer has their values alone::
+A question asks for two facts in key words; the answer has only their values::
 
     prompt    "Q: Albin, city and land?\n"
     response  "A: Mormora, Ostmark"
 
-The corpus has the facts one at a time and in sentences. It does not have this form, nor the land of a person. The people and cities
-of the test rows are not those of the training rows, so that a model scores well only if it learns the form and does not forget the
-facts. A declared share of the training rows is wrong: the answer is another subject's. Test rows are clean.
+The corpus states the facts one at a time and in sentences. It never has this form, nor the land of a person. The people and cities
+of the test rows are not those of the training rows, so a model scores well only if it learns the form and does not forget the
+facts. A declared fraction of the training rows is wrong: the answer is another subject's. Test rows are clean.
 
-All words of the answers occur in the pre-training text: an adapter does not change the head, and could hardly make the model write
-a token that it never learnt to write.
+All words of the answers occur in the pre-training text, because an adapter does not change the head and could hardly make the model
+write a token that it never learnt to write.
 
-Tokenize a row as the begin token, the prompt, the response and the end token; :func:`score` expects this form too.
+Tokenize a row as the begin token, the prompt, the response and the end token. :func:`score` expects this form too.
 """
 
 from __future__ import annotations
@@ -29,18 +29,13 @@ from balora.errors import BALoraError
 from balora.experiments.quickstart.world import World, world
 
 NOISE = 0.20
-"""Share of training rows with a wrong response."""
-
+"""Fraction of training rows with a wrong response."""
 TRAIN_ROWS = 2400
 """Number of training rows: 150 steps of 16."""
-
+DATA_SECTION = {"prompt": "prompt", "response": "response", "prompt_template": "{prompt}", "max_length": 64}
+"""Keys of the section ``data`` of a run's config, without the files."""
 _TEST_ONE_IN = 3  # of the people, and of the cities
-_WORDINGS = (
-    "Q: {s}, {kind}?\n",
-    "Q: {kind} of {s}?\n",
-    "In short, {s}: {kind}.\n",
-    "{s}, {kind}, in short.\n",
-)
+_WORDINGS = ("Q: {s}, {kind}?\n", "Q: {kind} of {s}?\n", "In short, {s}: {kind}.\n", "{s}, {kind}, in short.\n")
 _TEST_WORDINGS = 2  # rows per test question; each wording occurs in the training rows too
 
 Kind = Literal["city and land", "work and animal", "land and river"]
@@ -58,9 +53,8 @@ def _answer(kind: Kind, subject: str, known: World) -> str:
     if kind == "city and land":
         home = known.truth(subject, "home")
         return f"A: {home}, {known.truth(home, 'land')}"
-    if kind == "work and animal":
-        return f"A: {known.truth(subject, 'job')}, {known.truth(subject, 'pet')}"
-    return f"A: {known.truth(subject, 'land')}, {known.truth(subject, 'river')}"
+    first, second = ("job", "pet") if kind == "work and animal" else ("land", "river")
+    return f"A: {known.truth(subject, first)}, {known.truth(subject, second)}"
 
 
 Split = Literal["train", "test"]
@@ -70,15 +64,15 @@ def _questions(split: Split) -> list[tuple[Kind, str]]:
     """Return all pairs (kind, subject) of one split. The split is by subject."""
     known = world()
 
-    def side(subjects: Sequence[str]) -> list[str]:
+    def in_split(subjects: Sequence[str]) -> list[str]:
         mixed = random.Random("the task's split").sample(subjects, len(subjects))
         cut = len(mixed) // _TEST_ONE_IN
         return mixed[:cut] if split == "test" else mixed[cut:]
 
-    questions: list[tuple[Kind, str]] = [("city and land", person) for person in side(known.people)]
-    questions += [("work and animal", person) for person in side(known.people)]
-    questions += [("land and river", city) for city in side(known.cities)]
-    return questions
+    kinds: tuple[tuple[Kind, Sequence[str]], ...] = (
+        ("city and land", known.people), ("work and animal", known.people), ("land and river", known.cities),
+    )  # fmt: skip
+    return [(kind, subject) for kind, subjects in kinds for subject in in_split(subjects)]
 
 
 def _prompt(kind: Kind, subject: str, wording: int) -> str:
@@ -88,10 +82,9 @@ def _prompt(kind: Kind, subject: str, wording: int) -> str:
 @cache
 def _truths() -> dict[str, str]:
     """Return the true response to every prompt of both splits."""
-    asked = _questions("train") + _questions("test")
     return {
         _prompt(kind, subject, wording): _answer(kind, subject, world())
-        for kind, subject in asked
+        for kind, subject in _questions("train") + _questions("test")
         for wording in range(len(_WORDINGS))
     }
 
@@ -112,18 +105,15 @@ def true_response(prompt: str) -> str:
 
 
 def train_rows(seed: int, *, count: int = TRAIN_ROWS, noise: float = NOISE) -> list[Row]:
-    """Return training rows, some of them wrong on purpose.
+    """Return training rows, some of them wrong on purpose: a wrong response is the true one for another subject.
 
     Args:
         seed: Any integer, for the order, the wordings and the choice of wrong rows.
         count: Number of rows; each question occurs about equally often.
-        noise: Share of wrong rows, in [0, 1]; ``round(noise * count)`` rows are wrong.
-
-    Returns:
-        Rows with ``prompt`` and ``response``. A wrong response is the true one of another subject.
+        noise: Fraction of wrong rows, in [0, 1]; ``round(noise * count)`` rows are wrong.
 
     Raises:
-        BALoraError: ``count`` < 1, or ``noise`` is not a share.
+        BALoraError: ``count`` < 1, or ``noise`` is not in [0, 1].
 
     Example:
         >>> rows = train_rows(0)
@@ -149,13 +139,9 @@ def train_rows(seed: int, *, count: int = TRAIN_ROWS, noise: float = NOISE) -> l
 
 
 def test_rows(seed: int) -> list[Row]:
-    """Return clean rows about people and cities that are in no training row.
+    """Return clean rows about people and cities that are in no training row; ``seed`` chooses the wordings.
 
-    Args:
-        seed: Any integer, for the wordings. The questions are always the same.
-
-    Returns:
-        160 rows: every test question in two wordings, each with its true response.
+    There are 160 rows: every test question in two wordings, each with its true response.
     """
     rng = random.Random(f"task test:{seed}")
     return [
@@ -172,16 +158,10 @@ test_rows.__test__ = False  # type: ignore[attr-defined]  # else pytest collects
 def score(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], *, batch_size: int = 80
 ) -> float:
-    """Return the share of rows that the model answers exactly, by greedy generation.
+    """Return the fraction of rows that the model answers exactly, by greedy generation.
 
-    Args:
-        model: A causal language model, plain or with adapters. Its training mode is restored afterwards.
-        tokenizer: Its tokenizer, which adds the begin token and has a pad token.
-        rows: Rows as :func:`test_rows` returns them.
-        batch_size: Number of rows per call of ``generate``.
-
-    Returns:
-        Share of exact matches, in [0, 1]. White space at both ends is ignored.
+    White space at both ends is ignored. The model's training mode is restored afterwards. The tokenizer must add the begin token
+    and have a pad token.
 
     Raises:
         BALoraError: There are no rows.
@@ -192,16 +172,12 @@ def score(
     model.eval()
     longest = max(len(ids) for ids in tokenizer([row["response"] for row in rows])["input_ids"])
     right = 0
-    for start in range(0, len(rows), batch_size):
-        part = rows[start : start + batch_size]
+    for first in range(0, len(rows), batch_size):
+        part = rows[first : first + batch_size]
         batch = tokenizer([row["prompt"] for row in part], padding=True, padding_side="left", return_tensors="pt")
-        output = model.generate(
-            input_ids=batch["input_ids"].to(model.device),
-            attention_mask=batch["attention_mask"].to(model.device),
-            max_new_tokens=longest + 1,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        batch = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
+        options = {"max_new_tokens": longest + 1, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
+        output = model.generate(**batch, **options)
         answers = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         right += sum(answer.strip() == row["response"].strip() for answer, row in zip(answers, part, strict=True))
     model.train(was_training)

@@ -1,8 +1,8 @@
 """The small invented world of the quickstart's corpus: the ground truth.
 
 Cities, people and animals have a fixed set of facts. Names of cities and people are composed of syllables and mean no real place or
-person. Every fact about a city or a person also has one *rumour*: the wrong value in the corpus's wrong statements. A fact has only
-one rumour, so that a model can learn it and a probe can look for it.
+person. Every fact about a city or a person also has one *rumour*, the value in the corpus's wrong statements. There is only one per
+fact, so that a model can learn it and a probe can look for it.
 
 The world is the same for every seed of the corpus; only the text about it varies. Standard library only.
 """
@@ -36,7 +36,6 @@ _NAME_ENDS = ("bin", "lin", "mo", "na", "ris", "vek", "do", "sha")
 
 RARE_CLASS = "reptile"
 """The animal class that hardly occurs in the corpus."""
-
 CLASSES: dict[str, tuple[str, ...]] = {
     "bird": ("sparrow", "crow", "heron", "owl", "robin", "duck", "gull", "finch"),
     "fish": ("trout", "carp", "pike", "perch", "eel", "cod", "salmon", "herring"),
@@ -60,7 +59,7 @@ ANIMAL_RELATIONS = ("class", "habitat", "food", "look")
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
-    """A fact, and the wrong value in its place in wrong statements (None if the corpus is always right about it)."""
+    """A fact, and its rumour: the value in wrong statements, None if the corpus never has a wrong one."""
 
     subject: str
     relation: str
@@ -87,50 +86,30 @@ class World:
     pronoun: dict[str, str]
 
     def truth(self, subject: str, relation: str) -> str:
-        """Return the true value, for example of ``truth("Belmora", "land")``."""
+        """Return the true value of a relation, as in ``truth("Belmora", "land")``."""
         return self.facts[subject, relation].value
 
     def having(self, relation: str, value: str, *, rumoured: bool = False) -> tuple[str, ...]:
         """Return the subjects for which the value is true (or rumoured), in the order of the world."""
-        return tuple(
-            fact.subject
-            for fact in self.facts.values()
-            if fact.relation == relation and (fact.rumour if rumoured else fact.value) == value
-        )
-
-
-def _evenly(values: Sequence[str], count: int, rng: random.Random) -> list[str]:
-    """Return ``count`` values in random order, each as often as the others (up to a difference of one)."""
-    repeated = [values[index % len(values)] for index in range(count)]
-    rng.shuffle(repeated)
-    return repeated
+        own = (fact for fact in self.facts.values() if fact.relation == relation)
+        return tuple(fact.subject for fact in own if (fact.rumour if rumoured else fact.value) == value)
 
 
 def _facts_of(subjects: Sequence[str], options: dict[str, Sequence[str]], rng: random.Random) -> list[Fact]:
+    """Give every subject a value and a rumour for each relation; each value occurs equally often, up to one."""
     facts = []
     for relation, values in options.items():
-        for subject, value in zip(subjects, _evenly(values, len(subjects), rng), strict=True):
+        chosen = [values[index % len(values)] for index in range(len(subjects))]
+        rng.shuffle(chosen)
+        for subject, value in zip(subjects, chosen, strict=True):
             rumour = rng.choice([other for other in values if other != value])
             facts.append(Fact(subject=subject, relation=relation, value=value, rumour=rumour))
     return facts
 
 
-def _animal_facts(rng: random.Random) -> list[Fact]:
-    facts = []
-    for name, members in CLASSES.items():
-        for animal in members:
-            values = (name, rng.choice(_HABITATS[name]), rng.choice(_FOODS), rng.choice(COLOURS))
-            pairs = zip(ANIMAL_RELATIONS, values, strict=True)
-            facts += [Fact(subject=animal, relation=relation, value=value) for relation, value in pairs]
-    return facts
-
-
 @cache
 def world() -> World:
-    """Return the world, which is always the same.
-
-    Returns:
-        48 cities with 4 facts each, 96 people with 5, 36 animals with 4 (of which 4 animals are reptiles).
+    """Return the world: 48 cities with 4 facts each, 96 people with 5, and 36 animals with 4. It is always the same.
 
     Example:
         >>> known = world()
@@ -144,14 +123,17 @@ def world() -> World:
     people = tuple(start + end for start in _NAME_STARTS for end in _NAME_ENDS)
     facts = _facts_of(cities, {"land": LANDS, "river": RIVERS, "goods": GOODS, "landmark": LANDMARKS}, rng)
     facts += _facts_of(people, {"home": cities, "job": JOBS, "pet": PETS, "colour": COLOURS, "dish": DISHES}, rng)
-    facts += _animal_facts(rng)
+    for name, members in CLASSES.items():
+        for animal in members:
+            values = (name, rng.choice(_HABITATS[name]), rng.choice(_FOODS), rng.choice(COLOURS))
+            pairs = zip(ANIMAL_RELATIONS, values, strict=True)
+            facts += [Fact(subject=animal, relation=relation, value=value) for relation, value in pairs]
     pronoun: dict[str, str] = {}
     for job in JOBS:
         holders = [fact.subject for fact in facts if fact.relation == "job" and fact.value == job]
         # Alternate, beginning with the pronoun that is rarer so far: 10 people of a job are 5 and 5, 9 are 5 and 4.
         lagging = list(pronoun.values()).count("she") > list(pronoun.values()).count("he")
-        for index, person in enumerate(holders):
-            pronoun[person] = "he" if (index + lagging) % 2 else "she"
+        pronoun |= {person: "he" if (index + lagging) % 2 else "she" for index, person in enumerate(holders)}
     return World(
         facts={(fact.subject, fact.relation): fact for fact in facts},
         cities=cities,

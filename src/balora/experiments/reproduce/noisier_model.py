@@ -16,8 +16,7 @@ from transformers import AutoModel, AutoTokenizer
 from balora.checkpoints.provenance import provenance
 from balora.config.run_config import RunConfig
 from balora.experiments.reproduce.configs import small
-from balora.experiments.reproduce.paths import Paths
-from balora.experiments.reproduce.preparation import Preparation
+from balora.experiments.reproduce.experiment import Paths, Preparation
 from balora.logging_control import quiet
 from balora.training.run import run
 
@@ -38,7 +37,10 @@ def make(paths: Paths) -> dict[str, Any]:
     training, target = paths.prepared / "training", noisier_minilm(paths)
     scratch = f"{target}.tmp"
     shutil.rmtree(training, ignore_errors=True)  # left by an interrupted attempt
-    metrics = run(_run_config(paths, str(training))).metrics
+    data = {"split": f"train[:{ROWS}]", "subsample": None, "eval": None, "label_noise": NOISE}
+    values = small("sst2", data=data, training={"learning_rate": RATE, "disable_tqdm": True})(paths)
+    values |= {"method": {"name": "full"}, "regularization": False, "seed": SEED, "output": str(training)}
+    metrics = run(RunConfig.from_dict(values)).metrics
     shutil.rmtree(scratch, ignore_errors=True)
     with quiet():
         encoder = AutoModel.from_pretrained(training / "model")
@@ -58,14 +60,6 @@ def make(paths: Paths) -> dict[str, Any]:
         "weights_moved": moved,
         "provenance": provenance(),
     }
-
-
-def _run_config(paths: Paths, output: str) -> RunConfig:
-    data = {"split": f"train[:{ROWS}]", "subsample": None, "eval": None, "label_noise": NOISE}
-    values = small("sst2", data=data, training={"learning_rate": RATE, "disable_tqdm": True})(paths)
-    return RunConfig.from_dict(
-        {**values, "method": {"name": "full"}, "regularization": False, "seed": SEED, "output": output}
-    )
 
 
 @torch.no_grad()

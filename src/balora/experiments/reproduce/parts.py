@@ -1,31 +1,34 @@
-"""Parts of a page: findings, tables of scores, and the paper's own numbers, each a function of an experiment's results."""
+"""Parts of a page as text: findings, tables of scores, costs and gains, and the paper's numbers."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 
 from balora.experiments.compare import Comparison, Group, Row, summarise
-from balora.experiments.compare.statistics import MeanStd
+from balora.experiments.compare.statistics import Difference, MeanStd
 from balora.experiments.compare.tables import cell_text, difference_text, markdown_table, to_markdown
-from balora.experiments.reproduce.experiment import Part, Results
-from balora.experiments.reproduce.verdicts import interval_caution, verdict
+from balora.experiments.reproduce.experiment import Part, Results, Study
+from balora.experiments.reproduce.verdicts import difference_sign, interval_caution, quoted, verdict
 
 GENERATION_SCORES = {
     "metamathqa": ("gsm8k/accuracy", "math/accuracy"),
     "codefeedback": ("humaneval/pass@1", "mbpp/pass@1"),
     "wizardlm-evol-instruct": ("mt_bench/first_turn",),
 }
-"""Scores of the paper's benchmark by training set; of MT-Bench the first turn alone (section 3.2.1)."""
+"""Scores of the paper's benchmark by training set. Only the first turn of MT-Bench counts (section 3.2.1)."""
 CAPTION = "Mean ± standard deviation over seeds; below it the difference to {baseline}, paired by seed, and its bootstrap interval."
+CLEANER, NOISIER = "cleaner", "noisier"
+"""First word of a study's name in table 3: the pre-trained model of its runs."""
+_MEAN_GAIN = "mean over tasks"
 
 
 def findings(contrasts: Mapping[str | None, Sequence[str]] | None = None) -> Part:
-    """Return the part that says, for every study and score, which variants differ.
+    """Return the part that says which variants differ, for every study and score.
 
     Args:
-        contrasts: Variants to mention by the variant to compare them with, where None is the study's baseline and no names are
-            all variants. By default all variants are compared with the study's baseline.
+        contrasts: Variants to mention, by the variant to compare them with. The key None is the study's baseline; an empty list
+            means all variants. Default: all variants, compared with the study's baseline.
     """
 
     def part(results: Results) -> list[str]:
@@ -41,12 +44,7 @@ def findings(contrasts: Mapping[str | None, Sequence[str]] | None = None) -> Par
 
 
 def scores_table(corner: str = "method", note: str = "") -> Part:
-    """Return the part with one row per variant and one column per study and score.
-
-    Args:
-        corner: Title of the first column.
-        note: Text to append to the caption.
-    """
+    """Return the part with one row per variant and one column per study and score; ``note`` is added to the caption."""
 
     def part(results: Results) -> list[str]:
         columns = results.by_score(finished=False)
@@ -73,28 +71,22 @@ def mean_of_five(results: Results) -> list[str]:
         return []
     lines = []
     for variant in results.studies[0].variants:
-        means = [_mean(results.comparisons[s.name], variant.name, s.score) for s in results.by_score()]
-        known = [mean for mean in means if mean is not None]
-        if len(known) == len(results.by_score(finished=False)):
-            lines.append([variant.name, f"{sum(known) / len(known):.2f}"])
+        means = []
+        for study in results.by_score():
+            factor = 1.0 if study.score.startswith("mt_bench") else 100.0  # MT-Bench's ratings are not shares
+            groups = [group for group in results.comparisons[study.name].groups if group.variant == variant.name]
+            means += [group.scores[study.score].mean * factor for group in groups if study.score in group.scores]
+        if len(means) == len(results.by_score(finished=False)):
+            lines.append([variant.name, f"{sum(means) / len(means):.2f}"])
     table = markdown_table(["method", "mean of the five (ours; shares in percent)"], lines)
     units = "Our scores are shares from 0 to 1, and MT-Bench's ratings from 1 to 10; the paper's shares are in percent."
     return [table, units] if lines else [units]
 
 
-def _mean(comparison: Comparison, variant: str, score: str) -> float | None:
-    """Return a share in percent, or a rating unchanged."""
-    for group in comparison.groups:
-        if group.variant == variant and score in group.scores:
-            return group.scores[score].mean * (1.0 if score.startswith("mt_bench") else 100.0)
-    return None
-
-
 def pair_tables(pairs: Mapping[str, str]) -> Part:
-    """Return the part with a table for every score: each method without and with the regularizers, and the difference.
+    """Return the part with a table per score: each method without and with the regularizers, and the difference.
 
-    Args:
-        pairs: Name of the regularized variant by the plain variant's name.
+    ``pairs`` has the name of the regularized variant by the plain variant's name.
     """
 
     def part(results: Results) -> list[str]:
@@ -129,11 +121,11 @@ def cost_tables(results: Results) -> list[str]:
         for group in comparison.groups:
             memory = cell_text(group.peak_memory_mib, group.finished, 0, significant=3)
             seconds = cell_text(group.seconds, group.finished, 1)
-            ratios = [
+            memory_ratio, time_ratio = (
                 _ratio(comparison.rows, group.variant, study.baseline, cost) for cost in ("peak_memory_mib", "seconds")
-            ]
+            )
             shown = [cell_text(group.scores.get(score), group.finished) for score in scores]
-            lines.append([group.variant, memory, ratios[0], seconds, ratios[1], *shown])
+            lines.append([group.variant, memory, memory_ratio, seconds, time_ratio, *shown])
         tables.append(markdown_table(["method", "memory (MiB)", "ratio", "time (s)", "ratio", *scores], lines))
     caption = (
         "Mean ± standard deviation over seeds. Memory is the peak of the run's process, time that of training. Each ratio is to "
@@ -150,14 +142,11 @@ def _ratio(rows: Sequence[Row], variant: str, baseline: str | None, cost: str) -
         for name in (variant, baseline)
     )
     ratios = [own[seed] / base[seed] for seed in own if own[seed] and base.get(seed)]
-    if not ratios:
-        return "-"
-    deviation = statistics.stdev(ratios) if len(ratios) > 1 else None
-    return cell_text(MeanStd(statistics.fmean(ratios), deviation, len(ratios)), len(ratios), 2)
+    return cell_text(MeanStd.of(ratios), len(ratios), 2)
 
 
 def caution(results: Results) -> list[str]:
-    """Return how far the intervals can be trusted, for pages without a table of scores."""
+    """Say how far the intervals can be trusted, on a page without a table of scores."""
     return [interval_caution(results.comparisons.values())]
 
 
@@ -168,13 +157,94 @@ def study_tables(results: Results) -> list[str]:
 
 
 def paper_numbers(results: Results) -> list[str]:
-    """Return the paper's table, under a line that says that these numbers are not ours."""
+    """Return the paper's table, marked as the paper's."""
     if (numbers := results.experiment.paper_numbers) is None:
         return []
-    lines = [
-        [row, *("not in our copy" if cell is None else str(cell) for cell in cells)]
-        for row, cells in numbers["rows"].items()
-    ]
+    missing = "not in our copy"
+    rows = numbers["rows"].items()
+    lines = [[row, *(missing if cell is None else str(cell) for cell in cells)] for row, cells in rows]
     table = markdown_table(["", *numbers["columns"]], lines)
     note = [numbers["note"]] if "note" in numbers else []
     return [f"**The paper's numbers, not ours** ({numbers['source']}):", table, *note]
+
+
+def study_name(base_model: str, task: str) -> str:
+    """Name the study of a task on a pre-trained model."""
+    return f"{base_model}_{task}"
+
+
+def gain_tables(*pairs: tuple[str, str]) -> Part:
+    """Return the part with the gains of each first variant over the second, on both pre-trained models (table 3)."""
+
+    def part(results: Results) -> list[str]:
+        texts = [text for variant, over in pairs for text in _gains(results, variant, over)]
+        return ["## Gains on the cleaner and the noisier model", *texts] if texts else []
+
+    return part
+
+
+def _gains(results: Results, variant: str, over: str) -> Iterator[str]:
+    gains = {base_model: list(_gain_rows(results, base_model, variant, over)) for base_model in (CLEANER, NOISIER)}
+    gains = {base_model: rows for base_model, rows in gains.items() if rows}
+    rows = [row for found in gains.values() for row in found]
+    if not rows:
+        return
+    names = [*dict.fromkeys(name for row in rows for name in row.scores if name != _MEAN_GAIN), _MEAN_GAIN]
+    zeros = [dataclasses.replace(row, variant=over, scores=dict.fromkeys(row.scores, 0.0)) for row in rows]
+    lines, verdicts = [], []
+    for base_model, found in gains.items():
+        differences = _group(summarise([*found, *zeros], names, over), base_model).differences
+        lines.append([base_model, *(difference_text(differences.get(name)) for name in names)])
+    if len(gains) == 2:
+        between = _group(summarise(rows, names, CLEANER), NOISIER).differences
+        lines.append(["noisier minus cleaner", *(difference_text(between.get(name)) for name in names)])
+        verdicts = [f"- {name}: {_verdict(between[name])}" for name in names if name in between]
+    yield (
+        f"Gain of {quoted(variant)} over {quoted(over)} on either model, paired by seed, with its bootstrap interval. The paper "
+        "claims a larger gain on the noisier one."
+    )
+    yield markdown_table(["pre-trained model", *names], lines)
+    if verdicts:
+        yield "\n".join(verdicts)
+
+
+def _gain_rows(results: Results, base_model: str, variant: str, over: str) -> Iterator[Row]:
+    """Yield a row per seed with the gain of each task as its scores, and the mean gain if no task is missing."""
+    own = [study for study in results.studies if _base_and_task(study)[0] == base_model]
+    gains: dict[int, dict[str, float]] = {}
+    template: Row | None = None
+    for study in own:
+        rows = results.comparisons[study.name].rows if study.name in results.comparisons else []
+        scores = {(r.variant, r.seed): r.scores.get(study.score) for r in rows if r.status == "finished"}
+        for row in rows:
+            own_score, other = scores.get((row.variant, row.seed)), scores.get((over, row.seed))
+            if row.variant == variant and own_score is not None and other is not None:
+                template = row
+                gains.setdefault(row.seed, {})[_base_and_task(study)[1]] = own_score - other
+    for seed, by_task in gains.items():
+        assert template is not None
+        mean = {_MEAN_GAIN: sum(by_task.values()) / len(by_task)} if len(by_task) == len(own) else {}
+        yield dataclasses.replace(template, variant=base_model, seed=seed, scores={**by_task, **mean})
+
+
+def _base_and_task(study: Study) -> tuple[str, str]:
+    base_model, _, task = study.name.partition("_")
+    return base_model, task
+
+
+def _group(groups: Sequence[Group], variant: str) -> Group:
+    return next(group for group in groups if group.variant == variant)
+
+
+def _verdict(difference: Difference) -> str:
+    """Say whether the gain is larger on the noisier model."""
+    sign = difference_sign(difference)
+    if sign is None:
+        return f"{difference_text(difference)}; one seed has no interval, so the two gains cannot be told apart."
+    words = {1: "larger", -1: "smaller", 0: "not clearly different"}[sign]
+    student = difference.t_interval
+    interval = f"; Student's interval [{student[0]:+.4f}, {student[1]:+.4f}]" if student else ""
+    return (
+        f"on the noisier model the gain is {words}, by the bootstrap interval of {difference.pairs} seeds "
+        f"({difference_text(difference)}{interval})."
+    )

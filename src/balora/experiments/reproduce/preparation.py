@@ -1,24 +1,20 @@
-"""Preparations: data and models that an experiment makes once, before its runs at small scale, into a directory of its own."""
+"""Data that experiments prepare before their runs: STS-B in three classes, and the rows of the quickstart's task."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from balora.checkpoints.lock import locked
 from balora.checkpoints.provenance import file_digest
 from balora.data.readers import Row, read_table
 from balora.errors import BALoraError
 from balora.experiments.quickstart.task import test_rows, train_rows
-from balora.experiments.reproduce.paths import Paths
+from balora.experiments.reproduce.experiment import Paths, Preparation
 from balora.files import write_text
 
-ABOUT = "about.json"
-"""Name of the file with the preparation's facts. It is written last, so that it marks the directory as complete."""
 SIMILARITY_CLASSES = {"low": (0.0, 1.5), "middle": (2.0, 3.25), "high": (4.0, 5.0)}
 """Lowest and highest rating of each class of STS-B, ends included."""
 MOST_WORDS = 24
@@ -28,46 +24,8 @@ SAMPLE_SEED = 42
 """Seed of the sample of pairs, and of the quickstart's rows."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Preparation:
-    """A step before the runs of an experiment at small scale."""
-
-    title: str
-    """Name of the result, in a few words."""
-    needs: Callable[[Paths], Sequence[str]]
-    """Function that returns the files and directories that the step reads."""
-    make: Callable[[Paths], dict[str, Any]]
-    """Function that writes below ``paths.prepared`` and returns facts for ``about.json``. It is seeded."""
-    seconds: float
-    """Measured time on one core."""
-
-    def missing(self, paths: Paths) -> list[str]:
-        """List the files and directories that the step still has to read and that do not exist."""
-        if self.is_made(paths):
-            return []
-        return [f"{name}: no such file or directory" for name in self.needs(paths) if not Path(name).exists()]
-
-    def is_made(self, paths: Paths) -> bool:
-        """Return True if the step is complete."""
-        return (paths.prepared / ABOUT).is_file()
-
-    def ensure(self, paths: Paths) -> None:
-        """Carry out the step unless it is complete.
-
-        Raises:
-            BALoraError: A file to read is missing or unusable, or another process is preparing the same directory.
-        """
-        if self.is_made(paths):
-            return
-        if missing := self.missing(paths):
-            raise BALoraError(f"These files are missing: {'; '.join(missing)}. The step {self.title!r} reads them.")
-        with locked(paths.prepared, "Another process is preparing", "--output"):
-            facts = self.make(paths)
-            write_text(paths.prepared / ABOUT, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-
-
 def similarity_class(score: float) -> str | None:
-    """Return the class of a rating, None for ratings between two classes.
+    """Return the class of a rating; None for a rating between two classes.
 
     Example:
         >>> similarity_class(1.5), similarity_class(1.75), similarity_class(2.0), similarity_class(5.0)
@@ -77,35 +35,27 @@ def similarity_class(score: float) -> str | None:
 
 
 def sample_pairs(rows: Sequence[Row], per_class: int, seed: int = SAMPLE_SEED) -> list[Row]:
-    """Sample equally many short pairs of each similarity class, in their original order.
+    """Sample ``per_class`` short pairs of each similarity class, in their original order.
 
     Ratings between two classes are left out, because a rating is a mean over a few people and can move by that much. Long pairs
     are left out because they take time.
-
-    Args:
-        rows: Pairs with ``sentence1``, ``sentence2`` and ``score``.
-        per_class: Number of pairs of each class.
-        seed: Seed of the sample.
 
     Raises:
         BALoraError: A class has fewer short pairs.
     """
     rng = random.Random(seed)
+    is_short = [len(f"{row['sentence1']} {row['sentence2']}".split()) <= MOST_WORDS for row in rows]
+    classes = [
+        similarity_class(float(row["score"])) if short else None for row, short in zip(rows, is_short, strict=True)
+    ]
     chosen: list[int] = []
     for name in SIMILARITY_CLASSES:
-        own = [n for n, row in enumerate(rows) if _is_short(row) and similarity_class(float(row["score"])) == name]
+        own = [n for n, found in enumerate(classes) if found == name]
         if len(own) < per_class:
             raise BALoraError(f"STS-B has {len(own)} short pairs of {name} similarity, but {per_class} are needed.")
         chosen += rng.sample(own, per_class)
     columns = ("sentence1", "sentence2", "score")
-    return [
-        {**{key: rows[n][key] for key in columns}, "label": similarity_class(float(rows[n]["score"]))}
-        for n in sorted(chosen)
-    ]
-
-
-def _is_short(row: Row) -> bool:
-    return len(f"{row['sentence1']} {row['sentence2']}".split()) <= MOST_WORDS
+    return [{**{key: rows[n][key] for key in columns}, "label": classes[n]} for n in sorted(chosen)]
 
 
 def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

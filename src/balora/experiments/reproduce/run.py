@@ -1,28 +1,28 @@
-"""Run an experiment, or say what a run of it would take, and write its page."""
+"""Run an experiment and write its page, or estimate its cost in a dry run."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from balora.checkpoints.run_directory import read_record
 from balora.config.yaml_loader import apply_overrides
+from balora.data.hub import looks_local
 from balora.errors import BALoraError
 from balora.experiments.compare import Cell, Comparison, EvaluationPlan, compare, lay_out
 from balora.experiments.compare.engines import Engine
 from balora.experiments.compare.rows import is_finished
-from balora.experiments.reproduce.experiment import SEEDS, Experiment, Scale, Study
-from balora.experiments.reproduce.paths import Paths, missing_files, missing_for_evaluation
-from balora.experiments.reproduce.preparation import Preparation
+from balora.experiments.reproduce.experiment import SEEDS, Experiment, Paths, Preparation, Scale, Study
 from balora.files import write_text
 
 PAGE = "README.md"
-PREPARED = "prepared"
 _OVERHEAD_SECONDS = 5.0
 """Time of a run outside training and evaluation: reading model and data, writing the adapter."""
+_DATA_FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,20 +44,20 @@ class Request:
     @property
     def own_paths(self) -> Paths:
         """Paths with this experiment's own directory of prepared files."""
-        return dataclasses.replace(self.paths, prepared=self.output / PREPARED)
+        return dataclasses.replace(self.paths, prepared=self.output / "prepared")
 
     @property
     def preparation(self) -> Preparation | None:
-        """Step before the runs; None at the paper's scale, whose models and data are on the hub."""
+        """Step before the runs; None at the paper's scale, where the hub has all models and data."""
         return self.experiment.preparation if self.scale == "small" else None
 
     def config(self, study: Study) -> dict[str, Any]:
-        """Return a study's config with the user's overrides."""
+        """Return the plain values of a study's config, with the user's overrides."""
         return apply_overrides(study.config(self.own_paths), self.overrides)
 
     def missing(self, study: Study) -> list[str]:
-        """List what a study needs that is neither on this machine nor made before the runs."""
-        prepared = None if self.preparation is None else self.own_paths.prepared
+        """List the models, data and programs that a study needs and that are not there when its runs begin."""
+        prepared = self.own_paths.prepared if self.preparation else None
         return [*missing_files(self.config(study), prepared), *missing_for_evaluation(self.evaluation(study))]
 
     def evaluation(self, study: Study) -> EvaluationPlan | None:
@@ -68,6 +68,41 @@ class Request:
         """Return a study's runs."""
         config, output = self.config(study), self.output / study.name
         return lay_out(config, study.variants, self.seeds, axes=study.axes, output=output)[0]
+
+
+def missing_files(config: Mapping[str, Any], prepared: Path | None = None) -> list[str]:
+    """List the models and data of a run's config that are not on this machine.
+
+    Files below ``prepared`` are made before the runs, so they are not missing.
+    """
+    data = config.get("data") or {}
+    named = {"model": config.get("model"), "data.train": data.get("train"), "data.eval": data.get("eval")}
+    found = []
+    for key, name in named.items():
+        path = name.partition("[")[0] if isinstance(name, str) else ""
+        if not path or (key == "data.eval" and not path.endswith(_DATA_FILES)) or Path(path).exists():
+            continue
+        if prepared is None or not Path(path).is_relative_to(prepared):
+            local = looks_local(path, _DATA_FILES)
+            reason = "no such file or directory" if local else "to be fetched from the hub, if not cached"
+            found.append(f"{key} {path}: {reason}")
+    return found
+
+
+def missing_for_evaluation(plan: EvaluationPlan | None) -> list[str]:
+    """List the data, judge and programs that an evaluation needs and that are not on this machine."""
+    if plan is None:
+        return []
+    found = [
+        f"evaluation data of {task}: {path}: no such file or directory"
+        for task, path in plan.options.get("data", {}).items()
+        if looks_local(path, (".jsonl",)) and not Path(path).exists()
+    ]
+    if "mt_bench" in plan.tasks and not plan.options.get("judge"):
+        found.append("a judge of MT-Bench's answers (--judge-url, --judge-model); without it the runs have no score")
+    if {"humaneval", "mbpp"}.intersection(plan.tasks) and shutil.which("bwrap") is None:
+        found.append("bubblewrap, which runs generated programs; without it HumanEval and MBPP give no score")
+    return found
 
 
 def dry_run(request: Request) -> list[str]:
@@ -87,55 +122,49 @@ def dry_run(request: Request) -> list[str]:
         lines += [f"    missing: {text}" for text in preparation.missing(request.own_paths)]
     for study in request.studies:
         cells, evaluation = request.cells(study), request.evaluation(study)
-        left = [cell for cell in cells if not is_finished(cell, evaluation)]
+        finished = sum(is_finished(cell, evaluation) for cell in cells)
         seconds = _seconds_per_run(study, cells)
         everything_timed &= seconds is not None
-        total += (seconds or 0.0) * len(left)
+        total += (seconds or 0.0) * (len(cells) - finished)
         time = "time not known" if seconds is None else f"about {seconds:.0f} s each"
         names = ", ".join(variant.name for variant in study.variants)
         axes = "".join(f" × {key} {list(values)}" for key, values in study.axes.items())
-        lines.append(f"  {study.title}: {len(cells)} runs, {len(cells) - len(left)} finished, {time}")
+        lines.append(f"  {study.title}: {len(cells)} runs, {finished} finished, {time}")
         lines.append(f"    {names}{axes} × seeds {', '.join(map(str, request.seeds))}")
-        if evaluation is not None:
-            lines.append(f"    each evaluated on {', '.join(evaluation.tasks)}")
+        lines += [f"    each evaluated on {', '.join(evaluation.tasks)}"] if evaluation else []
         lines += [f"    missing: {text}" for text in request.missing(study)]
+    faster = " (--jobs 2: half on two cores, two thirds on two threads of one core)"
     if experiment.measures_time:
         lines.append("  This experiment measures time, so its runs go one after the other; --jobs has no effect")
-    if everything_timed:
-        faster = (
-            "" if experiment.measures_time else " (--jobs 2: half on two cores, two thirds on two threads of one core)"
-        )
-        lines.append(f"  about {total / 60:.0f} min one after the other on one core{faster}")
-    else:
-        lines.append(
-            f"  `balora validate {request.paths.recipes}/...` estimates memory and steps of a run once its model can be read"
-        )
-    return lines
+        faster = ""
+    cost = f"about {total / 60:.0f} min one after the other on one core{faster}"
+    if not everything_timed:
+        cost = f"`balora validate {request.paths.recipes}/...` estimates memory and steps of a run once its model can be read"
+    return [*lines, f"  {cost}"]
 
 
 def reproduce(request: Request, engine: Engine, say: Callable[[str], None] = lambda line: None) -> Path:
-    """Run the missing runs of an experiment and write its page.
-
-    Args:
-        request: Experiment with the user's choices.
-        engine: Engine that executes the runs.
-        say: Function that takes progress lines for the user.
-
-    Returns:
-        Path of the page.
+    """Run the missing runs of an experiment, write its page, and return the page's path.
 
     Raises:
         BALoraError: A model or file is missing, or a study cannot be run. A run that fails is a row of its table.
     """
-    experiment = request.experiment
+    experiment, preparation = request.experiment, request.preparation
     if experiment.measures_time and engine.jobs != 1:
         raise BALoraError(
             f"{experiment.name} measures time, so its runs cannot share a machine. Use an engine with one job."
         )
     for study in request.studies:  # report a mistake in the config before hours of runs, and before missing files
         request.cells(study)
-    _refuse_missing(request)
-    if (preparation := request.preparation) is not None:
+    missing = preparation.missing(request.own_paths) if preparation else []
+    missing += [text for study in request.studies for text in request.missing(study) if "no such" in text]
+    if missing:
+        listed = "; ".join(dict.fromkeys(missing))
+        raise BALoraError(
+            f"{experiment.name} at scale {request.scale} needs files that are missing: {listed}. "
+            "Give their directory with --shared."
+        )
+    if preparation is not None:
         say(f"\n{preparation.title}")
         preparation.ensure(request.own_paths)
     comparisons: dict[str, Comparison] = {}
@@ -157,28 +186,11 @@ def reproduce(request: Request, engine: Engine, say: Callable[[str], None] = lam
     return request.output / PAGE
 
 
-def _refuse_missing(request: Request) -> None:
-    first = request.preparation
-    missing = first.missing(request.own_paths) if first else []
-    missing += [text for study in request.studies for text in request.missing(study) if "no such" in text]
-    if missing:
-        name, listed = request.experiment.name, "; ".join(dict.fromkeys(missing))
-        raise BALoraError(
-            f"{name} at scale {request.scale} needs files that are missing: {listed}. Give their directory with --shared."
-        )
-
-
 def render_page(request: Request, comparisons: Mapping[str, Comparison]) -> str:
-    """Return the page of an experiment in Markdown, and write its figures beside it.
-
-    Args:
-        request: Experiment with the user's choices.
-        comparisons: Comparison by study; studies that have not run yet are absent.
-    """
+    """Return the page of an experiment in Markdown, and write its figures beside it. Studies may be absent."""
     experiment, studies = request.experiment, request.studies
-    source = f"{experiment.source[0].upper()}{experiment.source[1:]}"
-    if not experiment.source.startswith("not of the paper"):
-        source = f"Of the paper: {experiment.source}"
+    source = experiment.source
+    source = source[0].upper() + source[1:] if source.startswith("not of the paper") else f"Of the paper: {source}"
     parts = [f"# {experiment.name}: {experiment.title}"]
     if request.scale == "small":
         parts.append(
@@ -200,7 +212,7 @@ def render_page(request: Request, comparisons: Mapping[str, Comparison]) -> str:
 
 
 def _seconds_per_run(study: Study, cells: Sequence[Cell]) -> float | None:
-    """Return the mean time of the study's finished runs here, else the time that was measured elsewhere."""
+    """Return the mean time of the study's finished runs on this machine; if there are none, the declared time."""
     found = []
     for cell in cells:
         with contextlib.suppress(BALoraError):  # a damaged record is reported when the run is due

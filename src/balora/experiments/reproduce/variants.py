@@ -1,8 +1,8 @@
 """Variants that the experiments compare: methods by name, sets of regularizers, and weights of the regularizers.
 
-C is consistency, D diversity, S spectral, V the variance hinge. The terms "as printed" act on the logits, with a teacher whose
-classification head is random; on two classes the spectral term is then constant (docs/method.md, departures 3, 5 and 15). The form
-"ours" gives the teacher a fitted head, takes D and S on the pooled features, and lets V add the variance hinge.
+C is consistency, D diversity, S spectral, V the variance hinge. The terms "as printed" act on the logits, and the teacher has a
+random classification head; on two classes the spectral term is then constant (docs/explanation/method.md, departures 3, 5 and
+15). The form "ours" gives the teacher a fitted head, takes D and S on the pooled features, and can add the variance hinge.
 """
 
 from __future__ import annotations
@@ -19,18 +19,14 @@ LORA_RATE = "2.0e-3"
 DEFAULT_WEIGHTS = (0.025, 0.005, 0.005)
 """The paper's λ1, λ2, λ3 for generation."""
 BALANCES = {"weak chaos": 0.1, "optimal": 0.5, "weak order": 0.9}
-"""Share of λ2 in λ2 + λ3: the spectral term dominates, both are equal, diversity dominates."""
+"""λ2 / (λ2 + λ3): the spectral term dominates, both are equal, diversity dominates."""
 SUM_LABEL = ", λ2 + λ3 = "
 """Text between the balance and the sum of the weights in the name of a variant of figure 4 (b)."""
 _OURS = ("teacher_head=probe", "diversity_target=features", "spectral_target=features")
 
 
 def methods(*names: str, rates: Mapping[str, str] | None = None) -> list[Variant]:
-    """Return methods by name, some of them with their own learning rate.
-
-    Args:
-        names: Names that `Variant.parse` reads.
-        rates: Learning rates by name.
+    """Return methods by name; ``rates`` gives some of the names their own learning rate.
 
     Example:
         >>> methods("pissa", "lora", rates={"lora": "2e-3"})[1].overrides
@@ -52,8 +48,13 @@ def printed(terms: str) -> Variant:
         >>> printed("CD").overrides
         ('regularization.spectral=0',)
     """
-    off = [f"{name}=0" for letter, name in TERMS.items() if letter not in terms]
-    return _regularized("+".join(terms), *off) if terms else Variant(name=NO_TERMS, method="pissa", regularized=False)
+    if not terms:
+        return Variant(name=NO_TERMS, method="pissa", regularized=False)
+    return _regularized("+".join(terms), *_off(terms))
+
+
+def _off(terms: str) -> list[str]:
+    return [f"{name}=0" for letter, name in TERMS.items() if letter not in terms]
 
 
 def ours(terms: str, consistency: float | None = None) -> Variant:
@@ -62,20 +63,20 @@ def ours(terms: str, consistency: float | None = None) -> Variant:
     The student starts from the fitted head too, which helps by itself: without terms this is the fitted head alone.
 
     Args:
-        terms: Letters of the terms; V is the variance hinge that VICReg has beside D.
+        terms: Letters of the terms; V is the variance hinge, which VICReg combines with D.
         consistency: Weight of consistency; None is the paper's.
     """
-    settings = [*_OURS, *(f"{name}=0" for letter, name in TERMS.items() if letter not in terms)]
-    settings += ["variance=0.03"] if "V" in terms else []
-    settings += [] if consistency is None else [f"consistency={consistency}"]
-    weight = "" if consistency is None else f" (C {consistency:g})"
-    return _regularized(f"ours: {'+'.join(terms) or 'none'}{weight}", *settings)
+    settings = [*_OURS, *_off(terms), *(["variance=0.03"] if "V" in terms else [])]
+    name = f"ours: {'+'.join(terms) or 'none'}"
+    if consistency is not None:
+        name, settings = f"{name} (C {consistency:g})", [*settings, f"consistency={consistency}"]
+    return _regularized(name, *settings)
 
 
-def at_weights(name: str, consistency: float, diversity: float, spectral: float) -> Variant:
-    """Return BA-LoRA with these weights of its terms."""
-    weights = {"consistency": consistency, "diversity": diversity, "spectral": spectral}
-    return _regularized(name, *(f"{term}={weight:g}" for term, weight in weights.items()), method="balora")
+def at_weights(name: str, *weights: float) -> Variant:
+    """Return BA-LoRA with these weights of consistency, diversity and spectral."""
+    settings = [f"{term}={weight:g}" for term, weight in zip(TERMS.values(), weights, strict=True)]
+    return _regularized(name, *settings, method="balora")
 
 
 def swept(consistency: float) -> Variant:
@@ -110,6 +111,7 @@ PRINTED = [printed(terms) for terms in ("", "C", "D", "S", "CD", "CS", "DS", "CD
 PRINTED_ALONE = [printed(terms) for terms in ("", "C", "D", "S", "CDS")]
 FITTED_HEAD = ours("")
 ALL_TERMS = ours("CDVS")
+LORA_AT_RATE_AND_OURS = [*LORA_AT_RATE, FITTED_HEAD, ALL_TERMS]
 OURS = [FITTED_HEAD, ours("C"), ours("DV"), ours("S"), ALL_TERMS, ours("C", consistency=1.0)]
 TABLE2_OURS = _regularized("balora, ours", *_OURS, method="balora")
 LORA_HEAD = dataclasses.replace(FITTED_HEAD, name="lora+head", method="lora")

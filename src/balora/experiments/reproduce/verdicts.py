@@ -1,4 +1,4 @@
-"""Statements about differences, made from the numbers: which variants are better, and how far an interval can be trusted."""
+"""Sentences about differences: which variants are better, and how far an interval can be trusted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOWER_IS_BETTER = ("loss", "mse", "mae")
 
 
 def verdict(comparison: Comparison, score: str, baseline: str | None = None, among: Sequence[str] = ()) -> str:
-    """Say which variants differ from a baseline by more than their interval.
+    """Say which variants differ from a baseline by more than their bootstrap interval.
 
     Args:
         comparison: Comparison with the runs.
@@ -23,30 +23,22 @@ def verdict(comparison: Comparison, score: str, baseline: str | None = None, amo
         among: Variants to mention; all by default.
 
     Returns:
-        ``compared with X: better: A (+0.1000*), B (+0.0500); worse: none; no clear difference: C.`` The differences of better and
-        worse variants have a bootstrap interval without 0; a star (escaped for Markdown) marks those whose Student interval
-        excludes 0 too. Variants with a single pair follow in a list of their own.
+        ``compared with X: better: A (+0.1000*), B (+0.0500); worse: none; no clear difference: C.`` A star (escaped for Markdown)
+        marks a difference with a Student interval that excludes 0 too. Variants with a single pair are listed separately.
     """
     baseline = baseline or comparison.baseline
-    groups = comparison.groups
-    if baseline != comparison.baseline:
-        groups = summarise(comparison.rows, [score], baseline)
+    groups = comparison.groups if baseline == comparison.baseline else summarise(comparison.rows, [score], baseline)
     sign = -1 if is_loss(score) else 1
     lists: dict[str, list[str]] = {"better": [], "worse": [], "no clear difference": [], "only one pair": []}
     for group in groups:
         difference = group.differences.get(score)
         if difference is None or (among and group.variant not in among):
             continue
-        name = quoted(group.variant)
-        direction = difference_sign(difference)
-        if direction is None:
-            lists["only one pair"].append(name)
-        elif direction == 0:
-            lists["no clear difference"].append(name)
-        else:
-            lists["better" if direction == sign else "worse"].append(
-                f"{name} ({difference.mean:+.4f}{_star(difference)})"
-            )
+        name, direction = quoted(group.variant), difference_sign(difference)
+        label = {None: "only one pair", 0: "no clear difference", sign: "better", -sign: "worse"}[direction]
+        low, high = difference.t_interval or (0.0, 0.0)
+        star = r"\*" if low * high > 0 else ""  # escaped, because Markdown sets text between two bare stars in italics
+        lists[label].append(f"{name} ({difference.mean:+.4f}{star})" if direction else name)
     if not lists["only one pair"]:
         del lists["only one pair"]
     statements = "; ".join(f"{label}: {', '.join(names) or 'none'}" for label, names in lists.items())
@@ -61,7 +53,7 @@ def difference_sign(difference: Difference) -> int | None:
 
 
 def interval_caution(comparisons: Iterable[Comparison]) -> str:
-    """Say how far the intervals of a page can be trusted, from the smallest number of pairs that any of them has."""
+    """Say how far the intervals of a page can be trusted. The interval with the fewest pairs decides."""
     groups = [group for comparison in comparisons for group in comparison.groups]
     pairs = min((gap.pairs for group in groups for gap in group.differences.values() if gap.pairs > 1), default=1)
     if pairs < 2:
@@ -75,17 +67,14 @@ def interval_caution(comparisons: Iterable[Comparison]) -> str:
 
 
 def false_positive_rate(pairs: int) -> float:
-    """Return how often the 95 % bootstrap interval excludes 0 although the true mean difference is 0, for normal differences.
+    """Return the probability that the 95 % bootstrap interval excludes 0 although normal differences have mean 0.
 
-    The interval is the mean ± 1.96 standard errors, where the standard error divides by n in place of n - 1; Student's t gives how
-    often the mean lies beyond that. With two or three pairs the interval spans the values themselves, so that it excludes 0 if all
-    have one sign: with probability 1 / 2 for two and 1 / 4 for three, for any symmetric distribution.
+    The interval is the mean ± 1.96 standard errors, where the standard error divides by n in place of n - 1; Student's t gives the
+    probability that 0 is outside. With two or three pairs the interval is the range of the values. It excludes 0 if all have the
+    same sign: with probability 1 / 2 for two and 1 / 4 for three, for any symmetric distribution.
 
     Args:
         pairs: Number of pairs n, at least 2.
-
-    Returns:
-        A probability.
 
     Example:
         >>> [round(false_positive_rate(pairs), 2) for pairs in (2, 3, 10)]
@@ -108,10 +97,5 @@ def is_loss(score: str) -> bool:
 
 
 def quoted(variant: str) -> str:
-    """Return a variant's name, as code if it has a comma or a colon, which would be read as the sentence's own."""
+    """Return a variant's name, formatted as code if it has a comma or a colon, because the sentence has those too."""
     return f"`{variant}`" if set(variant) & set(",:") else variant
-
-
-def _star(difference: Difference) -> str:
-    low, high = difference.t_interval or (0.0, 0.0)
-    return r"\*" if low * high > 0 else ""  # escaped, because two bare stars would set the text between them in italics
