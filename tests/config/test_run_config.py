@@ -396,9 +396,9 @@ def test_alpha_is_the_rank_unless_given():
 def test_a_methods_own_options_can_be_written_beside_its_keys():
     beside = make(method={"name": "pissa", "svd": "randomized", "svd_iterations": 4}).method
     assert make(method={"name": "pissa", "svd": "randomized", "svd_iterations": 4, "bits": None}).method == beside
-    assert beside.adapt_options() == {"svd": "randomized", "svd_iterations": 4}
+    assert beside.options == {"svd": "randomized", "svd_iterations": 4}
     assert make(method={"name": "pissa", "svd_iterations": 4, "options": {"svd": "randomized"}}).method == beside
-    assert make().method.adapt_options() == {}
+    assert make().method.options == {}
 
 
 @pytest.mark.parametrize(("method", "on"), [("balora", True), ("pissa", False), ("lora", False), ("full", False)])

@@ -7,8 +7,9 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from balora.config.run_config import DataConfig
-from balora.data import load_examples, tokenize_examples
 from balora.data.chat import encode_chat
+from balora.data.examples import load_examples
+from balora.data.tokenize import tokenize_examples
 from balora.errors import BALoraError
 from tiny import tiny_tokenizer
 

@@ -8,7 +8,7 @@ import types
 import pytest
 import torch
 
-from balora.data import ensure_pad_token, make_collator
+from balora.data.collate import ensure_pad_token, make_collator
 from balora.errors import BALoraError
 from tiny import tiny_bart, tiny_tokenizer
 

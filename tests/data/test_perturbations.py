@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from balora.config.run_config import DataConfig, RunConfig
-from balora.data import load_examples
+from balora.data.examples import load_examples
 from balora.errors import BALoraError
 
 CLASSES = ["no", "maybe", "yes"]

@@ -10,8 +10,10 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from balora.config.run_config import RunConfig
-from balora.data import load_examples, make_collator, tokenize_examples
+from balora.data.collate import make_collator
+from balora.data.examples import load_examples
 from balora.data.readers import read_table
+from balora.data.tokenize import tokenize_examples
 
 PAIR = {"prompt": "question", "response": "answer"}
 TEXTS = ["sentence1", "sentence2"]

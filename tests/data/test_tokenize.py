@@ -9,8 +9,9 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, processors
 
 from balora.config.run_config import DataConfig
-from balora.data import encode_prompt, load_examples, render_prompt, separator_of, tokenize_examples
-from balora.data.prompts import start_ids
+from balora.data.examples import load_examples
+from balora.data.prompts import encode_prompt, render_prompt, separator_of, start_ids
+from balora.data.tokenize import tokenize_examples
 from balora.errors import BALoraError
 from tiny import tiny_bert, tiny_tokenizer
 
@@ -278,7 +279,7 @@ def test_the_longer_text_of_a_pair_is_cut(jsonl):
 
 
 def test_a_model_accepts_the_batches(jsonl):
-    from balora.data import make_collator
+    from balora.data.collate import make_collator
 
     tokenizer = with_start()
     rows = ({"t": "x" * n, "u": "y", "l": n % 3} for n in range(1, 6))

@@ -12,7 +12,7 @@ import transformers
 from huggingface_hub import constants
 
 from balora.config.run_config import RunConfig
-from balora.data import ensure_pad_token
+from balora.data.collate import ensure_pad_token
 from balora.errors import BALoraError
 from balora.loading import pretrained as loading
 from balora.loading.source import ModelSource

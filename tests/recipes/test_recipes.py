@@ -18,8 +18,8 @@ from balora import RegularizationConfig
 from balora.checkpoints.run_directory import read_record
 from balora.config.run_config import load_run_config
 from balora.config.yaml_loader import read_config
-from balora.data import load_examples, render_prompt
-from balora.data.prompts import template_of
+from balora.data.examples import load_examples
+from balora.data.prompts import render_prompt, template_of
 from balora.estimation.validate import validate
 from balora.training.run import run
 

@@ -15,8 +15,8 @@ import yaml
 from transformers import BitsAndBytesConfig
 
 from balora.config.run_config import HARMLESS, RunConfig, flatten
-from balora.data import describe_perturbations
 from balora.data.hub import looks_local
+from balora.data.perturbations import describe_perturbations
 from balora.methods import METHODS
 from balora.objective import Objective
 

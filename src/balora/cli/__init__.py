@@ -1,4 +1,4 @@
-"""The `balora` command: one file per verb. A verb imports torch and transformers only after its input has been checked."""
+"""The `balora` command. A verb imports torch and transformers only after its input has been checked."""
 
 import logging
 

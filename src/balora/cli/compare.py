@@ -43,10 +43,9 @@ def compare(
     values = apply_overrides(written, general)
     axes = comparison.parse_axes(vary or [])
     numbers = comparison.parse_seeds(listed(seeds))
-    from balora.experiments.compare.rows import is_finished
-    from balora.experiments.compare.tables import plain_lines
-
     if dry_run:
+        from balora.experiments.compare.rows import is_finished
+
         cells, folder = comparison.lay_out(values, variants, numbers, axes=axes, output=output)
         for cell in cells:
             typer.echo(f"{'finished' if is_finished(cell) else 'to run  '}  {cell.title}")
@@ -64,10 +63,11 @@ def compare(
         engine=comparison.RayEngine(jobs) if engine is Engine.ray else comparison.LocalEngine(jobs or 1),
         say=typer.echo,
     )
-    typer.echo("")
-    for line in plain_lines(result):
-        typer.echo(line)
-    typer.echo(f"\nTables: {result.directory}/table.md (and .csv, .json, .tex)")
+    from balora.experiments.compare.tables import plain_lines
+
+    typer.echo(
+        "\n".join(["", *plain_lines(result), "", f"Tables: {result.directory}/table.md (and .csv, .json, .tex)"])
+    )
     if result.failures:
         typer.echo(
             f"{len(result.failures)} of {len(result.rows)} runs have no result; the same command tries them again."

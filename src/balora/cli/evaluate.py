@@ -67,8 +67,7 @@ def evaluate(
     if tasks == "list":
         from balora.evaluation.registry import describe_tasks
 
-        for line in describe_tasks():
-            typer.echo(line)
+        typer.echo("\n".join(describe_tasks()))
         return
     check_judge(judge_url, judge_model)
     chosen: dict[str, Any] = {"data": _paths(data or []), "ks": _numbers(k)}

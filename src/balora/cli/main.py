@@ -9,27 +9,15 @@ from typing import Annotated
 import typer
 
 import balora
-from balora.cli import compare, evaluate, export, methods, quickstart, report, reproduce, teacher, train, validate
+from balora.cli.compare import compare
+from balora.cli.evaluate import evaluate
+from balora.cli.methods import methods
+from balora.cli.reproduce import reproduce
+from balora.cli.verbs import export, quickstart, report, teacher, train, validate
 from balora.errors import BALoraError
 
-app = typer.Typer(
-    name="balora",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-for verb in (
-    train.train,
-    validate.validate,
-    teacher.teacher,
-    methods.methods,
-    compare.compare,
-    reproduce.reproduce,
-    export.export,
-    evaluate.evaluate,
-    report.report,
-    quickstart.quickstart,
-):
+app = typer.Typer(name="balora", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+for verb in (train, validate, teacher, methods, compare, reproduce, export, evaluate, report, quickstart):
     app.command()(verb)
 
 

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Name = Annotated[str | None, typer.Argument(help="A method, to show it with its options.", show_default=False)]
-WIDTH = 100
 
 
 def methods(name: Name = None) -> None:
@@ -21,13 +20,12 @@ def methods(name: Name = None) -> None:
     from rich.table import Table
 
     console = Console(highlight=False, markup=False)
-    console.width = min(console.width, WIDTH)
+    console.width = min(console.width, 100)
     if name is not None:
         return _show_one(console, find_method(name))
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False, expand=True)
     for column, ratio in (("name", None), ("what it is", 5), ("trains", 3), ("paper", 3)):
         table.add_column(column, ratio=ratio, no_wrap=ratio is None)
-    table.expand = True
     for method in METHODS.values():
         table.add_row(method.name, method.summary, method.trains, method.paper)
     console.print(table)
@@ -39,16 +37,16 @@ def methods(name: Name = None) -> None:
 
 
 def _show_one(console: Console, method: Method) -> None:
-    """Print a method's description and its table of options."""
     from rich.table import Table
 
+    forms = [f"--to {form}" for form, can in (("lora", method.low_rank), ("merged", method.mergeable)) if can]
     facts = {
         "method": method.name,
         "what it is": method.summary,
         "paper": method.paper,
         "trains": method.trains,
         "starts from": _initial_values(method),
-        "export": _export_forms(method),
+        "export": ", ".join(forms) or "none; balora.load reads its tensors",
         "regularizers": "on by default" if method.regularized else "off by default; any of them can be set",
     }
     about = Table(box=None, show_header=False, pad_edge=False)
@@ -73,8 +71,3 @@ def _initial_values(method: Method) -> str:
     if method.initialize is not None:
         return "the weights"
     return "random values and zeros" if method.form == "lora" or method.options else "the weights themselves"
-
-
-def _export_forms(method: Method) -> str:
-    forms = [("lora", method.low_rank), ("merged", method.mergeable)]
-    return ", ".join(f"--to {form}" for form, possible in forms if possible) or "none; balora.load reads its tensors"

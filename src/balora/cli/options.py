@@ -40,18 +40,14 @@ EngineOption = Annotated[Engine, typer.Option(help="local: processes on this mac
 
 
 def read_run_config(config: Path, overrides: list[str] | None) -> RunConfig:
-    """Read and check the config of a run. Nothing heavier than pydantic is imported for it."""
+    """Read and check the config of a run, without importing anything heavier than pydantic."""
     from balora.config.run_config import load_run_config
 
     return load_run_config(config, overrides or [])
 
 
-def require_folder(path: Path) -> None:
-    """Refuse a folder that does not exist, before anything is imported to read it.
-
-    Raises:
-        BALoraError: There is no file or folder of that name.
-    """
+def require_path(path: Path) -> None:
+    """Raise `BALoraError` if a folder does not exist, before anything is imported to read it."""
     if not path.exists():
         raise BALoraError(f"There is no folder {path}.{suggest_path(path)}")
 
@@ -62,10 +58,6 @@ def listed(text: str) -> list[str]:
 
 
 def check_judge(url: str | None, model: str | None) -> None:
-    """Refuse a judge with only a URL or only a name.
-
-    Raises:
-        BALoraError: Only one of URL and model is given.
-    """
+    """Raise `BALoraError` if only one of the judge's URL and name is given."""
     if (url is None) != (model is None):
         raise BALoraError("The judge needs a URL and a model: give --judge-url and --judge-model together.")

@@ -73,8 +73,7 @@ def reproduce(
         overrides=overrides or [],
     )
     if dry_run:
-        for line in experiments.dry_run(request):
-            typer.echo(line)
+        typer.echo("\n".join(experiments.dry_run(request)))
         return
     if experiment.measures_time and jobs != 1:
         typer.echo(

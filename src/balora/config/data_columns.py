@@ -25,10 +25,7 @@ _OPTIONAL: dict[tuple[str, Form], tuple[str, ...]] = {
     ("classification", "labelled"): ("labels",),
 }
 # Keys that only some forms use. The other keys of the section (train, split, max_length, ...) fit every task.
-_FORM_KEYS = {
-    *("prompt", "response", "input", "messages", "text", "label", "labels", "score"),
-    *("prompt_template", "separator", "max_target_length", "target_tokenizer"),
-}
+_FORM_KEYS = {key for forms in _FORMS.values() for keys in forms.values() for key in keys}.union(*_OPTIONAL.values())
 TEMPLATES = ("none", "alpaca")
 """Names of the built-in prompt templates; any other value of ``prompt_template`` is a template itself."""
 
@@ -40,13 +37,8 @@ def form_of(columns: Mapping[str, Any]) -> Form:
         >>> form_of({"text": "sentence", "label": "label"})
         'labelled'
     """
-    if columns.get("messages"):
-        return "messages"
-    if columns.get("score"):
-        return "scored"
-    if columns.get("label"):
-        return "labelled"
-    return "text" if columns.get("text") else "pair"
+    forms: dict[str, Form] = {"messages": "messages", "score": "scored", "label": "labelled", "text": "text"}
+    return next((form for column, form in forms.items() if columns.get(column)), "pair")
 
 
 def data_problems(data: Mapping[str, Any], task: str) -> list[str]:
@@ -77,7 +69,23 @@ def data_problems(data: Mapping[str, Any], task: str) -> list[str]:
         for key in sorted(given - {*columns, *optional})
     ]
     problems += _prompt_template_problems(data) if form == "pair" else _text_template_problems(data)
-    problems += _text_column_problems(data, form) + _perturbation_problems(data, task, form)
+    columns_given = len(data["text"]) if isinstance(data.get("text"), list | tuple) else None
+    rules = (
+        (columns_given is not None and form == "text", "data.text must be one column for task generation, not a list."),
+        (
+            columns_given not in (None, 1, 2) and form != "text",
+            f"data.text must be one or two columns, not {columns_given}.",
+        ),
+        (
+            data.get("imbalance") and task != "classification",
+            f"data.imbalance needs classes, so it is for task classification, not {task}.",
+        ),
+        (
+            data.get("label_noise") and form == "text",
+            "data.label_noise needs labels, and plain text has none; leave it out.",
+        ),
+    )
+    problems += [message for wrong, message in rules if wrong]
     also = data.get("also")
     for number, entry in enumerate(also if isinstance(also, list | tuple) else ()):
         if isinstance(entry, Mapping):
@@ -88,7 +96,7 @@ def data_problems(data: Mapping[str, Any], task: str) -> list[str]:
 
 
 def _matching_forms(forms: Mapping[Form, tuple[str, ...]], given: set[str]) -> list[Form]:
-    """Return the forms with at least one given column, without those whose given columns another form covers too."""
+    """Return the forms that use a given column, except a form if another one uses the same given columns too."""
     found = {form: given & set(columns) for form, columns in forms.items() if given & set(columns)}
     return [form for form, keys in found.items() if not any(keys <= found[other] for other in found if other != form)]
 
@@ -123,24 +131,6 @@ def _bad_template(fields: str, template: Any) -> str:
     return f"data.prompt_template must be one of {', '.join(TEMPLATES)}, or a text that contains {fields}, not {template!r}."
 
 
-def _text_column_problems(data: Mapping[str, Any], form: Form) -> list[str]:
-    text = data.get("text")
-    if not isinstance(text, list | tuple):
-        return []
-    if form == "text":
-        return ["data.text must be one column for task generation, not a list."]
-    return [] if len(text) in (1, 2) else [f"data.text must be one or two columns, not {len(text)}."]
-
-
-def _perturbation_problems(data: Mapping[str, Any], task: str, form: Form) -> list[str]:
-    problems = []
-    if data.get("imbalance") and task != "classification":
-        problems.append(f"data.imbalance needs classes, so it is for task classification, not {task}.")
-    if data.get("label_noise") and form == "text":
-        problems.append("data.label_noise needs labels, and plain text has none; leave it out.")
-    return problems
-
-
 def check_subsample(value: Any) -> float | int | None:
     """Check ``data.subsample``: a fraction of the rows, or a number of rows. ``1.0`` means all rows, ``1`` means one row.
 
@@ -150,7 +140,7 @@ def check_subsample(value: Any) -> float | int | None:
     """
     if value is None or value is False:
         return None
-    number = _number(value)
+    number = number_or_nan(value)
     fraction = isinstance(value, float) or (isinstance(value, str) and not value.strip().isdecimal())
     if number == 1 and fraction:
         return 1.0
@@ -175,7 +165,7 @@ def check_imbalance(value: Any) -> dict[str, float] | None:
             "must give for each class the fraction of its rows to keep, such as {entailment: 1.0, neutral: 0.1}, "
             f"not {value!r}"
         )
-    fractions = {str(name): _number(fraction) for name, fraction in value.items()}
+    fractions = {str(name): number_or_nan(fraction) for name, fraction in value.items()}
     if not all(0 < fraction <= 1 for fraction in fractions.values()):
         raise ValueError(f"must give fractions above 0 and at most 1, not {value!r}")
     return fractions
@@ -193,7 +183,7 @@ def check_duplicate(value: Any) -> dict[str, Any] | None:
     if value is None or value is False or value == 0:
         return None
     section = dict(value) if isinstance(value, Mapping) else {"share": value}
-    share, times = _number(section.pop("share", None)), _number(section.pop("times", 2))
+    share, times = number_or_nan(section.pop("share", None)), number_or_nan(section.pop("times", 2))
     if section or not 0 < share <= 1 or times != int(times) or times < 2:
         raise ValueError(
             "must be a fraction of the rows above 0 and at most 1, or {share: 0.2, times: 5} with times at least 2, "
@@ -202,7 +192,7 @@ def check_duplicate(value: Any) -> dict[str, Any] | None:
     return {"share": share, "times": int(times)}
 
 
-def _number(value: Any) -> float:
+def number_or_nan(value: Any) -> float:
     """Convert to a finite number, or to NaN if that is not possible."""
     if isinstance(value, bool):
         return math.nan

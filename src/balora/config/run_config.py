@@ -103,7 +103,7 @@ class RunConfig(Section):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _everything_at_once(cls, values: Any, build: Callable[[Any], Self]) -> Self:
+    def _report_all_problems(cls, values: Any, build: Callable[[Any], Self]) -> Self:
         """Report wrong combinations of keys together with wrong single values."""
         problems = _combination_problems(values)
         try:
@@ -142,12 +142,11 @@ class RunConfig(Section):
 
 def _combination_problems(values: Any) -> list[str]:
     """List the keys that do not fit together. Single values may be wrong as well."""
-    if not isinstance(values, Mapping):
+    if not isinstance(values, Mapping) or values.get("task") not in get_args(Task):
         return []
-    data, task = values.get("data"), values.get("task")
-    known_task = task in get_args(Task)
+    data = values.get("data")
     written = data.model_dump(exclude_defaults=True) if isinstance(data, DataConfig) else data
-    return data_problems(written, str(task)) if known_task and isinstance(written, Mapping) else []
+    return data_problems(written, values["task"]) if isinstance(written, Mapping) else []
 
 
 def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -173,17 +172,13 @@ def differences(a: RunConfig, b: RunConfig) -> list[str]:
         ['seed']
     """
     left, right = flatten(a.to_dict()), flatten(b.to_dict())
-    missing = object()
-    keys = list(dict.fromkeys([*left, *right]))
-    return [key for key in keys if key not in HARMLESS and left.get(key, missing) != right.get(key, missing)]
+    keys = dict.fromkeys([*left, *right])
+    return [key for key in keys if key not in HARMLESS and left.get(key, ...) != right.get(key, ...)]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Turn nested mappings into one mapping by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat

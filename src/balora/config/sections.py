@@ -77,7 +77,7 @@ class FurtherData(Section):
 
 
 class DataConfig(Section):
-    """Source of the examples, and the columns that hold their parts."""
+    """Source of the examples, and the columns with their parts."""
 
     train: str = Field(description="a hub id, a .jsonl, .json, .csv, .tsv or .parquet file, or a folder of such files")
     name: str | None = Field(default=None, description="the hub dataset's configuration, such as main or sst2")
@@ -180,11 +180,9 @@ class MethodConfig(Section):
         if not isinstance(values, Mapping) or not isinstance(values.get("options", {}), Mapping):
             return values
         options = {key for method in METHODS.values() for key in method.options} - cls.model_fields.keys()
-        own = {key: value for key, value in values.items() if key in options}
-        if not own:
-            return values
-        common = {key: value for key, value in values.items() if key not in own}
-        given = {key: value for key, value in own.items() if value is not None}  # a key left empty means its default
+        common = {key: value for key, value in values.items() if key not in options}
+        # An option left empty means its default.
+        given = {key: value for key, value in values.items() if key in options and value is not None}
         return {**common, "options": {**common.get("options", {}), **given}}
 
     @field_validator("name")
@@ -207,7 +205,3 @@ class MethodConfig(Section):
         if problems:
             raise Problems(problems)
         return options
-
-    def adapt_options(self) -> dict[str, Any]:
-        """Return the method's own options as keyword arguments of `balora.adapt`."""
-        return dict(self.options)

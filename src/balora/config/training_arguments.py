@@ -1,7 +1,7 @@
 """Fields of transformers' TrainingArguments without importing transformers, and the number of steps they lead to.
 
-Importing transformers takes seconds, and a mistake in a config should be reported at once. So the fields are read from the
-source of the installed version.
+Importing transformers takes seconds, and the report of a mistake in a config should not wait for that. So the fields are read
+from the source of the installed version.
 """
 
 from __future__ import annotations
@@ -45,49 +45,38 @@ def _fields_in_source() -> dict[str, Any]:
     classes = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
     annotations, used = {}, set()
     for node in classes["TrainingArguments"].body:
-        if (
-            isinstance(node, ast.AnnAssign)
-            and isinstance(node.target, ast.Name)
-            and "init=False" not in _code(node.value)
-        ):
-            text = _code(node.annotation)
-            annotations[node.target.id] = text
-            used |= {name.id for name in ast.walk(ast.parse(text)) if isinstance(name, ast.Name)}
+        match node:
+            case ast.AnnAssign(target=ast.Name(id=field)) if "init=False" not in _code(node.value):
+                annotations[field] = _code(node.annotation)
+                used |= {name.id for name in ast.walk(ast.parse(annotations[field])) if isinstance(name, ast.Name)}
     declared = type("TrainingArguments", (), {"__annotations__": annotations})
     return typing.get_type_hints(declared, localns={name: _type_named(name, classes.get(name)) for name in used})
 
 
 def _code(node: ast.expr | None) -> str:
     """Return the source of an expression, without the quotes of an annotation written as text."""
-    if node is None:
-        return ""
-    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ast.unparse(node)
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    return ast.unparse(node) if node is not None else ""
 
 
 def _type_named(name: str, definition: ast.ClassDef | None) -> Any:
-    """Return the type of a name: a built-in type, an enumeration with the members in its definition, or a placeholder."""
+    """Return the type of a name: a built-in type, else an enumeration with the defined members, else a placeholder."""
     known = getattr(builtins, name, getattr(typing, name, None))
     if known is not None:
         return known
-    members = {
-        node.targets[0].id: node.value.value
-        for node in (definition.body if definition else ())
-        if isinstance(node, ast.Assign)
-        and isinstance(node.targets[0], ast.Name)
-        and isinstance(node.value, ast.Constant)
-    }
+    members = {}
+    for node in definition.body if definition else ():
+        match node:
+            case ast.Assign(targets=[ast.Name(id=member)], value=ast.Constant(value=value)):
+                members[member] = value
     return enum.StrEnum(name, members) if members else type(name, (), {})
 
 
 def optimizer_steps(rows: int, training: Mapping[str, Any], processes: int = 1) -> int:
-    """Count the optimizer steps of a run, as the Trainer does.
+    """Count the optimizer steps of a run from its training rows and ``training`` section, as the Trainer does.
 
     The last batch and the last accumulation of an epoch may be incomplete.
-
-    Args:
-        rows: Number of training rows.
-        training: The ``training`` section of a config.
-        processes: Number of devices.
     """
     if training.get("max_steps", -1) > 0:
         return int(training["max_steps"])

@@ -1,4 +1,4 @@
-"""Checks of a config: every problem at once, each as a sentence that names its dotted key."""
+"""Checks of a config. All problems are reported together, each as a sentence with its dotted key."""
 
 from __future__ import annotations
 
@@ -71,15 +71,7 @@ class Problems(ValueError):
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Turn pydantic's findings into sentences, one per field.
-
-    Args:
-        error: Exception that pydantic raised while building ``model``.
-        model: Class of the config, which knows the names of the keys.
-
-    Returns:
-        Sentences that start with the dotted key and end with a full stop.
-    """
+    """Turn the findings of pydantic about a config of class ``model`` into sentences, one per field."""
     found: dict[str, list[str]] = {}
     for item in error.errors():
         cause = item.get("ctx", {}).get("error")
@@ -123,17 +115,16 @@ def unknown_key(path: str, section: type[BaseModel]) -> str:
 def _locate(loc: tuple[int | str, ...], model: type[BaseModel]) -> tuple[str, type[BaseModel]]:
     """Return the dotted key of a pydantic location, without union members, and the class of the section that has it."""
     names: list[str] = []
-    section = model
     for part in loc:
         names.append(str(part))
         if isinstance(part, int):
             continue
-        field = section.model_fields.get(part)
+        field = model.model_fields.get(part)
         inner = _section_in(field.annotation) if field else None
         if inner is None:
             break
-        section = inner
-    return ".".join(names), section
+        model = inner
+    return ".".join(names), model
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:
@@ -166,15 +157,9 @@ def _sentence(path: str, item: Any, section: type[BaseModel]) -> str:
 
 
 def check_training(values: Any) -> dict[str, Any]:
-    """Check the ``training`` section, field by field, against transformers' TrainingArguments.
+    """Convert the ``training`` section to the types that transformers' TrainingArguments declares; drop empty keys.
 
-    Combinations of fields are checked later, when TrainingArguments is constructed.
-
-    Returns:
-        The values in the types TrainingArguments declares; ``"2e-5"`` in quotes becomes a number. A key left empty is dropped.
-
-    Raises:
-        Problems: A name is unknown or belongs elsewhere, or a value has the wrong type or range.
+    Raises `Problems` for every wrong field. Combinations are checked later, when TrainingArguments is constructed.
     """
     if not isinstance(values, Mapping):
         raise Problems([f"training must be a section with keys, not {values!r}."])
@@ -193,11 +178,7 @@ def check_training(values: Any) -> dict[str, Any]:
 
 
 def _check_field(name: str, value: Any) -> Any:
-    """Return the value of one training field in its declared type.
-
-    Raises:
-        ValueError: The field or its value cannot be used; the message is the sentence for the user.
-    """
+    """Return the value of one training field in its declared type. A ValueError contains the sentence for the user."""
     fields = training_fields()
     if name in _SET_ELSEWHERE:
         raise ValueError(f"training.{name} {_SET_ELSEWHERE[name]}")
@@ -214,11 +195,7 @@ def _check_field(name: str, value: Any) -> Any:
 
 
 def _convert(name: str, value: Any, kind: Any) -> Any:
-    """Convert a value to the type that a training field declares; for an enumeration, to one of its texts.
-
-    Raises:
-        ValueError: The value has another type, or is not one of the choices.
-    """
+    """Convert a value to the type that a training field declares; for an enumeration, to one of its texts."""
     members = typing.get_args(kind) or (kind,)
     choices = next((m for m in members if isinstance(m, type) and issubclass(m, enum.Enum)), None)
     if choices is not None:
@@ -237,20 +214,17 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
         names = [getattr(m, "__name__", str(m)) for m in members if m is not types.NoneType]
         expected = " or ".join(_KINDS.get(each, each) for each in names)
         raise ValueError(f"training.{name} must be {expected}, not {value!r}.") from None
-    # A whole number stays one: 100 steps, not 100.0.
+    # An integer stays an integer: 100 steps, not 100.0.
     return value if isinstance(value, int) and isinstance(converted, float) else converted
 
 
 def build_regularization(values: Any, task: str, on_by_default: bool) -> RegularizationConfig:
-    """Build the regularization of a run from the value of the ``regularization`` key.
+    """Build the regularization of a run from the value of the ``regularization`` key. Wrong values raise `Problems`.
 
     Args:
         values: None, ``on``/``off`` (or true/false), changes to the paper's values, or a finished `RegularizationConfig`.
-        task: Task of the run; it decides which of the paper's sets of values the changes apply to.
+        task: Task of the run, which has its own values in the paper.
         on_by_default: Whether the method regularizes if ``values`` is None.
-
-    Raises:
-        Problems: A key is unknown or a value out of range.
     """
     if isinstance(values, RegularizationConfig):
         return values
@@ -270,13 +244,8 @@ def build_regularization(values: Any, task: str, on_by_default: bool) -> Regular
     try:
         config = build(**{k: v for k, v in changes.items() if k in known})
     except BALoraError as error:
-        problems += _problems_in(error)
+        first, *rest = str(error).split("\n  - ")  # the list that `raise_all` writes
+        problems += rest or [first]
     if problems:
         raise Problems(problems)
     return config
-
-
-def _problems_in(error: BALoraError) -> list[str]:
-    """Split an error of `balora.errors.raise_all` into its problems."""
-    first, *rest = str(error).split("\n  - ")
-    return rest or [first]

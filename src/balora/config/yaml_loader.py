@@ -40,9 +40,8 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} is given twice", key.start_mark
-                    )
+                    problem = f"the key {key.value!r} is given twice"
+                    raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
@@ -52,10 +51,7 @@ for _name, (_pattern, _first) in _SCALARS.items():
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML text safely, with YAML 1.2 scalars.
-
-    Raises:
-        yaml.YAMLError: The text is not YAML, or gives a key twice.
+    """Parse YAML text safely, with YAML 1.2 scalars. A key that is given twice is a `yaml.YAMLError`.
 
     Example:
         >>> parse_yaml("{rate: 2e-5, strategy: no, bf16: true}")
@@ -64,21 +60,17 @@ def parse_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
+def read_config(path: str | Path, extending: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a YAML config file into a mapping, merged over the files that it extends.
 
     ``extends`` names one or several files, relative to the file that contains it. Later files win over earlier ones, and the
     file itself wins over all of them. Sections are merged key by key, any other value is replaced, and an empty key resets to
-    its default.
+    its default. ``extending`` is for the recursion: the chain of files that extend this one.
 
     Raises:
         BALoraError: A file is missing or unreadable, is not YAML (with the line), is not a mapping, or extends itself.
     """
-    return _read_extended(Path(path), ())
-
-
-def _read_extended(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
-    """Read one file and merge it over those it extends; ``extending`` is the chain of files that led here."""
+    path = Path(path)
     if path.resolve() in extending:
         circle = " -> ".join(p.name for p in (*extending[extending.index(path.resolve()) :], path))
         raise BALoraError(f"The config files extend each other in a circle: {circle}.")
@@ -92,7 +84,7 @@ def _read_extended(path: Path, extending: tuple[Path, ...]) -> dict[str, Any]:
         base = path.parent / Path(name).expanduser()
         if not base.is_file():
             raise BALoraError(f"{path} extends {name}, but there is no file {base}.{suggest_path(base, '*.y*ml')}")
-        merged = _merge(merged, _read_extended(base, (*extending, path.resolve())))
+        merged = _merge(merged, read_config(base, (*extending, path.resolve())))
     return _merge(merged, values)
 
 
@@ -111,11 +103,8 @@ def _read_file(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise BALoraError(f"There is no config file {path}.{suggest_path(path, '*.y*ml')}") from error
     except IsADirectoryError as error:
-        hint = (
-            f" If it is a run directory, its config is {path / 'config.yaml'}."
-            if (path / "config.yaml").is_file()
-            else ""
-        )
+        inside = path / "config.yaml"
+        hint = f" If it is a run directory, its config is {inside}." if inside.is_file() else ""
         raise BALoraError(f"{path} is a folder; give the path of a YAML config file.{hint}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise BALoraError(f"The config file {path} cannot be read: {error}.") from error
@@ -134,10 +123,8 @@ def _read_file(path: Path) -> dict[str, Any]:
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Set dotted keys, such as ``training.learning_rate=2e-5``, in a copy of a config's values.
 
-    The right-hand side is read as YAML. An empty right-hand side means null, which resets the key to its default.
-
-    Raises:
-        BALoraError: An override is not ``dotted.key=value``, or its key goes through a value that is not a section.
+    The value is read as YAML. An empty value means null, which resets the key to its default. Wrong overrides are one
+    `BALoraError`.
 
     Example:
         >>> apply_overrides({"method": {"rank": 8}}, ["method.rank=16", "seed=1"])

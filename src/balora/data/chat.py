@@ -22,11 +22,7 @@ class Unrenderable(Exception):
 
 
 def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Check that the tokenizer can render conversations and map tokens to characters.
-
-    Raises:
-        BALoraError: The tokenizer has no chat template, or does not say which characters a token covers.
-    """
+    """Raise `BALoraError` if the tokenizer cannot render conversations or cannot map tokens to characters."""
     name = tokenizer.name_or_path
     if not tokenizer.chat_template:
         raise BALoraError(
@@ -38,14 +34,7 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> tuple[list[int], list[bool]]:
-    """Tokenize a conversation and mark the tokens of the assistant's messages.
-
-    Args:
-        tokenizer: Tokenizer with a chat template.
-        messages: Messages with ``role`` and ``content``.
-
-    Returns:
-        Token ids, and for each token a flag that is true if the model learns it.
+    """Tokenize a conversation. Return the token ids, and for each token whether the model learns it.
 
     Raises:
         Unrenderable: The template refuses the conversation, or renders its beginning differently when it is cut there.
@@ -58,7 +47,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> 
 
 
 def _assistant_spans(tokenizer: PreTrainedTokenizerBase, messages: list[Message], text: str) -> list[tuple[int, int]]:
-    """Find the assistant's messages in the text, as pairs of first character and one past the last character."""
+    """Find the assistant's messages in the text, as pairs of first character and end (exclusive)."""
     spans = []
     for number, message in enumerate(messages):
         if message["role"] != "assistant":

@@ -9,6 +9,7 @@ Shapes: B sequences, T positions.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -30,13 +31,9 @@ Batch = dict[str, Tensor]
 
 
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Use the end token or the unknown token as pad token, if the tokenizer has no pad token, and log that.
+    """Use the end token or the unknown token as pad token, if the tokenizer has no pad token.
 
-    Args:
-        tokenizer: Tokenizer; changed in place.
-
-    Returns:
-        The logged message, or None if the tokenizer has a pad token.
+    The tokenizer is changed in place. Returns the logged message, or None if nothing changed.
 
     Raises:
         BALoraError: The tokenizer has neither an end token nor an unknown token.
@@ -93,42 +90,30 @@ class ClassificationCollator:
     pad_token_type_id: int = 0
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        """Pad ``input_ids`` and, if the model distinguishes the two texts of a pair by them, ``token_type_ids``."""
+        """Pad ``input_ids`` and, if the rows have them, ``token_type_ids``."""
         batch = _inputs(rows, {"input_ids": self.pad_token_id, "token_type_ids": self.pad_token_type_id})
         values = [row["labels"] for row in rows]
         dtype = torch.float32 if isinstance(values[0], float) else torch.int64
         return {**batch, "labels": torch.tensor(values, dtype=dtype)}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ShiftRight:
-    """Decoder input as BART and T5 make it: a start token, then all labels except the last."""
+def shift_right(labels_BT: Tensor, *, start_token_id: int, pad_token_id: int) -> Tensor:
+    """Make the decoder input as BART and T5 do: a start token, then all labels except the last.
 
-    start_token_id: int
-    pad_token_id: int
-
-    def __call__(self, labels_BT: Tensor) -> Tensor:
-        """Shift by one to the right.
-
-        Example:
-            >>> ShiftRight(start_token_id=1, pad_token_id=0)(torch.tensor([[5, 6, 2], [7, 2, -100]])).tolist()
-            [[1, 5, 6], [1, 7, 2]]
-        """
-        shifted_BT = torch.full_like(labels_BT, self.start_token_id)
-        shifted_BT[:, 1:] = labels_BT[:, :-1]
-        return shifted_BT.masked_fill(shifted_BT == IGNORED, self.pad_token_id)
+    Example:
+        >>> shift_right(torch.tensor([[5, 6, 2], [7, 2, -100]]), start_token_id=1, pad_token_id=0).tolist()
+        [[1, 5, 6], [1, 7, 2]]
+    """
+    shifted_BT = torch.full_like(labels_BT, start_token_id)
+    shifted_BT[:, 1:] = labels_BT[:, :-1]
+    return shifted_BT.masked_fill(shifted_BT == IGNORED, pad_token_id)
 
 
 Collator = CausalCollator | Seq2SeqCollator | ClassificationCollator
 
 
 def make_collator(task: str, tokenizer: PreTrainedTokenizerBase, model: nn.Module | None = None) -> Collator:
-    """Make the collator of a task.
-
-    Args:
-        task: generation, seq2seq, classification or regression.
-        tokenizer: Tokenizer with a pad token (`ensure_pad_token`).
-        model: Model, required for seq2seq; its config has the decoder's start token.
+    """Make the collator of a task. A seq2seq collator needs the model, whose config has the decoder's start token.
 
     Raises:
         BALoraError: The model's config has no start token for the decoder.
@@ -148,7 +133,7 @@ def _decoder_shift(model: Any, pad_token_id: int) -> Callable[[Tensor], Tensor]:
     start = getattr(config, "decoder_start_token_id", None)
     pad = pad_token_id if config.pad_token_id is None else config.pad_token_id
     if start is not None:
-        return ShiftRight(start_token_id=start, pad_token_id=pad)
+        return functools.partial(shift_right, start_token_id=start, pad_token_id=pad)
     # mBART has no fixed start token: it starts with the language code of the text.
     own = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     if own is None:
@@ -170,22 +155,13 @@ def _pad(sequences: Sequence[Sequence[int]], fill: int) -> Tensor:
 def shortest_first(rows: Any) -> Any:
     """Sort rows by length, so that a batch has little padding. Rows of equal length stay in their order.
 
-    Use it only if the order does not matter, such as for the scores of a classifier.
-
-    Args:
-        rows: Dataset with a length, its rows with ``input_ids``. Rows of another kind are returned unchanged.
+    Use it only if the order does not matter, such as for the scores of a classifier. A dataset without a length or without
+    ``input_ids`` is returned unchanged.
     """
-    lengths = _lengths(rows)
-    if lengths is None:
+    try:
+        every = rows["input_ids"] if isinstance(rows, Dataset) else [rows[i]["input_ids"] for i in range(len(rows))]
+        lengths = [len(ids) for ids in every]
+    except (KeyError, TypeError):
         return rows
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     return rows.select(order) if isinstance(rows, Dataset) else Subset(rows, order)
-
-
-def _lengths(rows: Any) -> Sequence[int] | None:
-    if isinstance(rows, Dataset):
-        return [len(ids) for ids in rows["input_ids"]] if "input_ids" in rows.column_names else None
-    try:
-        return [len(rows[number]["input_ids"]) for number in range(len(rows))]
-    except (KeyError, TypeError):
-        return None

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from balora.config.data_columns import number_or_nan
 from balora.config.sections import DataConfig
 from balora.data.labels import LabelSet
 from balora.data.readers import BadRows, Row, Table, shorten
@@ -53,11 +54,7 @@ def outer_column(name: str) -> str:
 
 
 def check_columns(table: Table, data: DataConfig) -> None:
-    """Check that the table has every column that the ``data`` section names.
-
-    Raises:
-        BALoraError: A column is missing; the message lists the columns of the table.
-    """
+    """Raise `BALoraError` if the table lacks a column that the ``data`` section names."""
     used = used_columns(data).items()
     missing = {k: c for k, c in used if c not in table.columns and outer_column(c) not in table.columns}
     if missing:
@@ -70,49 +67,38 @@ def check_columns(table: Table, data: DataConfig) -> None:
 def convert(
     table: Table, data: DataConfig, labels: LabelSet | None, bad: BadRows, *, as_text: bool = False
 ) -> list[Row]:
-    """Convert rows to examples.
+    """Convert rows to examples of ``data.form`` (columns: `balora.data.examples.Examples`). ``bad`` collects unusable rows.
 
-    Args:
-        table: Table with checked columns.
-        data: Section that names the columns.
-        labels: Classes, if ``data.label`` names a column.
-        bad: Receives the rows that cannot be used.
-        as_text: If true, a class or score becomes the response, as text, and the text columns become the prompt.
-
-    Returns:
-        By form: ``prompt, input, response``; ``messages, location``; ``text``; ``text[, text_pair], labels``.
+    With ``as_text``, a class or score becomes the response, as text, and the text columns become the prompt.
     """
-    form = data.form
-    make = _MAKERS[form]
-    examples = []
-    for row, location in zip(table.rows, table.locations, strict=True):
-        try:
-            example = make(row, data, labels)
-        except RowProblem as problem:
-            bad.add(location, str(problem))
-        else:
-            if as_text:
-                example = _label_as_response(example, labels)
-            # A chat template may refuse a conversation later; the message then needs the location.
-            examples.append({**example, "location": location} if form == "messages" else example)
-    return examples
+    make = _MAKERS[data.form]
+
+    def example(row: Row, location: str) -> Row:
+        made = make(row, data, labels)
+        if as_text:
+            return _label_as_response(made, labels)
+        # A chat template may refuse a conversation later; the message then needs the location.
+        return {**made, "location": location} if data.form == "messages" else made
+
+    return _usable(table, bad, example)
 
 
 def given_labels(table: Table, data: DataConfig) -> tuple[list[Any], BadRows]:
-    """Return the values of the label column, and the rows without a usable label.
-
-    Args:
-        table: Table with checked columns.
-        data: Section that names the columns.
-    """
+    """Return the values of the label column, and the rows without a usable label."""
     assert data.label is not None
-    values, bad = [], BadRows()
+    column, bad = data.label, BadRows()
+    return _usable(table, bad, lambda row, _: _label(row, column)), bad
+
+
+def _usable(table: Table, bad: BadRows, make: Callable[[Row, str], Any]) -> list[Any]:
+    """Return ``make(row, location)`` for every row. ``bad`` collects the rows for which it raises `RowProblem`."""
+    made = []
     for row, location in zip(table.rows, table.locations, strict=True):
         try:
-            values.append(_label(row, data.label))
+            made.append(make(row, location))
         except RowProblem as problem:
             bad.add(location, str(problem))
-    return values, bad
+    return made
 
 
 def _pair(row: Row, data: DataConfig, labels: LabelSet | None) -> Row:
@@ -133,8 +119,7 @@ def _texts(row: Row, data: DataConfig, labels: LabelSet | None = None) -> Row:
 
 def _labelled(row: Row, data: DataConfig, labels: LabelSet | None) -> Row:
     assert data.label is not None and labels is not None
-    example = _texts(row, data)
-    value = _label(row, data.label)
+    example, value = _texts(row, data), _label(row, data.label)
     number = labels.id_of(value)
     if number is None:
         raise RowProblem(labels.unknown(value))
@@ -143,13 +128,9 @@ def _labelled(row: Row, data: DataConfig, labels: LabelSet | None) -> Row:
 
 def _scored(row: Row, data: DataConfig, labels: LabelSet | None) -> Row:
     assert data.score is not None
-    example = _texts(row, data)
-    value = _present(row, data.score)
-    try:
-        score = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        score = math.nan
-    if not math.isfinite(score):
+    example, value = _texts(row, data), _present(row, data.score)
+    score = number_or_nan(value)
+    if math.isnan(score):
         raise RowProblem(f"{data.score!r} is {shorten(repr(value))}, not a number")
     return {**example, "labels": score}
 
@@ -237,7 +218,7 @@ def _as_text(value: Any, column: str) -> str:
 
 
 def _encodable(text: str, name: str) -> str:
-    r"""Refuse text that UTF-8 cannot encode: JSON can hold one half (``\ud83d``) of a character that needs two."""
+    r"""Refuse text that UTF-8 cannot encode: JSON allows one half (``\ud83d``) of a surrogate pair alone."""
     lone = _SURROGATE.search(text)
     if lone:
         raise RowProblem(f"{name} holds half a character (\\u{ord(lone[0]):04x}) at character {lone.start() + 1}")

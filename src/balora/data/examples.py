@@ -63,19 +63,12 @@ class Examples:
 
 
 def load_examples(data: DataConfig, task: str, seed: int = 42) -> Examples:
-    """Read and check the examples of a run.
+    """Read and check the examples of a run: perturbed training examples and unchanged evaluation examples.
 
-    Args:
-        data: The config's ``data`` section.
-        task: generation, seq2seq, classification or regression.
-        seed: Random seed of the evaluation rows, if ``data.eval`` is a fraction, and of the perturbations.
-
-    Returns:
-        Training examples in the order of their source, with the perturbations applied, and unchanged evaluation examples.
+    The seed determines the perturbations and, if ``data.eval`` is a fraction, the evaluation rows.
 
     Raises:
-        BALoraError: A source is missing, broken or empty, a column is missing (the message lists the others), or rows cannot
-            be used (the message names the first three by file and line and counts the rest).
+        BALoraError: A source is missing, broken or empty, a column is missing, or rows cannot be used.
     """
     train, evaluation = _read(data, seed)
     further = [(part, _read(part, seed)[0]) for part in data.sources[1:]]

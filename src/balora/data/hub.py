@@ -13,10 +13,7 @@ if TYPE_CHECKING:
     import datasets
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_UNREACHABLE = (
-    *("offline", "couldn't connect", "couldn't reach", "could not reach"),
-    *("connection", "resolve host", "timed out"),
-)
+_UNREACHABLE = re.compile("offline|couldn't connect|could(n't| not) reach|connection|resolve host|timed out", re.I)
 
 
 def looks_local(name: str, suffixes: Iterable[str] = ()) -> bool:
@@ -38,20 +35,14 @@ def unreachable(error: BaseException) -> bool:
     """Decide if an error of a hub client means that there is no connection, and not that the name is wrong."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, ConnectionError) or any(sign in str(cause).lower() for sign in _UNREACHABLE):
+        if isinstance(cause, ConnectionError) or _UNREACHABLE.search(str(cause)):
             return True
         cause = cause.__cause__
     return False
 
 
 def load_hub_dataset(name: str, configuration: str | None, split: str, *, key: str = "data.train") -> datasets.Dataset:
-    """Load one split of a hub dataset.
-
-    Args:
-        name: Hub id.
-        configuration: Name of the configuration, if the dataset has several.
-        split: Split expression.
-        key: Config key or option that takes a local file instead, for messages.
+    """Load one split of a hub dataset. ``key`` is the config key or option that takes a local file instead, for messages.
 
     Raises:
         BALoraError: The hub cannot be reached, or has no such dataset, configuration or split.

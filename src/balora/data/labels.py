@@ -32,11 +32,9 @@ class LabelSet:
             (1, 0, None)
         """
         key = label_key(value)
-        exact = str(value).strip()
-        if exact in self.names:  # a class may be named "1.0", which differs from "1"
-            return self.names.index(exact)
-        if key in self.names:
-            return self.names.index(key)
+        for name in (str(value).strip(), key):  # a class may be named "1.0", which differs from "1"
+            if name in self.names:
+                return self.names.index(name)
         if _is_whole(key) and not any(_is_whole(name) for name in self.names):
             return int(key) if 0 <= int(key) < len(self.names) else None
         return None
@@ -51,13 +49,8 @@ class LabelSet:
 def find_labels(values: Iterable[Any], column: str, source: str) -> LabelSet:
     """Collect the classes of the training rows: numbers in numerical order, names in alphabetical order.
 
-    Args:
-        values: Label of every training row.
-        column: Name of the label column, for messages.
-        source: Name of the table, for messages.
-
     Raises:
-        BALoraError: There is only one class, or the values look like scores.
+        BALoraError: There is only one class or far too many, or the values look like scores.
     """
     keys = {label_key(value) for value in values}
     whole = [key for key in keys if _is_whole(key)]

@@ -2,7 +2,7 @@
 
 They are applied in the order ``subsample``, ``imbalance``, ``label_noise``, ``duplicate``: classes become rarer among the drawn
 rows, and a repeated row repeats its wrong label. Each perturbation has its own random stream, so turning one on does not change
-the choices of those before it. Evaluation rows are never perturbed.
+the earlier perturbations. Evaluation rows are never perturbed.
 """
 
 from __future__ import annotations
@@ -24,13 +24,7 @@ Facts = dict[str, Any]
 def apply_perturbations(
     rows: Sequence[Row], data: DataConfig, labels: LabelSet | None, seed: int
 ) -> tuple[list[Row], Facts | None]:
-    """Apply the perturbations that a config asks for to the training rows.
-
-    Args:
-        rows: Checked training examples; they are not changed.
-        data: The config's ``data`` section.
-        labels: Classes, for classification.
-        seed: Random seed of all choices.
+    """Apply the perturbations of a ``data`` section to copies of the training rows.
 
     Returns:
         The rows in their order, with repeated rows at the end, and the counts of the changes; None if there are none.
@@ -41,17 +35,17 @@ def apply_perturbations(
     changed = list(rows)
     facts: Facts = {"rows_given": len(rows)}
     if data.subsample is not None:
-        changed = _subsample(changed, data.subsample, _stream(seed, "subsample"))
+        changed = _subsample(changed, data.subsample, random.Random(f"{seed} subsample"))
         facts["rows_drawn"] = len(changed)
     if data.imbalance is not None:
         assert labels is not None
-        changed = _make_rarer(changed, data.imbalance, labels, _stream(seed, "imbalance"))
+        changed = _make_rarer(changed, data.imbalance, labels, random.Random(f"{seed} imbalance"))
         facts["rows_after_imbalance"] = len(changed)
     if data.label_noise:
-        changed, chosen, different = _add_label_noise(changed, data, labels, _stream(seed, "label_noise"))
+        changed, chosen, different = _add_label_noise(changed, data, labels, random.Random(f"{seed} label_noise"))
         facts |= {"labels_disturbed": chosen, "labels_changed": different}
     if data.duplicate is not None:
-        copies = _copies(changed, data.duplicate, _stream(seed, "duplicate"))
+        copies = _copies(changed, data.duplicate, random.Random(f"{seed} duplicate"))
         changed += copies
         facts["rows_added"] = len(copies)
     if len(facts) == 1:
@@ -84,10 +78,6 @@ def describe_perturbations(facts: Facts) -> str:
     return f"Data perturbations: {counts}" + (f"; {classes}" if classes else "")
 
 
-def _stream(seed: int, name: str) -> random.Random:
-    return random.Random(f"{seed} {name}")
-
-
 def _subsample(rows: list[Row], size: float | int, rng: random.Random) -> list[Row]:
     wanted = size if isinstance(size, int) else max(1, round(size * len(rows)))
     if wanted > len(rows):
@@ -114,13 +104,10 @@ def _make_rarer(rows: list[Row], fractions: dict[str, float], labels: LabelSet, 
 def _add_label_noise(
     rows: list[Row], data: DataConfig, labels: LabelSet | None, rng: random.Random
 ) -> tuple[list[Row], int, int]:
-    """Make a fraction of the labels wrong.
+    """Make a fraction of the labels wrong. Return the rows, the number of chosen rows, and that of changed labels.
 
     A class becomes another class at random. Other labels are exchanged: each chosen row takes the label of the next one.
-
-    Returns:
-        The rows, the number of chosen rows, and the number of labels that differ from before. An exchanged label can be
-        equal to the old one.
+    The two labels can be equal.
     """
     least = 1 if labels is not None else 2
     size = round(data.label_noise * len(rows))

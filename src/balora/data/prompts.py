@@ -27,25 +27,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _INTRO = "Below is an instruction that describes a task{0}. Write a response that appropriately completes the request."
-_NAMED = {
-    "none": "{prompt}",
-    "alpaca": _INTRO.format("") + "\n\n### Instruction:\n{prompt}\n\n### Response:",
-}
+_NAMED = {"none": "{prompt}", "alpaca": _INTRO.format("") + "\n\n### Instruction:\n{prompt}\n\n### Response:"}
 # Alpaca's second form, for rows with an input.
 _WITH_INPUT = {
     "alpaca": _INTRO.format(", paired with an input that provides further context")
-    + "\n\n### Instruction:\n{prompt}\n\n### Input:\n{input}\n\n### Response:",
+    + "\n\n### Instruction:\n{prompt}\n\n### Input:\n{input}\n\n### Response:"
 }
 _FIELD = re.compile(r"\{(prompt|input)\}")
 
 
 def render_prompt(template: str, prompt: str, given: str = "") -> str:
-    r"""Put a prompt into its template.
+    r"""Put a prompt and further input into a template: ``none``, ``alpaca``, or a text with ``{prompt}`` and maybe ``{input}``.
 
-    Args:
-        template: ``none``, ``alpaca``, or a text that contains ``{prompt}`` and maybe ``{input}``; other braces are text.
-        prompt: Instruction or question.
-        given: Further input. If it is empty, Alpaca's shorter form is used.
+    Other braces are text. If the input is empty, Alpaca's shorter form is used.
 
     Example:
         >>> render_prompt("Q: {prompt}\nA: ", "2 + 2?")
@@ -82,9 +76,7 @@ def separator_of(template: str, separator: str | None = None) -> str:
         >>> separator_of("alpaca"), separator_of("Q: {prompt} A:"), separator_of("none", " => ")
         ('\n', '', ' => ')
     """
-    if separator is not None:
-        return separator
-    return "\n" if template in _NAMED else ""
+    return ("\n" if template in _NAMED else "") if separator is None else separator
 
 
 def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -68,11 +68,7 @@ class BadRows:
         self.found.append(f"{location}: {problem}")
 
     def raise_if_any(self) -> None:
-        """Raise one error for all bad rows.
-
-        Raises:
-            BALoraError: The collection is not empty.
-        """
+        """Raise one `BALoraError` for all bad rows, if there are any."""
         if len(self.found) == 1:
             raise BALoraError(f"A row of the data cannot be used. {self.found[0]}.")
         if self.found:
@@ -83,9 +79,6 @@ class BadRows:
 
 def read_table(path: Path) -> Table:
     """Read a data file by its suffix.
-
-    Args:
-        path: A ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file, UTF-8.
 
     Raises:
         BALoraError: The file is missing, of an unknown kind, broken (the message has the line) or without rows.
@@ -116,9 +109,8 @@ def _table(path: Path, records: Iterable[tuple[str, Row | str]], columns: Sequen
             rows.append(row)
             locations.append(location)
     bad.raise_if_any()
-    if columns is None:
-        columns = tuple(dict.fromkeys(key for row in rows for key in row))
-    return Table(str(path), tuple(columns), rows, locations)
+    names = columns or dict.fromkeys(key for row in rows for key in row)
+    return Table(str(path), tuple(names), rows, locations)
 
 
 def _read_jsonl(path: Path) -> Table:

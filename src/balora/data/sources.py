@@ -18,7 +18,7 @@ from balora.data.hub import load_hub_dataset, looks_local
 from balora.data.readers import SUFFIXES, Table, join, read_table, row_locations
 from balora.errors import BALoraError, suggest_path
 
-# Names of splits in `datasets` by the names that folders use.
+# Split names of `datasets`, by the names that files use.
 _ALIASES = {
     **dict.fromkeys(("validation", "dev", "valid", "val", "eval"), "validation"),
     "dev_matched": "validation_matched",
@@ -37,12 +37,7 @@ class Source(Protocol):
 
 
 def open_source(name: str, configuration: str | None = None, columns: set[str] | None = None) -> Source:
-    """Open the source that ``data.train`` names.
-
-    Args:
-        name: Path of a file or of a folder of files, or a hub id.
-        configuration: Configuration of a hub dataset.
-        columns: Columns to read from a hub dataset.
+    """Open a file, a folder of files, or a hub dataset with its configuration and the columns to read.
 
     Raises:
         BALoraError: There is no such file or folder, or a configuration is given for a local path.
@@ -84,10 +79,7 @@ class FilesSource:
                 f"{self.name} has no split {split!r}; it has {', '.join(self._files)}, and a slice is written "
                 "train[:8000]."
             ) from error
-        tables = [
-            table.take(range(len(table.rows))[p.from_ : p.to]) for p in parts for table in [self.table(p.splitname)]
-        ]
-        table = join(tables)
+        table = join([self.table(part.splitname).take(range(part.from_, part.to)) for part in parts])
         if not table.rows:
             raise BALoraError(f"The split {split} of {self.name} has no rows.")
         return table
@@ -127,15 +119,7 @@ class HubSource:
 
 
 def read_tables(data: DataConfig, columns: set[str], seed: int) -> tuple[Table, Table | None]:
-    """Read the training and evaluation rows that a ``data`` section names.
-
-    Args:
-        data: The section.
-        columns: Columns to read.
-        seed: Random seed of the evaluation rows, if ``data.eval`` is a fraction.
-
-    Returns:
-        Training rows in their order, and evaluation rows or None.
+    """Read the training rows, in their order, and the evaluation rows that a ``data`` section names.
 
     Raises:
         BALoraError: A file, split or hub dataset is missing, broken or empty.

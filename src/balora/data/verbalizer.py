@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from balora.config.data_columns import number_or_nan
+
 UNREADABLE = -1
 """Value of an answer that is not a class or not a number. It equals no label, so it counts as wrong, as in T5's evaluation."""
 
@@ -46,11 +48,8 @@ def read_score(answer: str) -> float:
         >>> read_score("3.8"), read_score("three")
         (3.8, -1.0)
     """
-    try:
-        score = float(_without_spaces(answer))
-    except ValueError:
-        return float(UNREADABLE)
-    return score if math.isfinite(score) else float(UNREADABLE)
+    score = number_or_nan(_without_spaces(answer))
+    return float(UNREADABLE) if math.isnan(score) else score
 
 
 def _without_spaces(text: str) -> str:

@@ -13,7 +13,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 from balora.checkpoints.run_directory import RunDirectory
 from balora.config.run_config import RunConfig
 from balora.config.training_arguments import optimizer_steps
-from balora.data import Examples, Tokenized, describe_perturbations, load_examples, tokenize_examples
+from balora.data.examples import Examples, load_examples
+from balora.data.perturbations import describe_perturbations
+from balora.data.tokenize import Tokenized, tokenize_examples
 from balora.errors import BALoraError
 from balora.estimation.memory import Estimate, estimate
 from balora.loading.pretrained import AUTO_CLASSES, load_target_tokenizer, load_tokenizer, max_positions
@@ -70,9 +72,7 @@ def validate(config: RunConfig) -> ValidationReport:
     report.check(RunDirectory(config).check)
     report.check(lambda: training_arguments(config))
     report.check(lambda: open_cache(config))
-    options = report.check(
-        lambda: check_options(spec, **adapter_arguments(config), extra=config.method.adapt_options())
-    )
+    options = report.check(lambda: check_options(spec, **adapter_arguments(config), extra=config.method.options))
     tokenizer = report.check(lambda: load_tokenizer(source))
     target = report.check(lambda: load_target_tokenizer(source))
     examples = report.check(lambda: load_examples(config.data, config.task, config.seed))

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from balora.config.run_config import RunConfig
-from balora.data import encode_prompt, load_examples, render_prompt, separator_of
-from balora.data.prompts import template_of
+from balora.data.examples import load_examples
+from balora.data.prompts import encode_prompt, render_prompt, separator_of, template_of
 from balora.errors import BALoraError
 from balora.evaluation.engines.transformers import Sampling, TransformersGenerator
 from balora.evaluation.model_under_test import LoadedModel, ModelUnderTest

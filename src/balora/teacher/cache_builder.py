@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from balora.checkpoints.lock import require_writable
 from balora.config.run_config import RunConfig
-from balora.data import load_examples, make_collator, tokenize_examples
+from balora.data.collate import make_collator
+from balora.data.examples import load_examples
+from balora.data.tokenize import tokenize_examples
 from balora.errors import BALoraError, raise_all
 from balora.files import write_text
 from balora.loading.pretrained import load_model, load_target_tokenizer, load_tokenizer, max_positions

@@ -16,7 +16,8 @@ from torch import nn
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from balora.config.run_config import RunConfig
-from balora.data import Examples, Tokenized
+from balora.data.examples import Examples
+from balora.data.tokenize import Tokenized
 from balora.data.verbalizer import UNREADABLE, read_class, read_score
 from balora.errors import BALoraError
 from balora.training.metrics import class_scores, regression_scores

@@ -22,8 +22,10 @@ from balora.checkpoints.resume import checkpoint_step, logged_loss_sum, metrics_
 from balora.checkpoints.run_directory import RunDirectory, read_record
 from balora.config.run_config import RunConfig
 from balora.config.training_arguments import optimizer_steps
-from balora.data import Examples, describe_perturbations, load_examples, make_collator, tokenize_examples
-from balora.data.collate import shortest_first
+from balora.data.collate import make_collator, shortest_first
+from balora.data.examples import Examples, load_examples
+from balora.data.perturbations import describe_perturbations
+from balora.data.tokenize import tokenize_examples
 from balora.deprecation import deprecated_keywords
 from balora.errors import BALoraError
 from balora.files import write_text
@@ -139,7 +141,7 @@ def prepare(
         initial=stored,
         total_steps=optimizer_steps(len(rows.train), config.training, int(os.environ.get("WORLD_SIZE", "1"))),
         calibration=functools.partial(calibration_rows, rows.train, collator, config.seed),
-        **config.method.adapt_options(),
+        **config.method.options,
     )
     if stored is not None:  # full fine-tuning stores only the values that the pre-trained model does not have
         stored = {name: stored.get(name, p) for name, p in adapted.named_parameters() if p.requires_grad}

@@ -51,8 +51,8 @@ def test_the_suffix_reg_overrides_regularization_off():
 
 def test_options_of_another_method_are_dropped_and_a_misspelt_option_is_refused():
     lora, pissa = cells("lora,pissa")
-    assert lora.config.method.adapt_options() == {}
-    assert pissa.config.method.adapt_options() == {"svd": "randomized", "svd_iterations": 2}
+    assert lora.config.method.options == {}
+    assert pissa.config.method.options == {"svd": "randomized", "svd_iterations": 2}
     with pytest.raises(BALoraError, match="rnak"):
         plan({**CONFIG, "method": {"rnak": 4}}, [Variant.parse("lora")], [1], {}, Path("out"))
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from balora.config.run_config import RunConfig
-from balora.data.encoding import limit_of
 from balora.data.prompts import render_prompt, template_of
+from balora.data.tokenize import limit_of
 from balora.data.verbalizer import UNREADABLE, read_class, read_score, score_word
 from balora.errors import BALoraError
 from balora.evaluation.model_under_test import LoadedModel

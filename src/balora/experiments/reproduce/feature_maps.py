@@ -21,7 +21,7 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import accuracy_score, recall_score, roc_auc_score, silhouette_score
 from torch import Tensor
 
-from balora.data import load_examples
+from balora.data.examples import load_examples
 from balora.errors import BALoraError
 from balora.evaluation.engines.predictors import ClassifierPredictor
 from balora.evaluation.model_under_test import ModelUnderTest
