@@ -9,7 +9,6 @@ import typer
 
 from balora.cli.options import Config, Engine, EngineOption, Jobs, Overrides, Seeds, listed
 from balora.config.yaml_loader import apply_overrides, read_config
-from balora.logging_control import quiet_libraries
 
 
 def compare(
@@ -51,7 +50,6 @@ def compare(
             typer.echo(f"{'finished' if is_finished(cell) else 'to run  '}  {cell.title}")
         typer.echo(f"{len(cells)} runs in {folder}")
         return
-    quiet_libraries()
     result = comparison.compare(
         values,
         variants,

@@ -51,16 +51,16 @@ def reproduce(
     check_judge(judge_url, judge_model)
     from balora.experiments import compare as comparison
     from balora.experiments import reproduce as experiments
+    from balora.experiments.reproduce.experiment import TEXTS
 
     if name == "list":
-        width = max(map(len, experiments.EXPERIMENTS))
-        for known in experiments.EXPERIMENTS.values():
-            typer.echo(f"{known.name:{width}} {known.title} ({known.source})")
+        width = max(map(len, TEXTS))
+        for known, texts in TEXTS.items():
+            typer.echo(f"{known:{width}} {texts['title']} ({texts['source']})")
         return
-    if name not in experiments.EXPERIMENTS:
-        known_names = ", ".join(experiments.EXPERIMENTS)
+    if name not in TEXTS:
         raise BALoraError(
-            f"There is no experiment {name!r}.{suggest(name, experiments.EXPERIMENTS)} The experiments are {known_names}."
+            f"There is no experiment {name!r}.{suggest(name, TEXTS)} The experiments are {', '.join(TEXTS)}."
         )
     experiment = experiments.EXPERIMENTS[name]
     judge = {"base_url": judge_url, "model": judge_model} if judge_url and judge_model else None

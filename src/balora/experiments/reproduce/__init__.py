@@ -1,15 +1,22 @@
-"""`balora reproduce`: the paper's experiments by name, and two of ours, as data for one runner and one renderer."""
+"""`balora reproduce`: the paper's experiments by name, and two of ours, as data for one runner and one renderer.
 
-from balora.experiments.reproduce import figures, tables
+The experiments themselves are imported on first use, because they need torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from balora.experiments.reproduce.experiment import Experiment, Paths, Study
-from balora.experiments.reproduce.run import Request, dry_run, reproduce
 
-_ALL = (
-    *(tables.TABLE1, tables.TABLE2, tables.TABLE3, tables.TABLE4, tables.TABLE5, tables.TABLE10),
-    *(figures.FIGURE2, figures.FIGURE3, figures.FIGURE4, figures.FIGURE5, figures.FIGURE6),
-    *(tables.TABLE4_FLAWED, tables.FITTED_HEAD),
-)
-EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in _ALL}
-"""Experiments by name. A new one is an `Experiment` and an entry here."""
+if TYPE_CHECKING:
+    from balora.experiments.reproduce.catalog import EXPERIMENTS
+    from balora.experiments.reproduce.run import Request, dry_run, reproduce
 
 __all__ = ["EXPERIMENTS", "Experiment", "Paths", "Request", "Study", "dry_run", "reproduce"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "catalog" if name == "EXPERIMENTS" else "run"
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)

@@ -183,9 +183,12 @@ class Experiment:
         return [text for part in self.page for text in part(results)]
 
 
-_TEXTS = yaml.safe_load(resources.files(__package__).joinpath("experiments.yaml").read_text(encoding="utf-8"))
+TEXTS: dict[str, dict[str, Any]] = yaml.safe_load(
+    resources.files(__package__).joinpath("experiments.yaml").read_text(encoding="utf-8")
+)
+"""Texts of the experiments by name: title, source, advice and so on."""
 
 
 def declare(name: str, **declared: Any) -> Experiment:
     """Return an experiment with the texts of that name in ``experiments.yaml``; ``declared`` has the other fields."""
-    return Experiment(name=name, **_TEXTS[name], **declared)
+    return Experiment(name=name, **TEXTS[name], **declared)
