@@ -18,11 +18,10 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from balora.checkpoints import checkpoint as ckpt
 from balora.checkpoints.model_card import model_card
 from balora.checkpoints.provenance import peak_memory_mib, provenance
-from balora.checkpoints.resume import checkpoint_step, logged_loss_sum, metrics_over_all_steps
-from balora.checkpoints.run_directory import RunDirectory, read_record
+from balora.checkpoints.run_directory import RunDirectory, logged_loss_sum, metrics_over_all_steps, read_record
 from balora.config.run_config import RunConfig
 from balora.config.training_arguments import optimizer_steps
-from balora.data import Examples, Tokenized, describe_perturbations, load_examples, make_collator, tokenize_examples
+from balora.data import Examples, describe_perturbations, load_examples, make_collator, tokenize_examples
 from balora.data.collate import shortest_first
 from balora.deprecation import deprecated_keywords
 from balora.errors import BALoraError
@@ -71,14 +70,19 @@ def run(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> Ru
         log(f"Resuming from {checkpoint}")
     # All input is checked before the run directory is written to.
     trainer, tokenizer, examples = prepare(config, checkpoint)
-    loss_before: float | None = 0.0
     resumed_at = 0
+    loss_before: float | None = 0.0
     if checkpoint is not None:
         directory.check_data(examples.digest)
         # Read before the training, which may delete the checkpoint.
-        loss_before = logged_loss_sum(checkpoint, read_record(directory.path) or {})
-        resumed_at = checkpoint_step(checkpoint)
-    data = _data_record(examples)
+        resumed_at, loss_before = logged_loss_sum(checkpoint, read_record(directory.path) or {})
+    data = {
+        "train": examples.train_source,
+        "eval": examples.eval_source,
+        "conditions": examples.perturbations,
+        "digest": examples.digest,
+        "labels": list(examples.label_names) if examples.label_names else None,
+    }
     with directory.lock():
         notices = trainer.objective.notices  # the first batch may add some
         directory.update_record(
@@ -119,23 +123,24 @@ def run(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> Ru
 def prepare(
     config: RunConfig, checkpoint: Path | None = None
 ) -> tuple[BALoraTrainer, PreTrainedTokenizerBase, Examples]:
-    """Load and check everything a run needs before its first step. Writes nothing.
+    """Load and check everything a run needs before its first step, without writing anything.
 
-    Args:
-        config: Config of the run.
-        checkpoint: Checkpoint to resume from: its initial values are used, without a new decomposition.
-
-    Raises:
-        BALoraError: Bad input.
+    The adapter gets the initial values of the ``checkpoint`` to resume from, without a new decomposition.
     """
     set_seed(config.seed)  # for a new classification head, which the global generator makes
     source = ModelSource.from_config(config)
-    tokenizer, target_tokenizer = load_tokenizer(source), load_target_tokenizer(source)
+    tokenizer, target = load_tokenizer(source), load_target_tokenizer(source)
     examples = load_examples(config.data, config.task, config.seed)
     model = load_model(source, examples.num_labels, examples.id2label, tokenizer=tokenizer)
-    rows = tokenize(config, examples, tokenizer, target_tokenizer, max_positions(model.config))
+    positions = max_positions(model.config)
+    rows = tokenize_examples(
+        examples, tokenizer, config.data, config.task, target_tokenizer=target, max_positions=positions
+    )
+    evaluated = rows.eval
+    if evaluated is not None and config.task in ("classification", "regression"):
+        evaluated = shortest_first(evaluated)  # not for a generator: its loss is a mean over batches, so order matters
     collator = make_collator(config.task, tokenizer, model)
-    tokenizers = "" if config.teacher_cache in ("auto", "off") else tokenizer_digest(tokenizer, target_tokenizer)
+    tokenizers = "" if config.teacher_cache in ("auto", "off") else tokenizer_digest(tokenizer, target)
     cache = open_cache_for_run(config, model, tokenizers, rows.train)
     stored = None if checkpoint is None else ckpt.read_initial_weights(checkpoint).values
     adapted = adapt(
@@ -149,17 +154,16 @@ def prepare(
     )
     if stored is not None:  # full fine-tuning stores only what a load of the pre-trained model does not give
         stored = {name: stored.get(name, p) for name, p in adapted.named_parameters() if p.requires_grad}
-    generative = generative_metrics_for(config, examples, rows, target_tokenizer or tokenizer)
+    generative = generative_metrics_for(config, examples, rows, target or tokenizer)
     metrics: dict[str, Any] = (
         {"generative_metrics": generative} if generative else {"compute_metrics": metrics_for(config.task)}
     )
     trainer = (GenerativeEvalTrainer if generative else BALoraTrainer)(
         model=adapted,
-        args=training_arguments(
-            config
-        ),  # after load_model: arguments for DeepSpeed or FSDP change how models are loaded
+        # Made after load_model: arguments for DeepSpeed or FSDP change how models are loaded.
+        args=training_arguments(config),
         train_dataset=rows.train,
-        eval_dataset=_for_evaluation(rows.eval, config.task),
+        eval_dataset=evaluated,
         data_collator=collator,
         **metrics,
         regularization=config.regularization,
@@ -171,40 +175,18 @@ def prepare(
     return trainer, tokenizer, examples
 
 
-def tokenize(
-    config: RunConfig,
-    examples: Examples,
-    tokenizer: PreTrainedTokenizerBase,
-    target_tokenizer: PreTrainedTokenizerBase | None,
-    positions: int | None,
-) -> Tokenized:
-    """Tokenize the examples of a run for a model with this number of positions (None: no limit)."""
-    return tokenize_examples(
-        examples, tokenizer, config.data, config.task, target_tokenizer=target_tokenizer, max_positions=positions
-    )
-
-
 def adapter_arguments(config: RunConfig) -> dict[str, Any]:
     """Return the arguments of `balora.adapt` that all methods have."""
-    method, targets = config.method, config.method.target_modules
-    return {
-        "rank": method.rank,
-        "alpha": method.alpha,
-        "dropout": method.dropout,
-        "target_modules": targets if isinstance(targets, str) else list(targets),
-        "seed": config.seed,
-    }
+    method = config.method
+    targets = method.target_modules if isinstance(method.target_modules, str) else list(method.target_modules)
+    values = {name: getattr(method, name) for name in ("rank", "alpha", "dropout")}
+    return {**values, "target_modules": targets, "seed": config.seed}
 
 
 def calibration_rows(rows: Dataset, collator: Callable[..., Any], seed: int, count: int) -> list[dict[str, Tensor]]:
     """Draw ``count`` training rows without replacement, each as a batch of one."""
     chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count].tolist()
     return [collator([rows[number]]) for number in chosen]
-
-
-def _for_evaluation(rows: Dataset | None, task: str) -> Dataset | None:
-    """Sort a classifier's rows by length. A generator's rows stay: its loss is a mean over batches, so order matters."""
-    return shortest_first(rows) if rows is not None and task in ("classification", "regression") else rows
 
 
 def _train(
@@ -235,22 +217,8 @@ def save_result(trainer: BALoraTrainer, tokenizer: PreTrainedTokenizerBase, run:
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
     """Count the values of a model's parameters: all, and the trainable ones."""
-    parameters = list(model.parameters())
-    return {
-        "trainable": sum(p.numel() for p in parameters if p.requires_grad),
-        "all": sum(p.numel() for p in parameters),
-    }
-
-
-def _data_record(examples: Examples) -> dict[str, Any]:
-    """Return the facts about the data for ``run.json`` and the model card."""
-    return {
-        "train": examples.train_source,
-        "eval": examples.eval_source,
-        "conditions": examples.perturbations,
-        "digest": examples.digest,
-        "labels": list(examples.label_names) if examples.label_names else None,
-    }
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return {"trainable": sum(n for n, trainable in sizes if trainable), "all": sum(n for n, _ in sizes)}
 
 
 def _summary(config: RunConfig, examples: Examples, trainer: BALoraTrainer) -> str:
