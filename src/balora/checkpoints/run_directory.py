@@ -151,7 +151,7 @@ def check_resumable(checkpoint: Path) -> None:
         )
 
 
-def logged_loss_sum(checkpoint: Path, record: Mapping[str, Any]) -> tuple[int, float | None]:
+def step_and_loss_sum(checkpoint: Path, record: Mapping[str, Any]) -> tuple[int, float | None]:
     """Return the step of a checkpoint, and the sum of the training loss over all steps up to it.
 
     The sum is None if the log lacks steps. At a resume the Trainer drops steps that were not logged before the checkpoint.
@@ -170,7 +170,7 @@ def metrics_over_all_steps(
 ) -> dict[str, float]:
     """Correct the metrics of a resumed run: ``train_loss`` becomes the mean over all steps, not those since the resume.
 
-    ``loss_before`` is the sum from `logged_loss_sum`; None removes the loss.
+    ``loss_before`` is the sum from `step_and_loss_sum`; None removes the loss.
 
     Example:
         >>> metrics_over_all_steps({"train_loss": 1.0, "epoch": 2.0}, 12.0, resumed_at=4, steps=6)

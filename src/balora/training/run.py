@@ -18,7 +18,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from balora.checkpoints import checkpoint as ckpt
 from balora.checkpoints.model_card import model_card
 from balora.checkpoints.provenance import peak_memory_mib, provenance
-from balora.checkpoints.run_directory import RunDirectory, logged_loss_sum, metrics_over_all_steps, read_record
+from balora.checkpoints.run_directory import RunDirectory, metrics_over_all_steps, read_record, step_and_loss_sum
 from balora.config.run_config import RunConfig
 from balora.config.training_arguments import optimizer_steps
 from balora.data import Examples, describe_perturbations, load_examples, make_collator, tokenize_examples
@@ -75,7 +75,7 @@ def run(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> Ru
     if checkpoint is not None:
         directory.check_data(examples.digest)
         # Read before the training, which may delete the checkpoint.
-        resumed_at, loss_before = logged_loss_sum(checkpoint, read_record(directory.path) or {})
+        resumed_at, loss_before = step_and_loss_sum(checkpoint, read_record(directory.path) or {})
     data = {
         "train": examples.train_source,
         "eval": examples.eval_source,
