@@ -13,6 +13,7 @@ import pytest
 
 import balora
 
+
 def machine_factor() -> float:
     """Return how many times slower this machine is than the one that the budget was set on; at least 1."""
     begun = time.process_time()

@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or absent: written to a staging directory, hashed, moved into place, checked before use.
+"""Write and read checkpoints. A checkpoint is complete or absent: it is written elsewhere, hashed, and then moved into place.
 
 Besides the Trainer's files, a checkpoint has the initial values of the trainable tensors and a fingerprint of the frozen
 weights, so that a resume on other weights is refused (METHOD 6.12).
@@ -49,9 +49,6 @@ _TORCH_WRITER_ERRORS = ("inline_container", "PytorchStreamWriter", "iostream", "
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
-# -- initial weights --------------------------------------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True)
 class InitialWeights:
     """The weights a run began with: stored where the pre-trained model does not have them, else fingerprinted."""
@@ -74,9 +71,8 @@ def initial_weights_of(
     state = initial_state_of(model)
     adapter = {**state.to_dict(), "targets": adapted_names(model)} if state else {}
     stored = {name: value for name, value in values.items() if not in_pretrained_model(model, name)}
-    stored |= {
-        name: p.detach() for name, p in stored_parameters(model) if name not in values
-    }  # frozen, so still initial
+    # Frozen parameters still have their initial values.
+    stored |= {name: p.detach() for name, p in stored_parameters(model) if name not in values}
     return InitialWeights(stored, pretrained_fingerprint(model, values), {**adapter, **(metadata or {})})
 
 
@@ -85,16 +81,13 @@ def pretrained_fingerprint(model: nn.Module, values: Mapping[str, Tensor]) -> Fi
 
     The heads under peft's trained copies are left out: they are random and never run.
     """
-    frozen = (
-        (name, p)
-        for name, p in dequantized_parameters(model)
-        if not p.requires_grad and ".original_module." not in name
-    )
-    return fingerprint(itertools.chain(frozen, ((n, v) for n, v in values.items() if in_pretrained_model(model, n))))
+    frozen = ((name, p) for name, p in dequantized_parameters(model) if not p.requires_grad)
+    used = ((name, p) for name, p in frozen if ".original_module." not in name)
+    return fingerprint(itertools.chain(used, ((n, v) for n, v in values.items() if in_pretrained_model(model, n))))
 
 
 def in_pretrained_model(model: nn.Module, name: str) -> bool:
-    """Return whether the pre-trained model has a trainable tensor: false for an adapter's and for a new head's."""
+    """Return whether a trainable tensor is one of the pre-trained model: not one of the adapter or of a new head."""
     return form_of(model) == "model" and name.split(".")[0] not in HEAD_NAMES
 
 
@@ -107,7 +100,7 @@ def form_of(model: nn.Module) -> str:
 
 
 def write_initial_weights(folder: Path, initial: InitialWeights) -> None:
-    """Write the initial values, the fingerprint and the metadata into a directory."""
+    """Write initial weights into a directory."""
     write_tensors(initial.values, folder / INITIAL)
     (folder / ORIGIN).write_text(json.dumps({"frozen": initial.frozen, **initial.metadata}, indent=1))
 
@@ -125,14 +118,9 @@ def check_initial_weights(
     where: Path,
     frozen: Fingerprint | None = None,
 ) -> None:
-    """Refuse a model with other frozen weights or other initial values than a run had.
+    """Refuse an adapted model if its frozen weights or initial ``values`` differ from the ``expected`` ones in ``where``.
 
-    Args:
-        model: The adapted model.
-        values: Initial values of its trainable tensors.
-        expected: Initial weights of the run.
-        where: Directory of ``expected``, for the error message.
-        frozen: `pretrained_fingerprint` of ``model``, if it is sharded by now and was fingerprinted before.
+    A sharded model cannot be fingerprinted: ``frozen`` is its `pretrained_fingerprint` from before.
     """
     wrong = first_mismatch(frozen or pretrained_fingerprint(model, values), expected.frozen) or first_mismatch(
         fingerprint((n, v) for n, v in values.items() if not in_pretrained_model(model, n)),
@@ -143,9 +131,6 @@ def check_initial_weights(
             f"{where} was trained on other weights than these: {wrong} differs. Use the same pre-trained model and method "
             "settings as the run did, or start a new run in another folder."
         )
-
-
-# -- tensors ----------------------------------------------------------------------------------------------------------
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -181,13 +166,10 @@ def read_trained(folder: Path, model: nn.Module) -> dict[str, Tensor]:
     return {name: saved[keys[id(state[name])]] for name in names if keys.get(id(state[name])) in saved}
 
 
-# -- complete or absent -----------------------------------------------------------------------------------------------
-
-
 def write_manifest(folder: Path, patterns: Iterable[str] = ("**/*",)) -> None:
-    """Write size and hash of a directory's files into its manifest, and flush all of them to the disk.
+    """Write size and hash of a directory's files into its manifest, and flush the files to the disk.
 
-    ``patterns`` are glob patterns of the files: `RESULT_FILES` if other files may be added or removed later.
+    The manifest lists `RESULT_FILES` only (``patterns``) if other files may be added or removed later.
     """
     found = sorted({p for pattern in patterns for p in folder.glob(pattern) if p.name != MANIFEST})
     files = {p.relative_to(folder).as_posix(): [p.stat().st_size, _digest(p)] for p in found if p.is_file()}
@@ -215,15 +197,10 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 @contextlib.contextmanager
 def staged(run: Path, *, main: bool = True, wait: Callable[[], object] = lambda: None) -> Iterator[Path]:
-    """Provide a staging directory; at the end, give every directory in it a manifest and move it into the run directory.
+    """Provide a staging directory, and move each directory that is written there, with a manifest, into the run directory.
 
-    Args:
-        run: The run directory.
-        main: Whether this is the one process that creates, moves and deletes; the other processes only write.
-        wait: Barrier: returns when every process has called it.
-
-    Raises:
-        BALoraError: Writing failed (a full disk, for example). Nothing incomplete is left.
+    Only the ``main`` process creates, moves and deletes; ``wait`` is a barrier for all processes. Nothing incomplete is left
+    if writing fails.
     """
     staging = run / STAGING
     if main:
@@ -239,8 +216,6 @@ def staged(run: Path, *, main: bool = True, wait: Callable[[], object] = lambda:
             shutil.rmtree(target, ignore_errors=True)
             os.replace(folder, target)
         wait()
-    except BALoraError:
-        raise
     except (OSError, SafetensorError, RuntimeError) as error:
         # On a full disk safetensors raises its own error, and torch's archive writer a RuntimeError.
         cut_short = isinstance(error, RuntimeError) and any(word in str(error) for word in _TORCH_WRITER_ERRORS)

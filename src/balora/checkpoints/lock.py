@@ -14,10 +14,8 @@ LOCK = ".lock"
 
 
 def require_writable(folder: Path, setting: str = "output") -> None:
-    """Refuse a directory that cannot be created or written to. The message names the ``setting`` that gives it."""
-    existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
+    """Refuse a directory that cannot be created or written to. The message advises to choose another ``setting``."""
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), Path(folder.anchor))
     if not existing.is_dir():
         raise BALoraError(f"{folder} cannot be created: {existing} is a file. Choose another {setting}.")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -26,23 +24,16 @@ def require_writable(folder: Path, setting: str = "output") -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, busy: str, setting: str = "output") -> Iterator[None]:
-    """Create a directory and keep every other process out of it, until the block ends or this process dies.
+    """Create a directory and lock it against other processes, until the block ends or this process dies.
 
-    Args:
-        folder: Directory to write to.
-        busy: Beginning of the message if it is locked, such as "Another process is running".
-        setting: Name of the setting that gives the directory, for the messages.
-
-    Raises:
-        BALoraError: The directory cannot be created, or another process has locked it.
+    The message about a locked directory begins with ``busy``, and advises to choose another ``setting``.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("w")
     except OSError as error:
-        raise BALoraError(
-            f"{folder} cannot be written to: {error.strerror or error}. Choose another {setting}."
-        ) from error
+        reason = error.strerror or error
+        raise BALoraError(f"{folder} cannot be written to: {reason}. Choose another {setting}.") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

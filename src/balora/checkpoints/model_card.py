@@ -53,20 +53,16 @@ _LIMITS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelDescription:
-    """Facts about a model for its card that a run's config does not have."""
+    """Facts for a model card that a run's config does not have."""
 
     base: str | None
     """Hub id or directory of the pre-trained model; None if it has neither."""
     task: str
     method: str
-    labels: Sequence[str] | None = None
-    """Class names in the order of their numbers."""
-    rank: int | None = None
-    """Rank of the exported LoRA."""
-    comparison: str | None = None
-    """Result of the comparison of an export with the trained model."""
+    labels: Sequence[str] | None = None  # class names in the order of their numbers
+    rank: int | None = None  # rank of the exported LoRA
+    comparison: str | None = None  # result of the comparison with the trained model
     quantization_note: str | None = None
-    """Note on an export of a model that was trained in 4 or 8 bits."""
     quantization: BitsAndBytesConfig | None = None
     """Quantization with which the LoRA's base must be loaded."""
 
@@ -84,17 +80,10 @@ def model_card(
     form: Form = "run",
     description: ModelDescription | None = None,
 ) -> str:
-    """Write a model card.
+    """Write a model card: Markdown with YAML front matter, as the Hugging Face Hub reads it.
 
-    Args:
-        config: Config of the run; None for a model without one, which needs ``description``.
-        results: Measured numbers by name; values that are not numbers are left out.
-        provenance: Versions, hardware, commit, time, data (with digest and labels) and ``resumed``, as in ``run.json``.
-        form: ``run`` is the result that balora loads; ``lora`` and ``merged`` are exports for peft and transformers.
-        description: Facts that the config does not have; default: those of the run.
-
-    Returns:
-        Markdown with YAML front matter, as the Hugging Face Hub reads it.
+    Without ``config`` (a model that is not a run's) the card needs a ``description``. ``results`` are the measured numbers by
+    name. ``provenance`` has versions, hardware, commit, time, data (with digest and labels) and ``resumed``, as ``run.json``.
     """
     if description is None:
         assert config is not None, "a card without config needs a description"
@@ -116,72 +105,66 @@ def model_card(
 def _front_matter(config: RunConfig | None, model: ModelDescription, form: Form) -> str:
     base = model.base if model.base and not looks_local(model.base) else None
     adapter = METHODS[model.method].form == "lora" and form != "merged"
-    fields: dict[str, Any] = {}
-    if base:
-        fields |= {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"}
-    fields |= {
+    data = config.data.train if config and not looks_local(config.data.train, _DATA_FILES) else None
+    fields = {
+        "base_model": base,
+        "base_model_relation": base and ("adapter" if adapter else "finetune"),
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": _TASKS[model.task][0],
         "license": "unknown",
+        "datasets": data and [data],
+        "tags": list(dict.fromkeys(["balora", model.method, *(["lora"] if adapter else [])])),
     }
-    if config and not looks_local(config.data.train, _DATA_FILES):
-        fields["datasets"] = [config.data.train]
-    fields["tags"] = list(dict.fromkeys(["balora", model.method, *(["lora"] if adapter else [])]))
-    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
+    known = {name: value for name, value in fields.items() if value}
+    return f"---\n{yaml.safe_dump(known, sort_keys=False, allow_unicode=True)}---"
 
 
 def _summary(config: RunConfig | None, model: ModelDescription, form: Form, adapter: bool) -> str:
-    method = METHODS[model.method]
+    method, settings = METHODS[model.method], None
     base = _public_name(model.base) if model.base else "a pre-trained model"
-    rows: list[tuple[str, Any]] = [
+    if config and method.form == "lora":
+        own = config.method
+        settings = f"rank {own.rank}, alpha {own.alpha:g}, dropout {own.dropout:g}, on {_plain(own.target_modules)}"
+    if not adapter or form == "merged":
+        content = "all weights, for plain transformers"
+    elif form == "lora":
+        content = f"a LoRA of rank {model.rank} on the untouched base model, for plain peft"
+    else:
+        content = "the adapter as it was trained, with its initial values; balora loads it"
+    facts = _facts(
         ("Base model", base + (f", revision `{config.revision}`" if config and config.revision else "")),
         ("Task", model.task),
         ("Method", f"{method.name}: {method.summary} ({method.paper})" if method.paper != "-" else method.summary),
         ("Trained", method.trains if model.classifies else method.trains.partition(" (")[0]),
-    ]
-    if model.labels:
-        rows.append(("Classes", ", ".join(f"{i} = {name}" for i, name in enumerate(model.labels))))
-    if config and method.form == "lora":
-        own = config.method
-        targets = own.target_modules if isinstance(own.target_modules, str) else ", ".join(own.target_modules)
-        rows.append(("Adapter", f"rank {own.rank}, alpha {own.alpha:g}, dropout {own.dropout:g}, on {targets}"))
-    rows.append(("In this folder", _content(form, adapter, model.rank)))
-    if model.comparison:
-        rows.append(("Compared with the trained model", model.comparison))
-    if model.quantization_note:
-        rows.append(("Trained in few bits", model.quantization_note))
+        ("Classes", ", ".join(f"{i} = {name}" for i, name in enumerate(model.labels or ()))),
+        ("Adapter", settings),
+        ("In this folder", content),
+        ("Compared with the trained model", model.comparison),
+        ("Trained in few bits", model.quantization_note),
+    )
     name = Path(model.base).name if model.base else "A model"
-    return f"# {name}, fine-tuned with {method.name}\n\n{_table(('', ''), rows)}"
-
-
-def _content(form: Form, adapter: bool, rank: int | None) -> str:
-    if not adapter or form == "merged":
-        return "all weights, for plain transformers"
-    if form == "lora":
-        return f"a LoRA of rank {rank} on the untouched base model, for plain peft"
-    return "the adapter as it was trained, with its initial values; balora loads it"
+    return f"# {name}, fine-tuned with {method.name}\n\n{facts}"
 
 
 def _data(config: RunConfig, provenance: Mapping[str, Any]) -> str:
-    data = config.data
-    facts = provenance.get("data") or {}
-    rows: list[tuple[str, Any]] = [("Trained on", _public_name(data.train) + (f", `{data.name}`" if data.name else ""))]
-    rows += [("Rows", f"`{data.split}`")] if data.split else []
+    data, recorded = config.data, provenance.get("data") or {}
+    evaluated = _public_name(data.eval) if isinstance(data.eval, str) and data.eval else None
     if isinstance(data.eval, float):
-        rows.append(("Evaluated on", f"a share of {data.eval:g} of the rows, held out of training"))
-    elif data.eval:
-        rows.append(("Evaluated on", _public_name(data.eval)))
+        evaluated = f"a share of {data.eval:g} of the rows, held out of training"
     columns = {key: getattr(data, key) for key in ("prompt", "input", "response", "messages", "text", "label", "score")}
-    rows.append(("Columns", ", ".join(f"{key}: {_plain(value)}" for key, value in columns.items() if value)))
-    if data.prompt:
-        template = json.dumps(data.prompt_template, ensure_ascii=False)[1:-1]
-        rows.append(("Prompt template", f"`{template}`"))
-    rows.append(("Longest example", f"{data.max_length} tokens"))
-    if facts.get("conditions"):
-        rows.append(("Conditions", _plain(describe_perturbations(facts["conditions"]).partition(": ")[2])))
-    if facts.get("digest"):
-        rows.append(("Digest", _plain(facts["digest"])))
-    return f"## Data\n\n{_table(('', ''), rows)}"
+    template = json.dumps(data.prompt_template, ensure_ascii=False)[1:-1]
+    perturbations = recorded.get("conditions")
+    facts = _facts(
+        ("Trained on", _public_name(data.train) + (f", `{data.name}`" if data.name else "")),
+        ("Rows", data.split and f"`{data.split}`"),
+        ("Evaluated on", evaluated),
+        ("Columns", ", ".join(f"{key}: {_plain(value)}" for key, value in columns.items() if value)),
+        ("Prompt template", data.prompt and f"`{template}`"),
+        ("Longest example", f"{data.max_length} tokens"),
+        ("Conditions", perturbations and describe_perturbations(perturbations).partition(": ")[2]),
+        ("Digest", recorded.get("digest")),
+    )
+    return f"## Data\n\n{facts}"
 
 
 def _objective(config: RunConfig, model: ModelDescription) -> str:
@@ -192,16 +175,11 @@ def _objective(config: RunConfig, model: ModelDescription) -> str:
     notes = "".join(f"\n\n{notice}" for notice in notices)
     if not terms.active:
         return f"## Objective\n\nThe task loss alone: all regularizers had weight 0.{notes}"
-    rows = [
-        (name, f"{getattr(terms, name):g}", getattr(terms, schedule), meaning)
-        for name, (schedule, meaning) in _TERMS.items()
-        if getattr(terms, name) > 0
-    ]
+    weights = {name: getattr(terms, name) for name in _TERMS if getattr(terms, name) > 0}
+    rows = [(name, f"{weight:g}", getattr(terms, _TERMS[name][0]), _TERMS[name][1]) for name, weight in weights.items()]
+    table = _table(("Term", "Weight", "Schedule", "Purpose"), rows)
     details = f"Temperature {terms.temperature:g}, top_k {terms.top_k}, spectral rank {terms.spectral_rank}."
-    return (
-        "## Objective\n\nThe task loss plus these regularizers:\n\n"
-        f"{_table(('Term', 'Weight', 'Schedule', 'Purpose'), rows)}\n\n{details}{notes}"
-    )
+    return f"## Objective\n\nThe task loss plus these regularizers:\n\n{table}\n\n{details}{notes}"
 
 
 def _training(config: RunConfig) -> str:
@@ -213,16 +191,12 @@ def _training(config: RunConfig) -> str:
 def _results(results: Mapping[str, Any], config: RunConfig | None, provenance: Mapping[str, Any]) -> str:
     resumed = bool(provenance.get("resumed"))
     left_out = _TIMES if resumed else ()
-    rows = [
-        (name, _number(name, value))
-        for name, value in flatten(results).items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and name not in left_out
-    ]
+    numbers = {n: v for n, v in flatten(results).items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    rows = [(name, _number(name, value)) for name, value in numbers.items() if name not in left_out]
     if not rows:
         return "## Results\n\nNothing was measured."
-    hardware = provenance.get("hardware") or {}
-    where = f" on {hardware['device']}" if hardware.get("device") else ""
-    seed = f", seed {config.seed}" if config else ""
+    device = (provenance.get("hardware") or {}).get("device")
+    where, seed = f" on {device}" if device else "", f", seed {config.seed}" if config else ""
     note = " The run was interrupted and resumed, so its time is not known." if resumed else ""
     return f"## Results\n\nMeasured in one run{seed}{where}.{note}\n\n{_table(('Measure', 'Value'), rows)}"
 
@@ -259,7 +233,7 @@ def _quantization_code(config: BitsAndBytesConfig | None) -> tuple[str, str]:
 
 
 def _label_arguments(model: ModelDescription) -> str:
-    """Return the arguments that a plain load of a classifier needs: its classes, and to replace the stored head."""
+    """Return the arguments that a plain load of a classifier needs: its classes, and permission to replace the stored head."""
     if not model.classifies:
         return ""
     labels = dict(enumerate(model.labels)) if model.labels and model.task == "classification" else None
@@ -268,20 +242,26 @@ def _label_arguments(model: ModelDescription) -> str:
 
 
 def _made_with(provenance: Mapping[str, Any]) -> str:
-    hardware, commit = provenance.get("hardware") or {}, provenance.get("commit") or {}
-    rows: list[tuple[str, Any]] = [(n, version) for n, version in (provenance.get("versions") or {}).items() if version]
-    rows += [(name, _plain(value)) for name, value in hardware.items() if value is not None]
-    if commit.get("id"):
-        dirty = " with uncommitted changes" if commit.get("dirty") else ""
-        rows.append(("balora commit", f"`{commit['id']}`{dirty}"))
-    if provenance.get("time"):
-        rows.append(("time", provenance["time"]))
-    return f"## Made with\n\n{_table(('', ''), rows)}" if rows else ""
+    commit = provenance.get("commit") or {}
+    dirty = " with uncommitted changes" if commit.get("dirty") else ""
+    facts = _facts(
+        *(provenance.get("versions") or {}).items(),
+        *((name, _plain(value)) for name, value in (provenance.get("hardware") or {}).items() if value is not None),
+        ("balora commit", commit.get("id") and f"`{commit['id']}`{dirty}"),
+        ("time", provenance.get("time")),
+    )
+    return facts and f"## Made with\n\n{facts}"
 
 
 def _public_name(name: str) -> str:
     """Return a hub id, or the last part of a local path: a card may be published, so it must not show directories."""
     return f"`{Path(name).name}` (local)" if looks_local(name, _DATA_FILES) else f"`{name}`"
+
+
+def _facts(*facts: tuple[str, Any]) -> str:
+    """Return a table of names and values without the facts that have no value, or "" if all of them have none."""
+    rows = [(name, value) for name, value in facts if value]
+    return _table(("", ""), rows) if rows else ""
 
 
 def _table(header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:

@@ -18,7 +18,8 @@ _PACKAGES = ("balora", "torch", "transformers", "peft", "accelerate", "datasets"
 
 def provenance() -> dict[str, Any]:
     """Return versions, hardware, the time (UTC), and the commit if balora runs from a git checkout."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    processor = _proc_value("/proc/cpuinfo", "model name") or platform.machine()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
@@ -38,11 +39,9 @@ def peak_memory_mib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     # The kernel's count for this program alone. `ru_maxrss` includes the peak of the process that started it.
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    peak = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
+    peak = _proc_value("/proc/self/status", "VmHWM")
     if peak is not None:
-        return int(peak) / 1024
+        return int(peak.split()[0]) / 1024
     import resource  # absent on Windows, which offers no resident peak either
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -55,10 +54,10 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+def _proc_value(path: str, name: str) -> str | None:
+    """Return the first value that a file of the kernel gives under this name, or None."""
+    lines = Path(path).read_text().splitlines() if Path(path).is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), None)
 
 
 def _commit() -> dict[str, Any] | None:

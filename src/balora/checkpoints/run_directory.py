@@ -1,17 +1,18 @@
-"""The run directory: its config, its record, and the checks before a run writes to it."""
+"""The run directory: its config, its record, the checks before a run writes to it, and the state that a resume reads."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
 from balora.checkpoints import checkpoint as ckpt
 from balora.checkpoints.lock import LOCK, locked, require_writable
-from balora.checkpoints.resume import check_resumable, find_best_checkpoint
 from balora.config.run_config import RunConfig, differences, load_run_config
 from balora.errors import BALoraError
 from balora.files import read_json, write_text
@@ -23,7 +24,7 @@ IS_MAIN = os.environ.get("RANK", "0") == "0"
 
 
 class RunDirectory:
-    """Directory ``config.output`` of a run that is to write to it."""
+    """The directory ``config.output``, for the run that writes to it."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -31,7 +32,7 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Create the directory, write the config, and keep every other process out of it."""
+        """Create the directory, write the config, and lock the directory against other processes."""
         if not IS_MAIN:
             yield
             return
@@ -41,11 +42,7 @@ class RunDirectory:
             yield
 
     def resume_checkpoint(self) -> Path | None:
-        """Return the checkpoint to resume from, or None for a new run.
-
-        Raises:
-            BALoraError: The checkpoint is damaged or cannot be resumed from, or the run must not write to this directory.
-        """
+        """Return the checked checkpoint to resume from, or None for a new run; refuse a directory as `check` does."""
         self.check()
         newest = ckpt.newest_checkpoint(self.path)
         if newest is not None:
@@ -74,12 +71,7 @@ class RunDirectory:
             write_text(self.path / RECORD, json.dumps(record, indent=2) + "\n")
 
     def check(self) -> None:
-        """Refuse a directory that this run must not write to.
-
-        Raises:
-            BALoraError: The path is a file or cannot be written to, or the directory holds a finished run, a run with
-                another config, or files that are no run.
-        """
+        """Refuse a path that cannot be written to, a finished run, a run with another config, and files that are no run."""
         path = self.path
         if path.exists() and not path.is_dir():
             raise BALoraError(f"{path} is a file. Give a folder for the run as output.")
@@ -109,3 +101,86 @@ def read_record(run: Path) -> dict[str, Any] | None:
     """Return the content of ``run.json``, or None if there is none; raise `BALoraError` if it is damaged."""
     path = run / RECORD
     return read_json(path, "Delete it to resume from the newest checkpoint.") if path.is_file() else None
+
+
+class RestoreBestCheckpoint(TrainerCallback):
+    """Set the path of the best checkpoint at a resume: the stored path is wrong after the run directory was moved."""
+
+    def __init__(self) -> None:
+        self.best: Path | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Set the path once, after the Trainer has read the state and dropped a path that does not exist."""
+        if self.best is not None:
+            state.best_model_checkpoint = str(self.best)
+            self.best = None
+
+
+def find_best_checkpoint(checkpoint: Path, run: Path, *, needed: bool) -> Path | None:
+    """Find the best checkpoint that a checkpoint's state names, in the run directory or beside the checkpoint.
+
+    With ``needed``, because the run ends with the best model, a missing one raises `BALoraError`.
+    """
+    stored = _trainer_state(checkpoint).get("best_model_checkpoint")
+    if stored is None:
+        return None
+    name = Path(stored).name
+    found = next((parent / name for parent in (run, checkpoint.parent) if (parent / name).is_dir()), None)
+    if found is None and needed:
+        raise BALoraError(
+            f"{checkpoint.parent / name} is missing: it is the best model so far, and the run is to end with the best "
+            "(training.load_best_model_at_end). Put it back beside the other checkpoints, or choose another output for a "
+            "new run."
+        )
+    return found
+
+
+def check_resumable(checkpoint: Path) -> None:
+    """Refuse a checkpoint without the state of optimizer and schedule: a resume would give another result."""
+    if (checkpoint / "latest").is_file():  # DeepSpeed's format holds both
+        return
+    missing = [
+        f"the {part}'s"
+        for part in ("optimizer", "scheduler")
+        if not any(checkpoint.glob(f"{part}.*")) and not any(checkpoint.glob(f"{part}_*"))  # FSDP shards: optimizer_0
+    ]
+    if missing:
+        raise BALoraError(
+            f"{checkpoint} lacks {' and '.join(missing)} state (training.save_only_model leaves them out), so a run cannot be "
+            "resumed from it. Choose another output for a new run; `balora.load` and `balora export` still read this one."
+        )
+
+
+def step_and_loss_sum(checkpoint: Path, record: Mapping[str, Any]) -> tuple[int, float | None]:
+    """Return the step of a checkpoint, and the sum of the training loss over all steps up to it.
+
+    The sum is None if the log lacks steps. At a resume the Trainer drops steps that were not logged before the checkpoint.
+    """
+    state = _trainer_state(checkpoint)
+    step, total, last = int(state["global_step"]), 0.0, 0
+    for line in state["log_history"]:
+        if "loss" in line:
+            total += line["loss"] * (line["step"] - last)
+            last = line["step"]
+    return step, (total if record.get("loss_logged") and last == step else None)
+
+
+def metrics_over_all_steps(
+    metrics: Mapping[str, float], loss_before: float | None, resumed_at: int, steps: int
+) -> dict[str, float]:
+    """Correct the metrics of a resumed run: ``train_loss`` becomes the mean over all steps, not those since the resume.
+
+    ``loss_before`` is the sum from `step_and_loss_sum`; None removes the loss.
+
+    Example:
+        >>> metrics_over_all_steps({"train_loss": 1.0, "epoch": 2.0}, 12.0, resumed_at=4, steps=6)
+        {'epoch': 2.0, 'train_loss': 2.3333333333333335}
+    """
+    others = {name: value for name, value in metrics.items() if name != "train_loss"}
+    if loss_before is None:
+        return others
+    return {**others, "train_loss": (loss_before + metrics["train_loss"] * (steps - resumed_at)) / steps}
+
+
+def _trainer_state(checkpoint: Path) -> dict[str, Any]:
+    return read_json(checkpoint / "trainer_state.json")

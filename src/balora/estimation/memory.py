@@ -74,19 +74,10 @@ def estimate(
     bits: int | None = None,
     double_quantization: bool = True,
 ) -> Estimate:
-    """Estimate a run of an adapted model on the meta device.
+    """Estimate a run of an adapted ``model`` on the meta device, with micro-batches of ``batch_size`` examples.
 
-    Args:
-        model: Adapted model on the meta device.
-        task: Task of the run; for text generation the language-model head is counted by itself.
-        dtype: Dtype of the frozen weights.
-        batch_size: Examples per micro-batch.
-        length: Tokens of the longest example.
-        target_length: Tokens of the longest response, if it has its own decoder (seq2seq).
-        steps: Optimizer steps of the run.
-        gradient_checkpointing: Whether activations are recomputed in the backward.
-        bits: Bits of the quantized weights, None without quantization.
-        double_quantization: Whether the scales of the quantized weights are quantized too.
+    ``dtype`` is that of the frozen weights, and ``bits`` their number of bits if they are quantized. ``length`` and
+    ``target_length`` (seq2seq) are the tokens of the longest example and of the longest response.
     """
     if gradient_checkpointing and isinstance(model, PeftModel | PreTrainedModel):
         model.gradient_checkpointing_enable()

@@ -20,10 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 @contextlib.contextmanager
 def on_meta(model: nn.Module | None = None) -> Iterator[None]:
-    """Let operations on the meta device run inside the block as they would on a real device, as far as sizes go.
+    """Give operations on the meta device the tensor sizes of a real device inside the block.
 
-    Args:
-        model: The model to run; needed if its adapter is on stacked experts.
+    The ``model`` to run is needed if its adapter is on stacked experts.
     """
     stacks = [layer for layer in model.modules() if isinstance(layer, ParamWrapper)] if model is not None else []
     for layer in stacks:
@@ -37,10 +36,10 @@ def on_meta(model: nn.Module | None = None) -> Iterator[None]:
 
 
 class _Values(TorchDispatchMode):
-    """Answer every question about a value on the meta device with true or 1: no row is padded, everything is finite."""
+    """Return true or 1 for every value that is read on the meta device: no row is padded, everything is finite."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Answer, or run the operation."""
+        """Return 1 if the operation reads a value, or run it."""
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return torch.ones((), dtype=args[0].dtype).item()
         if func is torch.ops.aten._grouped_mm.default and args[0].is_meta and args[1].dim() == 3:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from balora.checkpoints.run_directory import RunDirectory
 from balora.config.run_config import RunConfig
@@ -18,8 +18,7 @@ from balora.data.perturbations import describe_perturbations
 from balora.data.tokenize import Tokenized, tokenize_examples
 from balora.errors import BALoraError
 from balora.estimation.memory import Estimate, estimate
-from balora.loading.pretrained import AUTO_CLASSES, load_target_tokenizer, load_tokenizer, max_positions
-from balora.loading.pretrained_checks import load_config, model_problems
+from balora.loading import pretrained as loading
 from balora.loading.source import ModelSource
 from balora.methods import AdaptOptions, Method, find_method
 from balora.methods.adaptation import check_options
@@ -73,20 +72,17 @@ def validate(config: RunConfig) -> ValidationReport:
     report.check(lambda: training_arguments(config))
     report.check(lambda: open_cache(config))
     options = report.check(lambda: check_options(spec, **adapter_arguments(config), extra=config.method.options))
-    tokenizer = report.check(lambda: load_tokenizer(source))
-    target = report.check(lambda: load_target_tokenizer(source))
+    tokenizer = report.check(lambda: loading.load_tokenizer(source))
+    target = report.check(lambda: loading.load_target_tokenizer(source))
     examples = report.check(lambda: load_examples(config.data, config.task, config.seed))
-    found = model_problems(source)
+    found = loading.model_problems(source)
     report.problems += [problem for problem in found if problem not in report.problems]
-    model_config = None if found else report.check(lambda: load_config(source))
+    model_config = None if found else report.check(lambda: loading.load_config(source))
     rows = model = None
     if tokenizer is not None and examples is not None:
-        positions = None if model_config is None else max_positions(model_config)
-        rows = report.check(
-            lambda: tokenize_examples(
-                examples, tokenizer, config.data, config.task, target_tokenizer=target, max_positions=positions
-            )
-        )
+        positions = None if model_config is None else loading.max_positions(model_config)
+        keywords = {"target_tokenizer": target, "max_positions": positions}
+        rows = report.check(lambda: tokenize_examples(examples, tokenizer, config.data, config.task, **keywords))
         if rows is not None:
             report.rows = len(rows.train)
             report.notes += rows.notes
@@ -97,7 +93,7 @@ def validate(config: RunConfig) -> ValidationReport:
     if model_config is not None and options is not None:
         steps = optimizer_steps(report.rows, config.training) if rows else None
         options = dataclasses.replace(options, total_steps=steps)
-        model = report.check(lambda: _adapted(spec, options, _empty_model(source, model_config, examples)))
+        model = report.check(lambda: _adapted_model(spec, options, source, model_config, examples))
     if examples is not None:
         report.notes += [describe_perturbations(examples.perturbations) + "."] if examples.perturbations else []
         objective = report.check(lambda: Objective(config.regularization, config.task, num_labels=examples.num_labels))
@@ -107,26 +103,23 @@ def validate(config: RunConfig) -> ValidationReport:
     return report
 
 
-def _empty_model(source: ModelSource, config: PretrainedConfig, examples: Examples | None) -> PreTrainedModel:
-    """Build the model without its weights, on the meta device."""
+def _adapted_model(
+    spec: Method, options: AdaptOptions, source: ModelSource, config: PretrainedConfig, examples: Examples | None
+) -> nn.Module:
+    """Build the model on the meta device and adapt it: this finds a rank that is too large and targets that match nothing."""
     if examples is not None and examples.num_labels is not None:
         config.num_labels = examples.num_labels
     quantized = getattr(config, "quantization_config", None) or {}
     quantized = quantized if isinstance(quantized, dict) else quantized.to_dict()
     with torch.device("meta"):
-        model = AUTO_CLASSES[source.task].from_config(
+        model = loading.AUTO_CLASSES[source.task].from_config(
             config, dtype=_dtype(source, config), trust_remote_code=source.trust_remote_code
         )
     for name in ("load_in_4bit", "load_in_8bit"):  # a load sets this attribute
         if quantized.get(name):
             setattr(model, name.replace("load", "is_loaded"), True)
-    return model
-
-
-def _adapted(spec: Method, options: AdaptOptions, model: PreTrainedModel) -> nn.Module:
-    """Add the adapter to the empty model: this finds a rank that is too large and targets that match nothing."""
     if spec.needs_steps and options.total_steps is None:
-        return model  # the data have a problem, so the number of steps is unknown
+        return model  # the number of steps is unknown, because the data have a problem
     return spec.build(model, options).train()
 
 

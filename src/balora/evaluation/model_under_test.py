@@ -21,8 +21,7 @@ from balora.config.run_config import RunConfig
 from balora.data.collate import ensure_pad_token
 from balora.errors import BALoraError
 from balora.evaluation.options import EvaluationOptions
-from balora.loading.pretrained import load_model, load_target_tokenizer, load_tokenizer
-from balora.loading.pretrained_checks import load_config
+from balora.loading.pretrained import load_config, load_model, load_target_tokenizer, load_tokenizer
 from balora.loading.source import Location, ModelSource
 from balora.loading.trained import SavedModel, find_saved, load
 from balora.logging_control import quiet

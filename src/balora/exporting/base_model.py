@@ -28,10 +28,7 @@ _OTHER_SEED = 7919
 
 @dataclasses.dataclass(frozen=True)
 class BaseModel:
-    """A pre-trained model, and how it is loaded by its own class, without balora.
-
-    A model in memory that was not loaded from anywhere is copied instead.
-    """
+    """A pre-trained model that its own class loads, without balora. If it was made in memory, it is copied."""
 
     model_class: type[PreTrainedModel]
     config: PretrainedConfig
@@ -69,19 +66,16 @@ class BaseModel:
 
     @property
     def address(self) -> str | None:
-        """Hub id, or absolute path, so that peft finds the model from any working directory."""
+        """Hub id, or absolute path: peft finds the model from any working directory."""
         if self.source is None:
             return None
         directory = self.source.model.directory
         return self.source.model.name if directory is None else str(directory.absolute())
 
     def load(self, initial: Mapping[str, Tensor] | None, *, keep_frozen: bool = False) -> nn.Module:
-        """Load or copy the pre-trained model.
+        """Load the pre-trained model, or copy it: with ``keep_frozen`` the frozen weights under the adapter.
 
-        Args:
-            initial: Initial values of the adapter. If the model has to be copied, they restore the weights that the
-                method moved into the adapter.
-            keep_frozen: Whether to copy the frozen weights under the adapter as they are.
+        In a copy the ``initial`` values of the adapter restore the weights that the method moved into the adapter.
         """
         if keep_frozen or self.source is None:
             assert isinstance(self.adapted, PeftModel), "a run's model has a source"
@@ -93,7 +87,7 @@ class BaseModel:
         return (model if self.quantization else model.to(self.device)).eval()
 
     def random_parameters(self) -> list[str]:
-        """Return the parameters that the pre-trained weights lack, so that each load makes them at random."""
+        """Return the parameters that the pre-trained weights lack. Each load makes new random values for them."""
         if self.source is None:
             return []
         # A model that is stored in few bits cannot be loaded without its weights.
@@ -105,9 +99,8 @@ class BaseModel:
         assert self.source is not None
         config = copy.deepcopy(self.config)
         stored = getattr(config, "quantization_config", None)
-        if stored is not None and not isinstance(
-            stored, dict
-        ):  # a load turns it into an object, and accepts only a dict
+        if stored is not None and not isinstance(stored, dict):
+            # A load turns it into an object, and accepts only a dict.
             config.quantization_config = stored.to_dict()
         with quiet(), torch.random.fork_rng(devices=[]):
             # Another seed than the run's: random weights must not agree by chance.
@@ -133,9 +126,9 @@ class BaseModel:
 
 
 def _quantization_config(model: nn.Module, bits: int | None) -> BitsAndBytesConfig | None:
-    """Return how transformers quantizes the pre-trained weights to an adapted model's.
+    """Return the quantization with which transformers loads the frozen weights of an adapted model.
 
-    None if no load can do that: the weights are not quantized, were stored quantized, or are a residual.
+    None if no load gives them: they are not quantized, were stored quantized, or are a residual.
     """
     state, inner = initial_state_of(model), base_model_of(model)
     if bits is None or state is None or state.residual_base or hasattr(inner.config, "quantization_config"):
@@ -152,10 +145,10 @@ def _quantization_config(model: nn.Module, bits: int | None) -> BitsAndBytesConf
 
 @torch.no_grad()
 def add_random_layers(change: Change, model: nn.Module, parameters: list[str]) -> Change:
-    """Add the layers that a plain load of the pre-trained model would make at random to a change, with their present weights.
+    """Add the layers with `BaseModel.random_parameters` to a change, with their present weights.
 
-    A BERT or DeBERTa from masked language modelling has no pooler. The run's pooler was random at first, so it must be a
-    part of the result although it is no head. ``parameters`` is the result of `BaseModel.random_parameters`.
+    A BERT or DeBERTa from masked language modelling has no pooler. The run's pooler was random at first, so the export must
+    contain it.
     """
     names = sorted({name.rpartition(".")[0] for name in parameters if name not in change.modules})
     if not names:

@@ -22,9 +22,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from balora.checkpoints.model_card import ModelDescription, model_card
 from balora.checkpoints.run_directory import read_record
 from balora.errors import BALoraError, suggest
+from balora.exporting import verification
 from balora.exporting.base_model import BaseModel, add_random_layers
-from balora.exporting.quantized import lora_reference
-from balora.exporting.verification import Agreement, compare, make_probe, narrowest_dtype, probe_outputs
 from balora.exporting.weights import Change, change_of, merge_into, write_lora
 from balora.files import fsync
 from balora.loading.pretrained import load_target_tokenizer
@@ -51,7 +50,7 @@ class ExportReport:
     files: tuple[Path, ...]
     rank: int | None
     """Rank of the LoRA; None for a merged model."""
-    agreement: Agreement | None
+    agreement: verification.Agreement | None
     """Comparison with the trained model; None without ``check``."""
     note: str | None = None
     """Note on a model that was trained in 4 or 8 bits."""
@@ -67,8 +66,7 @@ class ExportReport:
         compared = "not compared with the trained model" if self.agreement is None else str(self.agreement)
         return f"Wrote {what} to {self.output}: {compared}." + (f" {self.note}" if self.note else "")
 
-    def __str__(self) -> str:
-        return self.describe()
+    __str__ = describe
 
 
 @dataclasses.dataclass
@@ -87,11 +85,11 @@ class _Trained:
 
     @property
     def only_residual(self) -> bool:
-        """True if the original pre-trained weights are unknown, because the method moved a part of them into the adapter."""
+        """True if the pre-trained weights are unknown: the method moved a part of them into the adapter."""
         return self.method.residual_base and self.initial is None
 
     def keeps_frozen(self, to: Form) -> bool:
-        """Return whether the export takes the frozen weights as they are: nothing else is known, or they are quantized."""
+        """Return whether the export uses the frozen weights: the pre-trained ones are unknown, or they are quantized."""
         return self.only_residual or (to == "merged" and self.base.bits is not None)
 
 
@@ -162,8 +160,8 @@ def _from_run(path: str | Path, base: str | Path | None) -> _Trained:
     assert saved is not None
     source = saved.source(base) if saved.config is not None or base is not None else None
     initial = saved.initial.values if saved.method.residual_base else None
-    base_model = BaseModel.under(model, source)
-    return _Trained(model, saved.method, initial, base_model, infer_task(model), saved.tokenizer(), saved)
+    pretrained = BaseModel.under(model, source)
+    return _Trained(model, saved.method, initial, pretrained, infer_task(model), saved.tokenizer(), saved)
 
 
 def _from_model(
@@ -212,13 +210,16 @@ def _check_possible(trained: _Trained, to: Form) -> None:
 def _export(trained: _Trained, to: Form, output: Path, check: bool) -> ExportReport:
     model = trained.model
     assert model is not None
-    dtype = narrowest_dtype(model)
-    probe = make_probe(model, trained.tokenizer) if check else []
-    expected, note = probe_outputs(model, probe), None
-    if to == "lora" and trained.base.bits is not None:
-        pretrained = trained.base.load(trained.initial) if trained.initial is not None else None
-        expected, note = lora_reference(model, pretrained, trained.initial, probe, expected)
-        del pretrained
+    dtype = verification.narrowest_dtype(model)
+    probe = verification.make_probe(model, trained.tokenizer) if check else []
+    expected, note = verification.probe_outputs(model, probe), None
+    bits = trained.base.bits if to == "lora" else None
+    if bits is not None:
+        note = f"Load the base in {bits} bits, as it was trained on; the README there shows how."
+        if trained.initial is not None:
+            base = trained.base.load(trained.initial)
+            expected, note = verification.quantized_lora_outputs(model, base, trained.initial, probe, expected)
+            del base
     change = _change(trained, to) if trained.method.low_rank else None
     with _staged(output) as staging:
         if change is None:
@@ -228,7 +229,12 @@ def _export(trained: _Trained, to: Form, output: Path, check: bool) -> ExportRep
             _write(trained, change, to, staging)
         agreement = None
         if check:
-            agreement = compare(expected, probe_outputs(_load_exported(trained, to, staging), probe), dtype)
+            # Loaded as any user of peft or transformers loads it.
+            if to == "lora":
+                exported = PeftModel.from_pretrained(trained.base.load(trained.initial), staging)
+            else:
+                exported = trained.base.model_class.from_pretrained(staging).to(trained.base.device)
+            agreement = verification.compare(expected, verification.probe_outputs(exported, probe), dtype)
             if not agreement.holds:
                 where = f" at {trained.base.address}" if trained.base.address else ""
                 raise BALoraError(
@@ -237,10 +243,10 @@ def _export(trained: _Trained, to: Form, output: Path, check: bool) -> ExportRep
                     "another with base=."
                 )
         rank = change.config.r if change is not None and to == "lora" else None
+        report = ExportReport(to, output, (), rank, agreement, note)
         _write_tokenizers(trained, staging)
-        (staging / "README.md").write_text(_card(trained, to, rank, agreement, note), encoding="utf-8")
-    files = tuple(sorted(path for path in output.rglob("*") if path.is_file()))
-    return ExportReport(to, output, files, rank, agreement, note)
+        (staging / "README.md").write_text(_card(trained, report), encoding="utf-8")
+    return dataclasses.replace(report, files=tuple(sorted(path for path in output.rglob("*") if path.is_file())))
 
 
 @contextlib.contextmanager
@@ -278,13 +284,6 @@ def _write(trained: _Trained, change: Change, to: Form, staging: Path) -> None:
     merged.save_pretrained(staging)  # type: ignore[operator]
 
 
-def _load_exported(trained: _Trained, to: Form, staging: Path) -> nn.Module:
-    """Load an export as any user of peft or transformers does."""
-    if to == "lora":
-        return PeftModel.from_pretrained(trained.base.load(trained.initial), staging)
-    return trained.base.model_class.from_pretrained(staging).to(trained.base.device)
-
-
 def _write_tokenizers(trained: _Trained, staging: Path) -> None:
     if trained.tokenizer is not None:
         trained.tokenizer.save_pretrained(staging)
@@ -294,20 +293,20 @@ def _write_tokenizers(trained: _Trained, staging: Path) -> None:
         target.save_pretrained(staging / TARGET_TOKENIZER)
 
 
-def _card(trained: _Trained, to: Form, rank: int | None, agreement: Agreement | None, note: str | None) -> str:
+def _card(trained: _Trained, report: ExportReport) -> str:
     saved, base = trained.saved, trained.base
     config = saved.config if saved else None
     record = (read_record(saved.run) if saved and saved.run else None) or {}
     provenance = {**record.get("provenance", {}), "data": record.get("data"), "resumed": record.get("resumed")}
-    classes = range(base.config.num_labels) if trained.task == "classification" else None
+    names = base.config.id2label
     description = ModelDescription(
         base=config.model if config else base.address,
         task=trained.task,
         method=trained.method.name,
-        labels=None if classes is None else [base.config.id2label[number] for number in classes],
-        rank=rank,
-        comparison=None if agreement is None else str(agreement),
-        quantization_note=note,
-        quantization=base.quantization if to == "lora" else None,
+        labels=[names[number] for number in range(len(names))] if trained.task == "classification" else None,
+        rank=report.rank,
+        comparison=None if report.agreement is None else str(report.agreement),
+        quantization_note=report.note,
+        quantization=base.quantization if report.to == "lora" else None,
     )
-    return model_card(config, record.get("metrics", {}), provenance, form=to, description=description)
+    return model_card(config, record.get("metrics", {}), provenance, form=report.to, description=description)

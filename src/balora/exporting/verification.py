@@ -1,19 +1,29 @@
 """Compare an exported model with the trained one: the largest logit difference on a probe, and the allowed one.
 
-Shapes: B sequences, T positions.
+A LoRA from a model with frozen weights in 4 or 8 bits is compared with the trained model if the method left the pre-trained
+weights unchanged (qlora): the LoRA is exact on the base in the same bits. If the method moved a part of them into the adapter
+(qpissa, qbalora), no base that can be loaded has the quantized residual. The LoRA is then the change of the full-precision
+weights, and is compared with the trained adapter on the residual before quantization. Shapes: B sequences, T positions.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from balora.errors import BALoraError
+from balora.exporting.weights import PREFIX, initial_factors
+from balora.methods.layers.peft_lora import lora_layers
+from balora.methods.quantization.quantize import MAX_RELATIVE_ERROR
+from balora.methods.quantization.quantized_linear import QuantizedLinear
 from balora.models.adapted_model import base_model_of, evaluating
 
 _TEXTS = (
@@ -132,6 +142,56 @@ def narrowest_dtype(model: nn.Module) -> torch.dtype:
     """Return the floating dtype of lowest precision among the weights; bfloat16 before float16."""
     dtypes: set[Any] = {p.dtype for p in model.parameters() if p.is_floating_point()}
     return min(dtypes, key=lambda dtype: -torch.finfo(dtype).eps)
+
+
+def quantized_lora_outputs(
+    model: nn.Module, base: nn.Module, initial: Mapping[str, Tensor], probe: Probe, trained: Sequence[Tensor]
+) -> tuple[list[Tensor], str]:
+    """Return the probe outputs that a LoRA on the full-precision ``base`` must agree with, and a note for the user.
+
+    ``initial`` has the initial values of the adapter, and ``trained`` the probe outputs of the quantized ``model``.
+    """
+    assert isinstance(model, PeftModel)
+    bits = next(module.bits for module in model.modules() if isinstance(module, QuantizedLinear))
+    exact = probe_outputs(_unquantized(model, base, initial), probe)
+    moved = ""
+    if probe:
+        moved = f", which moves its logits by up to {compare(exact, trained, model.dtype).largest_difference:.2g}"
+    return exact, (
+        "It is for the base in full precision: compared with the trained adapter on the weights as they were before they were "
+        f"rounded to {bits} bits{moved}. --to merged keeps them rounded."
+    )
+
+
+@torch.no_grad()
+def _unquantized(model: PeftModel, base: nn.Module, initial: Mapping[str, Tensor]) -> nn.Module:
+    """Copy the trained model with its frozen weights as they were before quantization, computed from ``base``.
+
+    A ``base`` that is not the model that was quantized raises `BALoraError`.
+    """
+    twin = copy.deepcopy(model)
+    adapted = dict(lora_layers(twin))
+    for name, module in list(twin.named_modules()):
+        if not isinstance(module, QuantizedLinear):
+            continue
+        own = name.removeprefix(PREFIX).removesuffix(".base_layer")
+        weight = base.get_submodule(own).weight
+        assert isinstance(weight, Tensor)
+        dtype = weight.dtype
+        if own in adapted:
+            factors = initial_factors(own, adapted[own], initial)
+            weight = dataclasses.replace(factors, scaling=-factors.scaling).add_to(weight)
+        plain = module.to_linear(dtype)
+        assert isinstance(plain.weight, nn.Parameter)
+        error = float(torch.dist(plain.weight.float(), weight.float()) / weight.float().norm().clamp_min(1e-12))
+        if not error <= MAX_RELATIVE_ERROR[module.bits]:
+            raise BALoraError(
+                f"{own} of the pre-trained model is {error:.2g} of its norm away from what was trained on in {module.bits} bits, "
+                "more than rounding makes: it is another model's. Name the one that was trained with base=."
+            )
+        plain.weight.copy_(weight)
+        twin.set_submodule(name, plain)
+    return twin
 
 
 def _pad(rows: list[list[int]], pad: int) -> dict[str, Tensor]:

@@ -82,12 +82,8 @@ def change_of(model: PeftModel, initial: Mapping[str, Tensor] | None = None) -> 
 
     .. math:: s' B' A' = s (B A - B_0 A_0), \quad \mathrm{rank} \le 2r, \quad \alpha' = 2 \alpha
 
-    Args:
-        model: The trained model.
-        initial: Initial values by parameter name, to be subtracted; None if B₀A₀ = 0.
-
-    Returns:
-        The change, of rank r, or 2r with ``initial``. After AdaLoRA each layer has its own rank.
+    ``initial`` has the initial values by parameter name; None if B₀A₀ = 0, and the rank is r. After AdaLoRA each layer has
+    its own rank.
     """
     layers = ((n.removeprefix(PREFIX), m) for n, m in model.named_modules() if isinstance(m, LoraLayer))
     factors = {
@@ -122,8 +118,7 @@ def _factors(name: str, layer: LoraLayer, initial: Mapping[str, Tensor] | None) 
     if initial_pair:
         pair = list(factor_difference(*pair, *initial_pair))
     a_RI, b_OR = (tensor.detach().cpu().clone() for tensor in pair)
-    magnitude = getattr(layer, "lora_magnitude_vector", {})
-    base = layer.get_base_layer()
+    magnitude, base = getattr(layer, "lora_magnitude_vector", {}), layer.get_base_layer()
     transposed = isinstance(base, Conv1D | nn.Embedding) or getattr(base, "transposed", False)
     transposed = transposed or (stack and not layer._did_swap_in_out_features)  # type: ignore[union-attr]
     target = target_name(name, layer)
@@ -145,14 +140,8 @@ def factor_difference(a_RI: Tensor, b_OR: Tensor, a0_RI: Tensor, b0_OR: Tensor) 
     weight, so rounding them (a server that keeps adapters in bfloat16) costs as much as rounding that part. With
     balanced factors, rounding costs in proportion to the change.
 
-    Args:
-        a_RI: Trained A.
-        b_OR: Trained B.
-        a0_RI: Initial A.
-        b0_OR: Initial B.
-
     Returns:
-        (A': 2R × I, B': O × 2R), in the dtype of ``a_RI``. All of them may be stacks: E × R × I and E × O × R.
+        A' (2R × I) and B' (O × 2R), or stacks of them (E × 2R × I and E × O × 2R) if the arguments are stacks.
 
     Example:
         >>> a, b = factor_difference(torch.eye(1, 3), torch.ones(4, 1), torch.eye(1, 3), torch.zeros(4, 1))
@@ -175,10 +164,7 @@ def factor_difference(a_RI: Tensor, b_OR: Tensor, a0_RI: Tensor, b0_OR: Tensor) 
 
 
 def write_lora(change: Change, folder: Path, base: str | None, revision: str | None) -> None:
-    """Write a change as a plain LoRA in peft's format.
-
-    ``base`` is the hub id or directory of the pre-trained model.
-    """
+    """Write a change as a plain LoRA in peft's format. ``base`` is the hub id or directory of the pre-trained model."""
     state = {}
     for name, factors in change.factors.items():
         stack = factors.a_RI.dim() == 3
@@ -200,13 +186,11 @@ def write_lora(change: Change, folder: Path, base: str | None, revision: str | N
 def merge_into(model: nn.Module, change: Change) -> None:
     """Add a change to the weights of the pre-trained model: summed in float32, rounded once.
 
-    Raises:
-        BALoraError: A weight is quantized, is no matrix, or is shared with another layer.
+    A weight that is quantized, is no matrix, or is shared with another layer raises `BALoraError`.
     """
-    owners: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    parameters, owners = dict(model.named_parameters(remove_duplicate=False)), dict[int, list[str]]()
+    for name, parameter in parameters.items():
         owners.setdefault(id(parameter), []).append(name)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
     for factors in change.factors.values():
         weight = parameters.get(factors.weight)
         if weight is None or not weight.is_floating_point() or weight.dim() not in (2, 3):
@@ -227,12 +211,9 @@ def merge_into(model: nn.Module, change: Change) -> None:
 
 @torch.no_grad()
 def unwrapped_copy(model: PeftModel, initial: Mapping[str, Tensor] | None, *, dequantized: bool = False) -> nn.Module:
-    """Copy the model under an adapter, and restore the part of its weights that the method moved into the adapter.
+    """Copy the model under an adapter; the ``initial`` values of the adapter restore the weights that the method moved into it.
 
-    Args:
-        model: An adapted model.
-        initial: Initial values of the adapter; None if the method moved nothing.
-        dequantized: Convert weights in 4 or 8 bits to ordinary ones; always done with ``initial``.
+    Weights in 4 or 8 bits become ordinary ones with ``initial`` or ``dequantized``.
     """
     base = copy.deepcopy(model).unload()
     if dequantized or initial is not None:

@@ -1,4 +1,4 @@
-"""Load a pre-trained model and its tokenizers.
+"""Load a pre-trained model and its tokenizers, after checks that need no weights.
 
 Weights in pickle form and code that comes with a model are refused, unless the source allows them (``allow_pickle``,
 ``trust_remote_code``).
@@ -7,24 +7,18 @@ Weights in pickle form and code that comes with a model are refused, unless the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto import modeling_auto
 
 from balora.data.collate import ensure_pad_token
 from balora.data.hub import unreachable
-from balora.errors import BALoraError, raise_all
-from balora.loading.pretrained_checks import (
-    CONVERT_PICKLE,
-    check_complete,
-    check_vocabulary,
-    load_config,
-    loading_error,
-    missing_directory,
-    model_problems,
-)
+from balora.errors import BALoraError, raise_all, suggest_path
+from balora.files import read_json
 from balora.loading.source import Location, ModelSource
 
 AUTO_CLASSES = {
@@ -34,25 +28,33 @@ AUTO_CLASSES = {
     "regression": transformers.AutoModelForSequenceClassification,
 }
 """Class that loads a model, by task."""
+_MODEL_TYPES = {
+    "generation": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "seq2seq": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    "classification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "regression": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+}
+"""Model types that transformers has a class for, by task."""
+_HEAD_TASKS = ("classification", "regression")
 _TOKENIZER_FILES = ("tokenizer", "vocab", "spiece", "sentencepiece", "merges", "tekken")
 _POSITIONS_FROM_PADDING = (
     *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "longformer"),
     *("ibert", "luke", "mpnet", "xmod", "lilt", "markuplm", "layoutlmv3"),
 )
 """Model types that count positions from the index of the padding token."""
+_CONVERT_PICKLE = (
+    "Convert them once (AutoModel.from_pretrained(...).save_pretrained(...) writes safetensors), or, if you trust "
+    "their source, set allow_pickle: true."
+)
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model, and give it a pad token if it has none.
-
-    Raises:
-        BALoraError: The tokenizer is missing or broken, cannot be reached, or needs code that comes with it.
-    """
+    """Load the tokenizer of a model, and give it a pad token if it has none."""
     return _load_tokenizer(source.tokenizer or source.model, source)
 
 
 def load_target_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer of the responses (seq2seq); return None if the source names none. Raises as `load_tokenizer`."""
+    """Load the tokenizer of the responses (seq2seq); return None if the source names none."""
     return None if source.target_tokenizer is None else _load_tokenizer(source.target_tokenizer, source)
 
 
@@ -63,44 +65,69 @@ def load_model(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> PreTrainedModel:
-    """Load a pre-trained model with the head its task needs.
+    """Load a pre-trained model with the head its task needs, in eval mode on the CPU.
 
-    Args:
-        source: Place and loading options of the model.
-        num_labels: Number of classes of a classification head; ignored for regression, which has 1 output.
-        id2label: Class names by number.
-        tokenizer: Tokenizer of the model. Its vocabulary is checked, and its pad token becomes the model's.
-
-    Returns:
-        The model in eval mode on the CPU. Only a classification head may have new, random weights.
-
-    Raises:
-        BALoraError: The model is missing, broken, of the wrong kind, in pickle form, needs code that comes with it, or
-            has a smaller vocabulary than the tokenizer.
+    ``num_labels`` and ``id2label`` describe the head of a classifier; a regression head has 1 output. The vocabulary of
+    ``tokenizer`` is checked, and its pad token becomes the model's. Only a classification head may have new, random weights.
     """
     raise_all(model_problems(source), f"The model {source.model.name} cannot be loaded")
-    model = _from_pretrained(source, load_config(source), _head_config(source.task, num_labels, id2label))
+    config = load_config(source)
+    if source.task == "regression":
+        config.update({"num_labels": 1, "problem_type": "regression"})
+    elif source.task == "classification":
+        assert num_labels is not None, "a classifier needs its number of labels"
+        config.update({"num_labels": num_labels, "problem_type": "single_label_classification"})
+        if id2label is not None:
+            config.update({"id2label": dict(id2label), "label2id": {name: i for i, name in id2label.items()}})
+    model = _from_pretrained(source, config)
     if tokenizer is not None:
-        check_vocabulary(model, tokenizer)
-        set_pad_token(model, tokenizer)
+        _check_vocabulary(model, tokenizer)
+        # A classifier on a decoder reads the last token that is no padding.
+        for part in (model.config, model.config.get_text_config(), getattr(model, "generation_config", None)):
+            if part is not None:
+                part.pad_token_id = tokenizer.pad_token_id
     target = load_target_tokenizer(source)
     if target is not None:
-        check_vocabulary(model, target, target=True)
+        _check_vocabulary(model, target, target=True)
     return model
 
 
-def set_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write the pad token into the model's configs: a classifier on a decoder reads the last token that is no padding."""
-    for config in (model.config, model.config.get_text_config(), getattr(model, "generation_config", None)):
-        if config is not None:
-            config.pad_token_id = tokenizer.pad_token_id
+def load_config(source: ModelSource) -> PretrainedConfig:
+    """Load a model's ``config.json``."""
+    directory = source.model.directory
+    if directory is not None and not (directory / "config.json").is_file():
+        hint = ""
+        if (directory / "adapter_config.json").is_file():
+            hint = " It holds an adapter. Give the model the adapter was made for."
+        elif (directory / "run.json").is_file():
+            hint = " It holds a run. Give the model that was trained, or what `balora export --to merged` makes of the run."
+        raise BALoraError(
+            f"The model folder {source.model.name} has no config.json, so it is not a transformers model.{hint}"
+        )
+    try:
+        return AutoConfig.from_pretrained(
+            source.model.path, revision=source.revision, trust_remote_code=source.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _loading_error(error, source.model, "model") from error
+
+
+def model_problems(source: ModelSource) -> list[str]:
+    """List what is wrong with a local model, one sentence per problem, without loading its weights."""
+    if source.model.directory is None:
+        return []
+    if source.model.missing:
+        return [_missing_directory(source.model)]
+    try:
+        config = load_config(source)
+    except BALoraError as error:
+        return [str(error)]
+    found = (_architecture_problem(config, source), _weights_problem(source.model.directory, source))
+    return [problem for problem in found if problem]
 
 
 def max_positions(config: PretrainedConfig) -> int | None:
-    """Return the largest number of tokens a model takes, or None if its config names no limit.
-
-    RoBERTa and its relatives count positions from the padding index, so they take fewer tokens than their config says.
-    """
+    """Return the largest number of tokens a model takes, or None if its config names no limit."""
     text = config.get_text_config()
     limit = getattr(text, "max_position_embeddings", None)
     if not isinstance(limit, int) or limit <= 0:
@@ -109,9 +136,9 @@ def max_positions(config: PretrainedConfig) -> int | None:
 
 
 def _load_tokenizer(location: Location, source: ModelSource) -> PreTrainedTokenizerBase:
-    directory = location.directory
     if location.missing:
-        raise BALoraError(missing_directory(location))
+        raise BALoraError(_missing_directory(location))
+    directory = location.directory
     if directory is not None and not any(p.name.startswith(_TOKENIZER_FILES) for p in directory.iterdir()):
         raise BALoraError(
             f"The folder {location.name} ({location.key}) has no tokenizer. Name a folder or hub id that has one "
@@ -123,25 +150,12 @@ def _load_tokenizer(location: Location, source: ModelSource) -> PreTrainedTokeni
             location.path, revision=revision, trust_remote_code=source.trust_remote_code
         )
     except Exception as error:  # a broken tokenizer.json makes the Rust library raise a bare Exception
-        raise loading_error(error, location, "tokenizer") from error
+        raise _loading_error(error, location, "tokenizer") from error
     ensure_pad_token(tokenizer)
     return tokenizer
 
 
-def _head_config(task: str, num_labels: int | None, id2label: Mapping[int, str] | None) -> dict[str, Any]:
-    """Return the entries that a classification head adds to the model's config."""
-    if task in ("generation", "seq2seq"):
-        return {}
-    if task == "regression":
-        return {"num_labels": 1, "problem_type": "regression"}
-    assert num_labels is not None, "a classifier needs its number of labels"
-    names = {} if id2label is None else {"id2label": dict(id2label), "label2id": {n: i for i, n in id2label.items()}}
-    return {"num_labels": num_labels, "problem_type": "single_label_classification", **names}
-
-
-def _from_pretrained(source: ModelSource, config: PretrainedConfig, head: Mapping[str, Any]) -> PreTrainedModel:
-    for key, value in head.items():
-        setattr(config, key, value)
+def _from_pretrained(source: ModelSource, config: PretrainedConfig) -> PreTrainedModel:
     try:
         model, report = AUTO_CLASSES[source.task].from_pretrained(
             source.model.path,
@@ -150,7 +164,7 @@ def _from_pretrained(source: ModelSource, config: PretrainedConfig, head: Mappin
             dtype=source.dtype if source.dtype == "auto" else getattr(torch, source.dtype),
             use_safetensors=None if source.allow_pickle else True,
             trust_remote_code=source.trust_remote_code,
-            ignore_mismatched_sizes=bool(head),  # replaces a stored head that has other classes
+            ignore_mismatched_sizes=source.task in _HEAD_TASKS,  # replaces a stored head that has other classes
             output_loading_info=True,
         )
     except (MemoryError, torch.OutOfMemoryError):
@@ -159,8 +173,106 @@ def _from_pretrained(source: ModelSource, config: PretrainedConfig, head: Mappin
         if "safetensors" in str(error) and source.model.directory is None and not unreachable(error):
             raise BALoraError(
                 f"{source.model.name} has no weights in safetensors form, only in pickle form, which can run any code on "
-                f"loading. {CONVERT_PICKLE}"
+                f"loading. {_CONVERT_PICKLE}"
             ) from error
-        raise loading_error(error, source.model, "model") from error
-    check_complete(model, report, source)
+        raise _loading_error(error, source.model, "model") from error
+    random = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    if source.task in _HEAD_TASKS:  # the head may be new, and so may a pooler
+        base = f"{model.base_model_prefix}."
+        random = [key for key in random if key.startswith(base) and "pooler" not in key]
+    if random:
+        raise BALoraError(
+            f"The weights of {source.model.name} do not fill a {type(model).__name__}: {len(random)} tensors would be "
+            f"random, such as {random[0]}. Check that config.json belongs to these weights, and that the model was made "
+            f"for task {source.task}."
+        )
     return model.eval()
+
+
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, target: bool = False) -> None:
+    """Refuse a tokenizer with more tokens than the model's embedding has rows, or its output head with ``target``."""
+    matrix = model.get_output_embeddings() if target else model.get_input_embeddings()
+    known = int(matrix.weight.shape[0])  # type: ignore[union-attr, index]
+    needed = max(tokenizer.get_vocab().values(), default=-1) + 1
+    if needed > known:
+        raise BALoraError(
+            f"The tokenizer {tokenizer.name_or_path} has {needed:,} tokens and the model {model.name_or_path} knows "
+            f"{known:,}. Take the tokenizer that belongs to the model."
+        )
+
+
+def _missing_directory(location: Location) -> str:
+    """Return the error message for a local name that is no directory."""
+    assert location.directory is not None
+    name, key = location.name, location.key
+    what = f"The model folder {name}" if key == "model" else f"The folder {name} ({key})"
+    if location.directory.is_file():
+        return f"{what} is a file. Give the folder it is in."
+    return f"{what} does not exist.{suggest_path(location.directory)}"
+
+
+def _loading_error(error: Exception, location: Location, what: str) -> BALoraError:
+    """Turn an exception of transformers, raised while loading ``what`` (model or tokenizer), into one sentence."""
+    text, name = " ".join(str(error).split()), location.name
+    if "trust_remote_code" in text or "custom code" in text:
+        return BALoraError(
+            f"The {what} of {name} needs code that comes with it. If you have read that code and trust it, set "
+            "trust_remote_code: true; otherwise choose a model that transformers knows."
+        )
+    if location.directory is None:
+        if unreachable(error):
+            return BALoraError(
+                f"{name} ({location.key}) is no local folder, and as a hub id it could not be reached. Check the "
+                "connection, or give a local folder."
+            )
+        if "gated" in text or "not a valid model identifier" in text:
+            return BALoraError(
+                f"There is no {what} {name} ({location.key}), neither here nor on the hub, or you have no access to it. "
+                "For a private or gated one, ask for access and log in (hf auth login)."
+            )
+    reason = ". ".join(text.split(". ")[:2])[:300].rstrip(".") or type(error).__name__
+    return BALoraError(f"The {what} of {name} ({location.key}) cannot be loaded: {reason}.")
+
+
+def _architecture_problem(config: PretrainedConfig, source: ModelSource) -> str | None:
+    """Return why a model of this type cannot do the task, or None."""
+    kind, task, name = config.model_type, source.task, source.model.name
+    if source.trust_remote_code and getattr(config, "auto_map", None):
+        return None  # only the model's own code knows
+    if task == "generation" and config.is_encoder_decoder:
+        return f"{name} is an encoder-decoder model ({kind}). Use task: seq2seq."
+    masked = kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if task == "generation" and masked and not getattr(config, "is_decoder", False):
+        return f"{name} is an encoder ({kind}), which does not generate text. Use task: classification or regression."
+    if kind not in _MODEL_TYPES[task]:
+        possible = ", ".join(other for other, kinds in _MODEL_TYPES.items() if kind in kinds) or "none of the tasks"
+        return f"{name} is a {kind} model, which cannot do task {task}. It can do {possible}."
+    return None
+
+
+def _weights_problem(directory: Path, source: ModelSource) -> str | None:
+    """Return why a directory's weights cannot be loaded (missing, incomplete, damaged, in pickle form), or None."""
+    name, again = source.model.name, "Copy or download it again."
+    index = directory / "model.safetensors.index.json"
+    files = [directory / "model.safetensors"] if (directory / "model.safetensors").is_file() else []
+    if not files and index.is_file():
+        try:
+            files = [directory / shard for shard in sorted(set(read_json(index)["weight_map"].values()))]
+        except (BALoraError, KeyError, AttributeError) as error:
+            return f"{index} is broken ({type(error.__cause__ or error).__name__}). {again}"
+    if not files:
+        pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in directory.glob(pattern))
+        if not pickles:
+            return f"The model folder {name} has no weights (model.safetensors)."
+        if source.allow_pickle:
+            return None
+        return f"The weights of {name} are in pickle form ({pickles[0]}), which can run any code on loading. {_CONVERT_PICKLE}"
+    for file in files:
+        if not file.is_file():
+            return f"The weights of {name} are incomplete: {file.name} is missing. {again}"
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            return f"The weights file {file} is damaged ({error}). {again}"
+    return None

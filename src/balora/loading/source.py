@@ -41,7 +41,7 @@ class ModelSource:
 
     model: Location
     task: str = "generation"
-    """Task whose model class is loaded: generation, seq2seq, classification or regression."""
+    """Task that decides the model class: generation, seq2seq, classification or regression."""
     tokenizer: Location | None = None
     """Tokenizer; None for the model's own."""
     target_tokenizer: Location | None = None
@@ -59,16 +59,12 @@ class ModelSource:
     def from_config(cls, config: RunConfig) -> ModelSource:
         """Return the source that a run's config describes."""
         target = config.data.target_tokenizer
+        same = ("task", "revision", "dtype", "seed", "allow_pickle", "trust_remote_code")
         return cls(
             model=Location(config.model),
-            task=config.task,
             tokenizer=None if config.tokenizer is None else Location(config.tokenizer, "tokenizer"),
             target_tokenizer=None if target is None else Location(target, "data.target_tokenizer"),
-            revision=config.revision,
-            dtype=config.dtype,
-            seed=config.seed,
-            allow_pickle=config.allow_pickle,
-            trust_remote_code=config.trust_remote_code,
+            **{name: getattr(config, name) for name in same},
         )
 
     def with_model(self, model: str | Path) -> ModelSource:

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from balora.checkpoints import checkpoint as ckpt
 from balora.checkpoints.run_directory import CONFIG, read_record
 from balora.config.run_config import RunConfig, load_run_config
-from balora.errors import BALoraError, suggest
+from balora.errors import BALoraError, suggest_path
 from balora.files import read_json
 from balora.loading.pretrained import load_model, load_tokenizer
 from balora.loading.source import Location, ModelSource
@@ -27,7 +27,6 @@ from balora.methods import Method, adapt, find_method, load_trainable
 from balora.methods.initial_state import RESIDUAL_ADAPTER_MARKER, trainable_parameters
 from balora.models.adapted_model import ADAPTER
 
-_RESULT_DIRECTORIES = ("adapter", "model")
 _TRAINED_HEAD = f".modules_to_save.{ADAPTER}."
 _ATTRIBUTE = "balora_saved"
 
@@ -50,7 +49,7 @@ def load(run_dir: str | Path, *, base: str | Path | PreTrainedModel | None = Non
     """
     saved = find_saved(run_dir)
     if saved.method.form == "model":
-        # All weights were trained and are in the directory, so the pre-trained model is not needed.
+        # The directory has all weights, so the pre-trained model is not needed.
         model: nn.Module = load_model(saved.source(saved.folder), *_head_of(saved), tokenizer=saved.tokenizer())
     else:
         model = _adapted(saved, base)
@@ -60,10 +59,7 @@ def load(run_dir: str | Path, *, base: str | Path | PreTrainedModel | None = Non
 
 
 def load_untrained(run_dir: str | Path, *, base: str | Path | PreTrainedModel | None = None) -> nn.Module:
-    """Load a run's model at its initial values, where it computes the same as the pre-trained model.
-
-    Arguments, result and errors are those of `load`.
-    """
+    """Load a run's model as `load` does, but with its initial values: it computes the same as the pre-trained model."""
     saved = find_saved(run_dir)
     model = _load_base(saved, base) if saved.method.form == "model" else _adapted(saved, base)
     setattr(model, _ATTRIBUTE, saved)
@@ -127,15 +123,10 @@ def saved_of(model: nn.Module) -> SavedModel | None:
 
 
 def find_saved(path: str | Path) -> SavedModel:
-    """Find a trained model and check its files against their manifest.
-
-    Raises:
-        BALoraError: There is no trained model, the run is not finished, or a file is damaged.
-    """
+    """Find the trained model of a finished run or of a checkpoint, and check its files against their manifest."""
     path = Path(path)
     if not path.is_dir():
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise BALoraError(f"There is no folder {path}.{suggest(path.name, siblings)}")
+        raise BALoraError(f"There is no folder {path}.{suggest_path(path)}")
     if (path / ckpt.ORIGIN).is_file() or (path / ckpt.MANIFEST).is_file():
         folder, run = path, path.parent
     else:
@@ -147,9 +138,9 @@ def find_saved(path: str | Path) -> SavedModel:
 
 def _result_of(run: Path) -> Path:
     """Return the directory with the result of a finished run."""
-    for name in _RESULT_DIRECTORIES:
-        if (run / name / ckpt.MANIFEST).is_file():
-            return run / name
+    for folder in (run / "adapter", run / "model"):
+        if (folder / ckpt.MANIFEST).is_file():
+            return folder
     if not (run / CONFIG).is_file():
         raise BALoraError(_not_a_run(run))
     status = (read_record(run) or {}).get("status", "unknown")
@@ -176,11 +167,15 @@ def _not_a_run(folder: Path) -> str:
 
 def _adapted(saved: SavedModel, base: str | Path | PreTrainedModel | None) -> nn.Module:
     """Return the pre-trained model with the run's adapter at its initial values, checked against the stored ones."""
-    model = base if isinstance(base, PreTrainedModel) else _load_base(saved, base)
-    initial, metadata = saved.initial, saved.initial.metadata
+    model, initial, metadata = _load_base(saved, base), saved.initial, saved.initial.metadata
     _check_heads(model, initial.values)
-    if saved.method.form == "lora":
-        _check_targets(model, metadata["targets"], saved.folder)
+    known = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
+    missing = [name for name in metadata["targets"] if name not in known] if saved.method.form == "lora" else []
+    if missing:
+        raise BALoraError(
+            f"{saved.folder} was trained on another model than this {type(model).__name__}, which has no {missing[0]} to "
+            "adapt. Give the pre-trained model it was made for as base."
+        )
     adapted = adapt(
         model,
         saved.method.name,
@@ -223,26 +218,13 @@ def _base_of_adapter(folder: Path) -> Location | None:
     return None if location is None or location.missing else location
 
 
-def _check_targets(model: nn.Module, targets: list[str], where: Path) -> None:
-    """Refuse a model that lacks a layer the run adapted."""
-    known = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
-    missing = next((name for name in targets if name not in known), None)
-    if missing is not None:
-        raise BALoraError(
-            f"{where} was trained on another model than this {type(model).__name__}, which has no {missing} to adapt. Give "
-            "the pre-trained model it was made for as base."
-        )
-
-
 def _check_heads(model: nn.Module, initial: dict[str, Tensor]) -> None:
-    """Refuse a model whose head has other classes than the stored head that replaces it."""
-    parameters = dict(model.named_parameters())
+    """Refuse a model with a head that does not fit the stored head, which replaces it."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     for name, value in initial.items():
-        if _TRAINED_HEAD not in name:
-            continue
         own = name.removeprefix("base_model.model.").replace(_TRAINED_HEAD, ".")
-        if own not in parameters or parameters[own].shape != value.shape:
-            found = tuple(parameters[own].shape) if own in parameters else "missing"
+        found = shapes.get(own, "missing")
+        if _TRAINED_HEAD in name and found != tuple(value.shape):
             raise BALoraError(
                 f"The stored head's {own} is {tuple(value.shape)} and the model's is {found}. Load the base model with "
                 "the classes of the run (num_labels)."

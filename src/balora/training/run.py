@@ -18,8 +18,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from balora.checkpoints import checkpoint as ckpt
 from balora.checkpoints.model_card import model_card
 from balora.checkpoints.provenance import peak_memory_mib, provenance
-from balora.checkpoints.resume import checkpoint_step, logged_loss_sum, metrics_over_all_steps
-from balora.checkpoints.run_directory import RunDirectory, read_record
+from balora.checkpoints.run_directory import RunDirectory, metrics_over_all_steps, read_record, step_and_loss_sum
 from balora.config.run_config import RunConfig
 from balora.config.training_arguments import optimizer_steps
 from balora.data.collate import make_collator, shortest_first
@@ -71,14 +70,19 @@ def run(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> Ru
         log(f"Resuming from {checkpoint}")
     # All input is checked before the run directory is written to.
     trainer, tokenizer, examples = prepare(config, checkpoint)
-    loss_before: float | None = 0.0
     resumed_at = 0
+    loss_before: float | None = 0.0
     if checkpoint is not None:
         directory.check_data(examples.digest)
         # Read before the training, which may delete the checkpoint.
-        loss_before = logged_loss_sum(checkpoint, read_record(directory.path) or {})
-        resumed_at = checkpoint_step(checkpoint)
-    data = _data_record(examples)
+        resumed_at, loss_before = step_and_loss_sum(checkpoint, read_record(directory.path) or {})
+    data = {
+        "train": examples.train_source,
+        "eval": examples.eval_source,
+        "conditions": examples.perturbations,
+        "digest": examples.digest,
+        "labels": list(examples.label_names) if examples.label_names else None,
+    }
     with directory.lock():
         notices = trainer.objective.notices  # the first batch may add some
         directory.update_record(
@@ -172,14 +176,10 @@ def prepare(
 
 def adapter_arguments(config: RunConfig) -> dict[str, Any]:
     """Return the arguments of `balora.adapt` that all methods have."""
-    method, targets = config.method, config.method.target_modules
-    return {
-        "rank": method.rank,
-        "alpha": method.alpha,
-        "dropout": method.dropout,
-        "target_modules": targets if isinstance(targets, str) else list(targets),
-        "seed": config.seed,
-    }
+    method = config.method
+    targets = method.target_modules if isinstance(method.target_modules, str) else list(method.target_modules)
+    values = {name: getattr(method, name) for name in ("rank", "alpha", "dropout")}
+    return {**values, "target_modules": targets, "seed": config.seed}
 
 
 def calibration_rows(rows: Dataset, collator: Callable[..., Any], seed: int, count: int) -> list[dict[str, Tensor]]:

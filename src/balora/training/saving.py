@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import rotate_checkpoints
 
 from balora.checkpoints import checkpoint as ckpt
-from balora.checkpoints.resume import RestoreBestCheckpoint, check_resumable, find_best_checkpoint
+from balora.checkpoints.run_directory import RestoreBestCheckpoint, check_resumable, find_best_checkpoint
 from balora.config.validation import NO_PUSH
 from balora.errors import BALoraError
 from balora.methods.adaptation import load_trainable
