@@ -1,4 +1,4 @@
-"""Tables of the rows of `phases.py`, of the loss alone and of counted memory, for docs/cost.md."""
+"""Tables of the rows of `phases.py`, of the loss alone and of counted memory, for docs/explanation/cost.md."""
 
 from __future__ import annotations
 

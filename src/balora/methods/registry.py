@@ -1,4 +1,4 @@
-"""Table of all fine-tuning methods by name. `docs/methods.md` shows how to add one.
+"""Table of all fine-tuning methods by name. `docs/how-to/add-a-method.md` shows how to add one.
 
 Importing this module imports neither torch nor peft nor transformers.
 """
