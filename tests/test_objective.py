@@ -26,7 +26,7 @@ def draw(*shape: int, seed: int = 0, grad: bool = True) -> torch.Tensor:
     return values.requires_grad_(grad)
 
 
-# -- notices (METHOD 6.3, 6.4) ------------------------------------------------------------------------------------------
+# -- notices (method.md, departures 3 and 4) ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_labels", [2, 3, 5])
@@ -85,7 +85,7 @@ def test_refuses_unknown_and_unusable_settings():
     assert "regularization.spectral_target: features is for classification" in str(error.value)
 
 
-# -- weights ------------------------------------------------------------------------------------------------------------
+# -- weights -----------------------------------------------------------------------------------------------------------
 
 
 def test_each_weight_follows_its_schedule():
@@ -123,7 +123,7 @@ def test_needed_inputs_follow_the_weights():
     assert not Objective(RegularizationConfig(), "generation").needs_features
 
 
-# -- classification -----------------------------------------------------------------------------------------------------
+# -- classification ----------------------------------------------------------------------------------------------------
 
 
 def test_the_parts_of_a_classification_batch_by_hand():
@@ -246,7 +246,7 @@ def test_half_precision_logits_are_widened():
     assert parts.loss.dtype == torch.float32
 
 
-# -- generation ---------------------------------------------------------------------------------------------------------
+# -- generation --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["fused", "plain"])
@@ -303,7 +303,7 @@ def test_the_old_keyword_of_classification_works_and_warns():
     assert torch.equal(old.loss, objective.classification(*arguments, keep_prob=0.5, consistency_rows=rows).loss)
 
 
-# -- statistics of all processes (METHOD 6.7); in two processes: tests/losses/test_distributed_statistics.py ---------------
+# -- statistics of all processes (method.md, departure 7); in two processes: tests/losses/test_distributed_statistics.py
 
 
 @pytest.mark.parametrize("target", ["logits", "features"])
@@ -343,7 +343,7 @@ def test_in_one_process_global_statistics_equal_local_ones_in_generation(path):
         assert torch.equal(local, other)
 
 
-# -- values that are not finite -------------------------------------------------------------------------------------------------
+# -- values that are not finite ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

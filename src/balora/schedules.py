@@ -1,4 +1,4 @@
-"""Schedules of the terms' weights over training (METHOD §4). Progress t is step / total steps, from 0 to 1."""
+"""Schedules of the terms' weights over training (method.md, Schedules). Progress t is step / total steps, from 0 to 1."""
 
 from __future__ import annotations
 

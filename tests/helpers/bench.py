@@ -1,4 +1,4 @@
-"""What the tests of methods share: every method by name, adapted with whatever it needs besides."""
+"""Helpers for the tests of methods: every method by name, adapted with everything that it needs."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ EVERY_TERM = {
 
 
 def step_of(model, *, loss_path: str = "fused", teacher: PretrainedTeacher | None = None):
-    """What takes a model's micro-batches through teacher, student and objective, every term on."""
+    """Return the train step of a model, with every term of the objective."""
     task = infer_task(model)
     config = RegularizationConfig(**EVERY_TERM)
     if task == "regression":

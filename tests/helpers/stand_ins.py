@@ -1,4 +1,4 @@
-"""What the recipes name, in small: the hub's datasets with their columns and classes, and a tiny model of each family."""
+"""Small substitutes for what the recipes name: datasets with the hub's columns and classes, and a tiny model of each family."""
 
 from __future__ import annotations
 

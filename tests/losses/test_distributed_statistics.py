@@ -1,4 +1,4 @@
-"""Batch statistics across processes equal those of one process with all rows, in value and gradient (METHOD 6.7)."""
+"""Batch statistics across processes equal those of one process with all rows, in value and gradient (method.md, departure 7)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_value_that_is_not_finite_in_one_process_gives_nan_in_all(found):
         assert all(bool(value.isnan()) for value in results["broken"])
 
 
-# -- the forms in one process --------------------------------------------------------------------------------
+# -- the forms in one process ------------------------------------------------------------------------------------------
 
 SHAPES = [(5, 7), (7, 5), (4, 4), (1, 6), (6, 1), (2, 3), (40, 3)]
 PAIRS = {

@@ -31,7 +31,7 @@ class TestCovariance:
 
     def test_two_mirrored_classes_have_the_variance_squared(self):
         a = matrix(12, 1)
-        # METHOD §6.15: the term alone is smallest when everything collapses.
+        # method.md, departure 15: the term alone is smallest when everything collapses.
         assert float(covariance(torch.cat([a, -a], dim=1))) == pytest.approx(float(a.var()) ** 2, rel=1e-12)
 
     @given(seeds, st.floats(-9.0, 9.0), st.floats(0.1, 4.0))

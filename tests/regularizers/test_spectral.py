@@ -137,7 +137,7 @@ def test_spectral_is_constant_agrees_with_the_gradient(shape, rank, norm):
 
 
 def test_the_papers_rank_is_constant_on_all_of_glue():
-    assert all(spectral_is_constant(32, classes, rank=5) for classes in (1, 2, 3))  # METHOD §6.3
+    assert all(spectral_is_constant(32, classes, rank=5) for classes in (1, 2, 3))  # method.md, departure 3
     assert not spectral_is_constant(32, 768, rank=5)
     logits = matrix(32, 3).requires_grad_()
     spectral_ratio(logits, 5).backward()

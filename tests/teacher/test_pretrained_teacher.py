@@ -1,4 +1,4 @@
-"""The teacher: the pre-trained model inside the adapted one (METHOD 6.1, 6.2)."""
+"""The teacher: the pre-trained model inside the adapted one (method.md, departures 1 and 2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The linear probe fits the initial head of student and teacher (METHOD 6.5)."""
+"""The linear probe fits the initial head of student and teacher (method.md, departure 5)."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def assert_same(found: list[dict], expected: list[dict], tolerance: float = 1e-5
             assert gap <= tolerance * right[name].norm() + 1e-7 * size, f"step {step}, {name}: {gap}"
 
 
-# -- accumulation (METHOD 6.7) ------------------------------------------------------------------------------------------
+# -- accumulation (method.md, departure 7) -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_two_steps_equal_the_plain_formulas(tmp_path):
     assert entry["loss"] == pytest.approx(entry["task"] + weighted, rel=1e-5)
 
 
-# -- compared with the stock Trainer ------------------------------------------------------------------------------------
+# -- compared with the stock Trainer -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["fused", "plain"])
@@ -234,7 +234,7 @@ def test_predictions_are_logits(tmp_path):
     assert metrics["eval_loss"] == pytest.approx(run.evaluate()["eval_loss"], rel=1e-5)
 
 
-# -- effects of the terms -----------------------------------------------------------------------------------------------
+# -- effects of the terms ----------------------------------------------------------------------------------------------
 
 
 def test_consistency_keeps_the_student_close_to_the_pre_trained_model(tmp_path):
@@ -289,7 +289,7 @@ def test_the_default_weights_are_the_papers_for_the_models_task(tmp_path):
     assert run.task == "regression"
 
 
-# -- micro-batches without targets (METHOD 6.8) -------------------------------------------------------------------------
+# -- micro-batches without targets (method.md, departure 8) ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["fused", "plain"])
@@ -321,7 +321,7 @@ def test_a_batch_without_labels_is_refused(tmp_path):
         trainer(pissa(tiny_llama), tmp_path, rows=rows).train()
 
 
-# -- precision, memory --------------------------------------------------------------------------------------------------
+# -- precision, memory -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -371,7 +371,7 @@ def test_a_soft_capped_head_takes_the_fused_path(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-# -- refused models and stopped runs ------------------------------------------------------------------------------------
+# -- refused models and stopped runs -----------------------------------------------------------------------------------
 
 
 def test_a_model_changed_after_the_teacher_was_made_is_refused_before_the_first_step(tmp_path):

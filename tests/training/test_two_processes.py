@@ -1,4 +1,4 @@
-"""Data parallelism: two processes on the CPU (gloo) equal one process that accumulates twice (METHOD 6.7)."""
+"""Data parallelism: two processes on the CPU (gloo) equal one process that accumulates twice (method.md, departure 7)."""
 
 from __future__ import annotations
 

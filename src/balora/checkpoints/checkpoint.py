@@ -1,7 +1,7 @@
 """Write and read checkpoints. A checkpoint is complete or absent: it is written elsewhere, hashed, and then moved into place.
 
 Besides the Trainer's files, a checkpoint has the initial values of the trainable tensors and a fingerprint of the frozen
-weights, so that a resume on other weights is refused (METHOD 6.12).
+weights, so that a resume on other weights is refused (method.md, departure 12).
 """
 
 from __future__ import annotations

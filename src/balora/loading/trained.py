@@ -2,7 +2,7 @@
 
 The pre-trained model is loaded as in the run, adapted from the stored initial values without a new decomposition, compared
 with the fingerprint of the run's pre-trained weights, and given the trained tensors. Trained factors on the plain
-pre-trained weights would be another model (METHOD 6.12).
+pre-trained weights would be another model (method.md, departure 12).
 """
 
 from __future__ import annotations

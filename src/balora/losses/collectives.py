@@ -1,4 +1,4 @@
-r"""Differentiable collectives of a data-parallel run (METHOD §6.7).
+r"""Differentiable collectives of a data-parallel run (method.md, departure 7).
 
 Each of P processes computes the same term f of the whole batch from the same sums (or rows), and adds it to its own loss.
 The gradients of these losses are then *averaged* (DDP, FSDP, DeepSpeed). So each process must return P times the gradient

@@ -1,4 +1,4 @@
-r"""Batch statistics of classification over all processes, from small sums of the rows (eq. 5-7, METHOD §6.7).
+r"""Batch statistics of classification over all processes, from small sums of the rows (eq. 5-7, method.md, departure 7).
 
 The plain forms are :mod:`balora.regularizers` on the rows of all processes; the tests compare the two. With the rows
 extended by a one, :math:`X = [1, Z]`, the matrix :math:`X^\top X` contains N, the sums and the Gram matrix, and its sum

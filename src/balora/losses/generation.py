@@ -107,7 +107,7 @@ def generation_loss(
         >>> round(float(parts.task), 4), round(float(parts.diversity), 4), parts.consistency  # log 4, -log 4
         (1.3863, -1.3863, None)
 
-    Reference: Chang et al., BA-LoRA, ICLR 2026, eq. 9-12; METHOD §6.8-6.11.
+    Reference: Chang et al., BA-LoRA, ICLR 2026, eq. 9-12; method.md, departures 8-11.
     """
     head = LinearHead(head_VD, bias_V, logit_scale, softcap)
     teacher: Teacher | None = topk_teacher

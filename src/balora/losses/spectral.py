@@ -1,4 +1,4 @@
-r"""The spectral term of the logits, computed without the logits (eq. 11, METHOD §6.9).
+r"""The spectral term of the logits, computed without the logits (eq. 11, method.md, departure 9).
 
 For a linear head :math:`Z = H W^\top` and any R with :math:`R^\top R = W^\top W`, the matrix :math:`A = H R^\top` has the
 singular values and the Frobenius norm of Z, with d columns in place of V. A bias is one more column of W, with a column

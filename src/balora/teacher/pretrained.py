@@ -2,7 +2,7 @@
 
 Every method starts as the identity change, so the pre-trained model *is* the adapted model with its trainable tensors at their
 initial values. The teacher stores these values, swaps them in for a forward, and swaps them back. Disabling the adapter instead
-would give the residual weights under PiSSA: another model (METHOD 6.1, 6.2).
+would give the residual weights under PiSSA: another model (method.md, departures 1 and 2).
 """
 
 from __future__ import annotations

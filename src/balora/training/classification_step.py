@@ -49,7 +49,7 @@ class ClassificationStep(TrainStep):
         num_items: Tensor | None,
         share: float,
     ) -> tuple[LossParts, dict[str, Tensor], Any]:
-        """Compute the loss of one micro-batch; the further statistic is the variance of the logits (METHOD 6.15)."""
+        """Compute the loss of one micro-batch; the further statistic is the variance of the logits (method.md, departure 15)."""
         teacher_KD = self._teacher_logits(model, inputs, len(labels), mask) if weights["consistency"] > 0 else None
         recording = pooled_features(self.model, inputs) if self.objective.needs_features else nullcontext([None])
         with recording as captured:
@@ -97,7 +97,7 @@ class ClassificationStep(TrainStep):
         return self.logit_cache.get_or_compute(keys, lambda missing: compute([rows[index] for index in missing]))
 
     def _check_batch_size(self, rows: int) -> None:
-        """Warn once if the batches are too small for the spectral term to have a gradient (METHOD 6.3)."""
+        """Warn once if the batches are too small for the spectral term to have a gradient (method.md, departure 3)."""
         config = self.objective.config
         rows *= world_size() if self.objective.across_processes else 1
         if not self._batch_size_checked and config.spectral > 0 and config.spectral_rank >= rows:

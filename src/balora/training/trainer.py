@@ -98,7 +98,7 @@ class RegularizedTrainerMixin(SavingMixin):
             self.add_callback(AfterOptimizerStep(model, self.method.after_step))
 
     def _fit_head(self) -> None:
-        """Fit the head before the teacher copies it, so that student and teacher both start from it (METHOD 6.5)."""
+        """Fit the head before the teacher copies it, so that student and teacher both start from it (method.md, departure 5)."""
         rows = self.train_dataset
         if not isinstance(rows, IterableDataset) and len(rows) > MAX_ROWS:
             # Sampled from all rows: a file may be sorted by class.

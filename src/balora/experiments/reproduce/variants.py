@@ -1,7 +1,7 @@
 """Variants that the experiments compare: methods by name, sets of regularizers, and weights of the regularizers.
 
 C is consistency, D diversity, S spectral, V the variance hinge. The terms "as printed" act on the logits, and the teacher has a
-random classification head; on two classes the spectral term is then constant (docs/explanation/method.md, departures 3, 5 and
+random classification head; on two classes the spectral term is then constant (method.md, departures 3, 5 and
 15). The form "ours" gives the teacher a fitted head, takes D and S on the pooled features, and can add the variance hinge.
 """
 
