@@ -1,8 +1,8 @@
 """Linear probe: fit the new classification head on frozen features before training starts.
 
-A new head is random, so a teacher with it would be random as well (method.md, departure 5). With the fitted head,
-student and teacher start from the best linear classifier on the features of the pre-trained model. The features are scaled and the penalty is
-chosen by cross-validation: under a fixed penalty, the head of a model with small features would stay near zero.
+A new head is random, so a teacher with it would be random as well (method.md, departure 5). With the fitted head, student
+and teacher start from the best linear classifier on the features of the pre-trained model. The features are scaled and the
+penalty is chosen by cross-validation: under a fixed penalty, the head of a model with small features would stay near zero.
 Shapes: N examples, d pooled size, D classes.
 """
 
