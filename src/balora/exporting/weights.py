@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -53,6 +52,14 @@ class Factors:
         """Return s·B·A, (E ×) O × I, in float32."""
         return self.scaling * (self.b_OR.float() @ self.a_RI.float())
 
+    def folded(self, rank: int) -> Factors:
+        """Return the same change with scaling 1, padded with zeros to a rank. Half precision becomes float32."""
+        missing = rank - self.a_RI.shape[-2]
+        a_RI = self.a_RI.to(torch.promote_types(self.a_RI.dtype, torch.float32))
+        b_OR = self.scaling * self.b_OR.to(torch.promote_types(self.b_OR.dtype, torch.float32))
+        a_RI, b_OR = nn.functional.pad(a_RI, (0, 0, 0, missing)), nn.functional.pad(b_OR, (0, missing))
+        return dataclasses.replace(self, a_RI=a_RI, b_OR=b_OR, scaling=1.0)
+
     def add_to(self, weight: Tensor) -> Tensor:
         """Return a weight with the change added, in the layout of the model and in float32."""
         weight_OI = (weight.transpose(-1, -2) if self.transposed else weight).float()
@@ -71,7 +78,7 @@ class Change:
     modules: dict[str, Tensor]
     """Tensors of fully trained modules (a classification head) by parameter name."""
     config: LoraConfig
-    """peft's config of a plain LoRA with these factors."""
+    """peft's config of the LoRA that `write_lora` writes: alpha = rank, and the same rank in every layer."""
 
 
 @torch.no_grad()
@@ -80,10 +87,10 @@ def change_of(model: PeftModel, initial: Mapping[str, Tensor] | None = None) -> 
 
     If the method moved a part of the weights into the adapter, the change of the pre-trained weights is
 
-    .. math:: s' B' A' = s (B A - B_0 A_0), \quad \mathrm{rank} \le 2r, \quad \alpha' = 2 \alpha
+    .. math:: B' A' = B A - B_0 A_0, \quad \mathrm{rank} \le 2r
 
     ``initial`` has the initial values by parameter name; None if B₀A₀ = 0, and the rank is r. After AdaLoRA each layer has
-    its own rank.
+    its own rank, and a layer of which nothing is left is omitted if another one has a rank.
     """
     layers = ((n.removeprefix(PREFIX), m) for n, m in model.named_modules() if isinstance(m, LoraLayer))
     factors = {
@@ -97,9 +104,8 @@ def change_of(model: PeftModel, initial: Mapping[str, Tensor] | None = None) -> 
         if _MODULES in name
     }
     if isinstance(model.peft_config[ADAPTER], AdaLoraConfig):
-        factors = {name: found for name, found in factors.items() if found.a_RI.shape[0] > 0}
-        return Change(factors, modules, _pruned_config(model, factors))
-    return Change(factors, modules, _plain_config(model, doubled=initial is not None))
+        factors = {name: found for name, found in factors.items() if found.a_RI.shape[0] > 0} or factors
+    return Change(factors, modules, _plain_config(model, factors))
 
 
 def _factors(name: str, layer: LoraLayer, initial: Mapping[str, Tensor] | None) -> Factors:
@@ -157,16 +163,21 @@ def factor_difference(a_RI: Tensor, b_OR: Tensor, a0_RI: Tensor, b0_OR: Tensor) 
     u, values, vt = torch.linalg.svd(left_r @ right_r.mT, full_matrices=False)
     root = values.sqrt()
     new_b, new_a = left @ (u * root[..., None, :]), (root[..., :, None] * vt) @ right.mT
-    # A layer narrower than 2R has a lower rank. peft needs one rank for all layers, so the rest is zero.
+    # A layer narrower than 2R has a lower rank; the rest is zero.
     missing = rank - values.shape[-1]
     new_b, new_a = nn.functional.pad(new_b, (0, missing)), nn.functional.pad(new_a, (0, 0, 0, missing))
     return new_a.to(a_RI.dtype), new_b.to(b_OR.dtype)
 
 
 def write_lora(change: Change, folder: Path, base: str | None, revision: str | None) -> None:
-    """Write a change as a plain LoRA in peft's format. ``base`` is the hub id or directory of the pre-trained model."""
+    """Write a change as a plain LoRA in peft's format. ``base`` is the hub id or directory of the pre-trained model.
+
+    Some servers read only ``lora_alpha`` and ``r``, so the change is B·A in every layer: the scaling is in B, alpha is the
+    rank, and layers of a lower rank are padded with zeros.
+    """
     state = {}
-    for name, factors in change.factors.items():
+    for name, unfolded in change.factors.items():
+        factors = unfolded.folded(change.config.r)
         stack = factors.a_RI.dim() == 3
         a, b = (join_a(factors.a_RI), join_b(factors.b_OR)) if stack else (factors.a_RI, factors.b_OR)
         for kind, tensor in (("A", a), ("B", b)):
@@ -220,7 +231,7 @@ def unwrapped_copy(model: PeftModel, initial: Mapping[str, Tensor] | None, *, de
         dequantize(base, model.dtype)
     if initial is not None:
         factors = {name: initial_factors(name, layer, initial) for name, layer in lora_layers(model)}
-        merge_into(base, Change(factors, {}, _plain_config(model, doubled=False)))
+        merge_into(base, Change(factors, {}, _plain_config(model, factors)))
     return base
 
 
@@ -241,33 +252,19 @@ def _initial(initial: Mapping[str, Tensor], name: str, kind: str) -> Tensor:
     return initial[f"{PREFIX}{name}.{kind}.{ADAPTER}{ending}"]
 
 
-def _plain_config(model: PeftModel, *, doubled: bool) -> LoraConfig:
+def _plain_config(model: PeftModel, factors: Mapping[str, Factors]) -> LoraConfig:
+    """Return the config of a plain LoRA with the largest rank of the factors, and with B·A as the change of each weight."""
     config = copy.deepcopy(model.peft_config[ADAPTER])
     assert isinstance(config, LoraConfig)
+    if isinstance(config, AdaLoraConfig):
+        config = LoraConfig(
+            target_modules=list(factors),
+            modules_to_save=config.modules_to_save,
+            fan_in_fan_out=config.fan_in_fan_out,
+            task_type=config.task_type,
+        )
+    config.r = config.lora_alpha = max((found.a_RI.shape[-2] for found in factors.values()), default=1) or 1
+    config.use_rslora, config.rank_pattern, config.alpha_pattern = False, {}, {}
     config.init_lora_weights = True
     config.inference_mode = True
-    if doubled:
-        # The scaling s stays: it is alpha / r, or with rank-stabilised LoRA alpha / √r.
-        factor = 2**0.5 if config.use_rslora else 2
-        config.r *= 2
-        config.lora_alpha *= factor  # type: ignore[assignment]
-        config.rank_pattern = {key: 2 * value for key, value in config.rank_pattern.items()}
-        config.alpha_pattern = {key: factor * value for key, value in config.alpha_pattern.items()}
     return config
-
-
-def _pruned_config(model: PeftModel, factors: Mapping[str, Factors]) -> LoraConfig:
-    """Return the config of a plain LoRA with AdaLoRA's rank and scaling s = alpha / r for each layer."""
-    old = model.peft_config[ADAPTER]
-    ranks = {name: found.a_RI.shape[0] for name, found in factors.items()}
-    return LoraConfig(
-        r=max(ranks.values(), default=1),
-        lora_alpha=1,
-        target_modules=list(factors),
-        rank_pattern={f"^{re.escape(name)}$": rank for name, rank in ranks.items()},
-        alpha_pattern={f"^{re.escape(name)}$": factors[name].scaling * rank for name, rank in ranks.items()},
-        modules_to_save=old.modules_to_save,
-        fan_in_fan_out=old.fan_in_fan_out,
-        task_type=old.task_type,
-        inference_mode=True,
-    )
