@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from balora.errors import BALoraError
 from balora.evaluation import EvaluationOptions, evaluate
 from balora.evaluation.context import EvaluationContext
 from balora.evaluation.scoring.equivalence import EquivalenceChecker
@@ -68,6 +69,17 @@ def problems(tmp_path: Path) -> Path:
         ("$\\boxed 7$", "7"),
         ("\\boxed{broken", None),
         ("#### 1,000\n", "1,000"),
+        ("the answer is 3? No: \\boxed{4}", "4"),
+        ("\\boxed{4}, no, the answer is 5.", "5"),
+        ("The answer is: 3\n#### 4", "4"),
+        ("#### 3\nso \\boxed{4}", "4"),
+        ("\\boxed{3}\n#### 4", "4"),
+        ("\\boxed{odd}. Wait: the answer is even.", "even"),
+        ("\\boxed{4}. I hope that the final answer is correct.", "4"),
+        ("\\boxed{4}. The answer is in dollars.", "4"),
+        ("\\boxed{4}\n#### Explanation\nSee above.", "4"),
+        ("\\boxed{4}\n#### 3. Check\nIt is right.", "4"),
+        ("The answer is correct.", "correct"),
         ("I would say 5", None),
         ("", None),
     ],
@@ -87,6 +99,11 @@ def test_the_final_answer(text: str, answer: str | None) -> None:
         ("-\\frac{1}{2}", "-1/2"), ("12 / 4", "12/4"),
         ("3,4", "3"), ("5,10,15", "5"), ("5,100,15", "5"), ("1,234,567", "1234567"), ("10,\\!080", "10080"),
         ("1\\,000", "1000"), ("2e4", "2e4"), ("2e999999999", "2"), ("2eggs", "2"),
+        ("1 000", "1000"), ("1\u202f000\u202f000", "1000000"), ("10~080", "10080"), ("3 20", "3"), ("1 0000", "1"),
+        ("15 = 3 * 5", "15"), ("15=20-5", "15"), ("x = 15 = 3 \\times 5", "15"), ("$5 * 3 days = $15", "15"),
+        ("x = 10-12", "10"), ("x = -5", "-5"),
+        ("$2 million", "2000000"), ("2.5 thousand", "2500"), ("1,200 billion", "1200000000000"), ("1/2 million", "1/2"),
+        ("11,\\! 111,\\! 100", "11111100"),
     ],
 )  # fmt: skip
 def test_numbers_are_parsed(answer: str | None, number: str | None) -> None:
@@ -100,11 +117,12 @@ def test_numbers_are_parsed(answer: str | None, number: str | None) -> None:
         ("The answer is clear: \\boxed{18}, I think", "18"),
         ("So the answer is 9 x 2 =\n#### 18", "18"),
         ("\\boxed{17}\nThe answer is: eighteen", "17"),
-        ("The answer is: 18\n#### 17", "18"),
+        ("The answer is: 18\n#### 17", "17"),
+        ("#### 18\nThe answer is in dollars.", "18"),
         ("The answer is: eighteen", None),
     ],
 )
-def test_the_final_number_is_taken_from_the_first_place_with_a_number(solution: str, number: str | None) -> None:
+def test_the_final_number_is_taken_from_the_last_marker_with_a_number(solution: str, number: str | None) -> None:
     assert final_number(solution) == number
 
 
@@ -161,6 +179,38 @@ def test_equivalent_answers(checker: EquivalenceChecker, truth: str, found: str 
         ("5\\text{ cm}", "5", True),
         ("10080", "10,\\!080", True),
         ("1 \\text{ or } 2", "1,2", True),
+        ("1/2^{99}", "1/2^{98}", False),
+        ("\\frac{1}{2^{99}}", "2^{-99}", True),
+        ("\\frac{1}{2004!}", "\\frac{1}{2006!}", False),
+        ("\\frac{x}{2^{99}}", "\\frac{x}{2^{98}}", False),
+        ("\\{1, \\frac{1}{2^{99}}\\}", "\\{1, \\frac{1}{2^{98}}\\}", False),
+        ("\\sqrt{2}+\\sqrt{3}", "\\sqrt{5+2\\sqrt{6}}", True),
+        ("0", "10^{-20}", False),
+        ("[0,\\infty)", "[0,\\infty]", False),
+        ("(-\\infty,0]", "[-\\infty,0]", False),
+        ("[0,\\infty)", "\\left[0,+\\infty\\right)", True),
+        ("\\pi", "3.14159265", False),
+        ("3.14159265", "\\pi", False),
+        ("(3, \\frac{\\pi}{2})", "(3, 1.5707963267948966)", False),
+        ("\\frac{3\\pi}{2}", "1.5\\pi", True),
+        ("0.5", "\\sin(\\pi/6)", True),
+        ("(\\frac{1}{3}, 2)", "(0.333333333, 2)", True),
+        ("4", "4\\sqrt(2)", False),
+        ("\\sqrt{5+2\\sqrt{6}}", "\\sqrt(5+2\\sqrt(6))", True),
+        ("11111111100", "11,\\! 111,\\! 111,\\! 100", True),
+        ("11,\\! 111,\\! 111,\\! 100", "11,111,111,100", True),
+        ("7.2\\%", "7.2", True),
+        ("7.2\\%", "7.2 percent", True),
+        ("7.2\\%", "0.072", True),
+        ("0.072", "7.2\\text{ percent}", True),
+        ("7.2\\%", "7.3\\%", False),
+        ("7.2\\%", "0.072\\%", False),
+        ("[2,5)", "2\\le x<5", True),
+        ("2 \\leq x < 5", "[2,5)", True),
+        ("[2,5)", "5>x\\ge 2", True),
+        ("[2,5)", "2\\le x\\le 5", False),
+        ("(3,\\infty)", "x>3", True),
+        ("(3,\\infty)", "x\\ge 3", False),
     ],
 )
 def test_differences_that_math_verify_ignores(checker: EquivalenceChecker, truth: str, found: str, equal: bool) -> None:
@@ -221,6 +271,69 @@ def test_accuracy_counts_wrong_and_missing_answers(tmp_path: Path, problems: Pat
     ]["scores"]
     assert scores["accuracy"] == pytest.approx(4 / 7)
     assert scores["answered"] == pytest.approx(5 / 7)
+
+
+def rows_at(path: Path, *rows: dict[str, object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "expected"),
+    [
+        (
+            "gsm8k",
+            [{"question": "?", "answer": answer} for answer in ("18", "$1,000.", "18 dollars", 0, "So 5.\n#### 5")],
+            ["18", "1000", "18", "0", "5"],
+        ),
+        (
+            "math",
+            [{"problem": "?", "solution": answer} for answer in ("\\frac{1}{2}", "$x$", "Evelyn", 0, "Is \\boxed{5}")],
+            ["\\frac{1}{2}", "$x$", "Evelyn", "0", "5"],
+        ),
+        ("math", [{"problem": "?", "answer": 0}, {"problem": "?", "answer": "[2,5)"}], ["0", "[2,5)"]),
+        ("math", [{"problem": "?", "solution": "So we get what was asked for.", "answer": 0}], ["0"]),
+    ],
+)
+def test_a_true_answer_needs_no_marker(tmp_path: Path, task: str, rows: list, expected: list[str]) -> None:
+    options = EvaluationOptions(data={task: str(rows_at(tmp_path / "test.jsonl", *rows))})
+    result = evaluate("reference", [task], output=tmp_path / "out", options=options).results[task]
+    assert [sample["expected"] for sample in result["samples"]] == expected
+    assert result["scores"]["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("answer", ["He has 3 + 4 = 7 apples, which is what was asked.", "eighteen", "", None, "10-12"])
+def test_a_row_without_a_true_answer_is_refused(tmp_path: Path, answer: str | None) -> None:
+    path = rows_at(tmp_path / "test.jsonl", {"question": "?", "answer": "7"}, {"question": "?", "answer": answer})
+    options = EvaluationOptions(data={"gsm8k": str(path)})
+    with pytest.raises(BALoraError, match=r"Row 2 of .*test\.jsonl: the column 'answer' has no final answer"):
+        evaluate("reference", ["gsm8k"], output=tmp_path / "out", options=options)
+
+
+def test_a_worked_solution_of_math_without_an_answer_is_refused(tmp_path: Path) -> None:
+    path = rows_at(
+        tmp_path / "test.jsonl", {"problem": "?", "solution": "We add both sides, and it follows that $x=5$."}
+    )
+    options = EvaluationOptions(data={"math": str(path)})
+    with pytest.raises(BALoraError, match=r"Row 1 of .*test\.jsonl: the column 'solution'"):
+        evaluate("reference", ["math"], output=tmp_path / "out", options=options)
+
+
+def test_grades_of_an_earlier_version_are_made_again(tmp_path: Path, problems: Path) -> None:
+    options = EvaluationOptions(data={"gsm8k": str(problems)})
+    evaluate("reference", ["gsm8k"], output=tmp_path / "out", options=options)
+    journal = tmp_path / "out/gsm8k.samples.jsonl"
+    with journal.open("a") as file:
+        file.write(json.dumps({"id": "3", "expected": "", "extracted": None, "correct": False}) + "\n")
+    said: list[str] = []
+    result = evaluate("reference", ["gsm8k"], output=tmp_path / "out", options=options, say=said.append).results[
+        "gsm8k"
+    ]
+    assert result["scores"]["accuracy"] == 1.0
+    assert "  grades that differ from those of an earlier version: 1" in said
+    content = journal.read_text()
+    evaluate("reference", ["gsm8k"], output=tmp_path / "out", options=options)
+    assert journal.read_text() == content
 
 
 def test_reference_answers_of_gsm8k_are_correct(shared_dir: Path, tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import resource
 import selectors
 import subprocess
 import sys
+from typing import Any
 
 _MAX_LENGTH = 2000
 """Characters. A longer answer is a solution that was taken for an answer."""
@@ -90,11 +92,64 @@ class EquivalenceChecker:
 
 
 def _verify(truth: str, found: str) -> bool:
-    """Compare two answers with math-verify."""
+    """Compare two answers with math-verify, and refuse what it takes for equal by rounding."""
     from math_verify import parse, verify
 
-    parsed = [parse(f"${text.strip().strip('$')}$", parsing_timeout=None) for text in (truth, found)]
-    return bool(verify(*parsed, timeout_seconds=None))
+    parsed = [parse(f"${_readable(text)}$", parsing_timeout=None) for text in (truth, found)]
+    if not verify(*parsed, timeout_seconds=None, allow_set_relation_comp=True):
+        return False
+    try:
+        return not _differ(parsed[0][0], parsed[1][0])
+    except Exception:  # a value that sympy cannot compute; math-verify has decided
+        return True
+
+
+def _readable(text: str) -> str:
+    r"""Write ``\sqrt(2)``, of which math-verify drops the root, as ``\sqrt{2}``."""
+    text, count = text.strip().strip("$"), 1
+    while count:
+        text, count = re.subn(r"\\sqrt\s*\(((?:[^()]|\([^()]*\))*)\)", r"\\sqrt{\1}", text)
+    return text
+
+
+def _differ(one: Any, other: Any) -> bool:
+    """Return True if two parsed answers have different values.
+
+    math-verify rounds: for it, two tiny numbers are equal, and so are pi and a decimal near it. Here only a fraction may be
+    rounded (0.333333 is 1/3). Expressions are compared at one positive value of each symbol.
+    """
+    import sympy
+
+    one, other = (side.rhs if isinstance(side, sympy.Eq) and side.lhs.is_Symbol else side for side in (one, other))
+    if isinstance(one, sympy.Interval) and isinstance(other, sympy.Interval):
+        return _differ(one.start, other.start) or _differ(one.end, other.end)
+    if isinstance(one, sympy.FiniteSet) and isinstance(other, sympy.FiniteSet):
+        return not all(any(not _differ(a, b) for b in other.args) for a in one.args)
+    if isinstance(one, sympy.Tuple) and isinstance(other, sympy.Tuple):
+        return any(_differ(a, b) for a, b in zip(one, other, strict=False))
+    if isinstance(one, sympy.MatrixBase) and isinstance(other, sympy.MatrixBase):
+        return any(_differ(a, b) for a, b in zip(one, other, strict=False))
+    if not (isinstance(one, sympy.Expr) and isinstance(other, sympy.Expr)):
+        return False
+    if one.has(sympy.UnevaluatedExpr) or other.has(sympy.UnevaluatedExpr):
+        return False  # a percentage: it is equal to its number with or without the percent sign
+    symbols = sorted(one.free_symbols | other.free_symbols, key=str)
+    places = {symbol: sympy.Rational(7 + 2 * index, 5) for index, symbol in enumerate(symbols)}
+    exact = [_exact(side).subs(places).doit() for side in (one, other)]
+    if not all(side.is_number and side.is_finite for side in exact):
+        return False
+    decimal = one.has(sympy.Float) or other.has(sympy.Float)
+    rounded = decimal and not symbols and all(sympy.simplify(side).is_rational for side in exact)
+    allowed = sympy.Float("1e-5" if rounded else "1e-40")
+    difference = exact[0] - exact[1]
+    return bool(abs(difference.evalf(60)) > abs(exact[0].evalf(60)) * allowed) and difference.equals(0) is not True
+
+
+def _exact(expression: Any) -> Any:
+    """Replace each decimal by the fraction that is written."""
+    import sympy
+
+    return expression.xreplace({number: sympy.Rational(str(number)) for number in expression.atoms(sympy.Float)})
 
 
 def _serve() -> None:

@@ -57,7 +57,7 @@ class GenerationTask(Task):
         """Generate, grade and score. See `Task.evaluate`."""
         tokenizer = self.context.tokenizer
         requests = [
-            Request(sample, self._prompt(row, tokenizer), str(row[self.solution]))
+            Request(sample, self._prompt(row, tokenizer), self._reference(row))
             for index, row in enumerate(self.rows.rows[: self.context.options.limit])
             for sample in self._sample_names(index)
         ]
@@ -70,6 +70,10 @@ class GenerationTask(Task):
     def _select(self, rows: Rows) -> Rows:
         """Check the columns and select the rows of the task."""
         return rows
+
+    def _reference(self, row: Row) -> str:
+        """Return the reference answer of a row, as a model would write it."""
+        return str(row[self.solution])
 
     def _sample_names(self, index: int) -> Sequence[str]:
         """Return the names of the samples of a row."""
