@@ -38,7 +38,8 @@ class Rows:
         """SHA-256 of the rows in order. It does not depend on where the rows are stored."""
         digest = hashlib.sha256()
         for row in self.rows:
-            digest.update(json.dumps(row, sort_keys=True, ensure_ascii=False, default=str).encode() + b"\n")
+            text = json.dumps(row, sort_keys=True, ensure_ascii=False, default=str)
+            digest.update(text.encode("utf-8", "backslashreplace") + b"\n")  # a lone surrogate cannot be encoded
         return digest.hexdigest()
 
     def column(self, *names: str) -> str:

@@ -62,12 +62,12 @@ class Journal:
             "provenance": provenance(),
             "samples": [{"id": name, **self.records[name]} if isinstance(name, str) else name for name in samples],
         }
-        write_text(self.result_path, json.dumps(json_safe(result), indent=1, ensure_ascii=False) + "\n")
+        write_text(self.result_path, _json_text(result, indent=1))
         return result
 
     def _append(self, line: Mapping[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(json_safe(line), ensure_ascii=False) + "\n")
+            file.write(_json_text(line))
 
     def _read(self) -> None:
         content = self.path.read_bytes()
@@ -94,6 +94,12 @@ class Journal:
                 f"{self.path} has samples that were made with another {', '.join(changed)}. Choose another output, or delete "
                 "the file to evaluate this task again."
             )
+
+
+def _json_text(value: Any, indent: int | None = None) -> str:
+    """Return JSON that UTF-8 can encode: a lone surrogate, which a program may contain, becomes its JSON escape."""
+    text = json.dumps(json_safe(value), indent=indent, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n"
 
 
 def json_safe(value: Any) -> Any:

@@ -81,6 +81,88 @@ if os.fork() == 0:
         time.sleep(60)
 time.sleep(0.3)
 """
+FIND_STRINGS = """
+import gc, os, sys
+seen, queue = {}, [sys.modules, sys._getframe(), *gc.get_objects()]
+frame = sys._getframe()
+while frame:
+    queue += [frame, frame.f_locals, frame.f_globals, *frame.f_locals.values(), *frame.f_code.co_consts]
+    frame = frame.f_back
+found = set()
+while queue and len(seen) < 100_000:
+    item = queue.pop()
+    if id(item) not in seen:
+        seen[id(item)] = item
+        queue += gc.get_referents(item)
+        if isinstance(item, (str, bytes)) and len(item) in (16, 32):
+            found.add(item.encode("utf-8", "replace") if isinstance(item, str) else item)
+"""
+HOSTILE = {
+    "an exception with the name of the verdict": "class passed(Exception): pass\nraise passed",
+    "an exception whose text is the verdict": "raise type('', (Exception,), {})('passed')",
+    "an exception whose text raises": "class E(Exception):\n def __str__(self): raise SystemExit(0)\nraise E",
+    "a lone surrogate in an exception": "raise ValueError('\\ud800')",
+    "a lone surrogate in the source": "raise ValueError('\ud800')",
+    "a lone surrogate in an exception's name": "raise type('\\udfff', (Exception,), {})",
+    "bytes that are no UTF-8": "import os\nfor fd in range(3, 99):\n try: os.write(fd, b'\\xff\\x00\\n')\n except OSError: pass",
+    "the token from the frames": FIND_STRINGS
+    + """
+import json
+for token in found:
+    for fd in range(3, 20):
+        for report in (token, json.dumps({"token": token.decode("latin-1"), "outcome": "passed", "passed": True}).encode()):
+            try: os.write(fd, report + b"\\n")
+            except OSError: pass
+os._exit(0)
+""",
+    "the settings of the parent's frames": """
+import os, sys, json
+frame = sys._getframe()
+while frame.f_back: frame = frame.f_back
+values = {**frame.f_globals, **frame.f_locals}
+for inner in list(values.values()):
+    if isinstance(inner, dict): values.update(inner)
+for fd in [value for value in values.values() if isinstance(value, int)]:
+    try: os.write(fd, json.dumps({"token": str(values.get("token")), "outcome": "passed"}).encode() + b"\\n")
+    except OSError: pass
+os._exit(0)
+""",
+    "functions of the runner are replaced": """
+import json, os, sys
+real = os.write
+os.write = lambda fd, data: real(fd, b"passed\\n")
+json.dumps = lambda *_, **__: '{"passed": true}'
+os._exit = lambda status: None
+for name, value in list(sys.modules["__main__"].__dict__.items()):
+    if callable(value): setattr(sys.modules["__main__"], name, lambda *_: b"passed")
+assert False
+""",
+    "the runner runs again": "import sys\nsys.modules['__main__'].main()\nassert False",
+    "the runner jumps over the exception": """
+import sys
+runner = sys._getframe(1)
+def trace(frame, event, argument):
+    if event == "line" and frame.f_code.co_filename == runner.f_code.co_filename:
+        for line in range(frame.f_code.co_firstlineno + 1, frame.f_code.co_firstlineno + 12):
+            try: frame.f_lineno = line
+            except ValueError: pass
+    return trace
+outer = runner
+while outer:
+    outer.f_trace = trace
+    outer = outer.f_back
+sys.settrace(trace)
+assert False
+""",
+    "a fork passes and the program fails": "import os, time\nif os.fork():\n time.sleep(0.3)\n assert False",
+    "a fork passes and the program is killed": (
+        "import os, signal, time\nif os.fork():\n time.sleep(0.3)\n os.kill(os.getpid(), 9)"
+    ),
+    "what standard input still holds": (
+        "import os\nfor fd in range(9):\n try: os.write(fd, os.read(fd, 99))\n except OSError: pass\nos._exit(0)"
+    ),
+    "builtins are replaced": "import builtins\nbuiltins.BaseException = KeyError\nbuiltins.type = lambda _: int\nassert False",
+}
 VARIABLES = """
 import os
 known = ("HOME", "PATH", "OMP_NUM_THREADS", "LD_LIBRARY_PATH", "PWD", "LC_CTYPE")
@@ -90,6 +172,25 @@ assert set(os.environ) <= set(known), list(os.environ)
 
 def test_a_forged_report_is_ignored(sandbox: Sandbox) -> None:
     assert not sandbox.run(FORGED).passed
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_program_does_not_pass(sandbox: Sandbox, name: str) -> None:
+    outcome = sandbox.run(HOSTILE[name])
+    assert outcome.passed is False and outcome.result not in ("passed", "timed out")
+    outcome.result.encode()  # the journal of an evaluation is a UTF-8 file
+
+
+def test_the_token_is_not_found_by_introspection(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.secrets, "token_hex", lambda _: "0123456789abcdef")
+    search = f"{FIND_STRINGS}\nassert not [text for text in found if text.startswith(b'01234' + b'56789')]"
+    outcome = sandbox.run(f"{search}\nassert len(seen) > 5000")
+    assert outcome.passed, outcome.result
+
+
+@pytest.mark.parametrize("length", [0, 4096 - 300, 65536, 300_000])
+def test_a_program_of_any_length_passes(sandbox: Sandbox, length: int) -> None:
+    assert sandbox.run(f"# {'x' * length}\nassert True").passed
 
 
 def test_a_fork_bomb(short: Sandbox) -> None:
@@ -231,6 +332,9 @@ def test_regaining_privileges(sandbox: Sandbox) -> None:
         "libc.syscall(56 if x86 else 220, 0x10000000 | 17, 0, 0, 0, 0)",  # clone into a user namespace
         "libc.shmget(0, 1 << 20, 0o1666)",  # memory that belongs to no process
         "libc.memfd_create(b'x', 0)",
+        "libc.syscall(447, 0)",  # memfd_secret
+        "libc.socket(40, 1, 0)",  # AF_VSOCK: the host of a virtual machine
+        "libc.socket(38, 5, 0)",  # AF_ALG: the kernel's cryptography
         "libc.syscall(425, 4, 0)",  # io_uring
         "libc.mount(b'none', b'/tmp', b'tmpfs', 0, None)",
         "libc.ptrace(16, 1, 0, 0)",
@@ -283,8 +387,11 @@ def test_unsafe_programs_keep_their_limits() -> None:
     unsafe = Sandbox(Limits(seconds=2.0), unsafe=True)
     assert unsafe.run("assert True").passed
     assert unsafe.run("while True: pass").result == "timed out"
+    assert unsafe.run("import os, time\nos.closerange(0, 99)\ntime.sleep(60)").result == "timed out"
     assert unsafe.run("block = bytearray(10 * 2**30)").result == "out of memory"
     assert not unsafe.run("import sys; sys.exit(0)").passed
+    for name in HOSTILE:
+        assert not unsafe.run(HOSTILE[name]).passed, name
 
 
 USERS_PROGRAMS = [

@@ -186,6 +186,27 @@ def test_reference_solutions_of_humaneval_pass(shared_dir: Path, sandbox, tmp_pa
     assert [s["problem"] for s in result["samples"] if not s["passed"]] == []
 
 
+def test_hostile_programs_fail_and_do_not_stop_the_evaluation(sandbox, tmp_path: Path) -> None:
+    programs = {
+        11: "def f(x): return x * x",
+        12: "class passed(Exception): pass\nraise passed",
+        13: "raise ValueError('\\ud800')",
+        14: "def f(x): return 0",
+        15: "text = '\ud800'",
+        16: "raise type('timed out', (Exception,), {})",
+    }
+    tests = {"text": "write f", "test_list": ["assert f(2) == 4"], "test_setup_code": ""}
+    data = tmp_path / "mbpp.jsonl"
+    data.write_text("".join(json.dumps({"task_id": n, "code": code, **tests}) + "\n" for n, code in programs.items()))
+    options = EvaluationOptions(data={"mbpp": str(data)}, code_timeout=10)
+    for _ in range(2):  # the second call reads the journal of the first
+        result = evaluate("reference", ["mbpp"], output=tmp_path / "out", options=options).results["mbpp"]
+        assert [sample["problem"] for sample in result["samples"] if sample["passed"]] == [11]
+        assert result["scores"]["timed_out"] == 0
+    saved = json.loads((tmp_path / "out" / "mbpp.json").read_text())
+    assert saved["samples"][4]["output"] == programs[15], "a lone surrogate is kept as a JSON escape"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["humaneval", "mbpp"])
 def test_every_reference_solution_passes(shared_dir: Path, sandbox, tmp_path: Path, task: str) -> None:

@@ -1,7 +1,8 @@
 """Child process that runs one program inside the sandbox. It can import only the standard library.
 
-It reads a line of settings and then the program from standard input, gives up its privileges, sets the limits, runs the
-program, and reports the outcome. A program that exits early (a kill, a crash) prevents the report, so it does not pass.
+It reads a token, a line of settings and then the program from standard input, gives up its privileges, sets the limits, runs
+the program, and reports. The token alone means that the program ran to its end; every other report means that it failed. A
+program that exits early (a kill, a crash) prevents the report, so it does not pass.
 """
 
 from __future__ import annotations
@@ -15,13 +16,31 @@ import types
 from typing import Any
 
 NOBODY = 65534
+TOKEN_BYTES = 16
 
 
 def main() -> None:
     """Run the program from standard input."""
-    settings: dict[str, Any] = json.loads(sys.stdin.readline())
-    program = sys.stdin.read()
     report = os.dup(1)
+    try:
+        # While the program runs, the token is only a temporary value of this expression. No variable, frame or container
+        # refers to it. If the program raises, the token is dropped with the expression and cannot be read a second time.
+        # The functions are also looked up before the program can replace them.
+        os.write(report, (os.read(0, TOKEN_BYTES), _run())[0] + b"\n")
+    except BaseException as error:  # the program may also raise SystemExit and KeyboardInterrupt
+        os.write(report, _describe(error) + b"\n")
+        os._exit(1)
+    os._exit(0)
+
+
+def _run() -> types.ModuleType:
+    """Run the program and return its module.
+
+    This function must not catch exceptions of the program, because returning means that the program passed.
+    """
+    with open(0, "rb", closefd=False) as stdin:
+        settings: dict[str, Any] = json.loads(stdin.readline())
+        program = stdin.read().decode("utf-8", "surrogatepass")
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
@@ -32,9 +51,12 @@ def main() -> None:
         hard = resource.getrlimit(limit)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(limit, (value, value))
-    outcome = _run(program)
-    os.write(report, json.dumps({"token": settings["token"], "outcome": outcome}).encode() + b"\n")
-    os._exit(0)
+    # The program runs in a new module, because dataclasses and pickle look up the module of a class. The module is not
+    # __main__: code under `if __name__ == "__main__"` could wait for input.
+    module = types.ModuleType("program")
+    sys.modules["program"] = module
+    exec(compile(program, "program.py", "exec"), module.__dict__)
+    return module
 
 
 def _change_user(user: int) -> None:
@@ -48,20 +70,16 @@ def _change_user(user: int) -> None:
     raise SystemExit("the sandbox could not give up root")
 
 
-def _run(program: str) -> str:
-    # The program runs in a new module, because dataclasses and pickle look up the module of a class. The module is not
-    # __main__: code under `if __name__ == "__main__"` could wait for input.
-    module = types.ModuleType("program")
-    sys.modules["program"] = module
+def _describe(error: BaseException) -> bytes:
+    """Describe an exception of the program in one line."""
+    name = type(error).__name__
+    if isinstance(error, MemoryError):
+        return b"out of memory"
     try:
-        exec(compile(program, "program.py", "exec"), module.__dict__)
-    except MemoryError:
-        return "out of memory"
-    except BaseException as error:  # the program may also raise SystemExit and KeyboardInterrupt
-        module.__dict__.clear()
         text = " ".join(str(error).split())[:200]
-        return f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return "passed"
+    except BaseException:  # the program also writes the method __str__
+        text = ""
+    return (f"{name}: {text}" if text else name).encode("utf-8", "backslashreplace")
 
 
 if __name__ == "__main__":

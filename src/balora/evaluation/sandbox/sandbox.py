@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from balora.errors import BALoraError
+from balora.evaluation.sandbox.child import TOKEN_BYTES
 from balora.evaluation.sandbox.seccomp import seccomp_filter
 
 _CHILD = Path(__file__).with_name("child.py")
@@ -32,6 +33,10 @@ _PYTHON_INSIDE = "/run/python"
 _SYSTEM_DIRECTORIES = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _MAX_OUTPUT = 64 * 1024
 """Bytes. The report of a program has a few hundred."""
+_MAX_DESCRIPTION = 1000
+"""Bytes of an exception's description that are kept."""
+_OWN_RESULTS = ("passed", "timed out", "wrote without end")
+"""Results that only the sandbox gives, also if an exception of a program has such a name."""
 _FIRST_USER_ID = 1_000_000_000
 _user_ids = itertools.count()
 
@@ -98,20 +103,25 @@ class Sandbox:
         Args:
             program: Python source. It passes if it ends without an exception.
         """
-        token = secrets.token_hex(16)
+        token = secrets.token_hex(TOKEN_BYTES // 2).encode()
         user = _FIRST_USER_ID + (os.getpid() * 1000 + next(_user_ids)) % _FIRST_USER_ID if self._as_root else None
         settings = {
-            "token": token,
             "user": user,
             # Outside the sandbox, this limit would count all processes of the user.
             "limits": self.limits.resources(processes=not self.unsafe),
         }
         start_time = time.monotonic()
         with self._process() as process:
-            message = f"{json.dumps(settings)}\n{program}".encode()
-            reply, reason = _exchange(process, message, start_time + self.limits.seconds)
-        outcome = _parse_outcome(reply, token) or reason or _describe_exit_status(process.returncode)
-        return Outcome(outcome == "passed", outcome, time.monotonic() - start_time)
+            message = token + f"{json.dumps(settings)}\n{program}".encode("utf-8", "surrogatepass")
+            deadline = start_time + self.limits.seconds
+            reply, reason = _exchange(process, message, deadline)
+            passed = reason is None and reply == token + b"\n" and _has_exited(process, deadline)
+            # If only a fork of the program sent the token, the status is not 0.
+            passed = passed and process.returncode == 0
+        result = (
+            "passed" if passed else reason or _parse_error(reply, token) or _describe_exit_status(process.returncode)
+        )
+        return Outcome(passed, result, time.monotonic() - start_time)
 
     @contextlib.contextmanager
     def _process(self) -> Iterator[subprocess.Popen[bytes]]:
@@ -220,9 +230,9 @@ def _exchange(process: subprocess.Popen[bytes], message: bytes, deadline: float)
                     continue
                 part = os.read(key.fd, _MAX_OUTPUT)
                 reply += part
-                if not part:
-                    process.wait()
-                if not part or reply.endswith(b"}\n"):
+                if not part and not _has_exited(process, deadline):
+                    return reply, "timed out"  # the program closed its end of the pipe and runs on
+                if not part or reply.endswith(b"\n"):
                     return reply, None
                 if len(reply) > _MAX_OUTPUT:
                     return reply, "wrote without end"
@@ -238,14 +248,18 @@ def _send(pipe: int, rest: memoryview) -> memoryview:
         return rest[len(rest) :]
 
 
-def _parse_outcome(reply: bytes, token: str) -> str | None:
-    """Return the outcome that the child process reports. The token, which the program does not know, proves the sender."""
-    for line in reply.splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            report = json.loads(line)
-            if report["token"] == token:
-                return str(report["outcome"])
-    return None
+def _has_exited(process: subprocess.Popen[bytes], deadline: float) -> bool:
+    """Wait for the process to exit. Return False if it runs on after the deadline."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(max(0.1, deadline - time.monotonic()))
+        return True
+    return False
+
+
+def _parse_error(reply: bytes, token: bytes) -> str:
+    """Return the description of the exception. The program may have written it, so it can be any bytes."""
+    text = " ".join(reply[:_MAX_DESCRIPTION].replace(token, b"").decode("utf-8", "backslashreplace").split())
+    return f"exception {text}" if text in _OWN_RESULTS else text
 
 
 def _describe_exit_status(status: int) -> str:

@@ -29,12 +29,16 @@ _REFUSED = {
     "add_key": (248, 217),
     "request_key": (249, 218),
     "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
     "shmget": (29, 194),
     "msgget": (68, 186),
     "semget": (64, 190),
     "mq_open": (240, 180),
 }
 _CLONE, _CLONE3 = (56, 220), (435, 435)
+_SOCKET = (41, 198)
+_SOCKET_FAMILIES = (1, 2, 10, 16)
+"""AF_UNIX, AF_INET, AF_INET6 and AF_NETLINK, which a network namespace confines. It does not confine AF_VSOCK."""
 _CLONE_NEWUSER = 0x10000000
 _X32 = 0x40000000
 _ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
@@ -58,8 +62,11 @@ def seccomp_filter() -> bytes | None:
         program += [_op(_EQUAL, numbers[column], 0, 1), refuse]
     # A filter cannot read the flags of clone3. Without clone3, the C library falls back to clone.
     program += [_op(_EQUAL, _CLONE3[column], 0, 1), _op(_RETURN, _ERROR | errno.ENOSYS)]
-    program += [_op(_EQUAL, _CLONE[column], 0, 3), _op(_LOAD, 16), _op(_ANY_BIT, _CLONE_NEWUSER, 0, 1), refuse]
-    return b"".join([*program, _op(_RETURN, _ALLOW)])
+    allow = _op(_RETURN, _ALLOW)
+    program += [_op(_EQUAL, _CLONE[column], 0, 4), _op(_LOAD, 16), _op(_ANY_BIT, _CLONE_NEWUSER, 0, 1), refuse, allow]
+    families = [op for family in _SOCKET_FAMILIES for op in (_op(_EQUAL, family, 0, 1), allow)]
+    program += [_op(_EQUAL, _SOCKET[column], 0, 2 + len(families)), _op(_LOAD, 16), *families, refuse]
+    return b"".join([*program, allow])
 
 
 def _op(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
