@@ -291,6 +291,80 @@ def test_hub_labels_keep_their_names(monkeypatch):
     assert "glue (train) row 2: the label -1 is not one of neg, pos" in error_of(classify("glue"), "classification")
 
 
+@pytest.mark.parametrize(
+    ("values", "mark"),
+    [
+        ([0, 1, 2, -1], -1), ([-1.0, 0, 1, 2], -1.0), ([1, 2, 3, "-1"], "-1"), ([0, 1, -100], -100), (["a", "b", -1], -1),
+        (["a", "b", "-"], "-"), (["a", "b", "--"], "--"), (["1.0", "nan", "0.0"], "nan"), (["a", "b", "NaN"], "NaN"),
+        (["a", "b", "None"], "None"), (["a", "b", "N/A"], "N/A"), (["a", "b", "<NA>"], "<NA>"), ([-1, -1], -1),
+    ],
+)  # fmt: skip
+def test_a_placeholder_is_no_class(jsonl, values, mark):
+    path = jsonl(*({"t": "x", "l": value} for value in values))
+    message = error_of(classify(path), "classification")
+    line = values.index(mark) + 1
+    assert f"{path} line {line}: the label {mark!r} usually marks a row without a label" in message
+    assert "if a label is a class, name all classes in data.labels" in message
+
+
+def test_a_placeholder_named_in_the_config_is_a_class(jsonl):
+    path = jsonl(*({"t": "x", "l": value} for value in ("-", "nan", "None", "-")))
+    examples = load_examples(classify(path, labels=["-", "nan", "None"]), "classification")
+    assert examples.train["labels"][:] == [0, 1, 2, 0]
+
+
+def test_a_text_of_spaces_is_an_empty_label(jsonl):
+    path = jsonl(*({"t": "x", "l": value} for value in ("a", "b", "  ")))
+    assert f"{path} line 3: 'l' is empty" in error_of(classify(path), "classification")
+
+
+@pytest.mark.parametrize("value", ["--1", "\u2212\u22121", "-- 1"])
+def test_a_mistyped_number_is_no_class(jsonl, value):
+    path = jsonl(*({"t": "x", "l": label} for label in (value, "2", "1")))
+    message = error_of(classify(path), "classification")
+    assert f"{path} line 1: the label {value!r} looks like a mistyped number" in message
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([-1, 0, 1], "-1 is taken for a class"), ([-1, 0], "-1 is taken for a class"), ([-1, 1], None), ([0, 1], None),
+        ([-2, -1, 0, 1, 2], None), (["0", "1", "label"], "holds numbers and also 'label'"), (["a", "b", "?"], "'?' is taken for"),
+        (["FAVOR", "AGAINST", "NONE"], "'NONE' is taken for a class"), (["a", "b"], None),
+    ],
+)  # fmt: skip
+def test_a_doubtful_class_is_said(jsonl, caplog, values, said):
+    path = jsonl(*({"t": f"x{number}", "l": value} for number, value in enumerate(values)))
+    examples = load_examples(classify(path), "classification")
+    assert examples.num_labels == len(values)
+    assert (said in caplog.text) if said else not caplog.text
+
+
+@pytest.mark.parametrize(
+    "pair", [("Positive", "positive"), (True, "true"), ("Stra\u00dfe", "STRASSE"), ("e\u0301", "\u00e9")]
+)
+def test_classes_that_differ_by_case_only_are_refused(jsonl, pair):
+    path = jsonl(*({"t": "x", "l": value} for value in (*pair, "other")))
+    message = error_of(classify(path), "classification")
+    assert "writes a class in several ways" in message
+    assert repr(str(pair[0])) in message and repr(str(pair[1])) in message
+    names = [str(value) for value in (*pair, "other")]
+    assert load_examples(classify(path, labels=names), "classification").train["labels"][:] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("mark", [-1, "-", "nan"])
+def test_an_evaluation_row_without_a_label_is_called_so(jsonl, mark):
+    path = jsonl({"t": "x", "l": 0}, {"t": "y", "l": 1})
+    dev = jsonl({"t": "z", "l": mark}, name="test.jsonl")
+    message = error_of(classify(path, eval=dev), "classification")
+    assert f"{dev} line 1: the label {mark!r} is not one of 0, 1 - it usually marks a row without a label" in message
+
+
+def test_a_label_of_very_many_digits_is_no_number(jsonl):
+    path = jsonl(*({"t": "x", "l": value} for value in ("1" * 5000, "a" * 5000)))
+    assert load_examples(classify(path), "classification").num_labels == 2
+
+
 # --- training and evaluation rows ------------------------------------------------------------------------------------
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from balora.config.data_columns import number_or_nan
 from balora.config.sections import DataConfig
-from balora.data.labels import LabelSet
+from balora.data.labels import LabelSet, label_key
 from balora.data.readers import BadRows, Row, Table, shorten
 from balora.data.verbalizer import score_word
 from balora.errors import BALoraError, suggest
@@ -83,11 +83,21 @@ def convert(
     return _usable(table, bad, example)
 
 
-def given_labels(table: Table, data: DataConfig) -> tuple[list[Any], BadRows]:
-    """Return the values of the label column, and the rows without a usable label."""
+def given_labels(table: Table, data: DataConfig, refused: Mapping[str, str] | None = None) -> tuple[list[Any], BadRows]:
+    """Return the values of the label column, and the rows without a usable label.
+
+    ``refused`` gives, by label, why it is no class.
+    """
     assert data.label is not None
-    column, bad = data.label, BadRows()
-    return _usable(table, bad, lambda row, _: _label(row, column)), bad
+    column, bad, reasons = data.label, BadRows(), refused or {}
+
+    def label(row: Row, _: str) -> Any:
+        value = _label(row, column)
+        if label_key(value) in reasons:
+            raise RowProblem(f"the label {value!r} {reasons[label_key(value)]}")
+        return value
+
+    return _usable(table, bad, label), bad
 
 
 def _usable(table: Table, bad: BadRows, make: Callable[[Row, str], Any]) -> list[Any]:
@@ -170,6 +180,8 @@ def _label(row: Row, column: str) -> Any:
     value = _present(row, column)
     if isinstance(value, bytes | list | dict):
         raise RowProblem(f"{column!r} is {shorten(repr(value))}, not the name or number of a class")
+    if isinstance(value, str) and not value.strip():
+        raise RowProblem(f"{column!r} is empty")
     return _encodable(value, repr(column)) if isinstance(value, str) else value
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
@@ -13,7 +14,8 @@ from datasets import Dataset, Features, List, Value
 from balora.config.data_columns import Form
 from balora.config.sections import DataConfig
 from balora.data.columns import check_columns, convert, given_labels, outer_column, used_columns
-from balora.data.labels import LabelSet, find_labels, label_key
+from balora.data.head_classes import match_head
+from balora.data.labels import LabelSet, doubts, find_labels, label_key, placeholders
 from balora.data.perturbations import apply_perturbations
 from balora.data.readers import BadRows, Row, Table
 from balora.data.sources import read_tables
@@ -62,10 +64,11 @@ class Examples:
         return len(self.label_names) if self.form == "labelled" and self.label_names else None
 
 
-def load_examples(data: DataConfig, task: str, seed: int = 42) -> Examples:
+def load_examples(data: DataConfig, task: str, seed: int = 42, *, head: Sequence[str] | None = None) -> Examples:
     """Read and check the examples of a run: perturbed training examples and unchanged evaluation examples.
 
     The seed determines the perturbations and, if ``data.eval`` is a fraction, the evaluation rows.
+    ``head`` has the classes of the model's own classification head, in its order: the classes of the data take that order.
 
     Raises:
         BALoraError: A source is missing, broken or empty, a column is missing, or rows cannot be used.
@@ -76,6 +79,11 @@ def load_examples(data: DataConfig, task: str, seed: int = 42) -> Examples:
     if labels is not None:
         for part, table in ((data, train), *further):
             _check_order(labels, table, part)
+        if head is not None and task == "classification":
+            chosen = bool(data.labels or train.class_names.get(str(data.label)))
+            labels, note = match_head(labels, head, chosen=chosen)
+            if note:
+                logger.warning(note)
     as_text = task == "seq2seq" and data.form != "pair"
     form: Form = "pair" if as_text else data.form
     bad = BadRows()
@@ -115,9 +123,18 @@ def _labels(train: Table, data: DataConfig) -> LabelSet:
     if names:
         return LabelSet(names)
     values, bad = given_labels(train, data)
+    refused = placeholders(values)
+    if refused:
+        _, bad = given_labels(train, data, refused)
+        bad.raise_if_any(
+            "Correct these rows or leave them out; if a label is a class, name all classes in data.labels."
+        )
     if len({label_key(value) for value in values}) < 2:
         bad.raise_if_any()  # rows without a usable label are the cause, so report them first
-    return find_labels(values, data.label, train.name)
+    labels = find_labels(values, data.label, train.name)
+    for doubt in doubts(labels, data.label, train.name):
+        logger.warning("%s If that is wrong, leave these rows out.", doubt)
+    return labels
 
 
 def _check_order(labels: LabelSet, table: Table, data: DataConfig) -> None:

@@ -67,14 +67,15 @@ class BadRows:
         """Add one row."""
         self.found.append(f"{location}: {problem}")
 
-    def raise_if_any(self) -> None:
-        """Raise one `BALoraError` for all bad rows, if there are any."""
+    def raise_if_any(self, advice: str = "") -> None:
+        """Raise one `BALoraError` for all bad rows, if there are any. ``advice`` is a sentence that says what to do."""
+        advice = f" {advice}" if advice else ""
         if len(self.found) == 1:
-            raise BALoraError(f"A row of the data cannot be used. {self.found[0]}.")
+            raise BALoraError(f"A row of the data cannot be used. {self.found[0]}.{advice}")
         if self.found:
             more = len(self.found) - _SHOWN
             shown = "; ".join(self.found[:_SHOWN]) + (f"; and {more:,} more" if more > 0 else "")
-            raise BALoraError(f"{len(self.found):,} rows of the data cannot be used. {shown}.")
+            raise BALoraError(f"{len(self.found):,} rows of the data cannot be used. {shown}.{advice}")
 
 
 def read_table(path: Path) -> Table:

@@ -19,6 +19,7 @@ from balora.data.tokenize import Tokenized, tokenize_examples
 from balora.errors import BALoraError
 from balora.estimation.memory import Estimate, estimate
 from balora.loading import pretrained as loading
+from balora.loading.head import head_classes
 from balora.loading.source import ModelSource
 from balora.methods import AdaptOptions, Method, find_method
 from balora.methods.adaptation import check_options
@@ -74,7 +75,7 @@ def validate(config: RunConfig) -> ValidationReport:
     options = report.check(lambda: check_options(spec, **adapter_arguments(config), extra=config.method.options))
     tokenizer = report.check(lambda: loading.load_tokenizer(source))
     target = report.check(lambda: loading.load_target_tokenizer(source))
-    examples = report.check(lambda: load_examples(config.data, config.task, config.seed))
+    examples = report.check(lambda: load_examples(config.data, config.task, config.seed, head=head_classes(source)))
     found = loading.model_problems(source)
     report.problems += [problem for problem in found if problem not in report.problems]
     model_config = None if found else report.check(lambda: loading.load_config(source))

@@ -28,6 +28,7 @@ from balora.data.tokenize import tokenize_examples
 from balora.deprecation import deprecated_keywords
 from balora.errors import BALoraError
 from balora.files import write_text
+from balora.loading.head import head_classes
 from balora.loading.pretrained import load_model, load_target_tokenizer, load_tokenizer, max_positions
 from balora.loading.source import ModelSource
 from balora.methods import adapt, find_method
@@ -126,7 +127,7 @@ def prepare(
     set_seed(config.seed)  # for a new classification head, which the global generator makes
     source = ModelSource.from_config(config)
     tokenizer, target = load_tokenizer(source), load_target_tokenizer(source)
-    examples = load_examples(config.data, config.task, config.seed)
+    examples = load_examples(config.data, config.task, config.seed, head=head_classes(source))
     model = load_model(source, examples.num_labels, examples.id2label, tokenizer=tokenizer)
     positions = max_positions(model.config)
     rows = tokenize_examples(

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from balora import BALoraError
 from balora.evaluation import EvaluationOptions, evaluate
-from balora.evaluation.engines.predictors import ClassifierPredictor
+from balora.evaluation.engines.predictors import ClassifierPredictor, match_classes
 from balora.evaluation.scoring.metrics import classification_metrics, regression_metrics
 from balora.evaluation.tasks.glue import DATASETS
 from evaluation_models import classifier_at, generator_at
@@ -242,3 +242,14 @@ def test_a_mistake_is_reported_without_a_traceback(
     assert outcome.status == 2 and "Traceback" not in outcome.err
     for word in words:
         assert word in outcome.err, outcome.err
+
+
+def test_classes_of_a_model_are_matched_without_regard_to_case(caplog):
+    classes = ["entailment", "neutral", "contradiction"]
+    assert match_classes(["CONTRADICTION", "NEUTRAL", "ENTAILMENT"], classes, "mnli") == classes[::-1]
+    assert "contradiction = CONTRADICTION" in caplog.text
+    caplog.clear()
+    assert match_classes(classes[::-1], classes, "mnli") == classes[::-1]
+    assert match_classes(["pos", "neg"], ["negative", "positive"], "sst2") == ["positive", "negative"]
+    with pytest.raises(BALoraError, match="has the classes"):
+        match_classes(["POS", "other"], ["negative", "positive"], "sst2")

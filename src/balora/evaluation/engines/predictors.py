@@ -5,6 +5,7 @@ Shapes: B rows, T positions, D classes, d hidden size.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,12 +13,15 @@ import torch
 from torch import Tensor
 
 from balora.config.run_config import RunConfig
+from balora.data.head_classes import match_names
 from balora.data.prompts import render_prompt, template_of
 from balora.data.tokenize import limit_of
 from balora.data.verbalizer import UNREADABLE, read_class, read_score, score_word
 from balora.errors import BALoraError
 from balora.evaluation.model_under_test import LoadedModel
 from balora.loading.pretrained import max_positions
+
+logger = logging.getLogger("balora")
 
 NO_CLASS = "(no class)"
 """Predicted class of an answer that names no class. It is wrong for every row."""
@@ -131,13 +135,21 @@ class TextLabelPredictor(_RowPredictor):
 def match_classes(own: Sequence[str], classes: Sequence[str], task: str) -> list[str]:
     """Return the task's name for each of a model's classes, in the model's order.
 
-    If the model has the task's names, its own order counts. Numbers and names such as ``LABEL_0`` mean the task's order.
+    If the model has the task's names, in any case or under a known alias, its own order counts. Numbers and names such as
+    ``LABEL_0`` mean the task's order.
 
     Example:
         >>> match_classes(["LABEL_0", "LABEL_1"], ["negative", "positive"], "sst2")
         ['negative', 'positive']
     """
     if len(own) == len(classes):
+        matched = match_names(classes, own)
+        if len(matched) == len(classes):
+            names = [matched[row] for row in range(len(own))]
+            if names != list(own):
+                pairs = ", ".join(f"{name} = {theirs}" for name, theirs in zip(names, own, strict=True))
+                logger.warning("%s: its classes are matched by name with those of the model: %s.", task, pairs)
+            return names
         keys = [name.removeprefix("LABEL_") for name in own]
         if sorted(keys) == sorted(classes):
             return keys

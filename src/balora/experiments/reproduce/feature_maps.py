@@ -117,13 +117,14 @@ def load_or_extract(run: Path, path: Path) -> Features:
 def _extract(model: ModelUnderTest) -> Features:
     config = model.settings
     assert config is not None
-    examples = load_examples(config.data, config.task, config.seed)
+    loaded = model.load(None)
+    examples = load_examples(config.data, config.task, config.seed, head=loaded.labels)
     if examples.eval is None or examples.label_names is None:
         raise BALoraError(f"{model.name} has no evaluation rows with classes, so no features can be extracted from it.")
     texts: Sequence[Sequence[str]] = [
         [row[name] for name in ("text", "text_pair") if row.get(name) is not None] for row in examples.eval
     ]
-    predictor = ClassifierPredictor(model.load(None), config, _BATCH)
+    predictor = ClassifierPredictor(loaded, config, _BATCH)
     rows = sorted(predictor.represent(texts), key=lambda row: row[0])  # the predictor sorts rows by length
     return Features(
         features_Nd=torch.stack([features for _, _, features in rows]).half(),
