@@ -1,9 +1,11 @@
-"""Write small files atomically, read JSON with clear errors, and flush files to the disk."""
+"""Write small files atomically, read JSON with clear errors, set permissions, and flush files to the disk."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,21 @@ def read_json(path: Path, way_out: str = "") -> dict[str, Any]:
             f"{path} is damaged: it holds a {type(content).__name__}, not a JSON object. {way_out}".rstrip()
         )
     return content
+
+
+def apply_umask(*paths: Path) -> None:
+    """Add the permissions that the user's umask grants to new files; safetensors makes files that only their owner can read.
+
+    Directories and links are left as they are, and so are files on a file system that has no permissions.
+    """
+    mask = os.umask(0o077)  # the umask can only be read by setting it
+    os.umask(mask)
+    for path in paths:
+        mode = path.lstat().st_mode
+        wanted = stat.S_IMODE(mode) | (0o666 & ~mask)
+        if stat.S_ISREG(mode) and wanted != stat.S_IMODE(mode):
+            with contextlib.suppress(OSError):
+                path.chmod(wanted)
 
 
 def fsync(*paths: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import resource
 import shutil
 from pathlib import Path
@@ -361,6 +362,20 @@ def test_save_model_writes_the_guard_too(tmp_path):
 
 
 # -- rotation and the best checkpoint -------------------------------------------------------------------------------------
+
+
+def test_saved_files_have_the_permissions_of_the_umask_and_others_keep_theirs(tmp_path):
+    own = tmp_path / "notes.txt"
+    own.touch(mode=0o600)
+    before = os.umask(0o022)
+    try:
+        trainer(pissa(tiny_llama), tmp_path, max_steps=1).save_model()
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes.pop(own.name) == 0o600
+    assert "adapter_model.safetensors" in modes
+    assert set(modes.values()) == {0o644}, modes
 
 
 def test_save_total_limit_is_kept(tmp_path):

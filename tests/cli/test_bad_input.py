@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -105,6 +106,20 @@ def test_a_label_outside_the_known_set_is_named(balora, config: Path, tmp_path: 
     refused(balora("train", config, "task=classification", data), "odd", "uneven")
 
 
+@pytest.mark.parametrize("length", ["max_steps=3", "num_train_epochs=2"])
+def test_a_run_without_a_step_is_refused_before_it_starts(balora, config: Path, tmp_path: Path, length: str) -> None:
+    settings = (f"training.{length}", "training.per_device_train_batch_size=32", "training.dataloader_drop_last=true")
+    if length != "max_steps=3":
+        settings += ("training.max_steps=-1",)
+    words = ("no step", "24 training rows", "takes 32", "dataloader_drop_last")
+    refused(balora("train", config, *settings), *words)
+    outcome = balora("validate", config, *settings)
+    assert outcome.status == 2
+    for word in words:
+        assert word in outcome.out
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_finished_run_is_not_overwritten(balora, config: Path, tmp_path: Path) -> None:
     assert balora("train", config).status == 0
     before = (tmp_path / "run" / "run.json").read_bytes()
@@ -174,6 +189,56 @@ def test_an_interrupted_run_is_resumed(balora, config: Path, interrupted: Path) 
     assert outcome.status == 0, outcome.err
     assert "Resuming" in outcome.out
     assert (interrupted / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "setting", ["training.eval_strategy=no", "training.eval_strategy=epoch", "training.eval_on_start=true"]
+)
+def test_a_resume_after_the_last_step_logs_nothing_twice(balora, config: Path, tmp_path: Path, setting: str) -> None:
+    run, settings = tmp_path / "run", ("data.eval=0.25", setting)
+
+    def lines() -> list[tuple[int, tuple[str, ...]]]:
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return [(row["step"], tuple(sorted(row))) for row in rows]
+
+    assert balora("train", config, *settings).status == 0
+    before = lines()
+    for _ in range(2):
+        (run / "run.json").write_text('{"status": "running"}')
+        outcome = balora("train", config, *settings)
+        assert outcome.status == 0 and "Resuming" in outcome.out, outcome.err
+        after = lines()
+        # The end of an epoch that was cut short is evaluated once, not again for the epoch and the run.
+        assert set(after) == set(before) and len(after) == len(before) - ("epoch" in setting)
+    shutil.rmtree(run)
+    run.mkdir()
+    (run / "metrics.jsonl").write_text(
+        '{"step": 0, "eval_loss": 9.0}\n'
+    )  # left by a run killed before its first checkpoint
+    (run / "run.json").write_text('{"status": "running"}')
+    assert balora("train", config, *settings).status == 0
+    assert lines() == before
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_files_have_the_permissions_of_the_umask(balora, config: Path, tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        assert balora("teacher", config, f"teacher_cache={tmp_path / 'cache'}").status == 0
+        assert balora("train", config).status == 0
+        run = tmp_path / "run"
+        for to in ("lora", "merged"):
+            outcome = balora("export", run, "--to", to, "--output", tmp_path / to)
+            assert outcome.status == 0, outcome.err
+    finally:
+        os.umask(before)
+    files = [
+        path for name in ("cache", "run", "lora", "merged") for path in (tmp_path / name).rglob("*") if path.is_file()
+    ]
+    assert any(path.suffix == ".safetensors" for path in files)
+    assert {str(path.relative_to(tmp_path)): oct(path.stat().st_mode & 0o777) for path in files} == {
+        str(path.relative_to(tmp_path)): oct(0o666 & ~mask) for path in files
+    }
 
 
 def test_weights_in_pickle_form_are_refused(balora, config: Path, model_dir: Path) -> None:

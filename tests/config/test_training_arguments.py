@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from balora.config import training_arguments
 from balora.config.training_arguments import optimizer_steps, training_fields
+from balora.errors import BALoraError
 
 
 def plain(kind: object) -> object:
@@ -53,7 +54,30 @@ def test_an_unexpected_layout_of_the_package_falls_back_to_the_class(monkeypatch
         (64, {"per_device_train_batch_size": 4, "num_train_epochs": 1}, 2, 8),
         (64, {"max_steps": 3}, 1, 3),
         (64, {}, 1, 24),
+        (4, {"max_steps": 3, "dataloader_drop_last": True, "per_device_train_batch_size": 4}, 1, 3),
+        (4, {"num_train_epochs": 1, "per_device_train_batch_size": 32}, 1, 1),
+        (
+            4,
+            {
+                "max_steps": 3,
+                "dataloader_drop_last": True,
+                "per_device_train_batch_size": 4,
+                "accelerator_config": {"split_batches": True},
+            },
+            2,
+            3,
+        ),
     ],
 )
 def test_optimizer_steps(rows: int, training: dict, processes: int, steps: int) -> None:
     assert optimizer_steps(rows, training, processes) == steps
+
+
+@pytest.mark.parametrize("length", [{"max_steps": 3}, {"num_train_epochs": 5}])
+@pytest.mark.parametrize(("rows", "processes"), [(3, 1), (7, 2)])
+def test_rows_that_fill_no_batch_are_refused(rows: int, processes: int, length: dict) -> None:
+    training = {"dataloader_drop_last": True, "per_device_train_batch_size": 4, **length}
+    with pytest.raises(
+        BALoraError, match=f"no step: there are {rows} training rows.* takes {4 * processes}, .*drop_last"
+    ):
+        optimizer_steps(rows, training, processes)

@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 from transformers import Trainer
@@ -292,27 +293,87 @@ def test_the_default_weights_are_the_papers_for_the_models_task(tmp_path):
 # -- micro-batches without targets (method.md, departure 8) ------------------------------------------------------------
 
 
+def masked(rows: list[dict]) -> list[dict]:
+    return [{**row, "labels": [-100] * len(row["labels"])} for row in rows]
+
+
 @pytest.mark.parametrize("path", ["fused", "plain"])
 def test_a_fully_masked_batch_has_loss_0_and_changes_no_weight(path, tmp_path):
-    rows = [{**row, "labels": [-100] * len(row["labels"])} for row in token_rows(8)]
-    model, seen = pissa(tiny_llama), Gradients()
+    model, seen, after = pissa(tiny_llama), Gradients(), []
     before = flat(model)
-    run = trainer(model, tmp_path, rows=rows, callbacks=[seen], max_steps=2, loss_path=path, optim="sgd")
+    run = trainer(
+        model,
+        tmp_path,
+        rows=[*masked(token_rows(8)), *token_rows(4)],
+        train_sampling_strategy="sequential",
+        callbacks=[seen, Do("on_step_end", 2, lambda: after.append(flat(model)))],
+        max_steps=3,
+        loss_path=path,
+        optim="sgd",
+    )
     run.train()
-    assert history(run, "loss") == [0.0, 0.0]
-    assert history(run, "task") == [0.0, 0.0]
+    assert history(run, "loss")[:2] == [0.0, 0.0]
+    assert history(run, "task")[:2] == [0.0, 0.0]
     for name, gradient in seen.steps[0].items():
         assert not gradient.any(), name
     assert seen.steps[0].keys() == {n for n, p in model.named_parameters() if p.requires_grad}, "attached to the graph"
-    assert torch.equal(flat(model), before)
+    assert torch.equal(after[0], before)
+    assert not torch.equal(flat(model), before), "the third batch has targets"
 
 
 def test_a_masked_micro_batch_does_not_dilute_the_others(tmp_path):
     rows = token_rows(4)
-    masked = [{**row, "labels": [-100] * len(row["labels"])} for row in rows]
     alone = gradients(tmp_path, steps=1, rows=rows)
-    beside = gradients(tmp_path, steps=1, rows=masked + rows, gradient_accumulation_steps=2)
+    beside = gradients(tmp_path, steps=1, rows=masked(rows) + rows, gradient_accumulation_steps=2)
     assert_same(beside, alone)
+
+
+@pytest.mark.parametrize("form", [list, Dataset.from_list], ids=["list", "dataset"])
+def test_rows_without_a_target_are_refused_before_the_first_step(form, tmp_path):
+    run = trainer(pissa(tiny_llama), tmp_path, rows=form(masked(token_rows(8))))
+    with pytest.raises(BALoraError, match="No training row has a target"):
+        run.train()
+    assert run.state.log_history == []
+
+
+def test_the_first_token_of_a_causal_model_is_no_target(tmp_path):
+    rows = [{**row, "labels": [row["labels"][0], *[-100] * (len(row["labels"]) - 1)]} for row in token_rows(8)]
+    with pytest.raises(BALoraError, match="No training row has a target"):
+        trainer(pissa(tiny_llama), tmp_path, rows=rows).train()
+
+
+def test_a_collator_that_masks_every_label_is_refused_though_evaluation_rows_have_targets(tmp_path):
+    run = trainer(
+        pissa(tiny_llama),
+        tmp_path,
+        data_collator=lambda rows: pad_rows(rows if "target" in rows[0] else masked(rows)),
+        rows=token_rows(8),
+        eval_dataset=[{**row, "target": True} for row in token_rows(4)],
+        eval_strategy="epoch",
+        max_steps=-1,
+        num_train_epochs=2,
+    )
+    with pytest.raises(BALoraError, match="No training row has a target"):
+        run.train()
+    assert run.state.epoch == 1
+
+
+# -- runs without a step ------------------------------------------------------------------------------------------------
+
+
+def test_rows_that_fill_no_batch_are_refused(tmp_path):
+    settings = {"dataloader_drop_last": True, "per_device_train_batch_size": 32}
+    with pytest.raises(BALoraError, match="no step: there are 8 training rows, one batch of all processes takes 32"):
+        trainer(pissa(tiny_llama), tmp_path, rows=token_rows(8), **settings).train()
+
+
+def test_a_stream_without_rows_is_refused(tmp_path):
+    class Empty(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(())
+
+    with pytest.raises(BALoraError, match="The run took no step"):
+        trainer(pissa(tiny_llama), tmp_path, rows=Empty(), accelerator_config={"dispatch_batches": False}).train()
 
 
 def test_a_batch_without_labels_is_refused(tmp_path):

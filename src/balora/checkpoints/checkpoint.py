@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from balora.errors import BALoraError
-from balora.files import fsync, read_json
+from balora.files import apply_umask, fsync, read_json
 from balora.methods.fingerprint import Fingerprint, fingerprint, first_mismatch
 from balora.methods.initial_state import initial_state_of, stored_parameters
 from balora.methods.layers.peft_lora import adapted_names
@@ -167,13 +167,14 @@ def read_trained(folder: Path, model: nn.Module) -> dict[str, Tensor]:
 
 
 def write_manifest(folder: Path, patterns: Iterable[str] = ("**/*",)) -> None:
-    """Write size and hash of a directory's files into its manifest, and flush the files to the disk.
+    """Write size and hash of a directory's files into its manifest, apply the umask, and flush the files to the disk.
 
     The manifest lists `RESULT_FILES` only (``patterns``) if other files may be added or removed later.
     """
     found = sorted({p for pattern in patterns for p in folder.glob(pattern) if p.name != MANIFEST})
     files = {p.relative_to(folder).as_posix(): [p.stat().st_size, _digest(p)] for p in found if p.is_file()}
     (folder / MANIFEST).write_text(json.dumps(files, indent=1))
+    apply_umask(*found)
     fsync(*found, folder / MANIFEST, folder)
 
 

@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from balora.errors import BALoraError
+
 _FILES = ("debug_utils", "trainer_utils", "training_args")  # TrainingArguments and the enumerations of its fields
 
 
@@ -77,10 +79,27 @@ def optimizer_steps(rows: int, training: Mapping[str, Any], processes: int = 1) 
     """Count the optimizer steps of a run from its training rows and ``training`` section, as the Trainer does.
 
     The last batch and the last accumulation of an epoch may be incomplete.
+
+    Raises:
+        BALoraError: ``dataloader_drop_last`` is on, and the rows fill no batch.
     """
+    accelerator = training.get("accelerator_config")
+    split = isinstance(accelerator, Mapping) and accelerator.get("split_batches", False)
+    size = training.get("per_device_train_batch_size", 8) * (1 if split else processes)
+    drop_last = training.get("dataloader_drop_last", False)
+    batches = rows // size if drop_last else math.ceil(rows / size)
+    if drop_last and batches == 0:
+        raise BALoraError(no_full_batch(rows, size))
     if training.get("max_steps", -1) > 0:
         return int(training["max_steps"])
-    batches = rows / (training.get("per_device_train_batch_size", 8) * processes)
-    batches = math.floor(batches) if training.get("dataloader_drop_last", False) else math.ceil(batches)
     per_epoch = max(1, math.ceil(batches / training.get("gradient_accumulation_steps", 1)))
     return math.ceil(per_epoch * training.get("num_train_epochs", 3.0))
+
+
+def no_full_batch(rows: int, size: int) -> str:
+    """Say that a run has no step, because its rows are fewer than one batch of all processes."""
+    return (
+        f"The run would take no step: there are {rows:,} training rows, one batch of all processes takes {size:,}, and "
+        "training.dataloader_drop_last drops a batch that is not full. Lower training.per_device_train_batch_size, or set "
+        "training.dataloader_drop_last to false."
+    )

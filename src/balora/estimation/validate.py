@@ -79,7 +79,7 @@ def validate(config: RunConfig) -> ValidationReport:
     found = loading.model_problems(source)
     report.problems += [problem for problem in found if problem not in report.problems]
     model_config = None if found else report.check(lambda: loading.load_config(source))
-    rows = model = None
+    rows = model = steps = None
     if tokenizer is not None and examples is not None:
         positions = None if model_config is None else loading.max_positions(model_config)
         keywords = {"target_tokenizer": target, "max_positions": positions}
@@ -87,20 +87,20 @@ def validate(config: RunConfig) -> ValidationReport:
         if rows is not None:
             report.rows = len(rows.train)
             report.notes += rows.notes
+            steps = report.check(lambda: optimizer_steps(report.rows, config.training))
             report.check(lambda: generative_metrics_for(config, examples, rows, target or tokenizer))
             if spec.needs_data and options is not None:
                 wanted = num_calibration_rows(options.extra)
                 report.check(lambda: check_num_rows(wanted, report.rows))
     if model_config is not None and options is not None:
-        steps = optimizer_steps(report.rows, config.training) if rows else None
         options = dataclasses.replace(options, total_steps=steps)
         model = report.check(lambda: _adapted_model(spec, options, source, model_config, examples))
     if examples is not None:
         report.notes += [describe_perturbations(examples.perturbations) + "."] if examples.perturbations else []
         objective = report.check(lambda: Objective(config.regularization, config.task, num_labels=examples.num_labels))
         report.notes += objective.notices if objective else []
-    if model is not None and rows is not None and options is not None:
-        _estimate(config, model, rows, options, report)
+    if model is not None and rows is not None and options is not None and steps is not None:
+        _estimate(config, model, rows, options, steps, report)
     return report
 
 
@@ -125,7 +125,7 @@ def _adapted_model(
 
 
 def _estimate(
-    config: RunConfig, model: nn.Module, rows: Tokenized, options: AdaptOptions, report: ValidationReport
+    config: RunConfig, model: nn.Module, rows: Tokenized, options: AdaptOptions, steps: int, report: ValidationReport
 ) -> None:
     dtype, training = _dtype(ModelSource.from_config(config), model.config), config.training
     stored_bits = loaded_bits(model)
@@ -138,7 +138,7 @@ def _estimate(
         length=max(len(ids) for ids in rows.train["input_ids"]),
         target_length=max(len(ids) for ids in rows.train["labels"]) if config.task == "seq2seq" else None,
         gradient_checkpointing=bool(training.get("gradient_checkpointing", False)),
-        steps=optimizer_steps(len(rows.train), training),
+        steps=steps,
         bits=bits,
         double_quantization=options.extra.get("double_quantization", True),
     )

@@ -25,7 +25,7 @@ from balora.errors import BALoraError, suggest
 from balora.exporting import verification
 from balora.exporting.base_model import BaseModel, add_random_layers
 from balora.exporting.weights import Change, change_of, merge_into, write_lora
-from balora.files import fsync
+from balora.files import apply_umask, fsync
 from balora.loading.pretrained import load_target_tokenizer
 from balora.loading.source import Location, ModelSource
 from balora.loading.trained import SavedModel, load, saved_of
@@ -257,6 +257,7 @@ def _staged(output: Path) -> Iterator[Path]:
     try:
         staging.mkdir(parents=True)
         yield staging
+        apply_umask(*staging.rglob("*"))
         fsync(*staging.rglob("*"), staging)
         os.replace(staging, output)
     except (OSError, SafetensorError) as error:

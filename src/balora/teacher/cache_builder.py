@@ -23,7 +23,7 @@ from balora.data.collate import make_collator
 from balora.data.examples import load_examples
 from balora.data.tokenize import tokenize_examples
 from balora.errors import BALoraError, raise_all
-from balora.files import write_text
+from balora.files import apply_umask, write_text
 from balora.loading.pretrained import load_model, load_target_tokenizer, load_tokenizer, max_positions
 from balora.loading.source import ModelSource
 from balora.losses import TopKTeacher
@@ -212,6 +212,7 @@ class TeacherCacheBuilder:
         temporary = self.directory / f".{path.name}.tmp"
         try:
             save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
+            apply_umask(temporary)
             os.replace(temporary, path)
         except OSError as error:
             temporary.unlink(missing_ok=True)

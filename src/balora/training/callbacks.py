@@ -28,10 +28,14 @@ class MetricsFile(TrainerCallback):
         self.path = run / METRICS
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """On a resume, drop lines of steps after the checkpoint; these steps run again."""
+        """On a resume, drop lines that were logged after the checkpoint; they are logged again."""
         if state.is_world_process_zero:
-            lines = [line for line in read_metrics(self.path) if line["step"] <= state.global_step]
-            write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+            step, lines = state.global_step, read_metrics(self.path)
+            earlier = [line for line in lines if line["step"] < step]
+            # Of the checkpoint's own step, the log of its state has the lines from before it was saved.
+            before = sum(entry.get("step") == step for entry in state.log_history)
+            kept = earlier + [line for line in lines if line["step"] == step][:before]
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Logs = None, **_: Any

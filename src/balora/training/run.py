@@ -197,6 +197,8 @@ def _train(
         trainer.remove_callback(unwanted)
     trainer.add_callback(LogLines(log) if trainer.args.disable_tqdm else ProgressBar())
     trainer.add_callback(MetricsFile(directory))
+    if checkpoint is not None:
+        trainer.args.eval_on_start = False  # the Trainer would evaluate at every resume, and log it as a step's result
     metrics = dict(trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics)
     if trainer.eval_dataset is not None:
         metrics |= trainer.evaluate()

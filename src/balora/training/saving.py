@@ -13,6 +13,7 @@ from balora.checkpoints import checkpoint as ckpt
 from balora.checkpoints.run_directory import RestoreBestCheckpoint, check_resumable, find_best_checkpoint
 from balora.config.validation import NO_PUSH
 from balora.errors import BALoraError
+from balora.files import apply_umask
 from balora.methods.adaptation import load_trainable
 from balora.methods.initial_state import stored_parameters, trainable_parameters
 from balora.methods.registry import Method
@@ -104,6 +105,8 @@ class SavingMixin(_Base):
             self._save(output_dir)
         else:
             super().save_model(output_dir, _internal_call)
+        if self.args.should_save and not _internal_call:
+            apply_umask(*(path for pattern in ckpt.RESULT_FILES for path in folder.glob(pattern)))
         if result:
             ckpt.write_initial_weights(folder, self.origin())
             # Only these files: the folder may be the run directory, and a script may add a tokenizer or scores later.

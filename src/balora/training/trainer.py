@@ -35,10 +35,13 @@ from balora.training.saving import SavingMixin
 from balora.training.subsampling import Subsampler
 from balora.training.train_step import TrainStep, infer_task
 from balora.training.trainer_checks import (
+    NO_TARGET,
     check_arguments,
     check_initial_teacher,
     check_sharding,
     refuse_inactive_adapters,
+    refuse_masked_rows,
+    refuse_training_without_step,
     warn_about_trained_adapter,
 )
 
@@ -121,9 +124,14 @@ class RegularizedTrainerMixin(SavingMixin):
         if cached and not isinstance(self.train_dataset, IterableDataset):
             self.data_collator = KeyedCollator(collate)
         try:
-            return super().get_train_dataloader()
+            loader = super().get_train_dataloader()
         finally:
             self.data_collator = collate
+        refuse_training_without_step(
+            loader, self.train_dataset, self._train_batch_size * self.accelerator.num_processes
+        )
+        refuse_masked_rows(self.train_dataset, self.step.count_items)
+        return loader
 
     def _get_eval_sampler(self, eval_dataset: Any) -> None:
         """Keep the order of evaluation rows: the Trainer would group them by length as in training, and mix up predictions."""
@@ -169,16 +177,17 @@ class RegularizedTrainerMixin(SavingMixin):
         return (loss, outputs) if return_outputs else loss
 
     _loss_only = False
+    _num_targets: Tensor | int = 0
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> Any:
         """Run the Trainer's prediction step; if only the loss is needed, the fused path computes no logits."""
-        self._loss_only = prediction_loss_only
+        self._loss_only, trained = prediction_loss_only, self._num_targets
         try:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         finally:
-            self._loss_only = False
+            self._loss_only, self._num_targets = False, trained  # the Trainer counts evaluation targets the same way
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
         """Count the targets (tokens or examples) of the accumulated batch on all devices; at least 1."""
@@ -187,6 +196,7 @@ class RegularizedTrainerMixin(SavingMixin):
         count = torch.stack([self.step.count_items(batch["labels"]) for batch in batch_samples]).sum().to(device)
         if self.accelerator.num_processes > 1:
             count = self.accelerator.gather(count).sum()
+        self._num_targets = self._num_targets + count
         return count.clamp_min(1)
 
     def _check_initial_state(self, model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> None:
@@ -199,11 +209,19 @@ class RegularizedTrainerMixin(SavingMixin):
             check_initial_teacher(self.step, model, inputs, labels)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Skip the epoch if a resumed run has no step left; the Trainer would take one step too many."""
+        """Skip the epoch if a resumed run has no step left; the Trainer would take one step too many.
+
+        A first epoch without a step, or without a target, raises `BALoraError`: nothing was learnt.
+        """
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
+        is_first, self._num_targets = self.state.global_step == 0, 0
         super()._run_epoch(*args, **kwargs)
+        if is_first and self.state.global_step == 0:
+            raise BALoraError("The run took no step: the training data gave no batch. Check train_dataset.")
+        if is_first and not self._num_targets:
+            raise BALoraError(NO_TARGET)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Any:
         """Create the method's own optimizer if it has one, otherwise the Trainer's."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from datasets import Dataset
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from balora.config.training_arguments import no_full_batch
 from balora.errors import BALoraError, raise_all
 from balora.methods.quantization.quantize import loaded_bits
 from balora.methods.registry import Method
@@ -17,6 +22,10 @@ from balora.regularizers import consistency
 from balora.training.train_step import TrainStep
 
 logger = logging.getLogger("balora")
+NO_TARGET = (
+    "No training row has a target: every label is -100, which means that it is ignored, so nothing would be learnt. Check how "
+    "the labels are masked, and whether the responses are cut off."
+)
 _DDP = "train with one unsharded model per process (plain `accelerate launch` or `torchrun`)"
 
 
@@ -74,6 +83,30 @@ def check_sharding(state: Any, model: nn.Module, method: Method | None) -> None:
             f"Sharding of weights in {loaded_bits(model)} bits is not supported. Leave method.bits out, or {_DDP}."
         )
     raise_all(problems, "The model cannot be sharded in this way")
+
+
+def refuse_training_without_step(loader: Any, rows: Any, size: int) -> None:
+    """Refuse training rows that fill no batch; rows without a length are checked after the first epoch."""
+    with contextlib.suppress(TypeError):
+        if len(loader) == 0:
+            raise BALoraError(no_full_batch(len(rows), size) if len(rows) else "There are no training rows.")
+
+
+def refuse_masked_rows(rows: Any, count_targets: Callable[[Tensor], Tensor]) -> None:
+    """Refuse rows of which none has a target; rows whose labels the collator makes are checked after the first epoch.
+
+    Usually the first row has a target, and no other row is read.
+    """
+    if not isinstance(rows, Sequence | Dataset):
+        return
+    for number in range(len(rows)):
+        row = rows[number]
+        labels = row.get("labels") if isinstance(row, Mapping) else None
+        if not isinstance(labels, int | float | list | Tensor | np.ndarray):
+            return
+        if count_targets(torch.as_tensor(labels)[None]):
+            return
+    raise BALoraError(NO_TARGET)
 
 
 def refuse_inactive_adapters(model: nn.Module) -> None:

@@ -30,6 +30,7 @@ from balora.experiments.compare.tables import difference_text, markdown_table
 from balora.experiments.reproduce.experiment import Results, Study
 from balora.experiments.reproduce.parts import findings, scores_table
 from balora.experiments.reproduce.variants import FITTED_HEAD
+from balora.files import apply_umask
 from balora.plots.tsne import EmbeddingPanel, embedding_figure
 
 BALANCED, IMBALANCED = "balanced", "imbalanced"
@@ -110,6 +111,7 @@ def load_or_extract(run: Path, path: Path) -> Features:
     scratch = path.with_name(f".{path.name}.tmp")
     tensors = {"features": features.features_Nd, "logits": features.logits_ND, "truth": features.labels_N}
     save_file(tensors, scratch, metadata={"weights": weights, "classes": json.dumps(features.classes)})
+    apply_umask(scratch)
     scratch.replace(path)
     return features
 

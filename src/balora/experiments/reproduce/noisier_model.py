@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from balora.checkpoints.provenance import provenance
 from balora.config.run_config import RunConfig
 from balora.experiments.reproduce.configs import small
 from balora.experiments.reproduce.experiment import Paths, Preparation
+from balora.files import apply_umask
 from balora.logging_control import quiet
 from balora.training.run import run
 
@@ -48,6 +50,7 @@ def make(paths: Paths) -> dict[str, Any]:
     encoder.save_pretrained(scratch)
     AutoTokenizer.from_pretrained(training / "model").save_pretrained(scratch)
     shutil.rmtree(target, ignore_errors=True)
+    apply_umask(*Path(scratch).iterdir())
     os.replace(scratch, target)
     shutil.rmtree(training)
     return {
