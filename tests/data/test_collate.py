@@ -116,3 +116,17 @@ def test_the_unknown_token_replaces_a_missing_pad_and_end_token(tokenizer):
     tokenizer.pad_token = tokenizer.unk_token = None
     with pytest.raises(BALoraError, match="and no end or unknown token"):
         ensure_pad_token(tokenizer)
+
+
+def test_labels_stay_as_they_are_if_the_model_changes_its_argument(tokenizer):
+    model = tiny_bart()
+    model.config.decoder_start_token_id = None
+
+    def shift_in_place(labels: torch.Tensor) -> torch.Tensor:  # as FSMT does
+        return labels.masked_fill_(labels == -100, 0).roll(1, -1)
+
+    model.prepare_decoder_input_ids_from_labels = shift_in_place
+    rows = [{"input_ids": [5, 6], "labels": [7, 8, 2]}, {"input_ids": [5], "labels": [9]}]
+    batch = make_collator("seq2seq", tokenizer, model)(rows)
+    assert batch["labels"].tolist() == [[7, 8, 2], [9, -100, -100]]
+    assert batch["decoder_input_ids"].tolist() == [[2, 7, 8], [0, 9, 0]]

@@ -62,7 +62,7 @@ def fit(name: str, folder: Path, processes: int) -> tuple[dict[str, list[float]]
         **({"ddp_backend": "gloo"} if processes > 1 else {}),
     )  # fmt: skip
     run.train()
-    logged = {key: history(run, key) for key in ("loss", "task", *WEIGHTS, "eval_loss")}
+    logged = {key: history(run, key) for key in ("loss", "task", *WEIGHTS, "logit_variance", "eval_loss")}
     tensors = {f"{i} {key.removeprefix('module.')}": g for i, step in enumerate(seen.steps) for key, g in step.items()}
     return logged, {"weights": flat(run.model), **tensors}
 

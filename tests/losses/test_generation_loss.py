@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import itertools
 
@@ -406,3 +407,22 @@ def test_the_old_keyword_of_the_topk_teacher_works_and_warns():
     with pytest.warns(DeprecationWarning, match="remembered_teacher is now topk_teacher"):
         fused = case.fused(remembered_teacher=teacher)
     assert_same(case, fused, reference)
+
+
+@pytest.mark.parametrize("part", ["logits", "log_probs_MK", "log_tail_M"])
+def test_a_teacher_of_nan_gives_nan_in_both_forms(part):
+    generator = torch.Generator().manual_seed(0)
+    hidden_MD, weight_VD = torch.randn(4, 8, generator=generator), torch.randn(30, 8, generator=generator)
+    labels_M = torch.arange(4)
+    if part == "logits":
+        fused = generation_loss(hidden_MD, labels_M, weight_VD, hidden_MD * torch.nan, consistency=1.0)
+        teacher_MV = (hidden_MD * torch.nan) @ weight_VD.T
+        plain = reference_generation_loss(hidden_MD @ weight_VD.T, labels_M, teacher_MV, consistency=1.0)
+    else:
+        teacher = TopKTeacher.of_logits(hidden_MD @ weight_VD.T, top_k=5, temperature=2.0)
+        teacher = dataclasses.replace(teacher, **{part: getattr(teacher, part) * torch.nan})
+        terms = LossTerms(consistency=1.0)
+        fused = fused_loss(HiddenStates(hidden_MD, LinearHead(weight_VD)), labels_M, terms, teacher)
+        plain = reference_loss(Logits(hidden_MD @ weight_VD.T), labels_M, terms, teacher)
+    for parts in (fused, plain):
+        assert parts.consistency.isnan() and parts.loss.isnan() and parts.task.isfinite()

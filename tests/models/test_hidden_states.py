@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
@@ -318,3 +319,18 @@ def test_the_initial_checks_compute_few_logits(monkeypatch):
     step.train(model, inputs, labels, objective.weights(0.5), num_items=None, share=1.0)
     assert step._fused
     assert rows == [5, 5, 5, 0, 0]
+
+
+def test_a_step_does_not_change_the_labels_of_a_model_that_shifts_them_in_place():
+    config = transformers.FSMTConfig(
+        langs=["a", "b"], src_vocab_size=50, tgt_vocab_size=50, d_model=16, encoder_layers=1, decoder_layers=1,
+        encoder_ffn_dim=32, decoder_ffn_dim=32, encoder_attention_heads=2, decoder_attention_heads=2,
+    )  # fmt: skip
+    model = balora.adapt(transformers.FSMTForConditionalGeneration(config), method="lora", rank=2)
+    objective = Objective(balora.RegularizationConfig(consistency=0.5, diversity=0, spectral=0), "seq2seq")
+    step = GenerationStep(model, objective, balora.PretrainedTeacher(model))
+    labels, inputs = torch.tensor([[5, 6, 2, -100, -100, -100]]), {"input_ids": torch.tensor([[7, 8, 2]])}
+    before = labels.clone()
+    step.evaluate(model, inputs, labels, keep_logits=False)
+    parts, _, _ = step.train(model, inputs, labels, objective.weights(0.0), num_items=None, share=1.0)
+    assert torch.equal(labels, before) and parts.loss.isfinite()

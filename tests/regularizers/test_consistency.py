@@ -213,3 +213,20 @@ class TestTopK:
             consistency_topk(torch.zeros(2, 4), tokens, torch.zeros(2, 2), torch.zeros(2, 1))
         with pytest.raises(BALoraError, match="temperature"):
             consistency_topk(torch.zeros(2, 4), tokens, torch.zeros(2, 2), torch.zeros(2), -1.0)
+
+
+def test_a_teacher_of_nan_gives_nan_instead_of_0():
+    student, teacher = torch.zeros(2, 4), torch.zeros(2, 4)
+    teacher[1, 2] = math.nan
+    assert math.isnan(float(consistency(student, teacher)))
+    assert math.isnan(float(consistency_mse(student, teacher)))
+    tokens, log_probs, log_tail = torch.tensor([[0], [1]]), torch.full((2, 1), -1.0), torch.full((2,), -0.5)
+    for broken in (log_probs, log_tail):
+        before, broken[1] = broken.clone(), math.nan
+        assert math.isnan(float(consistency_topk(student, tokens, log_probs, log_tail)))
+        broken.copy_(before)
+
+
+def test_a_class_that_the_teacher_rules_out_adds_0():
+    student, teacher = torch.tensor([[0.0, 0.0, -math.inf]]), torch.tensor([[0.0, 0.0, -math.inf]])
+    assert float(consistency(student, teacher)) == pytest.approx(0.0, abs=1e-6)

@@ -7,10 +7,12 @@ import json
 import pytest
 import torch
 import transformers
+from peft.helpers import DoraCaching
 from torch import nn
 
 import balora
 from balora import BALoraError, PretrainedTeacher
+from balora.models.adapted_model import evaluating
 from tiny import tiny_bert, tiny_causal, tiny_gpt2, tiny_llama
 
 METHODS = ["lora", "pissa", "balora", "full"]
@@ -248,3 +250,45 @@ def test_offloaded_values_give_the_same_teacher():
         with teacher.active():
             model(tokens)
         assert {value.dtype for value in teacher.initial.values()} == {dtype}
+
+
+@pytest.mark.parametrize("method", ["full", "dora", "balora"])
+def test_teacher_and_student_in_one_autocast_have_their_own_weights(method):
+    """Autocast reuses a casted weight, found by its parameter, until the outermost block ends."""
+    model = adapted(tiny_llama, method)
+    teacher, tokens = PretrainedTeacher(model), torch.arange(4, 12)[None]
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)), alpha=0.1)
+
+    def logits_and_gradients(*before: str) -> tuple[torch.Tensor, set[str]]:
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            for name in before:
+                with teacher.active() if name == "teacher" else evaluating(model):
+                    model(tokens)
+            outputs = model(tokens, labels=tokens)
+            with teacher.active():
+                taught = model(tokens).logits
+        outputs.loss.backward()
+        with torch.autocast("cpu", dtype=torch.bfloat16), teacher.active():
+            assert torch.equal(model(tokens).logits, taught), "the teacher does not use weights of the student either"
+        return outputs.logits.detach(), {name for name, p in model.named_parameters() if p.grad is not None}
+
+    alone, gradients = logits_and_gradients()
+    for before in (["teacher"], ["evaluation"], ["evaluation", "teacher"]):
+        found, names = logits_and_gradients(*before)
+        assert torch.equal(found, alone) and names == gradients, before
+
+
+def test_the_student_does_not_use_the_norms_that_peft_cached_for_a_dora_teacher():
+    model = adapted(tiny_llama, "dora")
+    teacher, tokens = PretrainedTeacher(model), torch.arange(4, 12)[None]
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.add_(0.1)
+        expected = model.eval()(tokens).logits
+        with DoraCaching():
+            with teacher.active():
+                model(tokens)
+            assert torch.equal(model(tokens).logits, expected)

@@ -41,7 +41,12 @@ def test_two_processes_log_the_same_as_one(name, report):
 @pytest.mark.parametrize("name", GLOBAL)
 def test_global_statistics_are_those_of_the_batch_on_all_processes(name, report):
     one, first, _ = report[name]["logged"]
-    terms = ["consistency", "diversity", "spectral", *([] if name == "global generation" else ["variance"])]
+    terms = [
+        "consistency",
+        "diversity",
+        "spectral",
+        *([] if name == "global generation" else ["variance", "logit_variance"]),
+    ]
     for term in terms:
         assert len(first[term]) == 1 and first[term] == pytest.approx(one[term], rel=1e-5), term
 

@@ -138,7 +138,7 @@ def _decoder_shift(model: Any, pad_token_id: int) -> Callable[[Tensor], Tensor]:
     own = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     if own is None:
         raise BALoraError(f"The config of {type(model).__name__} has no decoder_start_token_id; set it in config.json.")
-    return lambda labels_BT: own(labels=labels_BT)
+    return lambda labels_BT: own(labels=labels_BT.clone())  # FSMT changes them in place
 
 
 def _inputs(rows: Sequence[Row], fills: Mapping[str, int]) -> Batch:

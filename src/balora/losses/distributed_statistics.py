@@ -44,6 +44,18 @@ def global_variance_hinge(rows_ND: Tensor, epsilon: float = 1e-4) -> Tensor:
     return (hinge * (count >= 2)).to(widened(rows_ND).dtype)
 
 
+def global_logit_variance(logits_ND: Tensor) -> Tensor:
+    """Return the variance of each column over the rows of all processes (divided by N), mean over columns.
+
+    Example:
+        >>> float(global_logit_variance(torch.tensor([[2.0], [-2.0]])))
+        4.0
+    """
+    covariance_DD, count = _covariance(logits_ND)
+    variance_D = covariance_DD.diagonal() * (count - 1.0) / count
+    return variance_D.mean().clamp(min=0.0).to(widened(logits_ND).dtype)
+
+
 def global_spectral_ratio(rows_ND: Tensor, rank: int) -> Tensor:
     r"""Return the nuclear form of :func:`balora.regularizers.spectral_ratio` of the rows of all processes.
 

@@ -143,9 +143,10 @@ def _diverge_from_topk_(
     tail_exp_m1 = softened_mV.sum(dim=-1, keepdim=True).clamp(min=tiny)
     softened_total_m1 = tail_exp_m1 + exp_mK.sum(dim=-1, keepdim=True)
 
+    # Below, a teacher of NaN must give NaN, so the tests are not `> 0`.
     p_mK, p_tail_m1, log_total_m1 = log_p_mK.exp(), log_p_tail_m1.exp(), softened_total_m1.log()
-    terms_mK = torch.where(p_mK > 0, p_mK * (log_p_mK - scores_mK + log_total_m1), 0.0)
-    tail_m1 = torch.where(p_tail_m1 > 0, p_tail_m1 * (log_p_tail_m1 - tail_exp_m1.log() + log_total_m1), 0.0)
+    terms_mK = torch.where(p_mK == 0, 0.0, p_mK * (log_p_mK - scores_mK + log_total_m1))
+    tail_m1 = torch.where(p_tail_m1 == 0, 0.0, p_tail_m1 * (log_p_tail_m1 - tail_exp_m1.log() + log_total_m1))
     divergence_m1 = terms_mK.sum(dim=-1, keepdim=True) + tail_m1
     if factor is not None:
         mass_m1 = p_mK.sum(dim=-1, keepdim=True) + p_tail_m1  # 1, up to the rounding of the cached log-probabilities

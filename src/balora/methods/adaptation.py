@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from balora.errors import BALoraError, raise_all
-from balora.methods.init.residual_init import store_all_residuals
+from balora.methods.init.residual_init import residuals_undone_on_failure, store_all_residuals
 from balora.methods.initial_state import check_same_function, probe_logits, record_initial_state, stored_parameters
 from balora.methods.layers.peft_lora import adapted_names, head_names, with_ranks
 from balora.methods.method import AdaptOptions, Batches, Method
-from balora.methods.quantization.quantize import quantize, replace_bitsandbytes_layers
+from balora.methods.quantization.quantize import check_quantized_weights, quantize, replace_bitsandbytes_layers
 from balora.methods.registry import find_method, option_problems
+from balora.methods.rollback import restored_on_failure
 from balora.models.adapted_model import ADAPTER
 from balora.models.fsdp import is_dtensor, local_shard, local_slice, reshard
 
@@ -60,6 +62,9 @@ def adapt(
     Raises:
         BALoraError: An argument is invalid or the method does not work with this model. The message names a way out.
 
+    If it raises anything, the model is as before (weights that were split into adapter and residual: up to rounding). Only
+    an interrupt while ``bits`` replaces the weights leaves a model that must be loaded again.
+
     Example:
         >>> import balora, transformers
         >>> config = transformers.LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
@@ -75,20 +80,20 @@ def adapt(
         raise BALoraError("The model already has an adapter. Merge it (merge_and_unload) or load the model again.")
     if any(is_dtensor(parameter) for parameter in model.parameters()):
         raise BALoraError("The model is already sharded over devices. Adapt it first, and shard it afterwards.")
-    if initial is not None:
-        _load_heads(model, initial)
-    replace_bitsandbytes_layers(model)
-    before = probe_logits(model)
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
+    stored = _stored_in_model(model, initial or {})
+    quantizes = checked.extra.get("bits") and not any(p.is_meta for p in model.parameters())
+    with restored_on_failure(model, [parameter for parameter, _ in stored]):
+        _load_heads(stored)
+        replace_bitsandbytes_layers(model)
+        before = probe_logits(model)
         adapted = spec.build(model, checked) if initial is None else _rebuild(spec, model, checked, initial)
-    except BALoraError:
-        # peft freezes parameters while it wraps the model. Restore the caller's flags.
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        raise
-    check_same_function(before, adapted, method)
-    if checked.extra.get("bits") and not any(p.is_meta for p in adapted.parameters()):
+        with residuals_undone_on_failure(adapted) if spec.residual_base else contextlib.nullcontext():
+            check_same_function(before, adapted, method)
+            if quantizes:
+                double = checked.extra["double_quantization"]
+                check_quantized_weights(adapted, head_names(model), checked.extra["bits"], double=double)
+    # Outside the block, which keeps the weights in memory that quantization replaces.
+    if quantizes:
         adapted = _quantize_frozen_weights(spec, adapted, checked)
     record_initial_state(adapted, method, checked, residual_base=spec.residual_base)
     return adapted
@@ -158,14 +163,22 @@ def _stored_ranks(values: Mapping[str, Tensor]) -> dict[str, int]:
     }
 
 
-@torch.no_grad()
-def _load_heads(model: PreTrainedModel, initial: Mapping[str, Tensor]) -> None:
-    """Load a stored classification head before the model's logits are recorded: the loaded model may have a random one."""
+def _stored_in_model(model: PreTrainedModel, initial: Mapping[str, Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
+    """Return the parameters of the pre-trained model that have a stored value, with the value."""
     parameters = dict(model.named_parameters())
+    stored = []
     for name, value in initial.items():
         model_name = name.removeprefix("base_model.model.").replace(f".modules_to_save.{ADAPTER}.", ".")
         if model_name in parameters and parameters[model_name].shape == value.shape:
-            parameters[model_name].copy_(value)
+            stored.append((parameters[model_name], value))
+    return stored
+
+
+@torch.no_grad()
+def _load_heads(stored: list[tuple[nn.Parameter, Tensor]]) -> None:
+    """Load a stored classification head before the model's logits are recorded: the loaded model may have a random one."""
+    for parameter, value in stored:
+        parameter.copy_(value)
 
 
 @torch.no_grad()

@@ -135,8 +135,8 @@ def consistency_mse(student_outputs: Tensor, teacher_outputs: Tensor) -> Tensor:
 def _divergence(log_teacher: Tensor, log_student: Tensor) -> Tensor:
     """Return the KL divergence of the student from the teacher, mean over rows."""
     teacher = log_teacher.exp()
-    # 0 · (-inf - -inf) is NaN, and its limit is 0.
-    terms = torch.where(teacher > 0, teacher * (log_teacher - log_student), 0.0)
+    # 0 · (-inf - -inf) is NaN, and its limit is 0. A teacher of NaN must stay NaN, so the test is not `teacher > 0`.
+    terms = torch.where(teacher == 0, 0.0, teacher * (log_teacher - log_student))
     return terms.sum() / max(terms.shape[:-1].numel(), 1)
 
 

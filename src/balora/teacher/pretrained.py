@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from balora.errors import BALoraError
 from balora.methods.fingerprint import fingerprint, first_mismatch
 from balora.methods.initial_state import initial_state_of, trainable_parameters
-from balora.models.adapted_model import evaluating
+from balora.models.adapted_model import clear_weight_caches, evaluating
 from balora.models.fsdp import is_dtensor, local_shard, local_slice, reshard
 
 
@@ -83,6 +83,7 @@ class PretrainedTeacher:
     def active(self) -> Iterator[None]:
         """Make the model the pre-trained one inside the block: initial values, eval mode, no gradients.
 
+        It may be used inside `torch.autocast`, whose cache of casted weights is cleared on entering and on leaving.
         Use it before the student's forward: the swap would change tensors that the student's graph has saved for backward.
         """
         with self._initial_values(), evaluating(self.model):
@@ -112,6 +113,7 @@ class PretrainedTeacher:
                     self._initial[name] = initial
                 current[name] = parameter.data
                 parameter.data = initial
+            clear_weight_caches(self.model)
             yield
         finally:
             reshard(self.model)
@@ -120,6 +122,7 @@ class PretrainedTeacher:
                     local_shard(parameters[name]).copy_(values)
                 else:
                     parameters[name].data = values
+            clear_weight_caches(self.model)
 
     def _local_shard(self, name: str, parameter: nn.Parameter) -> Tensor:
         """Return this process's shard of an initial value, and move the unsharded value to the host's memory."""

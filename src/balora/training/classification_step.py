@@ -15,6 +15,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from balora.losses import LossParts
 from balora.losses.collectives import world_size
+from balora.losses.distributed_statistics import global_logit_variance
 from balora.models.classifier_head import pooled_features
 from balora.objective import Objective
 from balora.teacher.logit_cache import LogitCache
@@ -67,7 +68,12 @@ class ClassificationStep(TrainStep):
             keep_prob=mask.keep_prob,
             consistency_rows=None if mask.rows is None else mask.rows.to(logits_ND.device),
         )
-        return parts, {"logit_variance": logits_ND.detach().float().var(0, correction=0).mean()}, outputs
+        detached_ND = logits_ND.detach().float()
+        if self.objective.across_processes:
+            variance = global_logit_variance(detached_ND)
+        else:
+            variance = detached_ND.var(0, correction=0).mean()
+        return parts, {"logit_variance": variance}, outputs
 
     def evaluate(
         self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, *, keep_logits: bool

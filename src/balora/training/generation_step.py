@@ -110,7 +110,7 @@ class GenerationStep(TrainStep):
                 raise BALoraError(
                     f"{type(self.model).__name__} needs decoder_input_ids in each batch in addition to the labels."
                 )
-            inputs["decoder_input_ids"] = shift_right(labels=labels)
+            inputs["decoder_input_ids"] = shift_right(labels=labels.clone())  # FSMT changes them in place
         return inputs
 
     def _use_fused(self, model: nn.Module, inputs: dict[str, Any]) -> bool:

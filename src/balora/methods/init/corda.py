@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from balora.errors import BALoraError
 from balora.methods.init.calibration import calibration_rows, input_covariances, num_calibration_rows
-from balora.methods.init.residual_init import check_residual_targets
+from balora.methods.init.residual_init import check_residual_targets, store_all_residuals
 from balora.methods.layers.peft_lora import lora_layers, with_ranks, wrap_lora
 from balora.methods.layers.weight_views import weight_matrices
 from balora.methods.method import AdaptOptions
@@ -77,7 +77,7 @@ def _set_factors(model: nn.Module, covariances: dict[str, Tensor], mode: str) ->
         chosen = slice(-matrix.rank, None) if mode == "kpm" else slice(0, matrix.rank)
         root_R = (values[chosen] / matrix.scaling).sqrt()
         matrix.set_factors(root_R[:, None] * right[chosen], left[:, chosen] * root_R)
-        matrix.store_residual(weight_OI)
+    store_all_residuals(model)
 
 
 def decompose_with_covariance(weight_OI: Tensor, covariance_II: Tensor) -> tuple[Tensor, Tensor, Tensor]:

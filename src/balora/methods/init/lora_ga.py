@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from balora.errors import BALoraError
 from balora.methods.init.calibration import calibration_rows, num_calibration_rows, weight_gradients
-from balora.methods.init.residual_init import check_residual_targets
+from balora.methods.init.residual_init import check_residual_targets, store_all_residuals
 from balora.methods.layers.peft_lora import lora_layers, weight_shape
 from balora.methods.method import AdaptOptions
 
@@ -21,7 +21,7 @@ def initialize_lora_ga(model: nn.Module, options: AdaptOptions) -> None:
     with torch.no_grad():
         for matrix, gradient_OI in gradients:
             matrix.set_factors(*gradient_factors(gradient_OI, matrix.rank, options.extra["gamma"]))
-            matrix.store_residual()
+        store_all_residuals(model)
 
 
 def check_lora_ga(model: nn.Module, options: AdaptOptions) -> None:

@@ -7,8 +7,9 @@ Shapes: O output features, I input features, R adapter rank.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from peft.tuners.lora.layer import LoraLayer
@@ -18,7 +19,7 @@ from balora.deprecation import deprecated_names
 from balora.errors import BALoraError
 from balora.methods.init.svd import truncated_svd
 from balora.methods.layers.peft_lora import lora_layers
-from balora.methods.layers.weight_views import frozen_parameter, weight_matrices
+from balora.methods.layers.weight_views import WeightMatrix, frozen_parameter, weight_matrices
 from balora.methods.method import AdaptOptions
 from balora.methods.quantization.quantize import loaded_bits
 
@@ -57,7 +58,7 @@ def initialize_olora(model: nn.Module, options: AdaptOptions) -> None:
         weight_OI = matrix.weight_OI.float()
         q, r = torch.linalg.qr(weight_OI)
         matrix.set_factors(r[: matrix.rank], q[:, : matrix.rank])
-        matrix.store_residual(weight_OI)
+    store_all_residuals(model)
 
 
 @torch.no_grad()
@@ -76,7 +77,7 @@ def initialize_from_weights(model: nn.Module, decompose: Decompose, seed: int) -
         factor_a_RI, factor_b_OR = decompose(weight_OI, matrix.rank, seed + index)
         root = matrix.scaling**0.5
         matrix.set_factors(factor_a_RI / root, factor_b_OR / root)
-        matrix.store_residual(weight_OI)
+    store_all_residuals(model)
 
 
 def principal_factors(
@@ -110,9 +111,30 @@ def minor_factors(weight_OI: Tensor, rank: int, seed: int = 0) -> tuple[Tensor, 
 
 
 def store_all_residuals(model: nn.Module) -> None:
-    """Subtract s·B₀A₀ from every target weight, with the factors that the model has."""
-    for matrix in weight_matrices(model):
-        matrix.store_residual()
+    """Subtract s·B₀A₀ from every target weight, with the factors that the model has.
+
+    It runs after all factors are computed, because a decomposition may fail: no weight is changed by then.
+    """
+    changed: list[WeightMatrix] = []
+    try:
+        for matrix in weight_matrices(model):
+            matrix.store_residual()
+            changed.append(matrix)
+    except BaseException:
+        for matrix in changed:
+            matrix.undo_residual()
+        raise
+
+
+@contextlib.contextmanager
+def residuals_undone_on_failure(model: nn.Module) -> Iterator[None]:
+    """Add s·B₀A₀ to every target weight again if the block raises anything; the weights are as before up to rounding."""
+    try:
+        yield
+    except BaseException:
+        for matrix in weight_matrices(model):
+            matrix.undo_residual()
+        raise
 
 
 def check_residual_targets(model: nn.Module, options: AdaptOptions) -> None:

@@ -68,10 +68,17 @@ class WeightMatrix:
         self.factor_b_OR.copy_(factor_b_OR)
 
     @torch.no_grad()
-    def store_residual(self, weight_OI: Tensor | None = None) -> None:
+    def store_residual(self) -> None:
         """Replace W by the residual W - s·B₀A₀. The factors have their stored dtype here, so that the function is unchanged."""
-        weight_OI = self.weight_OI.float() if weight_OI is None else weight_OI
-        self.weight_OI.copy_(weight_OI - self.scaling * (self.factor_b_OR.float() @ self.factor_a_RI.float()))
+        self.weight_OI.copy_(
+            self.weight_OI.float() - self.scaling * (self.factor_b_OR.float() @ self.factor_a_RI.float())
+        )
+
+    @torch.no_grad()
+    def undo_residual(self) -> None:
+        """Replace the residual by W again, up to rounding."""
+        change_OI = self.scaling * (self.factor_b_OR.float() @ self.factor_a_RI.float())
+        self.weight_OI.copy_(self.weight_OI.float() + change_OI)
 
 
 def weight_matrices(model: nn.Module) -> Iterator[WeightMatrix]:

@@ -105,27 +105,42 @@ def quantize(model: PreTrainedModel, heads: list[str], bits: int, *, double: boo
     """
     if loaded_bits(model) is not None:
         return
-    from balora.methods.quantization.bitsandbytes_layers import Linear4bit, Linear8bit
-
     for name in quantizable_layers(model, heads):
         module: Any = model.get_submodule(name)
-        transposed = isinstance(module, Conv1D)
-        weight_OI = module.weight.T if transposed else module.weight
-        layer: Linear4bit | Linear8bit
-        if bits == 4:
-            layer = Linear4bit.quantize(weight_OI, module.bias, double=double)
-        else:
-            layer = Linear8bit.quantize(weight_OI, module.bias)
-        wide_OI = weight_OI.float()
-        error = float(torch.dist(layer.dequantized().float(), wide_OI) / wide_OI.norm().clamp_min(1e-12))
-        if not error <= MAX_RELATIVE_ERROR[bits]:
-            raise BALoraError(
-                f"{name} cannot be quantized to {bits} bits: the error would be {error:.2g} of its norm. Check the weights for NaN "
-                "and for values beyond float16, or leave out method.bits."
-            )
-        layer.transposed = transposed
-        model.set_submodule(name, layer.train(module.training))
+        model.set_submodule(name, _quantized(name, module, bits, double).train(module.training))
     setattr(model, f"is_loaded_in_{bits}bit", True)  # peft and the Trainer read this attribute
+
+
+@torch.no_grad()
+def check_quantized_weights(model: nn.Module, heads: list[str], bits: int, *, double: bool = True) -> None:
+    """Refuse a model (also one with an adapter) that `quantize` would refuse halfway. Nothing is replaced."""
+    if loaded_bits(model) is not None:
+        return
+    base = base_model_of(model)
+    for name in quantizable_layers(model, heads):
+        _quantized(name.removesuffix(".base_layer"), base.get_submodule(name), bits, double)
+
+
+def _quantized(name: str, module: Any, bits: int, double: bool) -> nn.Module:
+    """Quantize one layer, and refuse a weight with a large error."""
+    from balora.methods.quantization.bitsandbytes_layers import Linear4bit, Linear8bit
+
+    transposed = isinstance(module, Conv1D)
+    weight_OI = module.weight.T if transposed else module.weight
+    layer: Linear4bit | Linear8bit
+    if bits == 4:
+        layer = Linear4bit.quantize(weight_OI, module.bias, double=double)
+    else:
+        layer = Linear8bit.quantize(weight_OI, module.bias)
+    wide_OI = weight_OI.float()
+    error = float(torch.dist(layer.dequantized().float(), wide_OI) / wide_OI.norm().clamp_min(1e-12))
+    if not error <= MAX_RELATIVE_ERROR[bits]:
+        raise BALoraError(
+            f"{name} cannot be quantized to {bits} bits: the error would be {error:.2g} of its norm. Check the weights for NaN "
+            "and for values beyond float16, or leave out method.bits."
+        )
+    layer.transposed = transposed
+    return layer
 
 
 def replace_bitsandbytes_layers(model: nn.Module) -> None:
