@@ -1,4 +1,4 @@
-"""What the tests of exports share: families, methods, and models with changed weights."""
+"""Cases for the tests of exports: families, methods, and models with changed weights."""
 
 from __future__ import annotations
 
