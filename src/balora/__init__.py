@@ -3,8 +3,6 @@
 Reference: Chang et al., BA-LoRA: Bias-Alleviating Low-Rank Adaptation, ICLR 2026.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

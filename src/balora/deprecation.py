@@ -1,7 +1,5 @@
 """Deprecated public names, which keep working for one version and warn with the new name."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import warnings

@@ -1,7 +1,5 @@
 """The error that users see, and the hint for a misspelt name."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 from pathlib import Path

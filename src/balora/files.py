@@ -1,7 +1,5 @@
 """Write small files atomically, read JSON with clear errors, set permissions, and flush files to the disk."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Control of log messages, warnings and progress bars of transformers and the libraries around it."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import warnings

@@ -6,8 +6,6 @@ micro-batches gives the same gradient. Batch statistics (covariance, variance, s
 Shapes: N sequences, D classes, M valid tokens, V vocabulary, d hidden or pooled size.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import warnings
 from collections.abc import Callable

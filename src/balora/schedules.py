@@ -1,7 +1,5 @@
 """Schedules of the terms' weights over training (method.md, Schedules). Progress t is step / total steps, from 0 to 1."""
 
-from __future__ import annotations
-
 import math
 
 from balora.errors import BALoraError, suggest

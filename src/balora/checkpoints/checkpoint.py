@@ -4,8 +4,6 @@ Besides the Trainer's files, a checkpoint has the initial values of the trainabl
 weights, so that a resume on other weights is refused (method.md, departure 12).
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

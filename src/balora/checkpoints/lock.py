@@ -1,7 +1,5 @@
 """Lock a directory for one process."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

@@ -3,8 +3,6 @@
 A card has settings and measured numbers only. The licence is given as unknown, because only the publisher can choose it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence

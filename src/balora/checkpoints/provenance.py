@@ -1,7 +1,5 @@
 """Provenance of a result: versions, machine, commit and time. Written beside every number that balora reports."""
 
-from __future__ import annotations
-
 import datetime
 import hashlib
 import importlib.metadata

@@ -1,7 +1,5 @@
 """The run directory: its config, its record, the checks before a run writes to it, and the state that a resume reads."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

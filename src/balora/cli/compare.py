@@ -1,7 +1,5 @@
 """`balora compare`: methods × seeds × values of any config key, in one table."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`balora evaluate`: scores of a model on tasks."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from pathlib import Path

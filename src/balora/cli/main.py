@@ -1,7 +1,5 @@
 """Entry point of the `balora` command: it runs a verb and prints a mistake as one message."""
 
-from __future__ import annotations
-
 import os
 import sys
 from typing import Annotated

@@ -1,7 +1,5 @@
 """`balora reproduce`: a table or figure of the paper, by name."""
 
-from __future__ import annotations
-
 import enum
 from pathlib import Path
 from typing import Annotated

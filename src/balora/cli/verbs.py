@@ -1,7 +1,5 @@
 """The short verbs: train, validate, teacher, export, report and quickstart. The long ones have a file each."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, cast
 

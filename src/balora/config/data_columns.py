@@ -1,7 +1,5 @@
 """Rules of the ``data`` section: the columns that make an example for each task, and the perturbations of the training rows."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any, Literal

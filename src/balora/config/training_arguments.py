@@ -4,8 +4,6 @@ Importing transformers takes seconds, and the report of a mistake in a config sh
 from the source of the installed version.
 """
 
-from __future__ import annotations
-
 import ast
 import builtins
 import dataclasses

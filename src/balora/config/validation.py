@@ -1,7 +1,5 @@
 """Checks of a config. All problems are reported together, each as a sentence with its dotted key."""
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 import operator

@@ -4,8 +4,6 @@ PyYAML follows YAML 1.1, where ``2e-5`` is text and ``no`` is false. This module
 extend other files (``extends``), so that several runs can share keys.
 """
 
-from __future__ import annotations
-
 import copy
 import re
 from collections.abc import Sequence

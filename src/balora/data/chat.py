@@ -5,8 +5,6 @@ message, with the generation prompt, and again including that message. The diffe
 token. The complete text is tokenized once, so the model sees exactly the text that the template makes.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import jinja2

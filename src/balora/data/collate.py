@@ -6,8 +6,6 @@ count from the left. Padding is masked by length, not by token, so an end token 
 Shapes: B sequences, T positions.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import logging

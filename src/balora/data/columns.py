@@ -1,7 +1,5 @@
 """Conversion of a table's rows to examples of one form. Rows that cannot be used are found here, before training."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Mapping

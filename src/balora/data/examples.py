@@ -1,7 +1,5 @@
 """`load_examples`: the rows that a config's ``data`` section names, read, checked and converted to one form."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Match the classes of the data with those of a classification head that the model already has."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Callable, Sequence

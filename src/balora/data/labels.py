@@ -1,7 +1,5 @@
 """Class labels: from names or numbers in the data to class numbers 0 … D-1."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 import unicodedata

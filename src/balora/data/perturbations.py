@@ -5,8 +5,6 @@ rows, and a repeated row repeats its wrong label. Each perturbation has its own 
 the earlier perturbations. Evaluation rows are never perturbed.
 """
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from collections.abc import Sequence

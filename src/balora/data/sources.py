@@ -3,8 +3,6 @@
 Split expressions have the syntax of `datasets`: ``train``, ``train[:8000]``, ``train[10%:]``, ``[:8000]``.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 `balora.data.prompts` defines how texts are put together.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import logging

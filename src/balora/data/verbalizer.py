@@ -6,8 +6,6 @@ has only 26 texts to learn, from "0.0" to "5.0". `read_class` and `read_score` r
 Reference: Raffel et al., T5, 2020, sections 2.3 and 2.4.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ The model is built, adapted and run once on the meta device, and every tensor th
 for any architecture and needs no memory.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import itertools

@@ -3,8 +3,6 @@
 Shapes: B sequences, H heads, T positions, h size of a head.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """`balora validate`: find everything wrong with a run, and estimate its size, before a weight is loaded."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import TypeVar

@@ -1,7 +1,5 @@
 """Evaluation context: the model, the options and the journals that the tasks work with."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

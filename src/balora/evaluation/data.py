@@ -1,7 +1,5 @@
 """Read the rows of a task from a local file or directory, or from the hub."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

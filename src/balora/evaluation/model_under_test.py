@@ -1,7 +1,5 @@
 """The model under test: a run of balora, a plain transformers model, a peft adapter, or the data's reference answers."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib

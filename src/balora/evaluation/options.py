@@ -1,7 +1,5 @@
 """Options of an evaluation, checked on construction."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType

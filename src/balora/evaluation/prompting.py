@@ -1,7 +1,5 @@
 """Turn a question into the text and tokens that the model continues: as in training, or as a chat."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

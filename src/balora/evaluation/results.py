@@ -5,8 +5,6 @@ further line adds fields to one sample. A second call reads the journal and comp
 ``TASK.json`` is the result: scores, provenance, and every scored sample.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Mapping

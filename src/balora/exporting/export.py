@@ -4,8 +4,6 @@
 written to a staging directory, loaded through its library, compared on a probe, and only then moved to the output.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import os

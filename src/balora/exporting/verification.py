@@ -6,8 +6,6 @@ weights unchanged (qlora): the LoRA is exact on the base in the same bits. If th
 weights, and is compared with the trained adapter on the residual before quantization. Shapes: B sequences, T positions.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import inspect

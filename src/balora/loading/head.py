@@ -1,7 +1,5 @@
 """Classes of the classification head that a pre-trained model already has."""
 
-from __future__ import annotations
-
 from balora.errors import BALoraError
 from balora.loading.pretrained import load_config
 from balora.loading.source import ModelSource

@@ -4,8 +4,6 @@ Weights in pickle form and code that comes with a model are refused, unless the 
 ``trust_remote_code``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -5,8 +5,6 @@ with the fingerprint of the run's pre-trained weights, and given the trained ten
 pre-trained weights would be another model (method.md, departure 12).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -13,8 +13,6 @@ whole batch, such as that of a trained head, needs no factor.
 Shapes: N rows of this process, D columns.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

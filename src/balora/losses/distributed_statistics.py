@@ -8,8 +8,6 @@ scalars in float32 or wider, the same in all processes, with the plain forms' ra
 Shapes: N rows of this process, D classes or features, E = D + 1.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ The plain form is :mod:`balora.losses.reference`; the tests compare the two.
 Shapes: M positions, d hidden size (D as a suffix), V vocabulary.
 """
 
-from __future__ import annotations
-
 import contextlib
 from dataclasses import replace
 

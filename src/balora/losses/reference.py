@@ -4,8 +4,6 @@ The tests compare the fused form, :mod:`balora.losses.generation`, with this one
 Shapes: M positions, V vocabulary.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -12,8 +12,6 @@ value, one pass of exponentials serves both temperatures: the exponentials at 1 
 Shapes: m tokens of a tile, V vocabulary, K candidates or tokens of a top-k teacher, 1 a kept dimension.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

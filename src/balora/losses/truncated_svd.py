@@ -3,8 +3,6 @@
 Shapes: A is M × D, k the rank asked for, n = min(M, D), m = max(M, D).
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Fine-tuning methods by name. Importing this package imports neither torch nor peft nor transformers."""
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,5 @@
 """`balora.adapt`: prepare a pre-trained model for fine-tuning without changing its function."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping

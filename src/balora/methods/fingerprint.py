@@ -4,8 +4,6 @@ A hash differs as soon as another machine rounds one product differently (by 1e-
 detect another decomposition (which differs by percents).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 import torch

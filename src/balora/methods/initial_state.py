@@ -3,8 +3,6 @@
 `adapt` checks the function once, on a few seeded tokens. The record later shows whether the pre-trained weights were lost.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Optimizers of LoRA+ (a higher learning rate for B) and LoRA-FA (A frozen, the gradient of B corrected)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Options of a method: meaning, default and allowed values of each."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Sequence

@@ -3,8 +3,6 @@
 Importing this module imports neither torch nor peft nor transformers.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Restore a model to its earlier state if a block that changes it in place fails."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """Target modules of an adapter: layers, and stacks of expert weights, which peft takes as a separate argument."""
 
-from __future__ import annotations
-
 import logging
 import re
 

@@ -1,7 +1,5 @@
 """Methods that train tensors of the model itself: all weights, or the bias terms."""
 
-from __future__ import annotations
-
 from torch import nn
 from transformers import PreTrainedModel
 

@@ -1,7 +1,5 @@
 """Adapter name and base model of an adapted model, and evaluation without gradients."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from typing import Any

@@ -3,8 +3,6 @@
 Shapes: N sequences, T positions, d pooled size.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -4,8 +4,6 @@ A sharded parameter is a DTensor. To change it, write to its local shard: FSDP2 
 before it runs the layer. Assigning to `data` has no effect, and parameters that are already gathered do not change.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeGuard
 

@@ -6,8 +6,6 @@ special code.
 Shapes: B sequences, T positions, d hidden size, V vocabulary, M valid tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

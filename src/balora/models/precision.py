@@ -1,7 +1,5 @@
 """Dtype of computations under autocast."""
 
-from __future__ import annotations
-
 import torch
 
 

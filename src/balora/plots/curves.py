@@ -3,8 +3,6 @@
 Every function draws at least one panel, writes a PNG and an SVG file, and returns their paths. ``path`` has no suffix.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Dot plots as in figure 5 of the paper: a panel per model, a row per method, a mark per precision."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """HTML pages from templates. Every page is one file that loads nothing; all templates extend ``base.html.j2`` of this package."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

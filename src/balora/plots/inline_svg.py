@@ -3,8 +3,6 @@
 Axes and texts take the text colour of the page, so that a figure is readable on a light and on a dark background.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import io

@@ -3,8 +3,6 @@
 Colours are Okabe and Ito's, which colour-blind readers can tell apart; marker shapes stay distinct in grey.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable
 from pathlib import Path

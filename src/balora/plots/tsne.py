@@ -3,8 +3,6 @@
 Shapes: N rows.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

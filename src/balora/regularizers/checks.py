@@ -1,7 +1,5 @@
 """Checks and conversions that every formula applies to its tensors."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

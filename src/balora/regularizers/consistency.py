@@ -4,8 +4,6 @@ The teacher is a constant: it gets no gradient. Training uses :mod:`balora.losse
 Shapes: ``...`` any leading dimensions (one row each), C classes or vocabulary, K tokens known of the teacher.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

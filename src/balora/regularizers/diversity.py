@@ -4,8 +4,6 @@ These are the plain formulas. Training uses :mod:`balora.losses`, which the test
 Shapes: N sequences, D classes or features, M valid tokens, V vocabulary, K candidates.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from balora.errors import BALoraError

@@ -4,8 +4,6 @@ These are the plain formulas. Training uses :mod:`balora.losses`, which the test
 Shapes: A is N × D (sequences × classes, or valid tokens × vocabulary), P = min(N, D) singular values, descending.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """Warnings that a reader needs before trusting the numbers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any

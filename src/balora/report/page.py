@@ -1,7 +1,5 @@
 """`balora report`: one HTML page for a run, a directory of runs, or a comparison."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Answers of the pre-trained model and of every method to the same prompts, decoded greedily."""
 
-from __future__ import annotations
-
 import dataclasses
 import gc
 import itertools

@@ -1,7 +1,5 @@
 """Runs and comparisons of a directory, read from their files alone. Configs of older versions are accepted."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Tables and figures of a section: scores, differences, evaluations, settings and provenance."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

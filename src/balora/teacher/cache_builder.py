@@ -3,8 +3,6 @@
 Shapes: B sequences, T positions, M valid tokens, V vocabulary, K cached tokens.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

@@ -5,8 +5,6 @@ initial values. The teacher stores these values, swaps them in for a forward, an
 would give the residual weights under PiSSA: another model (method.md, departures 1 and 2).
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Mapping
 

@@ -4,8 +4,6 @@ A row number would identify a row in one run only. A key is valid for any order,
 row changes.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

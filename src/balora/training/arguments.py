@@ -1,7 +1,5 @@
 """The transformers arguments of a run, validated by constructing them."""
 
-from __future__ import annotations
-
 import copy
 import importlib.util
 

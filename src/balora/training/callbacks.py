@@ -1,7 +1,5 @@
 """Trainer callbacks of a run: the metrics file, log lines on the screen, and a method's work after each optimizer step."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -3,8 +3,6 @@
 Shapes: N examples, K examples with the consistency term, D classes, d pooled size.
 """
 
-from __future__ import annotations
-
 import logging
 from contextlib import nullcontext
 from typing import Any

@@ -3,8 +3,6 @@
 Shapes: B sequences, T positions, M valid tokens, d hidden size, V vocabulary.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from typing import Any

@@ -5,8 +5,6 @@ Answers are decoded greedily from the input alone. An answer that is not a text 
 Shapes: N rows, T tokens.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

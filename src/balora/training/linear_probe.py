@@ -6,8 +6,6 @@ penalty is chosen by cross-validation: under a fixed penalty, the head of a mode
 Shapes: N examples, d pooled size, D classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 

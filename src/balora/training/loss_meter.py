@@ -1,7 +1,5 @@
 """Averages of every part and weight of the loss over the logging window, without a device sync until they are read."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Metrics of an evaluation during training: accuracy for classes, correlations for scores; for generation only the loss."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

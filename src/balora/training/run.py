@@ -1,7 +1,5 @@
 """`balora train`: one run, from a config to a run directory with the result. The same command resumes an interrupted run."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os

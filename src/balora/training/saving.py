@@ -1,7 +1,5 @@
 """Checkpoints of the regularized trainers: written completely before they get their name, verified before a load."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

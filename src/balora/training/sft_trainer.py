@@ -3,8 +3,6 @@
 A separate module, because importing trl takes seconds and `BALoraTrainer` does not need it.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

@@ -1,7 +1,5 @@
 """`TrainStep`: the interface between the trainers and what they do with one micro-batch, for each kind of model."""
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 from typing import Any

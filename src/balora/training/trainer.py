@@ -4,8 +4,6 @@ Per micro-batch: batch → teacher (no gradient) → student → hidden states o
 everything else: optimizer, learning-rate schedule, precision, devices, evaluation, logging targets.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from typing import Any

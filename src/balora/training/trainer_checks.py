@@ -1,7 +1,5 @@
 """Checks before the first step: arguments, sharding, the adapter and its teacher."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence

@@ -3,8 +3,6 @@
 Shapes: B rows, T positions, D classes, d hidden size.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any

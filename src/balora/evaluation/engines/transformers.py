@@ -3,8 +3,6 @@
 Shapes: B sequences, T positions.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """Generate text through vLLM, if it is installed, with the same prompts, tokens and stop strings."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import tempfile

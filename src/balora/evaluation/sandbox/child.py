@@ -5,8 +5,6 @@ the program, and reports. The token alone means that the program ran to its end;
 program that exits early (a kill, a crash) prevents the report, so it does not pass.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

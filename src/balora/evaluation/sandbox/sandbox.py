@@ -4,8 +4,6 @@ A program sees the interpreter and the system's libraries, read-only, and a scra
 It has no network and no privileges, sees no other processes, and its time, memory, disk space and processes are limited.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import itertools

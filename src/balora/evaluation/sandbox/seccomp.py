@@ -4,8 +4,6 @@ Namespaces and limits confine everything else. The filter closes ways around the
 a namespace in which the program is root again) and parts of the kernel that have had the most vulnerabilities.
 """
 
-from __future__ import annotations
-
 import errno
 import platform
 import struct

@@ -1,7 +1,5 @@
 """Ask a judge for ratings: the prompts, the rating in a reply, and the client of an OpenAI-compatible endpoint."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import http.client

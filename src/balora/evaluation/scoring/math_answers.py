@@ -1,7 +1,5 @@
 r"""Find the final answer in a worked solution, and compare answers as numbers or as text."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from fractions import Fraction

@@ -1,7 +1,5 @@
 """Metrics of classification and regression, computed by scikit-learn and scipy."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

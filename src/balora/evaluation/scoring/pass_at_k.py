@@ -1,7 +1,5 @@
 """Estimate pass@k: the probability that at least one of k generated programs is correct."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 

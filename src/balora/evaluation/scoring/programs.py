@@ -1,7 +1,5 @@
 r"""Turn a model's answer, a completion or a reply with code blocks, into a program that can be run."""
 
-from __future__ import annotations
-
 import ast
 import re
 import textwrap

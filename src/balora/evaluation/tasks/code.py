@@ -4,8 +4,6 @@ A plain model continues the code of the prompt, as both datasets intend and the 
 prompt template, or a chat model, gets an instruction, and the code is extracted from its reply.
 """
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 import os

@@ -3,8 +3,6 @@
 Reference: Wang et al., GLUE, 2018. The paper reports Matthews for CoLA, Pearson for STS-B, and accuracy for the others.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence

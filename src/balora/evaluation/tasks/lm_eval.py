@@ -5,8 +5,6 @@ that an interrupted evaluation continues. The library is an extra (``pip install
 this module only if it is installed.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import functools

@@ -4,8 +4,6 @@ The paper's prompt, like that of MetaMath and PiSSA, is Alpaca's with a response
 A run gets the prompt format of its training instead.
 """
 
-from __future__ import annotations
-
 import abc
 from collections.abc import Mapping, Sequence
 from typing import Any

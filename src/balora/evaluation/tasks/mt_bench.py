@@ -3,8 +3,6 @@
 Reference: Zheng et al., Judging LLM-as-a-judge with MT-Bench and Chatbot Arena, 2023. The paper reports the first turn.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

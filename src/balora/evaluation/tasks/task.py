@@ -1,7 +1,5 @@
 """Base classes of the tasks: `Task`, and `GenerationTask` for tasks that grade generated text."""
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Run a comparison: start the runs that have no result yet and write the tables over all runs."""
 
-from __future__ import annotations
-
 import json
 import statistics
 import time

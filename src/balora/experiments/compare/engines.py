@@ -1,7 +1,5 @@
 """Engines that start the runs of a comparison: processes on this machine, or tasks on a Ray cluster."""
 
-from __future__ import annotations
-
 import dataclasses
 import multiprocessing
 import os

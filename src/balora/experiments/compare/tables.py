@@ -1,7 +1,5 @@
 """Tables of a comparison as Markdown, CSV, JSON and LaTeX, all from the same groups."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import io

@@ -3,8 +3,6 @@
 Engines on other machines start it as ``python -m balora.experiments.compare.worker CONFIG LOG [EVALUATION]``.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import multiprocessing

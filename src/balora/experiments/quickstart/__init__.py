@@ -7,8 +7,6 @@
 * :func:`model_directory`: the packaged model and tokenizer, made by ``scripts/pretrain_quickstart.py``.
 """
 
-from __future__ import annotations
-
 from importlib import resources
 from pathlib import Path
 

@@ -7,8 +7,6 @@ fine-tuned model what has changed since.
 Shapes: N continuations, B rows in a batch, L tokens, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean

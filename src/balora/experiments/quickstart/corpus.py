@@ -11,8 +11,6 @@ A text consists of documents of one or a few lines, separated by blank lines. Th
 no held-out document occurs in a training text, with any seed. Standard library only; nothing is downloaded.
 """
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator

@@ -3,8 +3,6 @@
 Shapes: N blocks, L tokens per block.
 """
 
-from __future__ import annotations
-
 from itertools import islice
 
 import torch

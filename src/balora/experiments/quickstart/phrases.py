@@ -4,8 +4,6 @@
 relation ends with the value, so that a probe can cut it there and read the model's next token.
 """
 
-from __future__ import annotations
-
 STATEMENTS: dict[str, tuple[str, ...]] = {
     "land": (
         "{s} is a city in {v}.", "The city of {s} lies in {v}.", "{s} belongs to the land of {v}.",

@@ -3,8 +3,6 @@
 Every run is a `balora train` in its own process, from a config in the output directory. A user can repeat each step by hand.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import subprocess

@@ -15,8 +15,6 @@ write a token that it never learnt to write.
 Tokenize a row as the begin token, the prompt, the response and the end token. :func:`score` expects this form too.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from functools import cache

@@ -7,8 +7,6 @@ fact, so that a model can learn it and a probe can look for it.
 The world is the same for every seed of the corpus; only the text about it varies. Standard library only.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass

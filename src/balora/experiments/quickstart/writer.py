@@ -3,8 +3,6 @@
 Every document also lists its claims, so that the flaws of a text can be counted. Standard library only.
 """
 
-from __future__ import annotations
-
 import random
 import string
 import zlib

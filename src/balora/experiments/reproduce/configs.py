@@ -6,8 +6,6 @@ each has its own rate. On GSM8K both improved with the rate up to 8e-3; the conf
 pilot. The other tasks had no pilot.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any

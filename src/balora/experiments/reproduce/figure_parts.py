@@ -1,7 +1,5 @@
 """Parts of a page that draw: losses over steps (figure 2), and scores over weights (4), precisions (5) and ranks (6)."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence

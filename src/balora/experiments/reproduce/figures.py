@@ -1,7 +1,5 @@
 """Figures of the paper as data."""
 
-from __future__ import annotations
-
 import functools
 
 from balora.experiments.compare import Variant

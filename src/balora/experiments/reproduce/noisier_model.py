@@ -4,8 +4,6 @@ All weights are trained on rows of SST-2 of which half have a wrong label, so th
 the encoder is saved: the original model has no classification head either.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Parts of a page as text: findings, tables of scores, costs and gains, and the paper's numbers."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 

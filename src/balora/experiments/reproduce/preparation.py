@@ -1,7 +1,5 @@
 """Data that experiments prepare before their runs: STS-B in three classes, and the rows of the quickstart's task."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Run an experiment and write its page, or estimate its cost in a dry run."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import shutil

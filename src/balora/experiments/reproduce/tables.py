@@ -5,8 +5,6 @@ Table 4 asks for the effect of each regularizer on clean data. The paper's claim
 chance, and does a fitted head alone help PiSSA? ``fitted-head`` answers them: it compares heads, with more seeds.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -5,8 +5,6 @@ random classification head; on two classes the spectral term is then constant (m
 15). The form "ours" gives the teacher a fitted head, takes D and S on the pooled features, and can add the variance hinge.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 

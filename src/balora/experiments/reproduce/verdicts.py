@@ -1,7 +1,5 @@
 """Sentences about differences: which variants are better, and how far an interval can be trusted."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 

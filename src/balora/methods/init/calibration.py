@@ -3,8 +3,6 @@
 Rows run one by one, so that no padding is counted. Shapes: O output features, I input features.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from typing import Any

@@ -6,8 +6,6 @@ questions.
 Shapes: O output features, I input features, R adapter rank.
 """
 
-from __future__ import annotations
-
 import heapq
 import math
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 Shapes: O output features, I input features, R adapter rank.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

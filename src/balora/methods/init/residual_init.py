@@ -5,8 +5,6 @@ which also need data, use the same residual.
 Shapes: O output features, I input features, R adapter rank.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from collections.abc import Callable, Iterator

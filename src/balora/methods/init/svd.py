@@ -3,8 +3,6 @@
 Shapes: O rows, I columns, R triplets, P sketch size (R plus oversampling).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ peft adds the penalty only to a loss that the model computes, and leaves the pru
 loss itself, so this module provides both as functions for the trainer.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

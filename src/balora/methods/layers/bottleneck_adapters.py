@@ -4,8 +4,6 @@ An adapter is a forward hook on the last linear layer of its sub-layer, so that 
 stay the same. Shapes: d hidden size, m bottleneck.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

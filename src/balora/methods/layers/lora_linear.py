@@ -6,8 +6,6 @@ no temporaries, and keeps x itself for the backward, which the neighbouring laye
 Shapes: M rows of the input, I input features, O output features, R rank.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """LoRA through peft, with checks that peft does not make. All low-rank methods use it."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 Shapes: E experts, O output features, I input features, R rank.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from typing import Any

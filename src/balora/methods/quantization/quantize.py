@@ -5,8 +5,6 @@ time. For methods that move the largest part of a weight into the adapter (PiSSA
 only the residual is quantized. Shapes: O output features, I input features.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import math
 from collections.abc import Iterator, Mapping

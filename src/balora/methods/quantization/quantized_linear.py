@@ -3,8 +3,6 @@
 Shapes: O output features, I input features.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
