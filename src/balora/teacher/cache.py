@@ -13,18 +13,20 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from balora.config.run_config import RunConfig
 from balora.errors import BALoraError, raise_all
 from balora.losses import TopKTeacher
 from balora.methods.fingerprint import Fingerprint, fingerprint, first_mismatch
 from balora.teacher.row_keys import KEY_BYTES
+
+if TYPE_CHECKING:
+    from balora.config.run_config import RunConfig
 
 INDEX = "index.json"
 SHARDS = "shard-*.safetensors"

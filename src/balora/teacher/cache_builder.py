@@ -3,31 +3,30 @@
 Shapes: B sequences, T positions, M valid tokens, V vocabulary, K cached tokens.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from balora.checkpoints.lock import require_writable
-from balora.config.run_config import RunConfig
-from balora.data.collate import make_collator
-from balora.data.examples import load_examples
-from balora.data.tokenize import tokenize_examples
 from balora.errors import BALoraError, raise_all
 from balora.files import apply_umask, write_text
-from balora.loading.pretrained import load_model, load_target_tokenizer, load_tokenizer, max_positions
-from balora.loading.source import ModelSource
 from balora.losses import TopKTeacher
 from balora.models.hidden_states import HiddenStateExtractor, valid_targets
 from balora.teacher.cache import FORMAT, INDEX, SHARDS, TeacherCache, TeacherIdentity, read_index, tokenizer_digest
 from balora.teacher.row_keys import row_key
+
+if TYPE_CHECKING:
+    from balora.config.run_config import RunConfig
 
 TOP_K = 64
 """Default number of cached tokens per position."""
@@ -69,6 +68,13 @@ def build_teacher_cache(
     Raises:
         BALoraError: The config names no directory or one with other content, or the task uses no cache on disk.
     """
+    # Imported here: the builder itself needs the core alone, as the benchmarks of a GPU do.
+    from balora.data.collate import make_collator
+    from balora.data.examples import load_examples
+    from balora.data.tokenize import tokenize_examples
+    from balora.loading.pretrained import load_model, load_target_tokenizer, load_tokenizer, max_positions
+    from balora.loading.source import ModelSource
+
     problems = []
     if config.teacher_cache in ("auto", "off"):
         fix = "set it in the config or on the command line, as teacher_cache=DIR"
