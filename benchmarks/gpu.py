@@ -183,7 +183,8 @@ def main() -> None:
         if given.tiny:
             shape = dataclasses.replace(TINY, dtype=shape.dtype, name=f"tiny for {shape.name}")
         if "loss" in given.parts:
-            _attempt(rows, "loss", lambda s=shape: loss_only.measure(rows, s, given.rounds, device))
+            for decaying in (True, False):
+                _attempt(rows, "loss", lambda s=shape, d=decaying: loss_only.measure(rows, s, given.rounds, device, d))
         if part in given.parts:
             _attempt(rows, part, lambda s=shape: measure(rows, s, given.rounds, device, names, given.profile))
     if "start" in given.parts:
