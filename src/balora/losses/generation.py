@@ -133,7 +133,15 @@ def generation_loss(
         teacher = HiddenStates(teacher_hidden_MD, _teacher_head(head, teacher_head_VD, teacher_bias_V))
     student = HiddenStates(hidden_MD, head, spectral_basis)
     terms = LossTerms(
-        consistency, diversity, spectral, temperature, top_k, spectral_rank, across_processes, task_loss, consistency_tokens
+        consistency,
+        diversity,
+        spectral,
+        temperature,
+        top_k,
+        spectral_rank,
+        across_processes,
+        task_loss,
+        consistency_tokens,
     )
     options = ComputeOptions(chunk_tokens, memory_budget, kernel)
     return fused_loss(student, labels_M, terms, teacher, num_items, consistency_mask_M, options)

@@ -47,23 +47,27 @@ class LossTerms:
         """Return one sentence for each value that is out of range."""
         weights = {"consistency": self.consistency, "diversity": self.diversity, "spectral": self.spectral}
         temperature, top_k, rank = self.temperature, self.top_k, self.spectral_rank
-        checks = [
-            (0 <= weight < math.inf, f"The weight {name} must be a finite number, 0 or more, and it is {weight}.")
-            for name, weight in weights.items()
-        ] + [
-            (0 < temperature < math.inf, f"temperature must be a positive number, and it is {temperature}."),
-            (
-                not self.diversity or top_k >= 2,
-                f"top_k must be at least 2, as one candidate has no entropy, and it is {top_k}.",
-            ),
-            (not self.spectral or rank >= 1, f"spectral_rank must be at least 1, and it is {rank}."),
-        ] + [
-            (value in get_args(known), f"{name} must be one of {', '.join(get_args(known))}, and it is {value!r}.")
-            for name, value, known in (
-                ("task_loss", self.task_loss, TaskLoss),
-                ("consistency_tokens", self.consistency_tokens, ConsistencyTokens),
-            )
-        ]
+        checks = (
+            [
+                (0 <= weight < math.inf, f"The weight {name} must be a finite number, 0 or more, and it is {weight}.")
+                for name, weight in weights.items()
+            ]
+            + [
+                (0 < temperature < math.inf, f"temperature must be a positive number, and it is {temperature}."),
+                (
+                    not self.diversity or top_k >= 2,
+                    f"top_k must be at least 2, as one candidate has no entropy, and it is {top_k}.",
+                ),
+                (not self.spectral or rank >= 1, f"spectral_rank must be at least 1, and it is {rank}."),
+            ]
+            + [
+                (value in get_args(known), f"{name} must be one of {', '.join(get_args(known))}, and it is {value!r}.")
+                for name, value, known in (
+                    ("task_loss", self.task_loss, TaskLoss),
+                    ("consistency_tokens", self.consistency_tokens, ConsistencyTokens),
+                )
+            ]
+        )
         return [message for fits, message in checks if not fits]
 
 

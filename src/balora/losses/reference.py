@@ -88,7 +88,15 @@ def reference_generation_loss(
     Reference: Chang et al., BA-LoRA, ICLR 2026, eq. 9-12.
     """
     terms = LossTerms(
-        consistency, diversity, spectral, temperature, top_k, spectral_rank, across_processes, task_loss, consistency_tokens
+        consistency,
+        diversity,
+        spectral,
+        temperature,
+        top_k,
+        spectral_rank,
+        across_processes,
+        task_loss,
+        consistency_tokens,
     )
     teacher: Teacher | None = topk_teacher
     if teacher is None and teacher_logits_MV is not None:

@@ -7,6 +7,7 @@ Shapes: M positions, m of a chunk, d hidden size (D as a suffix), V vocabulary, 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -112,6 +113,12 @@ class TopKTeacher:
     ) -> TopKTeacher:
         tokens, log_probs, log_tail = zip(*parts, strict=True)
         return cls(torch.cat(tokens), torch.cat(log_probs), torch.cat(log_tail), temperature, without_target)
+
+    @classmethod
+    def concatenated(cls, teachers: Sequence[TopKTeacher]) -> TopKTeacher:
+        """Return the teacher of the positions of several teachers of one kind."""
+        parts = [(t.tokens_MK, t.log_probs_MK, t.log_tail_M) for t in teachers]
+        return cls._concatenated(parts, teachers[0].temperature, teachers[0].without_target)
 
     def at(self, positions: Tensor | slice) -> TopKTeacher:
         """Return the teacher at some positions, given as a mask, indices or a slice."""

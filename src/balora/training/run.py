@@ -169,6 +169,8 @@ def prepare(
         initial=stored,
         teacher_cache=cache or ("auto" if config.teacher_cache == "auto" else "off"),
         teacher_offload=config.teacher_offload,
+        anchors=config.anchor,
+        **({"processing_class": tokenizer} if config.anchor is not None else {}),
     )
     return trainer, tokenizer, examples
 
