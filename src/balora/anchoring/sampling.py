@@ -62,7 +62,9 @@ def sample_sequences(
     """
     start, turn = start_tokens(tokenizer), chat_turn(tokenizer)
     ends = _end_tokens(model, tokenizer)
-    plans = [(start, None, count if turn is None else count - count // 2)]
+    plans: list[tuple[list[int], list[int] | None, int]] = [
+        (start, None, count if turn is None else count - count // 2)
+    ]
     if turn is not None:
         plans.append((turn.opening, turn.closing, count // 2))
     rows: list[dict[str, list[int]]] = []

@@ -75,8 +75,7 @@ class AnchorTeacher:
         if self._topk is not None:
             index = torch.cat([torch.arange(*self._span(row)) for row in rows])
             found = self._topk.at(index)
-            moved = [t.to(device) for t in (found.tokens_MK, found.log_probs_MK, found.log_tail_M)]
-            return TopKTeacher(*moved, found.temperature)
+            return found.map(lambda tensor: tensor.to(device))
         assert self._outputs_NX is not None
         outputs_MX = torch.cat([self._outputs_NX[slice(*self._span(row))] for row in rows]).to(device)
         return HiddenStates(outputs_MX, self._head) if self._kind is HiddenStates else Logits(outputs_MX)
@@ -97,5 +96,5 @@ class AnchorTeacher:
         else:
             assert outputs.head is not None
             found = TopKTeacher.of(outputs.hidden_MD, outputs.head, top_k=TOP_K, temperature=self.temperature)
-        narrow = (found.tokens_MK.to(torch.int32), found.log_probs_MK.float(), found.log_tail_M.float())
-        return TopKTeacher(*(t.cpu() for t in narrow), found.temperature)
+        # float32: K of them in half precision would save little beside the tokens
+        return found.map(lambda tensor: (tensor.float() if tensor.is_floating_point() else tensor.int()).cpu())

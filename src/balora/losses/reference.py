@@ -138,8 +138,8 @@ def reference_loss(
         else:
             teacher_MV = _logits(teacher, head)
             require_same_shape(logits_MV, teacher_MV, "logits")
-            student, held = (_without_targets(z, masked_labels_M, terms) for z in (masked_MV, teacher_MV[masked_M]))
-            term = consistency_term(student, held, terms.temperature)
+            pair = [_without_targets(z, masked_labels_M, terms) for z in (masked_MV, teacher_MV[masked_M])]
+            term = consistency_term(pair[0], pair[1], terms.temperature)
         parts["consistency"] = term * masked / items
     if terms.diversity:
         parts["diversity"] = topk_negative_entropy(valid_MV, terms.top_k) * tokens / items

@@ -72,8 +72,11 @@ def token_terms_(
     else:
         factor = terms.consistency * temperature if gradient else None
         left_out_m1 = label_m1 if terms.consistency_tokens == "non_target" else None
-        diverge_ = _diverge_from_scores_ if isinstance(teacher, Tensor) else _diverge_from_topk_
-        found = diverge_(scores_mV, teacher, temperature, factor, weight_of, left_out_m1)  # type: ignore[operator]
+        options = (temperature, factor, weight_of, left_out_m1)
+        if isinstance(teacher, Tensor):
+            found = _diverge_from_scores_(scores_mV, teacher, *options)
+        else:
+            found = _diverge_from_topk_(scores_mV, teacher, *options)
         divergence_m1, total_m1, gradient_mV = found
         values_3m[1] = temperature**2 * divergence_m1.squeeze(1)
     weight_m1 = weight_of(total_m1)

@@ -7,7 +7,7 @@ Shapes: M positions, m of a chunk, d hidden size (D as a suffix), V vocabulary, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -123,6 +123,11 @@ class TopKTeacher:
     def at(self, positions: Tensor | slice) -> TopKTeacher:
         """Return the teacher at some positions, given as a mask, indices or a slice."""
         parts = (self.tokens_MK[positions], self.log_probs_MK[positions], self.log_tail_M[positions])
+        return TopKTeacher(*parts, self.temperature, self.without_target)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> TopKTeacher:
+        """Return the teacher with each tensor changed, for another device or dtype."""
+        parts = (change(self.tokens_MK), change(self.log_probs_MK), change(self.log_tail_M))
         return TopKTeacher(*parts, self.temperature, self.without_target)
 
     def __len__(self) -> int:
