@@ -71,6 +71,18 @@ def test_terms_of_weight_zero(interpreted, weights, head):
 
 
 @needs_triton
+@pytest.mark.parametrize(
+    "options",
+    [{"task_loss": "dft"}, {"task_loss": "none"}, {"task_loss": "dft", "consistency_tokens": "non_target"}],
+    ids=["dft", "none", "dft, non_target"],
+)
+@pytest.mark.parametrize("head", ["linear", "trained, softcap, bias"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_other_losses_of_a_target(interpreted, head, options, temperature):
+    interpreted(equal, {"tokens": 3, **HEADS[head]}, {**options, "temperature": temperature})
+
+
+@needs_triton
 @pytest.mark.parametrize(("head", "temperature"), [("linear", 1.0), ("trained, softcap, bias", 3.3)])
 def test_other_temperatures(interpreted, head, temperature):
     interpreted(equal, {"tokens": 3, **HEADS[head]}, {"temperature": temperature})
