@@ -36,7 +36,7 @@ from shapes import LLAMA_7B, LLAMA_8B, TINY, Shape
 from variants import Variant, load, optimizer_of, prepare
 
 # Variants that need more memory beside the model come later, so that their memory is not in the peak of the others.
-ORDER = ("stock", "forward", "offloaded", "online", "cached", "off")
+ORDER = ("stock", "forward", "offloaded", "online", "cached", "off", "anchored")
 PARTS = ("loss", "7b", "8b", "start")
 
 
@@ -159,6 +159,10 @@ def _ratios(rows: Rows, shape: Shape, seconds: dict[str, list[float]], peaks: di
         if "forward" in seconds:
             floor = [a + b for a, b in zip(seconds["stock"], seconds["forward"], strict=True)]
             row["over_floor"] = ratios(seconds[name], floor)
+        if name == "anchored" and "off" in seconds:
+            row["over_off"] = ratios(seconds[name], seconds["off"])
+            own, off = peaks[name], peaks["off"]
+            row["peak_over_off"] = own / off if own and off else None
         ours, stock = peaks[name], peaks["stock"]
         rows.add(kind="ratio", peak_ratio=ours / stock if ours and stock else None, **row)
 

@@ -106,7 +106,7 @@ def generation_loss(
         memory_budget: Bytes for a chunk's buffers; default 32 MiB on a CPU and 256 MiB on an accelerator, or more if 64
             tokens need more.
         kernel: ``"torch"``, or ``"triton"`` for one kernel in place of the passes over the logits (CUDA only). The terms
-            of a top-k teacher always use torch. None is torch, until measurements on a GPU show that Triton is faster.
+            of a top-k teacher always use torch. None is Triton on a CUDA device that has it, torch elsewhere.
 
     Returns:
         The parts; float32 or wider. Without a valid token everything is 0, still on the graph, with zero gradients.
