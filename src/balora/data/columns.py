@@ -1,5 +1,6 @@
 """Conversion of a table's rows to examples of one form. Rows that cannot be used are found here, before training."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -8,7 +9,7 @@ from typing import Any
 from balora.config.data_columns import number_or_nan
 from balora.config.sections import DataConfig
 from balora.data.labels import LabelSet, label_key
-from balora.data.readers import BadRows, Row, Table, shorten
+from balora.data.tables import BadRows, Row, Table, shorten
 from balora.data.verbalizer import score_word
 from balora.errors import BALoraError, suggest
 
@@ -70,6 +71,8 @@ def convert(
     With ``as_text``, a class or score becomes the response, as text, and the text columns become the prompt.
     """
     make = _MAKERS[data.form]
+    if labels is not None and data.label in table.class_names:
+        labels = dataclasses.replace(labels, positions=True)
 
     def example(row: Row, location: str) -> Row:
         made = make(row, data, labels)
