@@ -21,6 +21,7 @@ from balora.data.examples import load_examples
 from balora.data.readers import read_splits, read_table
 from balora.data.sources import open_source, read_tables
 from balora.errors import BALoraError
+from balora.evaluation.data import HubDataset, read_rows
 
 
 def lines(*numbers: int) -> str:
@@ -60,7 +61,8 @@ def parquet(*numbers: int) -> bytes:
         ('t\tn\n"one, two"\t1\nplain\t2\n', ["one, two", "plain"], "is quoted as in CSV"),
         ('t\tn\n"one, two"\t1\nthree, four\t2\n', ['"one, two"', "three, four"], ""),
         ('t\tn\n"Yes"\t1\nplain\t2\n', ['"Yes"', "plain"], ""),
-        ('t\tn\n"He said\t1\nso"\t2\n', ['"He said', 'so"'], ""),
+        ('t\tn\n"He said\t1\nso"\t2\n', ['"He said', 'so"'], "all quotation marks are read as text"),
+        ('"t"\t"n"\n"a\tb\n"\t"1"\n', ["a\tb\n"], "is quoted as in CSV"),
         ('t\tn\n"He said so\t1\nan "odd" one\t2\n', ['"He said so', 'an "odd" one'], ""),
         ('t\tn\n"Yes"\t1\n"No"\t2\n', ['"Yes"', '"No"'], "all values of 't' are in quotation marks"),
         ('t\tn\n"a ""b"""\t1\n5" disk\t2\n', ['"a ""b"""', '5" disk'], "not quoted throughout"),
@@ -204,6 +206,8 @@ configs:
         ({"train-v2.0.json": '[{"t": 1}]', "test-v2.0.json": '[{"t": 2}]'}, [1], [2]),
         ({"training.jsonl": lines(1), "testing.jsonl": lines(2)}, [1], [2]),
         ({"README.md": README, "main/train-0.jsonl": lines(1), "main/test-0.jsonl": lines(2), "other/x.jsonl": lines(9)}, [1], [2]),
+        ({"part-00000": "", "part-00001": lines(1), "part-00002": ""}, [1], None),
+        ({"train-0.csv": "t,n\n", "train-1.csv": "t,n\n1,2\n"}, ["1"], None),
         ({"__MACOSX/._a.jsonl": b"\0", "a.jsonl": lines(1)}, [1], None),
     ],
 )  # fmt: skip
@@ -222,6 +226,7 @@ def test_a_folder_is_read_by_split(tmp_path, caplog, files, train, evaluation):
         ({"a.jsonl": ROWS, "b.jsonl": ROWS}, "has no split 'train'; it has a, b"),
         ({"test-0.jsonl": ROWS, "test-1.jsonl": ROWS}, "has no split 'train'; it has test"),
         ({"en/x.jsonl": ROWS, "de/x.jsonl": ROWS}, "There are some in de, en; give the path of one of these folders"),
+        ({"part-00000": "", "part-00001": ""}, "is empty: it has no rows"),
         ({"README.md": README}, "lists files for main that are not there"),
     ],
 )  # fmt: skip
@@ -270,9 +275,9 @@ def test_saved_datasets_are_read(tmp_path):
 
 def test_patterns_and_lists_are_joined(tmp_path, caplog):
     write(tmp_path, {"a.jsonl": lines(1), "b.jsonl": lines(2), "s/train.jsonl": lines(3), "s/test.jsonl": lines(4)})
-    everything = [str(tmp_path / "*.jsonl"), str(tmp_path / "s"), str(tmp_path / "a.jsonl")]
+    everything = [str(tmp_path / "*.jsonl"), str(tmp_path / "s")]
     assert read(everything[0]) == ([1, 2], None)
-    assert read(everything) == ([1, 2, 3, 1], None)
+    assert read(everything) == ([1, 2, 3], None)
     assert read(everything, split="train[1:3]", eval="test") == ([2, 3], [4])
     assert read(str(tmp_path / "[ab].jsonl"), eval=str(tmp_path / "s" / "t*t.jsonl")) == ([1, 2], [4])
     assert not caplog.text
@@ -281,8 +286,39 @@ def test_patterns_and_lists_are_joined(tmp_path, caplog):
     write(tmp_path, {"s/README.md": "# x"})
     assert read(str(tmp_path / "s" / "*")) == ([4, 3], None)
     assert "also matches README.md, which hold no rows and are left out" in caplog.text
+    caplog.clear()
+    assert read([str(tmp_path / "?.jsonl"), str(tmp_path / "s" / ".." / "a.jsonl")]) == ([1, 2, 1], None)
+    assert "a.jsonl more than once: the rows are read each time" in caplog.text
     with pytest.raises(BALoraError, match=r"No file matches .*\*\.csv"):
         read(str(tmp_path / "*.csv"))
+
+
+def test_an_address_is_refused():
+    with pytest.raises(BALoraError, match="is an address"):
+        read("https://example.org/train.jsonl?download=true")
+
+
+def test_evaluation_data_are_found_in_folders_and_patterns(tmp_path, monkeypatch):
+    write(tmp_path, {"a.jsonl": lines(1), "dev/x-0.jsonl": lines(2), "dev/x-1.jsonl": lines(3), "both/train.jsonl": lines(4),
+                     "both/test.jsonl": lines(5), "dev.jsonl.xz": lzma.compress(ROWS)})  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    for name, rows in (
+        ("dev", [2, 3]),
+        ("./dev", [2, 3]),
+        ("dev/*", [2, 3]),
+        ("dev/*[:1]", [2]),
+        ("dev.jsonl.xz", [1, 2]),
+    ):
+        assert read("a.jsonl", eval=name) == ([1], rows), name
+    assert read("both", eval="test") == ([4], [5])
+    with pytest.raises(BALoraError, match="has the splits test, train; give a file with the rows of one"):
+        read("a.jsonl", eval="./both")
+
+
+def test_tasks_read_their_data_in_the_same_ways(tmp_path):
+    write(tmp_path, {"HumanEval.jsonl.gz": gzip.compress(ROWS), "d.json": '{"train": [{"t": 3}], "test": [{"t": 4}]}'})
+    assert list(read_rows(str(tmp_path / "HumanEval.jsonl.gz"), HubDataset("x/y")).rows) == [{"t": 1}, {"t": 2}]
+    assert list(read_rows(str(tmp_path / "d.json"), HubDataset("x/y")).rows) == [{"t": 4}]
 
 
 def test_the_list_of_training_data_in_a_config():

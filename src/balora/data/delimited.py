@@ -102,9 +102,15 @@ def _unquoted(path: Path, text: str, plain: Sequence[Record]) -> list[Record] | 
     quoted = [field for record, flags in parsed for field, flag in zip(record.fields, flags, strict=True) if flag]
     others = [field for record, flags in parsed for field, flag in zip(record.fields, flags, strict=True) if not flag]
     spans = any("\t" in field or "\n" in field for field in quoted)
-    if spans and all(len(record.fields) == width for record in plain):
-        return None  # two rows with a single quotation mark each look like one row with a line break
     header = any(parsed[0][1])
+    if spans and not header and all(len(record.fields) == width for record in plain):
+        # Two rows with one quotation mark each look like one row with a line break.
+        logger.warning(
+            "%s has fields that begin with a quotation mark and end on a later line or in a later column; all quotation marks "
+            "are read as text. If they should not be, save the file as .csv.",
+            path,
+        )
+        return None
     # Excel also quotes a field that contains a comma.
     commas = all("," in field for field in quoted) and not any("," in field for field in others)
     if not (spans or header or commas or any('"' in field for field in quoted)):

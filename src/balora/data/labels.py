@@ -45,12 +45,13 @@ class LabelSet:
         key, indexed = label_key(value), self.indexed or self.names
         if self.positions and isinstance(value, int) and not isinstance(value, bool):
             return self.names.index(indexed[value]) if 0 <= value < len(indexed) else None
-        # A class may be named "1.0", which differs from "1", or "+1", which is also 1.
-        for names in (self.names, tuple(map(label_key, self.names))):
-            for name in (str(value).strip(), key):
-                if name in names:
-                    return names.index(name)
-        if _is_whole(key) and not any(_is_whole(label_key(name)) for name in self.names):
+        for name in (str(value).strip(), key):  # a class may be named "1.0", which differs from "1"
+            if name in self.names:
+                return self.names.index(name)
+        keys = [label_key(name) for name in self.names] if _is_whole(key) else []
+        if key in keys:  # the class is named "+1" or "1.0"
+            return keys.index(key)
+        if _is_whole(key) and not any(map(_is_whole, keys)):
             return self.names.index(indexed[int(key)]) if 0 <= int(key) < len(indexed) else None
         return None
 

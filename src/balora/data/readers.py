@@ -44,6 +44,10 @@ _NOT_DATA = (
 )
 
 
+class EmptyFileError(BALoraError):
+    """A data file has no rows."""
+
+
 def data_suffix(name: str) -> str | None:
     """Return the suffix that says the kind of a data file, without that of a compression, or None.
 
@@ -99,6 +103,8 @@ def read_splits(path: Path) -> dict[str, Table]:
 def _read(path: Path) -> dict[str, Table]:
     with _open(path) as file:
         start = file.read(512)
+    if not start:
+        raise EmptyFileError(f"{path} is empty: it has no rows.")
     for pattern, what in _NOT_DATA:
         if pattern.match(start):
             raise BALoraError(f"{path} is {what}.")
@@ -136,7 +142,7 @@ def _uncompressed(name: str) -> str:
 
 def _filled(table: Table) -> Table:
     if not table.rows:
-        raise BALoraError(f"{table.name} is empty: it has no rows.")
+        raise EmptyFileError(f"{table.name} is empty: it has no rows.")
     return table
 
 

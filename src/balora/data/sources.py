@@ -7,6 +7,7 @@ import glob
 import logging
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ import pyarrow as pa
 from balora.config.sections import DataConfig
 from balora.data.folders import files_by_split, split_of
 from balora.data.hub import load_hub_dataset, looks_local
-from balora.data.readers import ENDINGS, SPLIT_NAMES, is_data_file, read_splits, read_table
+from balora.data.readers import ENDINGS, SPLIT_NAMES, EmptyFileError, data_suffix, is_data_file, read_splits, read_table
 from balora.data.tables import Table, join, row_locations
 from balora.errors import BALoraError, suggest_path
 
@@ -44,6 +45,10 @@ def open_source(name: str, configuration: str | None = None, columns: set[str] |
     Raises:
         BALoraError: There is no such file or folder, or a local path has no configurations and one is given.
     """
+    if "://" in name:
+        raise BALoraError(
+            f"{name} is an address (data.train); give a hub id, or download it and give the path of the file."
+        )
     if not looks_local(name, ENDINGS):
         return HubSource(name, configuration, columns or set())
     path = Path(name).expanduser()
@@ -59,9 +64,9 @@ def open_source(name: str, configuration: str | None = None, columns: set[str] |
         return _open_pattern(name, columns)
     if not path.exists() and not path.name.lower().endswith(ENDINGS):
         raise BALoraError(f"There is no file or folder {name} (data.train).{suggest_path(path)}")
-    if path.name.lower().endswith((".json", ".jsonl", ".ndjson")) and path.is_file():
+    if path.is_file() and data_suffix(path.name) in (".json", ".jsonl", ".ndjson"):
         tables = read_splits(path)
-        return TablesSource(name, {split: partial(_given, table) for split, table in tables.items()})
+        return TablesSource(name, {split: partial(_given, table) for split, table in tables.items()}, [path])
     return FilesSource(name, {"train": [path]})
 
 
@@ -79,8 +84,9 @@ def is_pattern(name: str) -> bool:
 class TablesSource:
     """Local rows by split. Each table is read when it is needed, once."""
 
-    def __init__(self, name: str, readers: Mapping[str, Callable[[], Table]]) -> None:
+    def __init__(self, name: str, readers: Mapping[str, Callable[[], Table]], paths: Sequence[Path] = ()) -> None:
         self.name = name
+        self.paths = paths
         self._readers = readers
         self._tables: dict[str, Table] = {}
 
@@ -112,7 +118,8 @@ class FilesSource(TablesSource):
     """Local files, one or more per split."""
 
     def __init__(self, name: str, files: Mapping[str, list[Path]]) -> None:
-        super().__init__(name, {split: partial(_read_files, paths) for split, paths in files.items()})
+        readers = {split: partial(_read_files, paths) for split, paths in files.items()}
+        super().__init__(name, readers, [path for paths in files.values() for path in paths])
 
 
 class JoinedSource:
@@ -121,6 +128,12 @@ class JoinedSource:
     def __init__(self, sources: Sequence[Source]) -> None:
         self.name = " + ".join(source.name for source in sources)
         self._sources = sources
+        self.paths = [
+            path for source in sources if isinstance(source, TablesSource | JoinedSource) for path in source.paths
+        ]
+        twice = [name for name, count in Counter(str(path.resolve()) for path in self.paths).items() if count > 1]
+        if twice:
+            logger.warning("data.train names %s more than once: the rows are read each time.", ", ".join(twice[:10]))
         self._tables: dict[str, Table] = {}
 
     def read(self, split: str) -> Table:
@@ -168,7 +181,15 @@ def _given(table: Table) -> Table:
 
 
 def _read_files(paths: Sequence[Path]) -> Table:
-    return join([read_table(path) for path in paths])
+    """Read files as one table. Of several, some may be empty: Spark writes a file for each of its tasks."""
+    tables = []
+    for path in paths:
+        try:
+            tables.append(read_table(path))
+        except EmptyFileError:
+            if path == paths[-1] and not tables:
+                raise
+    return join(tables)
 
 
 def _open_pattern(name: str, columns: set[str] | None) -> Source:
@@ -202,7 +223,8 @@ def _open_saved(name: str, folder: Path, columns: set[str] | None) -> Source:
         raise BALoraError(f"{name} was saved with save_to_disk and cannot be read: {reason}.") from error
     parts = {str(split): part for split, part in saved.items()} if isinstance(saved, dict) else {"train": saved}
     title = (lambda split: f"{name} ({split})") if isinstance(saved, dict) else (lambda _: name)
-    return TablesSource(name, {split: partial(_table_of, part, title(split), columns) for split, part in parts.items()})
+    readers = {split: partial(_table_of, part, title(split), columns) for split, part in parts.items()}
+    return TablesSource(name, readers, [folder])
 
 
 def _table_of(dataset: datasets.Dataset, title: str, columns: set[str] | None) -> Table:
@@ -251,6 +273,8 @@ def read_tables(data: DataConfig, columns: set[str], seed: int) -> tuple[Table, 
     try:
         return train, source.read(data.eval)
     except BALoraError as error:
+        if local.is_dir():
+            return train, _only_split(open_source(path, columns=columns), rows)
         raise BALoraError(
             f"data.eval {data.eval!r} is not a fraction and not a file, and as a split: {error}"
         ) from error
