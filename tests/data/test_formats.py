@@ -143,6 +143,8 @@ def test_one_file_is_read_by_its_content(tmp_path, name, content):
         ("d.jsonl", b'[{"t": 1},\n{"t": 2]', "line 2: not valid JSON"), ("d.jsonl", b"[1, 2]", "2 rows of the data cannot be used"),
         ("d.json", b'{"t": [1, 2]}', "It seems to hold columns; pandas writes rows with to_json(orient='records')"),
         ("d.json", b'{"t": {"0": 1, "1": 2}}', "It seems to hold columns"), ("d.jsonl", b"[" * 100_000, "nested too deeply"),
+        ("d.jsonl", b'{"t": 1%s}' % (b"0" * 5000), "line 1: not valid JSON (Exceeds the limit"),
+        ("d.json", b'[{"t": 1%s}]' % (b"0" * 5000), "d.json: not valid JSON (Exceeds the limit"),
         ("d.json", b'{"dev": [{"t": 1}], "test": [{"t": 2}]}', "has no split 'train'; it has validation, test"),
         ("d.arrow", b"ARROW1 no", "is not a readable Arrow file"), ("d.jsonl", gzip.compress(b""), "is empty: it has no rows"),
     ],

@@ -159,4 +159,7 @@ def _matches(folder: Path, pattern: str) -> list[Path]:
     """Return the files below a folder that a pattern of its README matches, never a file outside."""
     if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
         return []
-    return sorted(path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith("."))
+    try:
+        return sorted(path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith("."))
+    except (ValueError, NotImplementedError):  # not a pattern
+        return []

@@ -176,11 +176,13 @@ def _read_json(path: Path, *, lines: bool) -> dict[str, Table]:
         text = file.read()
     try:
         content = json.loads(text) if text.strip() else []
-    except json.JSONDecodeError as error:
+    except ValueError as error:
+        decoding = error if isinstance(error, json.JSONDecodeError) else None  # a number may also have too many digits
         # An array in which a row is broken is reported by its own line.
-        if error.msg == "Extra data" or (lines and not text.lstrip().startswith("[")):
+        if (decoding and decoding.msg == "Extra data") or (lines and not text.lstrip().startswith("[")):
             return {"train": _filled(_json_lines(path, text))}
-        raise BALoraError(f"{path} line {error.lineno}: not valid JSON ({_short(error)}).") from error
+        line = f" line {decoding.lineno}" if decoding else ""
+        raise BALoraError(f"{path}{line}: not valid JSON ({_short(error)}).") from error
     except RecursionError as error:
         raise BALoraError(f"{path} is nested too deeply to be rows of data.") from error
     if isinstance(content, dict):
@@ -259,7 +261,7 @@ def _read_arrow(path: Path, start: bytes) -> Table:
     try:
         with _open(path) as file:
             table = readers[kind](pa.BufferReader(file.read()))
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise BALoraError(f"{path} is not a readable {kind} file ({_short(error)}).") from error
     rows = table.to_pylist()
     locations = row_locations(str(path), len(rows))

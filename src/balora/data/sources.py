@@ -52,7 +52,9 @@ def open_source(name: str, configuration: str | None = None, columns: set[str] |
     if not looks_local(name, ENDINGS):
         return HubSource(name, configuration, columns or set())
     path = Path(name).expanduser()
-    if path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
+    if (path / "dataset_dict.json").is_file() or all(
+        (path / f"{part}.json").is_file() for part in ("state", "dataset_info")
+    ):
         return _open_saved(name, path, columns)
     if path.is_dir():
         return FilesSource(name, files_by_split(path, configuration))
@@ -128,7 +130,7 @@ class JoinedSource:
     def __init__(self, sources: Sequence[Source]) -> None:
         self.name = " + ".join(source.name for source in sources)
         self._sources = sources
-        self.paths = [
+        self.paths: list[Path] = [
             path for source in sources if isinstance(source, TablesSource | JoinedSource) for path in source.paths
         ]
         twice = [name for name, count in Counter(str(path.resolve()) for path in self.paths).items() if count > 1]
