@@ -84,17 +84,18 @@ def test_rows_of_a_quoted_file_keep_their_lines(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "columns"),
+    ("name", "text"),
     [
-        ("d.csv", "t,n,,,\na,1,,,\n", ("t", "n")), ("d.csv", ",t,n\n0,a,1\n", ("t", "n")),
-        ("d.tsv", "\tt\tn\n0\ta\t1\n", ("t", "n")),
-        ("d.csv", "t,n,\na,1\n", ("t", "n")), ("d.csv", "t, ,n\na,x,1\n", ("t", "n")),
+        ("d.csv", "t,n,,,\na,1,,,\n"), ("d.csv", ",t,n\n0,a,1\n"), ("d.tsv", "\tt\tn\n0\ta\t1\n"), ("d.csv", "t,n,\na,1\n"),
+        ("d.csv", "t, ,n\na,x,1\n"), ("d.csv", "t,,n,\na,x,1,y\n"), ("d.csv", "t,n,,\na,1,\n"),
     ],
 )  # fmt: skip
-def test_columns_without_a_name_are_left_out(tmp_path, name, text, columns):
+def test_columns_without_a_name_do_no_harm(tmp_path, name, text):
     write(tmp_path, {name: text})
-    table = read_table(tmp_path / name)
-    assert (table.columns, list(table.rows)) == (columns, [{"t": "a", "n": "1"}])
+    data = DataConfig(train=str(tmp_path / name), prompt="t", response="n")
+    assert load_examples(data, "generation").train[:] == {"prompt": ["a"], "input": [""], "response": ["1"]}
+    with pytest.raises(BALoraError, match=r"has no column 'x' \(data.prompt\)\. Its columns are t, "):
+        load_examples(data.model_copy(update={"prompt": "x"}), "generation")
 
 
 def test_a_named_column_cannot_be_missing_in_a_row(tmp_path):

@@ -60,7 +60,9 @@ def check_columns(table: Table, data: DataConfig) -> None:
         wanted = " and ".join(f"{column!r} ({key})" for key, column in missing.items())
         hint = suggest(next(iter(missing.values())), table.columns)
         noun = "column" if len(missing) == 1 else "columns"
-        raise BALoraError(f"{table.name} has no {noun} {wanted}.{hint} Its columns are {', '.join(table.columns)}.")
+        raise BALoraError(
+            f"{table.name} has no {noun} {wanted}.{hint} Its columns are {', '.join(filter(None, table.columns))}."
+        )
 
 
 def convert(

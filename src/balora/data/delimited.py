@@ -63,10 +63,11 @@ def _csv_records(path: Path, reader: Any) -> Iterator[Record]:
 
 
 def _table(path: Path, records: Iterator[Record]) -> Table:
-    """Make a table of records. Columns without a name, such as the index that pandas writes, are left out."""
+    """Make a table of records. Several columns without a name are left out; one, such as pandas' index, is harmless."""
     header = next(records, Record(0, [])).fields
     named = [index for index, name in enumerate(header) if name.strip()]
-    names = [header[index] for index in named]
+    used = named if len(named) < len(header) - 1 else list(range(len(header)))
+    names = [header[index] for index in used]
     if header and not named:
         raise BALoraError(f"{path} names no column in its first line.")
     if len(set(names)) < len(names):
@@ -75,7 +76,7 @@ def _table(path: Path, records: Iterator[Record]) -> Table:
     def rows() -> Iterator[tuple[str, Row | str]]:
         for number, fields in records:
             if named[-1] < len(fields) <= len(header):
-                yield f"{path} line {number}", {header[index]: fields[index] for index in named}
+                yield f"{path} line {number}", {header[index]: fields[index] for index in used if index < len(fields)}
             else:
                 problem = f"{len(fields)} fields, but the first line names {len(header)} columns"
                 yield f"{path} line {number}", problem
