@@ -15,11 +15,11 @@ from transformers import BitsAndBytesConfig
 from balora.config.run_config import HARMLESS, RunConfig, flatten
 from balora.data.hub import looks_local
 from balora.data.perturbations import describe_perturbations
+from balora.data.readers import ENDINGS
 from balora.methods import METHODS
 from balora.objective import Objective
 
 Form = Literal["run", "lora", "merged"]
-_DATA_FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _TASKS = {  # the hub's pipeline and transformers' class, by task
     "generation": ("text-generation", "AutoModelForCausalLM"),
     "seq2seq": ("text2text-generation", "AutoModelForSeq2SeqLM"),
@@ -103,14 +103,14 @@ def model_card(
 def _front_matter(config: RunConfig | None, model: ModelDescription, form: Form) -> str:
     base = model.base if model.base and not looks_local(model.base) else None
     adapter = METHODS[model.method].form == "lora" and form != "merged"
-    data = config.data.train if config and not looks_local(config.data.train, _DATA_FILES) else None
+    data = [name for name in config.data.train_sources if not looks_local(name, ENDINGS)] if config else []
     fields = {
         "base_model": base,
         "base_model_relation": base and ("adapter" if adapter else "finetune"),
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": _TASKS[model.task][0],
         "license": "unknown",
-        "datasets": data and [data],
+        "datasets": data,
         "tags": list(dict.fromkeys(["balora", model.method, *(["lora"] if adapter else [])])),
     }
     known = {name: value for name, value in fields.items() if value}
@@ -153,7 +153,7 @@ def _data(config: RunConfig, provenance: Mapping[str, Any]) -> str:
     template = json.dumps(data.prompt_template, ensure_ascii=False)[1:-1]
     perturbations = recorded.get("conditions")
     facts = _facts(
-        ("Trained on", _public_name(data.train) + (f", `{data.name}`" if data.name else "")),
+        ("Trained on", ", ".join(map(_public_name, data.train_sources)) + (f", `{data.name}`" if data.name else "")),
         ("Rows", data.split and f"`{data.split}`"),
         ("Evaluated on", evaluated),
         ("Columns", ", ".join(f"{key}: {_plain(value)}" for key, value in columns.items() if value)),
@@ -253,7 +253,7 @@ def _made_with(provenance: Mapping[str, Any]) -> str:
 
 def _public_name(name: str) -> str:
     """Return a hub id, or the last part of a local path: a card may be published, so it must not show directories."""
-    return f"`{Path(name).name}` (local)" if looks_local(name, _DATA_FILES) else f"`{name}`"
+    return f"`{Path(name).name}` (local)" if looks_local(name, ENDINGS) else f"`{name}`"
 
 
 def _facts(*facts: tuple[str, Any]) -> str:

@@ -61,10 +61,21 @@ class Section(BaseModel):
         return values
 
 
+def _check_train(value: Any) -> str | tuple[str, ...]:
+    """Check ``data.train``: one source, or a list of several."""
+    listed = value if isinstance(value, list | tuple) else [value]
+    if not listed or not all(isinstance(name, str) and name.strip() for name in listed):
+        raise ValueError(f"must be a hub id, a file or a folder, or a list of them, not {value!r}")
+    return value if isinstance(value, str) else tuple(listed)
+
+
+Sources = Annotated[str | tuple[str, ...], PlainValidator(_check_train)]
+
+
 class FurtherData(Section):
     """Another source of training rows. A key left out has the value of the ``data`` section."""
 
-    train: str
+    train: Sources
     name: str | None = None
     split: str | None = None
     prompt: str | None = None
@@ -79,7 +90,9 @@ class FurtherData(Section):
 class DataConfig(Section):
     """Source of the examples, and the columns with their parts."""
 
-    train: str = Field(description="a hub id, a .jsonl, .json, .csv, .tsv or .parquet file, or a folder of such files")
+    train: Sources = Field(
+        description="a hub id, a .jsonl, .json, .csv, .tsv or .parquet file, a pattern such as data/*.jsonl, a folder, or a list"
+    )
     name: str | None = Field(default=None, description="the hub dataset's configuration, such as main or sst2")
     split: str | None = Field(default=None, description="rows to train on, such as train[:8000]; default train")
     also: tuple[FurtherData, ...] | None = Field(
@@ -143,6 +156,11 @@ class DataConfig(Section):
             if len(values) < 2 or len(set(map(str, values))) < len(values):
                 raise ValueError(f"must name at least two classes, each once, not {values!r}")
         return values
+
+    @property
+    def train_sources(self) -> tuple[str, ...]:
+        """Hub ids and paths under ``train``, whether one is given or a list."""
+        return (self.train,) if isinstance(self.train, str) else self.train
 
     @property
     def sources(self) -> tuple[DataConfig, ...]:

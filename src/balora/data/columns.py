@@ -1,5 +1,6 @@
 """Conversion of a table's rows to examples of one form. Rows that cannot be used are found here, before training."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -8,7 +9,7 @@ from typing import Any
 from balora.config.data_columns import number_or_nan
 from balora.config.sections import DataConfig
 from balora.data.labels import LabelSet, label_key
-from balora.data.readers import BadRows, Row, Table, shorten
+from balora.data.tables import BadRows, Row, Table, shorten
 from balora.data.verbalizer import score_word
 from balora.errors import BALoraError, suggest
 
@@ -59,7 +60,9 @@ def check_columns(table: Table, data: DataConfig) -> None:
         wanted = " and ".join(f"{column!r} ({key})" for key, column in missing.items())
         hint = suggest(next(iter(missing.values())), table.columns)
         noun = "column" if len(missing) == 1 else "columns"
-        raise BALoraError(f"{table.name} has no {noun} {wanted}.{hint} Its columns are {', '.join(table.columns)}.")
+        raise BALoraError(
+            f"{table.name} has no {noun} {wanted}.{hint} Its columns are {', '.join(filter(None, table.columns))}."
+        )
 
 
 def convert(
@@ -70,6 +73,8 @@ def convert(
     With ``as_text``, a class or score becomes the response, as text, and the text columns become the prompt.
     """
     make = _MAKERS[data.form]
+    if labels is not None and data.label in table.class_names:
+        labels = dataclasses.replace(labels, positions=True)
 
     def example(row: Row, location: str) -> Row:
         made = make(row, data, labels)

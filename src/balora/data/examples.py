@@ -12,11 +12,11 @@ from datasets import Dataset, Features, List, Value
 from balora.config.data_columns import Form
 from balora.config.sections import DataConfig
 from balora.data.columns import check_columns, convert, given_labels, outer_column, used_columns
-from balora.data.head_classes import match_head
+from balora.data.head_classes import match_head, match_names
 from balora.data.labels import LabelSet, doubts, find_labels, label_key, placeholders
 from balora.data.perturbations import apply_perturbations
-from balora.data.readers import BadRows, Row, Table
 from balora.data.sources import read_tables
+from balora.data.tables import BadRows, Row, Table
 from balora.errors import BALoraError
 
 logger = logging.getLogger("balora")
@@ -73,10 +73,13 @@ def load_examples(data: DataConfig, task: str, seed: int = 42, *, head: Sequence
     """
     train, evaluation = _read(data, seed)
     further = [(part, _read(part, seed)[0]) for part in data.sources[1:]]
-    labels = _labels(train, data) if data.form == "labelled" else None
-    if labels is not None:
-        for part, table in ((data, train), *further):
-            _check_order(labels, table, part)
+    labels = None
+    if data.form == "labelled":
+        sources = [(data, train), *further, *([(data, evaluation)] if evaluation is not None else [])]
+        _refuse_mixed_classes(sources)
+        labels = _labels(train, data)
+        for part, table in sources:
+            _check_order(labels, table, part, train)
         if head is not None and task == "classification":
             chosen = bool(data.labels or train.class_names.get(str(data.label)))
             labels, note = match_head(labels, head, chosen=chosen)
@@ -135,10 +138,35 @@ def _labels(train: Table, data: DataConfig) -> LabelSet:
     return labels
 
 
-def _check_order(labels: LabelSet, table: Table, data: DataConfig) -> None:
+def _refuse_mixed_classes(sources: Sequence[tuple[DataConfig, Table]]) -> None:
+    for part, table in sources:
+        reason = table.mixed.get(str(part.label))
+        if reason:
+            raise BALoraError(
+                f"data.label: {reason}. Put each source with other classes under data.also, and name all classes in "
+                "data.labels."
+            )
+
+
+def _check_order(labels: LabelSet, table: Table, data: DataConfig, train: Table) -> None:
     """Refuse a source that numbers the same classes in another order, since its numbers would mean other classes."""
-    declared = table.class_names.get(str(data.label), labels.names)
-    if declared != labels.names and sorted(declared) == sorted(labels.names):
+    declared = table.class_names.get(str(data.label))
+    if declared is None:
+        numbers = tuple(map(str, range(len(labels.names))))
+        if (
+            table is not train
+            and str(data.label) in train.class_names
+            and "1" in labels.names
+            and labels.names != numbers
+        ):
+            logger.warning(
+                "%s does not declare its classes: its numbers are taken for the names of classes (%s), not for positions.",
+                table.name,
+                ", ".join(labels.names[:10]),
+            )
+        return
+    matched = match_names(declared, labels.names)
+    if any(declared.index(name) != number for number, name in matched.items()):
         raise BALoraError(
             f"{table.name} numbers its classes in the order {', '.join(declared)}, but the order of this run is "
             f"{', '.join(labels.names)}. Give the classes in the first order in data.labels."

@@ -19,7 +19,7 @@ from balora.data.chat import Unrenderable, encode_chat, require_chat_template
 from balora.data.collate import IGNORED
 from balora.data.examples import Examples
 from balora.data.prompts import bare_ids, render_prompt, separator_of, start_ids, template_of
-from balora.data.readers import BadRows
+from balora.data.tables import BadRows
 from balora.errors import BALoraError
 
 logger = logging.getLogger("balora")

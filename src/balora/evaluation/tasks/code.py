@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from balora.data.readers import Row
+from balora.data.tables import Row
 from balora.evaluation.context import EvaluationContext
 from balora.evaluation.data import HubDataset, Rows
 from balora.evaluation.results import Record

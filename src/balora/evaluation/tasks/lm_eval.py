@@ -198,7 +198,7 @@ def _local_data(location: str) -> dict[str, Any]:
         raise BALoraError(f"There is no file or directory {location} for a task of lm-evaluation-harness (--data).")
     files = {"test": path}
     if path.is_dir():
-        found = [file for file in sorted(path.iterdir()) if file.suffix.lower() in _BUILDERS]
+        found = [file for file in sorted(path.iterdir()) if file.suffix.lower() in _BUILDERS and file.name[0] != "."]
         files = {_SPLIT_ALIASES.get(file.stem, file.stem): file for file in found}
     builders = {_BUILDERS.get(file.suffix.lower()) for file in files.values()}
     if len(builders) != 1 or None in builders or not set(files) & set(_SPLITS):
