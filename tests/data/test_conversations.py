@@ -251,6 +251,21 @@ READ = {
         ["[user]a^[assistant]«b^»"],
         "does not render the content of messages with the role system",
     ),
+    "thoughts of earlier turns under generation marks": (
+        MARKED.replace(
+            "{{ m.content }}^{% endgen",
+            "{% if loop.last %}({{ m.reasoning_content }}){% endif %}{{ m.content }}^{% endgen",
+        ),
+        {"m": [user("a"), bot("b", reasoning_content="r1"), user("c"), bot("d", reasoning_content="r2")]},
+        ["[user]a^[assistant]«b^»[user]c^[assistant]«(r2)d^»"],
+        "leaves out reasoning_content of 1 messages",
+    ),
+    "a template that reads arguments as text": (
+        FULL.replace("{{ c.function.arguments.x }}", "{{ '' + c.function.arguments }}"),
+        {"m": [user("a"), bot(None, tool_calls=call({"x": 1}))]},
+        ['[user]a^[assistant]«<f={"x": 1<unk>>^»'],
+        "",
+    ),
     "a null argument": (
         FULL,
         {"m": [user("a"), bot(None, tool_calls=call({"x": None}))]},

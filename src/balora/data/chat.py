@@ -10,6 +10,7 @@ the earlier turns as context that is not learnt, as at inference.
 """
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from balora.data.rendering import Span, Unrenderable, marks_generation, render_c
 from balora.data.special_text import Marker, encode, find, mark, unmark
 
 _TRIES = 20
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _PROBE = "\ue0f0"
 _MARK_IT = (
     "mark that part in the tokenizer's chat_template with {% generation %} and {% endgeneration %}, or use prompt and "
@@ -46,6 +48,7 @@ class ChatEncoder:
         self._rendered: set[tuple[str, str]] = set()
         self._unrendered: Counter[tuple[str, str]] = Counter()
         self._others: Counter[str] = Counter()
+        self._thoughtless = Counter[str]()
         self._split = Counter[str]()
 
     def encode(
@@ -60,9 +63,11 @@ class ChatEncoder:
         for column in context.pop("left_out", []):
             self._others[f"the column {column!r} is left out, because only text is learnt from"] += 1
         learnt = [m["role"] == "assistant" and bool(m.get("weight", 1)) for m in messages]
-        messages, context = self._marked(self._prepared(messages), context)
-        texts = self._texts(messages, context, [number for number, is_learnt in enumerate(learnt) if is_learnt])
+        turns = [number for number, is_learnt in enumerate(learnt) if is_learnt]
+        messages, context = self._marked(self._with_readable_calls(self._prepared(messages), context), context)
+        texts = self._texts(messages, context, turns)
         self._look_for_unrendered(messages, context)
+        self._look_for_thoughts([messages[number] for number in turns], texts)
         if len(texts) > 1:
             self._split["conversations"] += 1
             self._split["examples"] += len(texts)
@@ -77,6 +82,11 @@ class ChatEncoder:
             else f"The chat template does not render {what}, so it is left out ({count:,} {part} rows looked at)."
             for (role, what), count in self._unrendered.items()
             if (role, what) not in self._rendered
+        ]
+        notes += [
+            f"The chat template leaves out {key} of {count:,} messages of the {part} rows, as it does in earlier turns."
+            for key, count in self._thoughtless.items()
+            if ("", key) in self._rendered
         ]
         notes += [f"In the {part} rows, {what} ({count:,} times)." for what, count in self._others.items()]
         if self._split:
@@ -116,6 +126,15 @@ class ChatEncoder:
             }
             for message in messages
         ]
+
+    def _with_readable_calls(self, messages: list[Row], context: dict[str, Any]) -> list[Row]:
+        """Write arguments of calls as JSON text if the template adds them to a text; most templates read objects."""
+        written = [
+            {**m, "tool_calls": _with_text_arguments(m["tool_calls"])} if "tool_calls" in m else m for m in messages
+        ]
+        if written == messages or self._try(messages, context) is not None or self._try(written, context) is None:
+            return messages
+        return written
 
     def _reads_only_parts(self) -> bool:
         """Check if content given as text does not appear in the rendered text, and content given as a part does."""
@@ -238,6 +257,14 @@ class ChatEncoder:
                 until = [*messages[:number], messages[number]]
                 self._compare(role, what, until, [*messages[:number], changed], context, context)
 
+    def _look_for_thoughts(self, learnt: list[Row], texts: list[_Text]) -> None:
+        """Count learnt messages whose thoughts are in no text, as templates leave out the thoughts of earlier turns."""
+        for message in learnt:
+            for key in _THOUGHTS:
+                thoughts = message.get(key)
+                if isinstance(thoughts, str) and not any(thoughts.strip() in text.text for text in texts):
+                    self._thoughtless[key] += 1
+
     def _undecided(self, role: str, what: str) -> bool:
         return (role, what) not in self._rendered and self._unrendered[role, what] < _TRIES
 
@@ -249,6 +276,17 @@ class ChatEncoder:
             self._rendered.add((role, what))
         else:
             self._unrendered[role, what] += 1
+
+
+def _with_text_arguments(calls: list[Row]) -> list[Row]:
+    """Return calls with their arguments as JSON text."""
+    changed = []
+    for call in calls:
+        inner = call.get("function", call)
+        if isinstance(inner.get("arguments"), dict):
+            inner = {**inner, "arguments": json.dumps(inner["arguments"], ensure_ascii=False)}
+        changed.append({**call, "function": inner} if "function" in call else inner)
+    return changed
 
 
 def _common_start(*texts: str) -> int:
