@@ -291,6 +291,12 @@ def test_columns_of_other_names_and_none(jsonl):
     assert texts == ['[tools][{"name": "f"<unk>]^[system]s^[user]a^[assistant]«b^»']
 
 
+def test_keys_that_only_later_rows_have(jsonl):
+    rows = [{"m": [user("a"), bot("b")]}, {"m": [user("a"), bot("b", reasoning_content="r")], "tools": [{"name": "f"}]}]
+    texts, _ = tokenized(jsonl, FULL, *rows)
+    assert texts == ["[user]a^[assistant]«b^»", '[tools][{"name": "f"<unk>]^[user]a^[assistant]«(r)b^»']
+
+
 REFUSED = {
     "two system messages": (
         {"m": [{"role": "system", "content": "s"}, bot("b")], "system": "t"},

@@ -154,7 +154,8 @@ def _dataset(rows: list[Row], form: Form) -> Dataset:
     columns = {name: kind for name, kind in _FEATURES[form].items() if any(name in row for row in rows)}
     if form == "messages" and not any("more" in message for row in rows for message in row["messages"]):
         columns["messages"] = List({"role": _TEXT, "content": _TEXT})
-    return Dataset.from_list(rows, features=Features(columns))
+    # A list of rows would have the columns of its first row.
+    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns}, features=Features(columns))
 
 
 def _warn_of_overlap(train: list[Row], evaluation: list[Row]) -> None:
