@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from balora.config.run_config import DataConfig
 from balora.data.examples import load_examples
 from balora.data.prompts import bare_ids, encode_prompt
-from balora.data.special_text import encode, find, mark, special_tokens, unmark
+from balora.data.special_text import encode, find, mark, reader_of_marks, special_tokens, unmark
 from balora.data.tokenize import tokenize_examples
 from balora.evaluation.prompting import Prompting
 
@@ -224,3 +224,12 @@ def test_texts_of_encoder_and_decoder(jsonl, make):
 def test_text_without_special_tokens_is_read_as_before():
     tokenizer = wrapped(bpe)
     assert encode_prompt(tokenizer, mark(tokenizer, "plain words")) == bare_ids(tokenizer, ["plain words"])[0]
+
+
+def test_a_slow_tokenizer():
+    tokenizer = transformers.ByT5Tokenizer()
+    ids, _ = encode(tokenizer, "</s>x" + mark(tokenizer, "a</s>"))
+    assert ids == [1, *(3 + byte for byte in b"xa</s>")]
+    reader, texts = reader_of_marks(tokenizer, [mark(tokenizer, "a</s>")])
+    assert reader(texts)["input_ids"] == [[*(3 + byte for byte in b"a</s>"), 1]]
+    assert tokenizer("a</s>")["input_ids"] == [100, 1], "the original still reads it as the token"

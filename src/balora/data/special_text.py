@@ -115,13 +115,26 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], li
 
     A slow tokenizer gives no characters.
     """
+    fast, reader = tokenizer.is_fast, tokenizer
     if has_marks([text]):
+        if not fast:
+            return _encode_slowly(tokenizer, text), []
         reader, (text,) = reader_of_marks(tokenizer, [text])
-    else:
-        reader = tokenizer
-    fast = tokenizer.is_fast
     encoded: Any = reader(text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
     return list(encoded["input_ids"]), list(encoded["offset_mapping"]) if fast else []
+
+
+def _encode_slowly(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Tokenize a marked text with a slow tokenizer: a template's special tokens one by one, and the text between them."""
+    names = special_tokens(tokenizer)
+    ids: list[int] = []
+    for piece in re.split(f"({_pattern(names).pattern})", text):
+        if piece in names:
+            ids.append(int(tokenizer.convert_tokens_to_ids(piece)))  # type: ignore[arg-type]
+        elif piece:
+            plain: Any = unmark(tokenizer, piece)
+            ids += tokenizer(plain, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+    return ids
 
 
 def reader_of_marks(
