@@ -233,3 +233,18 @@ def test_a_slow_tokenizer():
     reader, texts = reader_of_marks(tokenizer, [mark(tokenizer, "a</s>")])
     assert reader(texts)["input_ids"] == [[*(3 + byte for byte in b"a</s>"), 1]]
     assert tokenizer("a</s>")["input_ids"] == [100, 1], "the original still reads it as the token"
+
+
+@pytest.mark.parametrize(("target", "language"), [(False, "eng_Latn"), (True, "fra_Latn")])
+def test_the_language_of_either_side_stays(target, language):
+    letters = dict.fromkeys(["<s>", "<pad>", "</s>", "<unk>", "▁", *"abs</>"])
+    tokenizer = transformers.NllbTokenizer(
+        vocab={piece: number for number, piece in enumerate(letters)},
+        merges=[],
+        src_lang="eng_Latn",
+        tgt_lang="fra_Latn",
+    )
+    reader, texts = reader_of_marks(tokenizer, [mark(tokenizer, "a</s>b")], target=target)
+    (ids,) = reader(**{"text_target" if target else "text": texts})["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids) == [language, "▁", "a", "<", "/", "s", ">", "b", "</s>"]
+    assert tokenizer.convert_ids_to_tokens(tokenizer("ab")["input_ids"])[0] == "eng_Latn"
