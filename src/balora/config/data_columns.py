@@ -17,6 +17,7 @@ _FORMS: dict[str, dict[Form, tuple[str, ...]]] = {
 # Optional keys of a task and form.
 _OPTIONAL: dict[tuple[str, Form], tuple[str, ...]] = {
     ("generation", "pair"): ("input", "prompt_template", "separator"),
+    ("generation", "messages"): ("tools", "system"),
     ("seq2seq", "pair"): ("input", "prompt_template", "max_target_length", "target_tokenizer"),
     ("seq2seq", "labelled"): ("labels", "prompt_template", "max_target_length", "target_tokenizer"),
     ("seq2seq", "scored"): ("prompt_template", "max_target_length", "target_tokenizer"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -110,6 +110,12 @@ class DataConfig(Section):
     )
     input: str | None = Field(default=None, description="column of further input, for a template that contains it")
     messages: str | None = Field(default=None, description="column of conversations, lists of role and content")
+    tools: str | Literal[False] | None = Field(
+        default=None, description="with messages: column of the tools' descriptions; default tools; false: none"
+    )
+    system: str | Literal[False] | None = Field(
+        default=None, description="with messages: column of the system message; default system; false: none"
+    )
     text: str | tuple[str, ...] | None = Field(
         default=None, description="column of plain text; with a label or score, one column or a list of two"
     )
@@ -126,6 +132,10 @@ class DataConfig(Section):
     separator: str | None = Field(
         default=None,
         description="text between prompt and response; default: a new line, or nothing after your own template",
+    )
+    special_tokens: bool = Field(
+        default=False,
+        description="read the text of special tokens in the data, such as </s>, as these tokens and not as plain text",
     )
     max_length: Whole = Field(default=512, ge=2, description="maximum tokens of an example; the rest is cut off")
     max_target_length: Whole | None = Field(

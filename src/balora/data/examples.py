@@ -14,16 +14,18 @@ from balora.config.sections import DataConfig
 from balora.data.columns import check_columns, convert, given_labels, outer_column, used_columns
 from balora.data.head_classes import match_head, match_names
 from balora.data.labels import LabelSet, doubts, find_labels, label_key, placeholders
+from balora.data.messages import context_columns
 from balora.data.perturbations import apply_perturbations
 from balora.data.sources import read_tables
 from balora.data.tables import BadRows, Row, Table
 from balora.errors import BALoraError
 
 logger = logging.getLogger("balora")
-_TEXT, _MESSAGE = Value("string"), {"role": Value("string"), "content": Value("string")}
+_TEXT = Value("string")
+_MESSAGE = {"role": _TEXT, "content": _TEXT, "more": _TEXT}
 _FEATURES: dict[Form, dict[str, Any]] = {
     "pair": {"prompt": _TEXT, "input": _TEXT, "response": _TEXT},
-    "messages": {"messages": List(_MESSAGE), "location": _TEXT},
+    "messages": {"messages": List(_MESSAGE), "context": _TEXT, "location": _TEXT},
     "text": {"text": _TEXT},
     "labelled": {"text": _TEXT, "text_pair": _TEXT, "labels": Value("int64")},
     "scored": {"text": _TEXT, "text_pair": _TEXT, "labels": Value("float32")},
@@ -35,7 +37,8 @@ class Examples:
     """Checked examples, not yet tokenized."""
 
     form: Form
-    """Form of the examples: ``pair`` (columns prompt, input, response), ``messages`` (messages, location), ``text`` (text),
+    """Form of the examples: ``pair`` (columns prompt, input, response), ``messages`` (messages, location,
+    context; `balora.data.messages`), ``text`` (text),
     ``labelled`` or ``scored`` (text, for pairs text_pair, labels). For seq2seq, classes and scores become a ``pair``."""
     train: Dataset
     eval: Dataset | None
@@ -110,6 +113,8 @@ def load_examples(data: DataConfig, task: str, seed: int = 42, *, head: Sequence
 def _read(data: DataConfig, seed: int) -> tuple[Table, Table | None]:
     """Read the tables that one section names and check their columns."""
     named = set(used_columns(data).values())
+    if data.form == "messages":
+        named |= set(context_columns(data).values())
     train, evaluation = read_tables(data, named | {outer_column(column) for column in named}, seed)
     for table in (train, evaluation):
         if table is not None:
@@ -174,8 +179,11 @@ def _check_order(labels: LabelSet, table: Table, data: DataConfig, train: Table)
 
 
 def _dataset(rows: list[Row], form: Form) -> Dataset:
-    columns = {name: kind for name, kind in _FEATURES[form].items() if name in rows[0]}
-    return Dataset.from_list(rows, features=Features(columns))
+    columns = {name: kind for name, kind in _FEATURES[form].items() if any(name in row for row in rows)}
+    if form == "messages" and not any("more" in message for row in rows for message in row["messages"]):
+        columns["messages"] = List({"role": _TEXT, "content": _TEXT})
+    # A list of rows would have the columns of its first row.
+    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns}, features=Features(columns))
 
 
 def _warn_of_overlap(train: list[Row], evaluation: list[Row]) -> None:

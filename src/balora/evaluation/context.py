@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from balora.data.special_text import unmark
 from balora.errors import BALoraError
 from balora.evaluation.engines.transformers import Sampling, TransformersGenerator
 from balora.evaluation.engines.vllm import VllmGenerator
@@ -91,7 +92,8 @@ class EvaluationContext:
             self.say(f"{journal.task}: {len(requests) - len(pending):,} of {len(requests):,} answers are there already")
         if pending:
             for request, fields in self._generate(pending, prompting, sampling):
-                journal.add(request.sample, prompt=request.prompt, **fields)
+                prompt = request.prompt if self.tokenizer is None else unmark(self.tokenizer, request.prompt)
+                journal.add(request.sample, prompt=prompt, **fields)
 
     def _generate(
         self, requests: Sequence[Request], prompting: Prompting, sampling: Sampling

@@ -169,4 +169,4 @@ def add_random_layers(change: Change, model: nn.Module, parameters: list[str]) -
         config.exclude_modules = "|".join([f"({config.exclude_modules})", *map(re.escape, names)])
     else:
         config.exclude_modules = [*(config.exclude_modules or []), *names]
-    return Change(factors, modules, config)
+    return dataclasses.replace(change, factors=factors, modules=modules, config=config)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from balora.deprecation import deprecated_names
 from balora.errors import BALoraError
+from balora.methods.layers.also_trained import find_also_trained
 from balora.methods.layers.lora_linear import lora_linear
 from balora.methods.method import AdaptOptions
 from balora.methods.quantization.quantize import check_quantizable
@@ -34,6 +35,7 @@ def wrap_lora(
     """
     check_quantizable(model, options.extra)
     heads = head_names(model)
+    also_trained = find_also_trained(model, options)
     layers, stacks = find_targets(model, options.target_modules, heads)
     if stacks and (options.dropout > 0 or settings.get("use_dora") or kind is not LoraConfig):
         reason = "dropout on the adapter's input" if options.dropout > 0 else "this method"
@@ -49,7 +51,9 @@ def wrap_lora(
         "target_parameters": stacks or None,
         # peft excludes a head by itself only for `all-linear`, and only if the head is a single layer.
         "exclude_modules": rf"({'|'.join(map(re.escape, heads))})(\..*)?" if heads else None,
-        "modules_to_save": [name for name in heads if name not in SEQ_CLS_HEAD_NAMES] or None,  # peft adds those itself
+        # peft adds the usual heads itself.
+        "modules_to_save": [*(name for name in heads if name not in SEQ_CLS_HEAD_NAMES), *also_trained.modules] or None,
+        "trainable_token_indices": also_trained.tokens or None,
         "rank_pattern": {f"^{re.escape(name)}$": rank for name, rank in options.ranks.items()},
         "task_type": task_type(model),
     }
