@@ -81,7 +81,18 @@ class EvaluationContext:
             top_p=options.top_p,
             seed=options.seed,
             stops=stops,
+            padding="right" if self.model_under_test.is_encoder_decoder else "left",
+            draws="" if self.model_under_test.is_reference else options.engine,
         )
+
+    def warn_about(self, counts: Mapping[str, int], total: int) -> None:
+        """Say it if a tenth of the answers are empty, or reached the token limit: their scores say little about the model."""
+        for count, what in (
+            (counts["empty_answers"], "are empty: the model ended them at once. Check the prompt format"),
+            (counts["answers_at_token_limit"], "reached the token limit and were cut. Consider --max-new-tokens"),
+        ):
+            if count * 10 >= total > 0:
+                self.say(f"  {count:,} of {total:,} answers {what}")
 
     def answer(self, journal: Journal, requests: Sequence[Request], prompting: Prompting, sampling: Sampling) -> None:
         """Answer the requests that have no answer yet, and write each answer into the journal."""

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from balora.config.run_config import RunConfig
 from balora.data.prompts import bare_ids, encode_prompt, render_prompt, separator_of
 from balora.errors import BALoraError
+from balora.evaluation.options import InvalidOption
 
 CHAT = "chat"
 Message = dict[str, str]
@@ -28,8 +29,9 @@ class Prompting:
 
     def __post_init__(self) -> None:
         if self.template not in (CHAT, "none", "alpaca") and "{prompt}" not in self.template:
-            raise BALoraError(
-                f"prompt_template must be none, alpaca, chat, or a text that contains {{prompt}}, not {self.template!r}."
+            raise InvalidOption(
+                "`prompt_template` must be none, alpaca, chat, or a text that contains {{prompt}}, not {value!r}.",
+                value=self.template,
             )
 
     def text(self, tokenizer: PreTrainedTokenizerBase, question: str, reply: str = "") -> str:

@@ -112,6 +112,7 @@ class GlueTask(Task):
         predicted = [self._prediction(record) for record in records]
         scores = classification_metrics(truth, predicted, classes) if classes else regression_metrics(truth, predicted)
         if any(isinstance(record["output"], str) for record in records):
+            scores["empty_answers"] = sum(record["output"] == "" for record in records)
             scores["unreadable"] = sum(value in (NO_CLASS, UNREADABLE) for value in predicted) / len(predicted)
         not_finite = sum(not _is_finite(record["output"]) for record in records)
         return {"main": self.dataset.main, **scores, **({"not_finite": not_finite} if not_finite else {})}
