@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from balora.evaluation.context import EvaluationContext
 from balora.evaluation.sandbox import sandbox as sandbox_module
 from balora.evaluation.sandbox.sandbox import Outcome, Sandbox
 from balora.evaluation.scoring.pass_at_k import mean_pass_at_k, pass_at_k
-from balora.evaluation.scoring.programs import complete_function, extract_code
+from balora.evaluation.scoring.programs import add_tests, called_names, complete_function, extract_code
 from evaluation_models import generator_at
 
 
@@ -232,7 +233,12 @@ HUMANEVAL_ROW = {
     "canonical_solution": "    return 2 * x\n",
     "test": "def check(candidate):\n    assert candidate(2) == 4\n",
 }
-MBPP_ROW = {"task_id": 12, "text": "Double x.", "code": "def f(x):\n    return 2 * x", "test_list": ["assert f(2) == 4", "assert f(3) == 6"]}  # fmt: skip
+MBPP_ROW = {
+    "task_id": 12,
+    "text": "Double x.",
+    "code": "def f(x):\n    return 2 * x",
+    "test_list": ["assert f(2) == 4", "assert f(3) == 6"],
+}
 
 
 @pytest.mark.parametrize(
@@ -311,3 +317,48 @@ def test_empty_answers_and_answers_at_the_token_limit_are_counted_and_said(
     said = "\n".join(lines)
     assert "2 of 4 answers are empty" in said and "1 of 4 answers reached the token limit" in said
     assert "empty_answers 2" in said
+
+
+RIGHT = "def f(x):\n    return 2 * x\n"
+WRONG = "def f(x):\n    return x\n"
+
+
+@pytest.mark.parametrize(
+    ("reply", "passes"),
+    [
+        (f"```python\ndef h(x):\n    return 2 * x\n\n{WRONG}```\nNo:\n```python\ndef f(x):\n    return h(x)\n```", True),
+        (f"```python\nimport math as m\ndef h(x):\n    return m.floor(2 * x)\n\n{WRONG}```\n```python\ndef f(x):\n    return h(x)\n```", True),
+        (f"```python\n{RIGHT}```\nSo the signature is\n```python\ndef f(x):\n    ...\n```", True),
+        (f"```python\n{RIGHT}```\n```python\n{WRONG}```", False),
+        ('````python\ndef f(x):\n    """\n```\nf(1)\n```\n    """\n    return 2 * x\n````', True),
+        ("```python\ndef f(x):\n    return 2 * x```", True),
+        ("~~~py\r\ndef f(x):\r\n    return 2 * x\r\n~~~\r\n", True),
+        (f"Sure:\n\n{RIGHT}\nDone", True),
+        (f"{RIGHT}\nNote: O(n)", True),
+        (f"First:\n{WRONG}\nThat is wrong, so:\n{RIGHT}\nIt doubles.", True),
+        (f"<think>{RIGHT}</think>{WRONG}", False),
+        (f"<think>\n{WRONG}\n</think>\n{RIGHT}", True),
+        (f"<think>\n```python\n{WRONG}```", False),
+        (f"```python\n{RIGHT}```\n```python\nassert f(1) == 99\n```", True),
+        (f"```python\n{RIGHT}```\nRun it:\n```python\ndef main():\n    print(f(int(input())))\n\nmain()\n```", True),
+        ("```python\n>>> f(2)\n4\n```", False),
+        ("```python\nf = lambda x: 2 * x\n```\nor\n```python\nf(3)\n```", True),
+        ("I can't.", False),
+        ("", False),
+    ],
+)  # fmt: skip
+def test_a_reply_becomes_the_program_that_it_means(reply: str, passes: bool) -> None:
+    program = add_tests(extract_code(reply, *called_names("assert f(3) == 6")), "assert f(3) == 6")
+    try:
+        exec(program, {})
+        passed = True
+    except (Exception, SystemExit):
+        passed = False
+    assert passed is passes, program
+
+
+def test_extraction_of_long_or_odd_replies_is_quick() -> None:
+    for reply in ("```\n" * 2000, "def f(\n" * 500, "~" * 100_000, "x = (" * 5000, "x = 1\n! no\n" * 300):
+        started = time.monotonic()
+        extract_code(reply, "f")
+        assert time.monotonic() - started < 10, reply[:20]

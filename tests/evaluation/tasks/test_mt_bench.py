@@ -100,7 +100,12 @@ def test_a_rejected_request_is_not_retried_and_the_key_is_not_leaked(monkeypatch
     [
         ("Rating: [[5]]", 5), ("[[7.5]]", 7.5), ("[[3]] at first, but [[9]]", 9), ("Rating: [[ 8/10 ]]", 8),
         ("Rating: [6]", 6), ("I like it", None), ("[[0]]", None), ("[[11]]", None), ("[[ten]]", None),
-        ("see [2] and rate [[4]]", 4),
+        ("see [2] and rate [[4]]", 4), ("[[rating]]: 8", 8), ("Rating: 8/10", 8), ("[[Rating: 7]]", 7), ("[[8]]\n\nGood.", 8),
+        ("The answer cites [1] and [2].", None), ("I rate it [[5]] for turn 1 and [[7]] for turn 2", None),
+        ("Rating: [[7]]. On a scale up to [[10]].", 7), ("The list a = [[1]] is wrong. Rating: [4]", 4),
+        ("matrix [[2]] ... no rating given because of the rules", None), ("Rating: [[4]]/5", None), ("Rating: 85/100", None),
+        ("Rating: 7-8", None), ("Rating: 8,5", None), ("Rating (1-10): 8", 8), ("**Rating**: [[7]]", 7), ("[[1e1]]", None),
+        ("I give [[8]] on a scale from [[1]] to [[10]].", None), ("Rating: 8 out of 10", 8), ("Rating: [[6]]. Rating: [[0]]", None),
     ],
 )  # fmt: skip
 def test_ratings_are_parsed(text: str, rating: float | None) -> None:

@@ -16,8 +16,18 @@ from typing import Any
 from balora.errors import BALoraError
 from balora.evaluation.options import JudgeOptions
 
-_RATING = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*(?:/\s*10\s*)?\]\]")
-_SINGLE_BRACKETS = re.compile(r"\[\s*(\d+(?:\.\d+)?)\s*(?:/\s*10\s*)?\]")
+_NUMBER = r"(\d{1,3}(?:\.\d+)?)\s*(?:(?:/|out\s+of)\s*10\b)?"
+_NOT_PARTIAL = r"(?![\d.,]*\d|\s*(?:/|[-–]|out\s+of\s)\s*\d)"  # not "8/100", "7-8" or "8,5"
+_LABEL = r"\b(?:rating|score|grade)\b"
+_LABELLED = re.compile(
+    # "Rating: [[8]]", "**Rating**: 8/10", "[[rating]]: 8", "Rating (1-10): [8]", "the rating of this answer is [[8]]"
+    rf"{_LABEL}[\]*_\s]*(?:\([^()\n]{{0,30}}\))?[*_\s]*[:=][*_\s]*(?:\[{{1,2}}\s*{_NUMBER}\s*\]{{1,2}}(?!\])|{_NUMBER}(?!\w)){_NOT_PARTIAL}"
+    rf"|{_LABEL}(?!\s+(?:scale|from|between))[^\[\]\n.:]{{0,60}}\[\[\s*{_NUMBER}\s*\]\]{_NOT_PARTIAL}",
+    re.IGNORECASE,
+)
+_BRACKETS = re.compile(rf"\[\[\s*{_NUMBER}\s*\]\]{_NOT_PARTIAL}")
+_RANGE = re.compile(r"(?:\b(?:from|between|to|and|of|than)|[-–])\s*$", re.IGNORECASE)
+_END = re.compile(r"[\s*_.!)]*\Z")
 
 _TASK = (
     "You are to rate, as an impartial judge, {what}. Look at how helpful, relevant, correct, thorough, original and detailed "
@@ -80,17 +90,30 @@ def read_prompts(rows: Sequence[Mapping[str, Any]]) -> dict[str, JudgePrompt]:
 
 
 def parse_rating(reply: str) -> float | None:
-    """Return the last rating in a judge's reply, 1 to 10, or None.
+    """Return the rating in a judge's reply, 1 to 10, or None if there is none or it is in doubt.
+
+    The last number after the word "rating" counts. Without that word, a number in double brackets counts if it is alone on its
+    line, or ends the reply and is no end of a range.
 
     Example:
         >>> parse_rating("Fine, but [[2]] short.\\nRating: [[7.5]]"), parse_rating("Rating: [8]"), parse_rating("[[11]] of 10")
         (7.5, 8.0, None)
     """
-    ratings = _RATING.findall(reply) or _SINGLE_BRACKETS.findall(reply)
-    rating = float(ratings[-1]) if ratings else 0.0
-    return rating if 1 <= rating <= 10 else None
+    reply = reply[-_MAX_JUDGMENT:]
+    labelled = [float(next(filter(None, match.groups()))) for match in _LABELLED.finditer(reply)]
+    if labelled:
+        return labelled[-1] if 1 <= labelled[-1] <= 10 else None
+    found = []
+    for match in _BRACKETS.finditer(reply):
+        before, after = reply[: match.start()].rpartition("\n")[2], reply[match.end() :]
+        alone = not before.strip("*_ ") and not after.partition("\n")[0].strip("*_. ")
+        if alone or (_END.match(after) and not _RANGE.search(before)):
+            found.append(float(match[1]))
+    return found[-1] if len(set(found)) == 1 and 1 <= found[-1] <= 10 else None
 
 
+_MAX_JUDGMENT = 100_000
+"""Characters of a reply, from its end, that are searched for a rating."""
 _MAX_PAUSE = 60.0
 _RETRIED_STATUSES = {408, 409, 425, 429}
 

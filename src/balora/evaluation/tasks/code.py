@@ -18,7 +18,7 @@ from balora.evaluation.data import HubDataset, Rows
 from balora.evaluation.results import Record
 from balora.evaluation.sandbox.sandbox import Limits, Sandbox
 from balora.evaluation.scoring.pass_at_k import mean_pass_at_k
-from balora.evaluation.scoring.programs import add_tests, complete_function, extract_code
+from balora.evaluation.scoring.programs import add_tests, called_names, complete_function, extract_code
 from balora.evaluation.tasks.task import GenerationTask
 
 _MBPP_TEST = range(11, 511)
@@ -190,7 +190,7 @@ class MBPPTask(_CodeTask):
     def _program(self, row: Row, answer: str, is_reply: bool) -> str:
         setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
         tests = "\n".join([str(setup), *row["test_list"]])
-        return add_tests(extract_code(answer) if is_reply else answer, tests)
+        return add_tests(extract_code(answer, *called_names(tests)) if is_reply else answer, tests)
 
 
 def _problem_and_tests(row: Row) -> tuple[str, list[str]]:
