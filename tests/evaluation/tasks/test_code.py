@@ -327,7 +327,7 @@ WRONG = "def f(x):\n    return x\n"
     ("reply", "passes"),
     [
         (f"```python\ndef h(x):\n    return 2 * x\n\n{WRONG}```\nNo:\n```python\ndef f(x):\n    return h(x)\n```", True),
-        (f"```python\nimport math as m\ndef h(x):\n    return m.floor(2 * x)\n\n{WRONG}```\n```python\ndef f(x):\n    return h(x)\n```", True),
+        (f"```\nimport math as m\ndef h(x):\n  return m.floor(2 * x)\n{WRONG}```\n```\ndef f(x):\n  return h(x)\n```", True),
         (f"```python\n{RIGHT}```\nSo the signature is\n```python\ndef f(x):\n    ...\n```", True),
         (f"```python\n{RIGHT}```\n```python\n{WRONG}```", False),
         ('````python\ndef f(x):\n    """\n```\nf(1)\n```\n    """\n    return 2 * x\n````', True),

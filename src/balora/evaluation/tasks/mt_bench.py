@@ -18,7 +18,14 @@ from balora.evaluation.data import HubDataset, Rows, read_rows
 from balora.evaluation.options import JudgeOptions
 from balora.evaluation.prompting import CHAT, Message, Prompting
 from balora.evaluation.results import Journal, Record, count_answers
-from balora.evaluation.scoring.judge import DEFAULT_PROMPTS, Judge, JudgeUnavailable, parse_rating, read_prompts
+from balora.evaluation.scoring.judge import (
+    DEFAULT_PROMPTS,
+    Judge,
+    JudgeUnavailable,
+    parse_rating,
+    public_url,
+    read_prompts,
+)
 from balora.evaluation.tasks.task import Task
 
 _HUB = HubDataset("HuggingFaceH4/mt_bench_prompts", splits=("train",))
@@ -88,7 +95,7 @@ class MTBenchTask(Task):
         for sample in self.samples:
             record = answers.records[sample]
             ratings.records.setdefault(sample, {}).update(prompt=record["prompt"], output=record["output"])
-        judge = {"model": options.model, "base_url": options.base_url}
+        judge = {"model": options.model, "base_url": public_url(options.base_url)}
         return ratings.finish(
             self.samples, {**self._scores(ratings), **counts}, {"data": self.rows.source, "judge": judge}
         )
