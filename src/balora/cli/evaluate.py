@@ -98,7 +98,7 @@ def _evaluate(
     # The other options have the names of the fields.
     fields = {field.name for field in dataclasses.fields(EvaluationOptions)} - chosen.keys()
     options = EvaluationOptions(**chosen, **{name: context.params[name] for name in fields & context.params.keys()})
-    find_tasks(listed(tasks))  # a misspelt name is reported before torch is imported
+    find_tasks(listed(tasks), task_code=options.task_code)  # a misspelt name is reported before torch is imported
     quiet_libraries()
     from balora.evaluation.evaluate import evaluate as run_evaluation
 

@@ -16,7 +16,7 @@ from balora.data.readers import Row
 from balora.evaluation.context import EvaluationContext
 from balora.evaluation.data import HubDataset, Rows
 from balora.evaluation.results import Record
-from balora.evaluation.sandbox.sandbox import Limits, Sandbox
+from balora.evaluation.sandbox.sandbox import Limits, Sandbox, packages
 from balora.evaluation.scoring.pass_at_k import mean_pass_at_k
 from balora.evaluation.scoring.programs import add_tests, called_names, complete_function, extract_code
 from balora.evaluation.tasks.task import GenerationTask
@@ -42,6 +42,8 @@ class _CodeTask(GenerationTask):
         self.sandbox = Sandbox(Limits(seconds=options.code_timeout), unsafe=options.unsafe_code)
         kind = "none" if options.unsafe_code else "bubblewrap"
         self.sandbox_identity = {"kind": kind, **dataclasses.asdict(self.sandbox.limits)}
+        if names := sorted(packages()):
+            self.sandbox_identity["packages"] = names
         if options.unsafe_code:
             context.say("  Programs run WITHOUT a sandbox: they can read, change and delete all your files.")
         super().__init__(context, name)

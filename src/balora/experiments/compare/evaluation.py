@@ -52,8 +52,7 @@ class EvaluationPlan:
         """
         from balora.evaluation.registry import find_tasks
 
-        find_tasks(self.tasks)
-        _evaluation_options(self)
+        find_tasks(self.tasks, task_code=_evaluation_options(self).task_code)
 
 
 def evaluate_run(run: Path, plan: EvaluationPlan, say: Say) -> None:
