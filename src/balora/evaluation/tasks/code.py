@@ -99,7 +99,8 @@ class _CodeTask(GenerationTask):
         is_reply = self._is_instruction and not self.context.model_under_test.is_reference
         rows = {sample: self.rows.rows[_problem(sample)] for sample in pending}
         programs = {name: self._program(row, records[name]["output"], is_reply) for name, row in rows.items()}
-        with ThreadPoolExecutor(self.context.options.workers or os.cpu_count() or 1) as pool:
+        workers = self.context.options.workers or os.cpu_count() or 1
+        with self.context.progress("programs", len(programs)) as add, ThreadPoolExecutor(workers) as pool:
             for sample, outcome in zip(pending, pool.map(self.sandbox.run, programs.values()), strict=True):
                 self.journal.add(
                     sample,
@@ -110,6 +111,7 @@ class _CodeTask(GenerationTask):
                     seconds=round(outcome.seconds, 3),
                     sandbox=self.sandbox_identity,
                 )
+                add(1)
 
     def _scores(self, records: Mapping[str, Record]) -> Record:
         verdicts: dict[int, list[bool]] = {}

@@ -79,9 +79,12 @@ class GlueTask(Task):
         samples = [str(index) for index in range(len(self.texts[: self.context.options.limit]))]
         pending = [int(sample) for sample in self.journal.missing(samples, "output")]
         if pending:
-            for position, fields in self._predict([self.texts[index] for index in pending]):
-                index = pending[position]
-                self.journal.add(str(index), texts=self.texts[index], label=self.labels[index], **fields)
+            _ = self.context.loaded
+            with self.context.progress("rows", len(pending)) as add:
+                for position, fields in self._predict([self.texts[index] for index in pending]):
+                    index = pending[position]
+                    self.journal.add(str(index), texts=self.texts[index], label=self.labels[index], **fields)
+                    add(1)
         scores = self._scores([self.journal.records[sample] for sample in samples])
         if "not_finite" in scores:
             self.context.say(

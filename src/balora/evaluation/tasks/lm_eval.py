@@ -32,6 +32,7 @@ from balora.evaluation.engines.transformers import sample_seed
 from balora.evaluation.lm_eval_index import is_yaml_file
 from balora.evaluation.model_under_test import LoadedModel
 from balora.evaluation.options import InvalidOption
+from balora.evaluation.progress import progress
 from balora.evaluation.prompting import CHAT
 from balora.evaluation.registry import LM_EVAL_PREFIX
 from balora.evaluation.results import Journal, Record, count_answers
@@ -171,14 +172,11 @@ class JournaledModel(HFLM):
         if len(pending) < len(requests):
             self._say(f"  {len(requests) - len(pending):,} of {len(requests):,} requests are answered already")
         greedy = [(name, request) for name, request in pending if not _is_sampled(kind, request)]
-        for start in range(0, len(greedy), self._block):
-            self._ask(greedy[start : start + self._block], ask)
-        # A batch is sampled from one generator. One by one, an answer depends on its own request and seed alone.
-        for name, request in pending:
-            if _is_sampled(kind, request):
-                with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-                    torch.manual_seed(sample_seed(self._seed, name))
-                    self._ask([(name, request)], ask)
+        with progress(self._say, "requests", len(pending)) as add:
+            for start in range(0, len(greedy), self._block):
+                self._ask(greedy[start : start + self._block], ask)
+                add(len(greedy[start : start + self._block]))
+            self._ask_sampled([(name, request) for name, request in pending if _is_sampled(kind, request)], ask, add)
         self.answered |= {name: self._journal.records[name]["answer"] for name in names}
         if kind == "generate_until":
             default = int(self.max_gen_toks)
@@ -187,6 +185,16 @@ class JournaledModel(HFLM):
                 for name, request in zip(names, requests, strict=True)
             }
         return [self.answered[name] for name in names]
+
+    def _ask_sampled(
+        self, pending: Sequence[tuple[str, Any]], ask: Callable[..., Sequence[Any]], add: Callable[[int], None]
+    ) -> None:
+        """Ask one by one: a batch is sampled from one generator, and an answer must depend on its own request and seed alone."""
+        for name, request in pending:
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                torch.manual_seed(sample_seed(self._seed, name))
+                self._ask([(name, request)], ask)
+            add(1)
 
     def _ask(self, block: Sequence[tuple[str, Any]], ask: Callable[..., Sequence[Any]]) -> None:
         answers = ask([request for _, request in block], disable_tqdm=True)

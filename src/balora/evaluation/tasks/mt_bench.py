@@ -154,12 +154,14 @@ class MTBenchTask(Task):
         self.context.say(f"  {total - len(pending):,} of {total:,} answers are rated, {len(pending):,} to go")
         failures: list[str] = []
         consecutive = 0
-        with ThreadPoolExecutor(self.context.options.workers or _PARALLEL_REQUESTS) as pool:
+        workers = self.context.options.workers or _PARALLEL_REQUESTS
+        with self.context.progress("ratings", len(pending)) as add, ThreadPoolExecutor(workers) as pool:
             futures: dict[Future[Record], str] = {
                 pool.submit(_rating, judge, self._judge_messages(sample, answers)): sample for sample in pending
             }
             try:
                 for future in as_completed(futures):
+                    add(1)
                     try:
                         ratings.add(futures[future], **future.result())
                         consecutive = 0
