@@ -78,6 +78,8 @@ def evaluate(
         _evaluate(context, model, tasks, output, _paths(data or []), _numbers(k))
     except InvalidOption as error:
         raise BALoraError(error.for_command()) from error
+    except BALoraError as error:
+        raise BALoraError(_with_flags(str(error))) from error
 
 
 def _evaluate(
@@ -104,6 +106,23 @@ def _evaluate(
 
     result = run_evaluation(model, listed(tasks), output=output, options=options, say=typer.echo)
     typer.echo(f"Results: {result.folder}")
+
+
+_KEYS = {
+    "set allow_pickle: true": "give --allow-pickle",
+    "set trust_remote_code: true": "give --trust-remote-code",
+    "(data.train)": "(--data)",
+    "in data.train": "in --data TASK=PATH",
+    "data.name None, ": "",
+}
+"""Config keys in messages of code that reads a run's config, too, and the flags that set the same."""
+
+
+def _with_flags(message: str) -> str:
+    """Name flags of the command in place of config keys."""
+    for key, flag in _KEYS.items():
+        message = message.replace(key, flag)
+    return message
 
 
 def _paths(pairs: list[str]) -> dict[str, str]:

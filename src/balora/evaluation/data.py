@@ -10,6 +10,7 @@ from balora.data.hub import load_hub_dataset, looks_local
 from balora.data.readers import SUFFIXES, Row
 from balora.data.sources import FilesSource, open_source
 from balora.errors import BALoraError, suggest
+from balora.evaluation.problem_files import read_problem_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Rows:
 
 def read_rows(location: str | None, default: HubDataset) -> Rows:
     """Read the rows of a task from the user's file, directory or hub id, or from the task's own dataset."""
+    if location is not None and (found := read_problem_files(Path(location).expanduser(), default.splits)) is not None:
+        return Rows(location, found, tuple(dict.fromkeys(column for row in found for column in row)))
     if location is None or not looks_local(location, SUFFIXES):
         return _read_hub(location or default.hub_id, default)
     source, splits = open_source(location), default.splits

@@ -43,6 +43,15 @@ def flag_of(name: str) -> str:
     return _FLAGS.get(name, "--" + name.replace("_", "-"))
 
 
+def check_prompt_template(template: str) -> None:
+    """Raise `InvalidOption` for a text that is neither the name of a template nor a template."""
+    if template not in ("none", "alpaca", "chat") and "{prompt}" not in template:
+        raise InvalidOption(
+            "`prompt_template` must be none, alpaca, chat, or a text that contains {{prompt}}, not {value!r}.",
+            value=template,
+        )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JudgeOptions:
     """Model that rates MT-Bench answers through an OpenAI-compatible endpoint."""
@@ -150,6 +159,8 @@ class EvaluationOptions:
                 )
         if not 0 < self.code_timeout < float("inf"):
             raise InvalidOption("`code_timeout` must be above 0 seconds, not {value:g}.", value=self.code_timeout)
+        if self.prompt_template is not None:
+            check_prompt_template(self.prompt_template)
         self._check_choice("dtype", (None, "auto", "float32", "bfloat16", "float16"))
         self._check_choice("engine", get_args(Engine))
         self._check_choice("code_prompt", get_args(CodePrompt))

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from balora.config.run_config import RunConfig
 from balora.data.prompts import bare_ids, encode_prompt, render_prompt, separator_of
 from balora.errors import BALoraError
-from balora.evaluation.options import InvalidOption
+from balora.evaluation.options import check_prompt_template
 
 CHAT = "chat"
 Message = dict[str, str]
@@ -28,11 +28,7 @@ class Prompting:
     separator: str | None = None
 
     def __post_init__(self) -> None:
-        if self.template not in (CHAT, "none", "alpaca") and "{prompt}" not in self.template:
-            raise InvalidOption(
-                "`prompt_template` must be none, alpaca, chat, or a text that contains {{prompt}}, not {value!r}.",
-                value=self.template,
-            )
+        check_prompt_template(self.template)
 
     def text(self, tokenizer: PreTrainedTokenizerBase, question: str, reply: str = "") -> str:
         """Return the prompt of a question, followed by the first words of the reply."""
