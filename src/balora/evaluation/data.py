@@ -54,8 +54,9 @@ class Rows:
 
 def read_rows(location: str | None, default: HubDataset) -> Rows:
     """Read the rows of a task from the user's file, directory or hub id, or from the task's own dataset."""
-    if location is not None and (found := read_problem_files(Path(location).expanduser(), default.splits)) is not None:
-        return Rows(location, found, tuple(dict.fromkeys(column for row in found for column in row)))
+    problems = None if location is None else read_problem_files(Path(location).expanduser(), default.splits)
+    if location is not None and problems is not None:
+        return Rows(location, problems, tuple(dict.fromkeys(column for row in problems for column in row)))
     if location is None or not looks_local(location, SUFFIXES):
         return _read_hub(location or default.hub_id, default)
     source, splits = open_source(location), default.splits

@@ -87,7 +87,8 @@ def _last_definition(blocks: list[str], names: tuple[str, ...]) -> str | None:
     wanted = set(names) or set().union(*map(_defined_names, blocks))
     defining = [block for block in blocks if _defined_names(block) & wanted]
     complete = [block for block in defining if any(not _is_stub(node) for node in _nodes(block, wanted))]
-    return (complete or defining or [None])[-1]
+    found = complete or defining
+    return found[-1] if found else None
 
 
 def _code_lines(reply: str) -> list[str]:
