@@ -279,6 +279,7 @@ def test_the_prompt_of_a_base_model_is_that_of_the_harness_or_of_the_dataset(
     other = balora(*command, "--code-prompt", "harness" if code_prompt == "dataset" else "dataset")
     assert other.status == 2
     assert "made with another" in other.err
+    assert ("--code-prompt dataset continues it" in other.err) is (code_prompt == "dataset")
 
 
 def test_an_unknown_code_prompt_is_refused(balora, tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from balora.data.readers import Row
+from balora.errors import BALoraError
 from balora.evaluation.context import EvaluationContext
 from balora.evaluation.data import HubDataset, Rows
+from balora.evaluation.options import InvalidOption
 from balora.evaluation.results import Record
 from balora.evaluation.sandbox.sandbox import Limits, Sandbox, packages
 from balora.evaluation.scoring.pass_at_k import mean_pass_at_k
@@ -46,7 +48,14 @@ class _CodeTask(GenerationTask):
             self.sandbox_identity["packages"] = names
         if options.unsafe_code:
             context.say("  Programs run WITHOUT a sandbox: they can read, change and delete all your files.")
-        super().__init__(context, name)
+        try:
+            super().__init__(context, name)
+        except BALoraError as error:
+            if "another prompting" not in str(error) or options.code_prompt != "harness":
+                raise
+            raise InvalidOption(
+                "{message} If it is of an earlier version, `code_prompt` dataset continues it.", message=error
+            ) from error
 
     @abc.abstractmethod
     def _harness_prompt(self, row: Row) -> str:
