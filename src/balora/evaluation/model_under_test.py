@@ -93,6 +93,17 @@ class ModelUnderTest:
         """Config of the run; None for anything else."""
         return None if self.saved is None else self.saved.config
 
+    @functools.cached_property
+    def is_encoder_decoder(self) -> bool:
+        """True for an encoder-decoder. The weights are not read for this."""
+        if self.is_reference:
+            return False
+        return (
+            self.saved.task == "seq2seq"
+            if self.saved is not None
+            else bool(load_config(self._source()).is_encoder_decoder)
+        )
+
     @property
     def folder(self) -> Path:
         """Default directory of the results: inside the run directory, or else under the model's name."""

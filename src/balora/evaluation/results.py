@@ -94,6 +94,20 @@ class Journal:
             )
 
 
+def count_answers(records: Iterable[Record]) -> dict[str, int]:
+    """Count the answers that are empty, and those that the token limit ended. Reference answers have no limit.
+
+    Example:
+        >>> count_answers([{"output": " \\n", "ended": True}, {"output": "Well, so", "ended": False}, {"output": "4"}])
+        {'empty_answers': 1, 'answers_at_token_limit': 1}
+    """
+    records = list(records)
+    return {
+        "empty_answers": sum(not str(record["output"]).strip() for record in records),
+        "answers_at_token_limit": sum(record.get("ended") is False for record in records),
+    }
+
+
 def _json_text(value: Any, indent: int | None = None) -> str:
     """Return JSON that UTF-8 can encode: a lone surrogate, which a program may contain, becomes its JSON escape."""
     text = json.dumps(json_safe(value), indent=indent, ensure_ascii=False)
