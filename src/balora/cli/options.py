@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from balora.errors import BALoraError, suggest_path
+from balora.errors import BALoraError, raise_all, suggest_path
 
 if TYPE_CHECKING:
     from balora.config.run_config import RunConfig
@@ -43,7 +43,22 @@ def read_run_config(config: Path, overrides: list[str] | None) -> RunConfig:
     """Read and check the config of a run, without importing anything heavier than pydantic."""
     from balora.config.run_config import load_run_config
 
-    return load_run_config(config, overrides or [])
+    try:
+        return load_run_config(config, overrides or [])
+    except BALoraError as error:
+        raise_all([*error.problems, *_missing_files(config, overrides or [])], f"{config} cannot be used")
+        raise
+
+
+def _missing_files(config: Path, overrides: list[str]) -> list[str]:
+    """List the files that a config with mistakes names and that do not exist; none if it cannot be read."""
+    from balora.config.yaml_loader import apply_overrides, read_config
+    from balora.loading.source import missing_files
+
+    try:
+        return missing_files(apply_overrides(read_config(config), overrides))
+    except BALoraError:
+        return []
 
 
 def require_path(path: Path) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from balora.config.run_config import RunConfig
 from balora.data.hub import looks_local
+from balora.errors import suggest_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,3 +74,37 @@ class ModelSource:
     def with_model(self, model: str | Path) -> ModelSource:
         """Return the same source with its model in another place."""
         return dataclasses.replace(self, model=Location(str(model)), revision=None)
+
+
+def missing_directory(location: Location) -> str:
+    """Return the error message for a local name that is no directory."""
+    assert location.directory is not None
+    name, key = location.name, location.key
+    what = f"The model folder {name}" if key == "model" else f"The folder {name} ({key})"
+    if location.directory.is_file():
+        return f"{what} is a file. Give the folder it is in."
+    return f"{what} does not exist.{suggest_path(location.directory)}"
+
+
+def missing_files(values: Mapping[str, Any]) -> list[str]:
+    """List the files and folders that a config names and that do not exist, one sentence each.
+
+    ``values`` is the content of a config that may have other mistakes, so that both kinds are reported together. Nothing is
+    imported or read. A name that may be a hub id or a pattern is left to the run.
+    """
+    raw = values.get("data")
+    data: Mapping[str, Any] = raw if isinstance(raw, Mapping) else {}
+    models = [("model", values), ("tokenizer", values), ("data.target_tokenizer", data)]
+    named = [(key, section.get(key.rpartition(".")[2])) for key, section in models]
+    locations = [Location(name, key) for key, name in named if isinstance(name, str) and name]
+    problems = [missing_directory(location) for location in locations if location.missing]
+    further = data.get("also")
+    sections = [
+        data,
+        *(entry for entry in (further if isinstance(further, list) else ()) if isinstance(entry, Mapping)),
+    ]
+    for name in (section.get("train") for section in sections):
+        path = Path(name).expanduser() if isinstance(name, str) and looks_local(name) else None
+        if path is not None and not re.search(r"[*?\[\]{}]|://", str(name)) and not path.exists():
+            problems.append(f"There is no file or folder {name} (data.train).{suggest_path(path)}")
+    return problems
