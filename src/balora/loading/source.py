@@ -96,7 +96,7 @@ def missing_files(values: Mapping[str, Any]) -> list[str]:
     data: Mapping[str, Any] = raw if isinstance(raw, Mapping) else {}
     models = [("model", values), ("tokenizer", values), ("data.target_tokenizer", data)]
     named = [(key, section.get(key.rpartition(".")[2])) for key, section in models]
-    locations = [Location(name, key) for key, name in named if isinstance(name, str) and name]
+    locations = [Location(name, key) for key, name in named if isinstance(name, str) and name and "://" not in name]
     problems = [missing_directory(location) for location in locations if location.missing]
     further = data.get("also")
     sections = [
