@@ -100,12 +100,20 @@ def test_validate_reports_what_train_refuses(
 
 
 def test_missing_files_are_reported_beside_mistakes_in_the_config(balora, config: Path) -> None:
-    wrong = ["training.learning_rat=1", "model=./absent", "data.train=./absent.jsonl", "tokenizer=./nowhere"]
+    wrong = [
+        "training.learning_rat=1",
+        "model=./absent",
+        "data.train=absent.jsonl",
+        "tokenizer=./nowhere",
+        "data.eval=no.csv",
+    ]
     for verb in ("train", "validate", "teacher"):
         outcome = balora(verb, config, *wrong)
         assert outcome.status == 2
         for words in (
-            "4 problems", "training.learning_rat", "The model folder ./absent does not exist", "no file or folder ./absent.jsonl",
+            "5 problems", "training.learning_rat", "The model folder ./absent does not exist",
+            "no file or folder absent.jsonl (data.train)",
+            "no file or folder no.csv (data.eval)",
             "The folder ./nowhere (tokenizer) does not exist",
         ):  # fmt: skip
             assert words in outcome.err

@@ -46,3 +46,13 @@ def test_other_addresses_and_texts_are_unchanged(text: str) -> None:
 @pytest.mark.parametrize("url", URLS)
 def test_an_error_hides_it_wherever_it_comes_from(url: str) -> None:
     assert "s3cret" not in str(BALoraError(f"{url} could not be reached (see {url})."))
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_the_judges_url_is_refused_with_one(url: str) -> None:
+    from balora.cli.options import check_judge
+
+    with pytest.raises(BALoraError, match=r"--judge-url has a password or token.*OPENAI_API_KEY") as found:
+        check_judge(url, "judge")
+    assert "s3cret" not in str(found.value)
+    check_judge("http://localhost:8000/v1", "judge")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from balora.errors import BALoraError, raise_all, suggest_path
+from balora.errors import BALoraError, hide_passwords, raise_all, suggest_path
 
 if TYPE_CHECKING:
     from balora.config.run_config import RunConfig
@@ -73,6 +73,11 @@ def listed(text: str) -> list[str]:
 
 
 def check_judge(url: str | None, model: str | None) -> None:
-    """Raise `BALoraError` if only one of the judge's URL and name is given."""
+    """Raise `BALoraError` if only one of the judge's URL and name is given, or if the URL has a password."""
     if (url is None) != (model is None):
         raise BALoraError("The judge needs a URL and a model: give --judge-url and --judge-model together.")
+    if url is not None and hide_passwords(url) != url:
+        raise BALoraError(
+            "--judge-url has a password or token in it, and the results keep the URL. Put the key into an environment variable: "
+            "OPENAI_API_KEY, or for evaluate the one that --judge-key-variable names."
+        )

@@ -12,6 +12,8 @@ from balora.config.run_config import RunConfig
 from balora.data.hub import looks_local
 from balora.errors import suggest_path
 
+_DATA_FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+
 
 @dataclasses.dataclass(frozen=True)
 class Location:
@@ -103,8 +105,11 @@ def missing_files(values: Mapping[str, Any]) -> list[str]:
         data,
         *(entry for entry in (further if isinstance(further, list) else ()) if isinstance(entry, Mapping)),
     ]
-    for name in (section.get("train") for section in sections):
-        path = Path(name).expanduser() if isinstance(name, str) and looks_local(name) else None
-        if path is not None and not re.search(r"[*?\[\]{}]|://", str(name)) and not path.exists():
-            problems.append(f"There is no file or folder {name} (data.train).{suggest_path(path)}")
+    files = [(section.get("train"), "data.train") for section in sections] + [(data.get("eval"), "data.eval")]
+    for name, key in files:
+        if not isinstance(name, str) or re.search(r"[*?\[\]{}]|://", name) or not looks_local(name, _DATA_FILES):
+            continue
+        path = Path(name).expanduser()
+        if not path.exists():
+            problems.append(f"There is no file or folder {name} ({key}).{suggest_path(path)}")
     return problems

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from balora.data.readers import read_table
-from balora.errors import BALoraError
+from balora.errors import BALoraError, hide_passwords
 from balora.evaluation.context import EvaluationContext, Request
 from balora.evaluation.data import HubDataset, Rows, read_rows
 from balora.evaluation.options import JudgeOptions
@@ -86,7 +86,7 @@ class MTBenchTask(Task):
         for sample in self.samples:
             record = answers.records[sample]
             ratings.records.setdefault(sample, {}).update(prompt=record["prompt"], output=record["output"])
-        judge = {"model": options.model, "base_url": options.base_url}
+        judge = {"model": options.model, "base_url": hide_passwords(options.base_url)}
         return ratings.finish(self.samples, self._scores(ratings), {"data": self.rows.source, "judge": judge})
 
     def _answer(self) -> Journal:
