@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from balora.errors import BALoraError
-from balora.files import apply_umask, fsync, read_json
+from balora.files import apply_umask, delete, fsync, read_json, write_text
 from balora.methods.fingerprint import Fingerprint, fingerprint, first_mismatch
 from balora.methods.initial_state import initial_state_of, stored_parameters
 from balora.methods.layers.peft_lora import adapted_names
@@ -100,7 +99,7 @@ def form_of(model: nn.Module) -> str:
 def write_initial_weights(folder: Path, initial: InitialWeights) -> None:
     """Write initial weights into a directory."""
     write_tensors(initial.values, folder / INITIAL)
-    (folder / ORIGIN).write_text(json.dumps({"frozen": initial.frozen, **initial.metadata}, indent=1))
+    write_text(folder / ORIGIN, json.dumps({"frozen": initial.frozen, **initial.metadata}, indent=1))
 
 
 def read_initial_weights(folder: Path) -> InitialWeights:
@@ -171,7 +170,7 @@ def write_manifest(folder: Path, patterns: Iterable[str] = ("**/*",)) -> None:
     """
     found = sorted({p for pattern in patterns for p in folder.glob(pattern) if p.name != MANIFEST})
     files = {p.relative_to(folder).as_posix(): [p.stat().st_size, _digest(p)] for p in found if p.is_file()}
-    (folder / MANIFEST).write_text(json.dumps(files, indent=1))
+    write_text(folder / MANIFEST, json.dumps(files, indent=1))
     apply_umask(*found)
     fsync(*found, folder / MANIFEST, folder)
 
@@ -212,7 +211,7 @@ def staged(run: Path, *, main: bool = True, wait: Callable[[], object] = lambda:
         for folder in staging.iterdir() if main else ():
             write_manifest(folder)
             target = run / folder.name
-            shutil.rmtree(target, ignore_errors=True)
+            delete(target)
             os.replace(folder, target)
         wait()
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -233,7 +232,7 @@ def staged(run: Path, *, main: bool = True, wait: Callable[[], object] = lambda:
 
 def discard_staging(run: Path) -> None:
     """Delete the incomplete files of a process that was killed."""
-    shutil.rmtree(run / STAGING, ignore_errors=True)
+    delete(run / STAGING)
 
 
 def _digest(path: Path) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from balora.checkpoints.provenance import provenance
 from balora.errors import BALoraError
-from balora.files import write_text
+from balora.files import open_to_append, write_text
 
 Record = dict[str, Any]
 
@@ -64,7 +64,7 @@ class Journal:
         return result
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with open_to_append(self.path) as file:
             file.write(_json_text(line))
 
     def _read(self) -> None:

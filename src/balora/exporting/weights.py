@@ -199,7 +199,7 @@ def write_lora(change: Change, folder: Path, base: str | None, revision: str | N
     config = copy.deepcopy(change.config)
     config.base_model_name_or_path, config.revision = base, revision
     values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @torch.no_grad()

@@ -15,9 +15,9 @@ from transformers.models.auto import modeling_auto
 
 from balora.data.collate import ensure_pad_token
 from balora.data.hub import unreachable
-from balora.errors import BALoraError, raise_all, suggest_path
+from balora.errors import BALoraError, raise_all
 from balora.files import read_json
-from balora.loading.source import Location, ModelSource
+from balora.loading.source import Location, ModelSource, missing_directory
 
 AUTO_CLASSES = {
     "generation": transformers.AutoModelForCausalLM,
@@ -62,8 +62,11 @@ def load_model(
     id2label: Mapping[int, str] | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    device: str | None = None,
 ) -> PreTrainedModel:
     """Load a pre-trained model with the head its task needs, in eval mode on the CPU.
+
+    On the ``device`` meta the same checks are made, and no weight is read.
 
     ``num_labels`` and ``id2label`` describe the head of a classifier; a regression head has 1 output. The vocabulary of
     ``tokenizer`` is checked, and its pad token becomes the model's. Only a classification head may have new, random weights.
@@ -77,16 +80,16 @@ def load_model(
         config.update({"num_labels": num_labels, "problem_type": "single_label_classification"})
         if id2label is not None:
             config.update({"id2label": dict(id2label), "label2id": {name: i for i, name in id2label.items()}})
-    model = _from_pretrained(source, config)
+    model = _from_pretrained(source, config, device)
     if tokenizer is not None:
-        _check_vocabulary(model, tokenizer)
+        check_vocabulary(model, tokenizer)
         # A classifier on a decoder reads the last token that is no padding.
         for part in (model.config, model.config.get_text_config(), getattr(model, "generation_config", None)):
             if part is not None:
                 part.pad_token_id = tokenizer.pad_token_id
     target = load_target_tokenizer(source)
     if target is not None:
-        _check_vocabulary(model, target, target=True)
+        check_vocabulary(model, target, target=True)
     return model
 
 
@@ -115,7 +118,7 @@ def model_problems(source: ModelSource) -> list[str]:
     if source.model.directory is None:
         return []
     if source.model.missing:
-        return [_missing_directory(source.model)]
+        return [missing_directory(source.model)]
     try:
         config = load_config(source)
     except BALoraError as error:
@@ -135,7 +138,7 @@ def max_positions(config: PretrainedConfig) -> int | None:
 
 def _load_tokenizer(location: Location, source: ModelSource) -> PreTrainedTokenizerBase:
     if location.missing:
-        raise BALoraError(_missing_directory(location))
+        raise BALoraError(missing_directory(location))
     directory = location.directory
     if directory is not None and not any(p.name.startswith(_TOKENIZER_FILES) for p in directory.iterdir()):
         raise BALoraError(
@@ -153,7 +156,7 @@ def _load_tokenizer(location: Location, source: ModelSource) -> PreTrainedTokeni
     return tokenizer
 
 
-def _from_pretrained(source: ModelSource, config: PretrainedConfig) -> PreTrainedModel:
+def _from_pretrained(source: ModelSource, config: PretrainedConfig, device: str | None = None) -> PreTrainedModel:
     try:
         model, report = AUTO_CLASSES[source.task].from_pretrained(
             source.model.path,
@@ -164,6 +167,7 @@ def _from_pretrained(source: ModelSource, config: PretrainedConfig) -> PreTraine
             trust_remote_code=source.trust_remote_code,
             ignore_mismatched_sizes=source.task in _HEAD_TASKS,  # replaces a stored head that has other classes
             output_loading_info=True,
+            device_map=device,
         )
     except (MemoryError, torch.OutOfMemoryError):
         raise
@@ -187,7 +191,7 @@ def _from_pretrained(source: ModelSource, config: PretrainedConfig) -> PreTraine
     return model.eval()
 
 
-def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, target: bool = False) -> None:
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, target: bool = False) -> None:
     """Refuse a tokenizer with more tokens than the model's embedding has rows, or its output head with ``target``."""
     matrix = model.get_output_embeddings() if target else model.get_input_embeddings()
     known = int(matrix.weight.shape[0])  # type: ignore[union-attr, index]
@@ -197,16 +201,6 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
             f"The tokenizer {tokenizer.name_or_path} has {needed:,} tokens and the model {model.name_or_path} knows "
             f"{known:,}. Take the tokenizer that belongs to the model."
         )
-
-
-def _missing_directory(location: Location) -> str:
-    """Return the error message for a local name that is no directory."""
-    assert location.directory is not None
-    name, key = location.name, location.key
-    what = f"The model folder {name}" if key == "model" else f"The folder {name} ({key})"
-    if location.directory.is_file():
-        return f"{what} is a file. Give the folder it is in."
-    return f"{what} does not exist.{suggest_path(location.directory)}"
 
 
 def _loading_error(error: Exception, location: Location, what: str) -> BALoraError:

@@ -279,7 +279,9 @@ def _task_spec(name: str, location: str | None) -> Iterator[str]:
         base = str(entry.yaml_path)
     with tempfile.TemporaryDirectory(prefix="balora-task-") as folder:
         path = Path(folder) / f"{Path(name).stem}.yaml"
-        path.write_text(yaml.safe_dump({"include": base, "task": Path(name).stem, **_local_data(location)}))
+        path.write_text(
+            yaml.safe_dump({"include": base, "task": Path(name).stem, **_local_data(location)}), encoding="utf-8"
+        )
         yield str(path)
 
 
