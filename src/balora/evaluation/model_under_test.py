@@ -152,7 +152,7 @@ class ModelUnderTest:
         else:
             task = "seq2seq" if config.is_encoder_decoder else "generation"
         source = dataclasses.replace(self._source(), task=task)
-        tokenizer = load_tokenizer(source)
+        tokenizer = load_tokenizer(source, languages_required=False)
         with quiet(bars=True):
             model = load_model(source, num_labels, id2label, tokenizer=tokenizer)
         if self.adapter is None:

@@ -21,7 +21,7 @@ from balora.checkpoints.model_card import ModelDescription, model_card
 from balora.checkpoints.run_directory import read_record
 from balora.errors import BALoraError, suggest
 from balora.exporting import verification
-from balora.exporting.base_model import BaseModel, add_random_layers
+from balora.exporting.base_model import BaseModel, add_unstored_layers
 from balora.exporting.weights import Change, change_of, merge_into, write_lora
 from balora.files import apply_umask, fsync
 from balora.loading.pretrained import load_target_tokenizer
@@ -31,6 +31,7 @@ from balora.logging_control import quiet
 from balora.methods import METHODS, Method
 from balora.methods.initial_state import initial_state_of
 from balora.methods.layers.peft_lora import lora_layers
+from balora.models.adapted_model import base_model_of
 from balora.teacher.pretrained import PretrainedTeacher
 from balora.training.train_step import infer_task
 
@@ -80,6 +81,8 @@ class _Trained:
     task: str
     tokenizer: PreTrainedTokenizerBase | None
     saved: SavedModel | None
+    resized: bool = False
+    """True if the embeddings have another number of tokens than the pre-trained model."""
 
     @property
     def only_residual(self) -> bool:
@@ -219,6 +222,12 @@ def _export(trained: _Trained, to: Form, output: Path, check: bool) -> ExportRep
             expected, note = verification.quantized_lora_outputs(model, base, trained.initial, probe, expected)
             del base
     change = _change(trained, to) if trained.method.low_rank else None
+    if to == "lora" and trained.resized:
+        size = len(base_model_of(model).get_input_embeddings().weight)
+        resize = (
+            f"Call resize_token_embeddings({size}) on the base before the LoRA is loaded: the vocabulary was resized."
+        )
+        note = f"{note} {resize}" if note else resize
     with _staged(output) as staging:
         if change is None:
             model.save_pretrained(staging)  # type: ignore[operator]
@@ -269,7 +278,9 @@ def _change(trained: _Trained, to: Form) -> Change:
     if trained.keeps_frozen(to):
         return change_of(trained.model)
     change = change_of(trained.model, trained.initial)
-    return add_random_layers(change, trained.model, trained.base.random_parameters())
+    random, resized = trained.base.unstored_parameters(trained.model)
+    trained.resized = bool(resized)
+    return add_unstored_layers(change, trained.model, random, resized)
 
 
 def _write(trained: _Trained, change: Change, to: Form, staging: Path) -> None:

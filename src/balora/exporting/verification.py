@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from balora.errors import BALoraError
 from balora.exporting.weights import PREFIX, initial_factors
+from balora.loading.pretrained import max_positions
 from balora.methods.layers.peft_lora import lora_layers
 from balora.methods.quantization.quantize import MAX_RELATIVE_ERROR
 from balora.methods.quantization.quantized_linear import QuantizedLinear
@@ -80,7 +81,7 @@ def make_probe(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> P
     full_config: Any = base.config
     config = full_config.get_text_config()
     special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}
-    positions = getattr(config, "max_position_embeddings", None) or 512
+    positions = max_positions(full_config) or 512  # XLNet's config says -1
     generator = torch.Generator().manual_seed(_SEED)
     ordinary = torch.tensor([token for token in range(size) if token not in special])
 

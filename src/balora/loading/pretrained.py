@@ -17,6 +17,7 @@ from balora.data.collate import ensure_pad_token
 from balora.data.hub import unreachable
 from balora.errors import BALoraError, raise_all, suggest_path
 from balora.files import read_json
+from balora.loading.languages import set_answer_language, set_languages
 from balora.loading.source import Location, ModelSource
 
 AUTO_CLASSES = {
@@ -46,9 +47,12 @@ _CONVERT_PICKLE = (
 )
 
 
-def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model, and give it a pad token if it has none."""
-    return _load_tokenizer(source.tokenizer or source.model, source)
+def load_tokenizer(source: ModelSource, *, languages_required: bool = True) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model, give it a pad token if it has none, and set the languages of the source.
+
+    With ``languages_required`` a multilingual tokenizer without languages is refused for seq2seq.
+    """
+    return _load_tokenizer(source.tokenizer or source.model, source, languages_required=languages_required)
 
 
 def load_target_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase | None:
@@ -77,7 +81,13 @@ def load_model(
         config.update({"num_labels": num_labels, "problem_type": "single_label_classification"})
         if id2label is not None:
             config.update({"id2label": dict(id2label), "label2id": {name: i for i, name in id2label.items()}})
-    model = _from_pretrained(source, config)
+    return fit_tokenizer(_from_pretrained(source, config), source, tokenizer)
+
+
+def fit_tokenizer(
+    model: PreTrainedModel, source: ModelSource, tokenizer: PreTrainedTokenizerBase | None
+) -> PreTrainedModel:
+    """Check the vocabulary of the tokenizers against the model, and set the model's pad token and its language of answers."""
     if tokenizer is not None:
         _check_vocabulary(model, tokenizer)
         # A classifier on a decoder reads the last token that is no padding.
@@ -87,6 +97,8 @@ def load_model(
     target = load_target_tokenizer(source)
     if target is not None:
         _check_vocabulary(model, target, target=True)
+    if source.task == "seq2seq" and (target or tokenizer) is not None:
+        set_answer_language(model, target or tokenizer)
     return model
 
 
@@ -133,7 +145,9 @@ def max_positions(config: PretrainedConfig) -> int | None:
     return limit - (text.pad_token_id or 0) - 1 if text.model_type in _POSITIONS_FROM_PADDING else limit
 
 
-def _load_tokenizer(location: Location, source: ModelSource) -> PreTrainedTokenizerBase:
+def _load_tokenizer(
+    location: Location, source: ModelSource, *, languages_required: bool = True
+) -> PreTrainedTokenizerBase:
     if location.missing:
         raise BALoraError(_missing_directory(location))
     directory = location.directory
@@ -149,6 +163,7 @@ def _load_tokenizer(location: Location, source: ModelSource) -> PreTrainedTokeni
         )
     except Exception as error:  # a broken tokenizer.json makes the Rust library raise a bare Exception
         raise _loading_error(error, location, "tokenizer") from error
+    set_languages(tokenizer, source, required=languages_required)
     ensure_pad_token(tokenizer)
     return tokenizer
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCrit
 
 from balora.evaluation.model_under_test import LoadedModel
 from balora.loading.pretrained import max_positions
+from balora.models.decoding import PLAIN_DECODING
 
 logger = logging.getLogger("balora")
 _STOP_WINDOW = 24
@@ -128,7 +129,7 @@ class TransformersGenerator:
                 stopping_criteria=StoppingCriteriaList(criteria),
                 use_cache=True,
                 num_beams=1,
-                **choice,
+                **{**PLAIN_DECODING, **choice},
             )
         contexts = [[] if self._is_encoder_decoder else ids[-_PROMPT_CONTEXT:] for ids in prompts]
         rows = zip(output[:, width:].tolist(), contexts, strict=True)
