@@ -4,8 +4,10 @@ Weights in pickle form and code that comes with a model are refused, unless the 
 ``trust_remote_code``).
 """
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -19,6 +21,7 @@ from balora.errors import BALoraError, raise_all, suggest_path
 from balora.files import read_json
 from balora.loading.languages import set_answer_language, set_languages
 from balora.loading.source import Location, ModelSource
+from balora.models.multimodal import IMAGE_TEXT_CLASSES
 
 AUTO_CLASSES = {
     "generation": transformers.AutoModelForCausalLM,
@@ -136,6 +139,23 @@ def model_problems(source: ModelSource) -> list[str]:
     return [problem for problem in found if problem]
 
 
+def auto_class(task: str, config: PretrainedConfig) -> Any:
+    """Return the class that loads a model for a task; for generation this may be one for images and text."""
+    if task == "generation" and _reads_images(config):
+        return transformers.AutoModelForImageTextToText
+    return AUTO_CLASSES[task]
+
+
+def _reads_images(config: PretrainedConfig) -> bool:
+    """Return whether transformers has only a class for images and text for a decoder, and that class can run on text alone."""
+    name = IMAGE_TEXT_CLASSES.get(config.model_type)
+    if name is None or config.is_encoder_decoder or config.model_type in _MODEL_TYPES["generation"]:
+        return False
+    parameters = inspect.signature(getattr(transformers, name).forward).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    return set(needed) <= {"self", "input_ids"}
+
+
 def max_positions(config: PretrainedConfig) -> int | None:
     """Return the largest number of tokens a model takes, or None if its config names no limit."""
     text = config.get_text_config()
@@ -170,7 +190,7 @@ def _load_tokenizer(
 
 def _from_pretrained(source: ModelSource, config: PretrainedConfig) -> PreTrainedModel:
     try:
-        model, report = AUTO_CLASSES[source.task].from_pretrained(
+        model, report = auto_class(source.task, config).from_pretrained(
             source.model.path,
             config=config,
             revision=source.revision,
@@ -257,7 +277,7 @@ def _architecture_problem(config: PretrainedConfig, source: ModelSource) -> str 
     masked = kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if task == "generation" and masked and not getattr(config, "is_decoder", False):
         return f"{name} is an encoder ({kind}), which does not generate text. Use task: classification or regression."
-    if kind not in _MODEL_TYPES[task]:
+    if kind not in _MODEL_TYPES[task] and not (task == "generation" and _reads_images(config)):
         possible = ", ".join(other for other, kinds in _MODEL_TYPES.items() if kind in kinds) or "none of the tasks"
         return f"{name} is a {kind} model, which cannot do task {task}. It can do {possible}."
     return None
