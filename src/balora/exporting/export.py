@@ -6,6 +6,7 @@ written to a staging directory, loaded through its library, compared on a probe,
 
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -36,6 +37,8 @@ from balora.teacher.pretrained import PretrainedTeacher
 from balora.training.train_step import infer_task
 
 Form = Literal["lora", "merged"]
+CLASSES = "classes.json"
+"""Names of a classifier's classes in the order of the head's rows, beside a LoRA: peft's config has no place for them."""
 TARGET_TOKENIZER = "target_tokenizer"
 """Subdirectory of the tokenizer of the responses, if it is not the tokenizer of the inputs."""
 
@@ -139,6 +142,10 @@ def export(
         raise BALoraError(f"to is lora or merged, not {to!r}.{suggest(str(to), ['lora', 'merged'])}")
     form: Form = "lora" if to == "lora" else "merged"
     output = Path(output)
+    if output.is_symlink():
+        raise BALoraError(
+            f"{output} is a symbolic link, and an export does not write through links. Name the folder that is meant."
+        )
     if output.exists() and not output.is_dir():
         raise BALoraError(f"{output} is a file. Name a folder for the export.")
     if output.is_dir() and any(output.iterdir()):
@@ -162,7 +169,8 @@ def _from_run(path: str | Path, base: str | Path | None) -> _Trained:
     source = saved.source(base) if saved.config is not None or base is not None else None
     initial = saved.initial.values if saved.method.residual_base else None
     pretrained = BaseModel.under(model, source)
-    return _Trained(model, saved.method, initial, pretrained, infer_task(model), saved.tokenizer(), saved)
+    tokenizer = saved.tokenizer() or saved.base_tokenizer()
+    return _Trained(model, saved.method, initial, pretrained, infer_task(model), tokenizer, saved)
 
 
 def _from_model(
@@ -252,6 +260,9 @@ def _export(trained: _Trained, to: Form, output: Path, check: bool) -> ExportRep
         rank = change.config.r if change is not None and to == "lora" else None
         report = ExportReport(to, output, (), rank, agreement, note)
         _write_tokenizers(trained, staging)
+        if to == "lora" and trained.task == "classification":
+            names = [trained.base.config.id2label[row] for row in range(trained.base.config.num_labels)]
+            (staging / CLASSES).write_text(json.dumps(names, ensure_ascii=False) + "\n", encoding="utf-8")
         (staging / "README.md").write_text(_card(trained, report), encoding="utf-8")
     return dataclasses.replace(report, files=tuple(sorted(path for path in output.rglob("*") if path.is_file())))
 
@@ -260,6 +271,8 @@ def _export(trained: _Trained, to: Form, output: Path, check: bool) -> ExportRep
 def _staged(output: Path) -> Iterator[Path]:
     """Provide a directory beside the output, and rename it to the output if the block succeeds."""
     staging = output.absolute().with_name(f".{output.absolute().name}.exporting")
+    if staging.is_symlink():  # somebody else's: nothing is written to where it leads
+        staging.unlink()
     shutil.rmtree(staging, ignore_errors=True)  # left by an export that was killed
     try:
         staging.mkdir(parents=True)

@@ -293,6 +293,11 @@ def _weights_problem(directory: Path, source: ModelSource) -> str | None:
             files = [directory / shard for shard in sorted(set(read_json(index)["weight_map"].values()))]
         except (BALoraError, KeyError, AttributeError) as error:
             return f"{index} is broken ({type(error.__cause__ or error).__name__}). {again}"
+    others = sorted(path.name for path in directory.glob("*.safetensors"))
+    if not files and others:
+        if any("-of-" in file for file in others):
+            return f"The weights of {name} lack {index.name}, which says which file has which tensor. {again}"
+        return f"The folder {name} has {others[0]}, but transformers reads model.safetensors. Rename the file if it is the model."
     if not files:
         pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in directory.glob(pattern))
         if not pickles:

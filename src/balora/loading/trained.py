@@ -6,6 +6,7 @@ pre-trained weights would be another model (method.md, departure 12).
 """
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from balora.methods import Method, adapt, find_method, load_trainable
 from balora.methods.initial_state import RESIDUAL_ADAPTER_MARKER, trainable_parameters
 from balora.models.adapted_model import ADAPTER
 
+logger = logging.getLogger("balora")
 _TRAINED_HEAD = f".modules_to_save.{ADAPTER}."
 _ATTRIBUTE = "balora_saved"
 
@@ -114,6 +116,20 @@ class SavedModel:
         if (self.folder / "tokenizer_config.json").is_file():
             return AutoTokenizer.from_pretrained(self.folder)
         return None if self.config is None else load_tokenizer(ModelSource.from_config(self.config))
+
+    def base_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Load the tokenizer of the pre-trained model that the adapter names; return None if that is not possible.
+
+        A script that calls ``trainer.save_model`` may leave the tokenizer out.
+        """
+        if self.config is not None or _base_of_adapter(self.folder) is None:
+            return None
+        try:
+            tokenizer = load_tokenizer(self.source(), languages_required=False)
+        except BALoraError:
+            return None
+        logger.warning("%s has no tokenizer, so that of %s is used.", self.folder, tokenizer.name_or_path)
+        return tokenizer
 
 
 def saved_of(model: nn.Module) -> SavedModel | None:

@@ -157,7 +157,10 @@ def match_classes(own: Sequence[str], classes: Sequence[str], task: str) -> list
         if sorted(keys) == sorted(classes):
             return keys
         if sorted(keys) == [str(number) for number in range(len(classes))]:
-            return [classes[int(key)] for key in keys]
+            names = [classes[int(key)] for key in keys]
+            pairs = ", ".join(f"{name} = {theirs}" for name, theirs in zip(names, own, strict=True))
+            logger.warning("%s: the model does not name its classes, so the task's order is assumed: %s.", task, pairs)
+            return names
     model_classes = f"has {', '.join(own)}" if own else "predicts one score"
     raise BALoraError(
         f"{task} has the classes {', '.join(classes)}, but the model {model_classes}. Evaluate a model that was trained for "
