@@ -175,6 +175,9 @@ def test_a_run_keeps_its_languages_in_its_answers_and_exports(nllb, tmp_path):
     assert prompt[0] == loaded.tokenizer.convert_tokens_to_ids("eng_Latn")
     output = loaded.model.generate(input_ids=torch.tensor([prompt]), max_new_tokens=3, do_sample=False)
     assert output[0, 1] == german
+    balora.export(tmp_path / "run", "lora", output=tmp_path / "lora")
+    card = (tmp_path / "lora" / "README.md").read_text()
+    assert f"model.generation_config.forced_bos_token_id = {german}\n" in card
     balora.export(tmp_path / "run", "merged", output=tmp_path / "merged")
     merged = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged")
     assert merged.generation_config.forced_bos_token_id == german

@@ -61,6 +61,8 @@ def test_the_text_part_is_trained_saved_and_exported(family, tmp_path, caplog):
     assert balora.export(tmp_path / "final", "lora", output=tmp_path / "lora").agreement.holds
     full = PeftModel.from_pretrained(type(make()).from_pretrained(tmp_path / "base"), tmp_path / "lora")
     torch.testing.assert_close(logits(full), logits(run_.model), atol=2e-4, rtol=2e-4)
+    kind = "AutoModelForCausalLM" if family.startswith("Gemma") else "AutoModelForImageTextToText"
+    assert f"base = {kind}.from_pretrained(" in (tmp_path / "lora" / "README.md").read_text()
     balora.export(tmp_path / "final", "merged", output=tmp_path / "merged")
     merged = type(make()).from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(logits(merged), logits(run_.model), atol=2e-4, rtol=2e-4)

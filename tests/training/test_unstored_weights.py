@@ -117,6 +117,7 @@ def test_a_model_with_resized_embeddings_is_loaded_and_exported(llama, tmp_path,
     balora.export(tmp_path / "final", "lora", output=tmp_path / "lora")
     balora.export(tmp_path / "final", "merged", output=tmp_path / "merged")
     for folder in ("memory", "lora"):
+        assert f"base.resize_token_embeddings({size})\n" in (tmp_path / folder / "README.md").read_text()
         plain = AutoModelForCausalLM.from_pretrained(llama)
         plain.resize_token_embeddings(size)
         torch.testing.assert_close(

@@ -25,7 +25,7 @@ from balora.exporting import verification
 from balora.exporting.base_model import BaseModel, add_unstored_layers
 from balora.exporting.weights import Change, change_of, merge_into, write_lora
 from balora.files import apply_umask, fsync
-from balora.loading.pretrained import load_target_tokenizer
+from balora.loading.pretrained import auto_class, load_target_tokenizer
 from balora.loading.source import Location, ModelSource
 from balora.loading.trained import SavedModel, load, saved_of
 from balora.logging_control import quiet
@@ -55,7 +55,7 @@ class ExportReport:
     agreement: verification.Agreement | None
     """Comparison with the trained model; None without ``check``."""
     note: str | None = None
-    """Note on a model that was trained in 4 or 8 bits."""
+    """Note on how the base of a LoRA must be loaded."""
 
     @property
     def largest_difference(self) -> float | None:
@@ -84,8 +84,8 @@ class _Trained:
     task: str
     tokenizer: PreTrainedTokenizerBase | None
     saved: SavedModel | None
-    resized: bool = False
-    """True if the embeddings have another number of tokens than the pre-trained model."""
+    vocabulary: int | None = None
+    """Number of tokens, if the embeddings were resized."""
 
     @property
     def only_residual(self) -> bool:
@@ -230,11 +230,9 @@ def _export(trained: _Trained, to: Form, output: Path, check: bool) -> ExportRep
             expected, note = verification.quantized_lora_outputs(model, base, trained.initial, probe, expected)
             del base
     change = _change(trained, to) if trained.method.low_rank else None
-    if to == "lora" and trained.resized:
-        size = len(base_model_of(model).get_input_embeddings().weight)
-        resize = (
-            f"Call resize_token_embeddings({size}) on the base before the LoRA is loaded: the vocabulary was resized."
-        )
+    bits_note = note
+    if to == "lora" and trained.vocabulary:
+        resize = f"The vocabulary was resized: call resize_token_embeddings({trained.vocabulary}) on the base first."
         note = f"{note} {resize}" if note else resize
     with _staged(output) as staging:
         if change is None:
@@ -263,7 +261,7 @@ def _export(trained: _Trained, to: Form, output: Path, check: bool) -> ExportRep
         if to == "lora" and trained.task == "classification":
             names = [trained.base.config.id2label[row] for row in range(trained.base.config.num_labels)]
             (staging / CLASSES).write_text(json.dumps(names, ensure_ascii=False) + "\n", encoding="utf-8")
-        (staging / "README.md").write_text(_card(trained, report), encoding="utf-8")
+        (staging / "README.md").write_text(_card(trained, report, bits_note), encoding="utf-8")
     return dataclasses.replace(report, files=tuple(sorted(path for path in output.rglob("*") if path.is_file())))
 
 
@@ -292,7 +290,8 @@ def _change(trained: _Trained, to: Form) -> Change:
         return change_of(trained.model)
     change = change_of(trained.model, trained.initial)
     random, resized = trained.base.unstored_parameters(trained.model)
-    trained.resized = bool(resized)
+    if resized:
+        trained.vocabulary = len(base_model_of(trained.model).get_input_embeddings().weight)
     return add_unstored_layers(change, trained.model, random, resized)
 
 
@@ -316,7 +315,7 @@ def _write_tokenizers(trained: _Trained, staging: Path) -> None:
         target.save_pretrained(staging / TARGET_TOKENIZER)
 
 
-def _card(trained: _Trained, report: ExportReport) -> str:
+def _card(trained: _Trained, report: ExportReport, bits_note: str | None) -> str:
     saved, base = trained.saved, trained.base
     config = saved.config if saved else None
     record = (read_record(saved.run) if saved and saved.run else None) or {}
@@ -329,7 +328,10 @@ def _card(trained: _Trained, report: ExportReport) -> str:
         labels=[names[number] for number in range(len(names))] if trained.task == "classification" else None,
         rank=report.rank,
         comparison=None if report.agreement is None else str(report.agreement),
-        quantization_note=report.note,
+        quantization_note=bits_note,
         quantization=base.quantization if report.to == "lora" else None,
+        auto_class=auto_class(trained.task, base.config).__name__,
+        vocabulary=trained.vocabulary,
+        first_token=base.generation.forced_bos_token_id if base.generation and trained.task == "seq2seq" else None,
     )
     return model_card(config, record.get("metrics", {}), provenance, form=report.to, description=description)
