@@ -99,7 +99,11 @@ def test_an_adapter_of_a_classifier_without_any_head_is_refused(body, tmp_path):
     save_file({name: value for name, value in load_file(path).items() if "classifier" not in name}, path)
     with pytest.raises(BALoraError, match=r"neither it nor the model .* has a trained head"):
         ModelUnderTest(str(tmp_path / "adapter")).load("cpu")
-    path.write_bytes(path.read_bytes()[:30])
+    torch.save(load_file(path), path.with_suffix(".bin"))
+    path.rename(path.with_suffix(".old"))
+    with pytest.raises(BALoraError, match=r"Weights in pickle form can run any code"):
+        ModelUnderTest(str(tmp_path / "adapter")).load("cpu")
+    path.write_bytes(path.with_suffix(".old").read_bytes()[:30])
     with pytest.raises(BALoraError, match=r"adapter_model\.safetensors is damaged"):
         ModelUnderTest(str(tmp_path / "adapter")).load("cpu")
 

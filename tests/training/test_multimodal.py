@@ -16,6 +16,7 @@ from balora.errors import BALoraError
 from balora.estimation.validate import validate
 from balora.loading.pretrained import load_model
 from balora.loading.source import Location, ModelSource
+from balora.methods.quantization.quantized_linear import QuantizedLinear
 from balora.models.multimodal import parts_beside_text
 from balora.training.run import run
 from multimodal import MULTIMODAL, gemma3, gemma3n, qwen2_5_vl
@@ -137,3 +138,50 @@ def test_a_model_that_needs_images_is_refused(tmp_path):
     config.save_pretrained(tmp_path)
     with pytest.raises(BALoraError, match="blip model, which cannot do task generation"):
         load_model(ModelSource(model=Location(str(tmp_path)), task="generation"))
+
+
+def test_a_model_for_sound_is_trained_on_text_as_a_decoder(tmp_path):
+    text = {**gemma3().config.text_config.to_dict(), "model_type": "qwen2"}
+    audio = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
+    sizes = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+    )
+    config = transformers.Qwen2AudioConfig(
+        text_config=transformers.Qwen2Config(**{name: text[name] for name in sizes}),
+        audio_config=audio,
+        audio_token_index=90,
+    )
+    transformers.Qwen2AudioForConditionalGeneration(config).save_pretrained(tmp_path / "base")
+    model = transformers.AutoModelForMultimodalLM.from_pretrained(tmp_path / "base")
+    run_ = trainer(balora.adapt(model, rank=4), tmp_path / "run", rows=token_rows(vocab=90))
+    run_.train()
+    run_.save_model(str(tmp_path / "final"))
+    assert torch.equal(logits(balora.load(tmp_path / "final")), logits(run_.model))
+    with pytest.raises(BALoraError, match=r"has no encoder for text\. Use task: generation"):
+        load_model(ModelSource(model=Location(str(tmp_path / "base")), task="seq2seq"))
+
+
+def test_a_model_that_reads_no_text_is_refused(tmp_path):
+    config = transformers.WhisperConfig(
+        vocab_size=60, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=8, decoder_ffn_dim=8, pad_token_id=1, bos_token_id=2, eos_token_id=3, decoder_start_token_id=4,
+    )  # fmt: skip
+    model = balora.adapt(transformers.WhisperForConditionalGeneration(config), rank=2)
+    with pytest.raises(BALoraError, match="reads input_features and not text"):
+        trainer(model, tmp_path, rows=token_rows(vocab=60))
+    config.save_pretrained(tmp_path / "base")
+    with pytest.raises(BALoraError, match=r"cannot do task seq2seq\. It can do none of the tasks"):
+        load_model(ModelSource(model=Location(str(tmp_path / "base")), task="seq2seq"))
+
+
+def test_the_vision_tower_is_not_rounded_to_few_bits():
+    pytest.importorskip("bitsandbytes")
+    for make in (gemma3, MULTIMODAL["Gemma 4"]):
+        model = balora.adapt(make(), "qlora", rank=2)
+        rounded = [name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)]
+        assert rounded and all("language_model" in name for name in rounded)

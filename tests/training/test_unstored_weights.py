@@ -149,3 +149,15 @@ def test_a_resized_encoder_decoder_is_exported(tmp_path):
     run.save_model(str(tmp_path / "final"))
     assert torch.equal(logits(balora.load(tmp_path / "final")), logits(run.model))
     assert balora.export(tmp_path / "final", "lora", output=tmp_path / "lora").agreement.holds
+
+
+@pytest.mark.parametrize("method", ["qlora", "qbalora"])
+def test_a_resized_model_in_few_bits_is_loaded_and_exported(tmp_path, method):
+    pytest.importorskip("bitsandbytes")
+    tiny_llama().save_pretrained(tmp_path / "base")
+    run = resized(tmp_path / "base", tmp_path / "run", "before", 104, method)
+    run.save_model(str(tmp_path / "final"))
+    assert torch.equal(logits(balora.load(tmp_path / "final")), logits(run.model))
+    report = balora.export(tmp_path / "final", "lora", output=tmp_path / "lora")
+    assert report.agreement.holds and "104" in report.note and "bits" in report.note
+    assert balora.export(tmp_path / "final", "merged", output=tmp_path / "merged").agreement.holds

@@ -152,7 +152,7 @@ class ModelUnderTest:
     def _load_plain(self) -> LoadedModel:
         config = load_config(self._source())
         architecture = (config.architectures or [""])[0]
-        adapter = None if self.adapter is None else PlainAdapter(self.adapter)
+        adapter = None if self.adapter is None else PlainAdapter(self.adapter, allow_pickle=self.options.allow_pickle)
         labels = num_labels = id2label = None
         if adapter is not None:
             labels = adapter.classes(config)

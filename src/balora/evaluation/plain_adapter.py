@@ -24,12 +24,17 @@ _WRAPPER = ".modules_to_save."
 class PlainAdapter:
     """The directory of an adapter that any program may have written; its weights are not read yet."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, allow_pickle: bool = False) -> None:
         self.directory = directory
         self.config = PeftConfig.from_pretrained(directory)
         path = directory / SAFETENSORS_WEIGHTS_NAME
         self.shapes: dict[str, tuple[int, ...]] = {}
         """Shapes of the stored tensors, by the name in the pre-trained model; empty for weights in pickle form."""
+        if not path.is_file() and not allow_pickle:
+            raise BALoraError(
+                f"{directory} has no {SAFETENSORS_WEIGHTS_NAME}. Weights in pickle form can run any code on loading: if you trust "
+                "their source, allow them with --allow-pickle."
+            )
         if path.is_file():
             try:
                 with safe_open(path, framework="pt") as file:

@@ -85,10 +85,12 @@ def unstored_parameters(inner: nn.Module, loaded: nn.Module, report: dict[str, A
     """
     random = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     shapes = {own_name(name): parameter.shape for name, parameter in inner.named_parameters()}
-    resized = {n for n, p in loaded.named_parameters() if n not in random and shapes.get(n, p.shape) != p.shape}
-    # A quantized weight has another shape than its values.
-    resized = {name for name in resized if len(shapes[name]) == loaded.get_parameter(name).dim()}
-    return sorted(random), sorted(resized if vocabulary_was_resized(loaded, inner) else ())
+    old, new = vocabulary_of(loaded.config), vocabulary_of(inner.config)  # type: ignore[arg-type]
+    # A quantized weight has another shape too, so the number of rows is compared.
+    resized = {
+        n for n, p in loaded.named_parameters() if old != new and n in shapes and p.shape[:1] == (old,) != shapes[n][:1]
+    }
+    return sorted(random), sorted(resized - random)
 
 
 def unstored_values(model: nn.Module) -> dict[str, Tensor]:
@@ -140,8 +142,3 @@ def stored_vocabulary(source: ModelSource) -> int | None:
     except (OSError, ValueError, KeyError):
         return None
     return vocabulary_of(config)
-
-
-def vocabulary_was_resized(loaded: Any, inner: Any) -> bool:
-    """Return whether two models have another number of tokens."""
-    return vocabulary_of(loaded.config) != vocabulary_of(inner.config)

@@ -21,7 +21,7 @@ from balora.errors import BALoraError, raise_all, suggest_path
 from balora.files import read_json
 from balora.loading.languages import set_answer_language, set_languages
 from balora.loading.source import Location, ModelSource
-from balora.models.multimodal import IMAGE_TEXT_CLASSES
+from balora.models.multimodal import IMAGE_TEXT_CLASSES, MULTIMODAL_CLASSES
 
 AUTO_CLASSES = {
     "generation": transformers.AutoModelForCausalLM,
@@ -140,15 +140,16 @@ def model_problems(source: ModelSource) -> list[str]:
 
 
 def auto_class(task: str, config: PretrainedConfig) -> Any:
-    """Return the class that loads a model for a task; for generation this may be one for images and text."""
-    if task == "generation" and _reads_images(config):
-        return transformers.AutoModelForImageTextToText
+    """Return the class that loads a model for a task; for generation this may be one for images or sound and text."""
+    if task == "generation" and _reads_more_than_text(config):
+        images = config.model_type in IMAGE_TEXT_CLASSES
+        return transformers.AutoModelForImageTextToText if images else transformers.AutoModelForMultimodalLM
     return AUTO_CLASSES[task]
 
 
-def _reads_images(config: PretrainedConfig) -> bool:
-    """Return whether transformers has only a class for images and text for a decoder, and that class can run on text alone."""
-    name = IMAGE_TEXT_CLASSES.get(config.model_type)
+def _reads_more_than_text(config: PretrainedConfig) -> bool:
+    """Return whether transformers has only a multimodal class for a decoder, and that class can run on text alone."""
+    name = MULTIMODAL_CLASSES.get(config.model_type)
     if name is None or config.is_encoder_decoder or config.model_type in _MODEL_TYPES["generation"]:
         return False
     parameters = inspect.signature(getattr(transformers, name).forward).parameters.values()
@@ -277,8 +278,16 @@ def _architecture_problem(config: PretrainedConfig, source: ModelSource) -> str 
     masked = kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if task == "generation" and masked and not getattr(config, "is_decoder", False):
         return f"{name} is an encoder ({kind}), which does not generate text. Use task: classification or regression."
-    if kind not in _MODEL_TYPES[task] and not (task == "generation" and _reads_images(config)):
-        possible = ", ".join(other for other, kinds in _MODEL_TYPES.items() if kind in kinds) or "none of the tasks"
+    multimodal = _reads_more_than_text(config)
+    if task == "seq2seq" and multimodal:
+        return f"{name} is a {kind} model, which has no encoder for text. Use task: generation."
+    if kind not in _MODEL_TYPES[task] and not (task == "generation" and multimodal):
+        kinds_of = {
+            other: kinds
+            for other, kinds in _MODEL_TYPES.items()
+            if other != "generation" or not config.is_encoder_decoder
+        }
+        possible = ", ".join(other for other, kinds in kinds_of.items() if kind in kinds) or "none of the tasks"
         return f"{name} is a {kind} model, which cannot do task {task}. It can do {possible}."
     return None
 

@@ -11,6 +11,8 @@ from balora.models.classifier_head import HEAD_NAMES
 logger = logging.getLogger("balora")
 IMAGE_TEXT_CLASSES = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 """Classes of models that read images and write text, by model type."""
+MULTIMODAL_CLASSES = {**getattr(modeling_auto, "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES", {}), **IMAGE_TEXT_CLASSES}
+"""The same, with models that read sound."""
 
 
 def is_multimodal(model: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from balora.methods.quantization.quantize import check_quantizable
 from balora.methods.target_modules import ALL_LINEAR, find_targets, no_match_message
 from balora.models.adapted_model import ADAPTER
 from balora.models.classifier_head import HEAD_NAMES
-from balora.models.multimodal import IMAGE_TEXT_CLASSES, is_multimodal, parts_beside_text, say_left_alone
+from balora.models.multimodal import MULTIMODAL_CLASSES, is_multimodal, parts_beside_text, say_left_alone
 
 _NF4_BLOCK_SIZE = 64
 
@@ -137,7 +137,7 @@ def task_type(model: nn.Module) -> TaskType | None:
         return TaskType.SEQ_2_SEQ_LM
     if name.endswith(("ForCausalLM", "LMHeadModel")):
         return TaskType.CAUSAL_LM
-    if is_multimodal(model) and (name.endswith("ForConditionalGeneration") or name in IMAGE_TEXT_CLASSES.values()):
+    if is_multimodal(model) and (name.endswith("ForConditionalGeneration") or name in MULTIMODAL_CLASSES.values()):
         return TaskType.CAUSAL_LM
     return None
 
