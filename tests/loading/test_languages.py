@@ -133,6 +133,27 @@ def test_a_tokenizer_that_looks_languages_up_is_treated_the_same():
     assert model.generation_config.forced_bos_token_id == 11
 
 
+@pytest.mark.parametrize(("kind", "prefixed"), [("MBart50Tokenizer", True), ("MBartTokenizer", False)])
+def test_mbarts_own_tokenizers(kind, prefixed):
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁", *map(chr, range(97, 123))]
+    tokenizer = getattr(transformers, kind)(vocab=[(piece, 0.0) for piece in pieces])
+    with pytest.raises(BALoraError, match=r"source_language and data\.target_language are not set"):
+        set_languages(tokenizer, source("m"))
+    with pytest.raises(BALoraError, match="does not know the language 'German'"):
+        set_languages(tokenizer, source("m", source_language="en_XX", target_language="German"))
+    set_languages(tokenizer, source("m", source_language="en_XX", target_language="de_DE"))
+    german, model = tokenizer.convert_tokens_to_ids("de_DE"), tiny("MBart")
+    assert tokenizer("ab", text_target="cd")["labels"][0 if prefixed else -1] == german
+    set_answer_language(model, tokenizer)
+    name = "forced_bos_token_id" if prefixed else "decoder_start_token_id"
+    assert getattr(model.generation_config, name) == german
+
+
+def test_a_language_that_the_tokenizer_decides_is_said(nllb, caplog):
+    load_tokenizer(source(nllb, target_language="deu_Latn"))
+    assert "decides the languages that the config does not name: data.source_language is eng_Latn." in caplog.text
+
+
 def test_mbart_starts_with_the_language_that_ends_the_labels():
     """mBART-25 writes `text </s> language`; its decoder starts with the language."""
     model, tokenizer = tiny("MBart"), M2M100Like()

@@ -14,6 +14,8 @@ import balora
 from balora.config.run_config import RunConfig
 from balora.errors import BALoraError
 from balora.estimation.validate import validate
+from balora.evaluation.engines.transformers import Sampling, TransformersGenerator
+from balora.evaluation.model_under_test import ModelUnderTest
 from balora.loading.pretrained import load_model
 from balora.loading.source import Location, ModelSource
 from balora.methods.quantization.quantized_linear import QuantizedLinear
@@ -131,6 +133,10 @@ def test_the_command_trains_a_multimodal_checkpoint(family, tmp_path):
     assert report.estimate.trainable == trainable and report.estimate.activations_gib
     assert type(trained.get_base_model()) is type(model)
     assert balora.export(tmp_path / "run", "lora", output=tmp_path / "lora").agreement.holds
+    for name in ("base", "run", "lora"):
+        loaded = ModelUnderTest(str(tmp_path / name)).load("cpu")
+        answers = dict(TransformersGenerator(loaded, 2).generate([[5, 6], [7, 8, 9]], Sampling(3)))
+        assert loaded.task == "generation" and len(answers) == 2
 
 
 def test_a_model_that_needs_images_is_refused(tmp_path):

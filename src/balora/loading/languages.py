@@ -47,8 +47,12 @@ def set_languages(tokenizer: PreTrainedTokenizerBase, source: ModelSource, *, re
             f"{'is' if len(missing) == 1 else 'are'} not set. Set {'it' if len(missing) == 1 else 'them'}; the tokenizer knows "
             f"{known} and others."
         )
-    if missing and source.task != "seq2seq":
-        logger.warning("The tokenizer %s marks every text as %s.", name, tokenizer.src_lang)  # type: ignore[attr-defined]
+    assumed = {key: getattr(tokenizer, attribute) for attribute, key in _KEYS.items() if attribute not in given}
+    if source.task != "seq2seq":
+        logger.warning("The tokenizer %s marks every text as %s.", name, assumed["source_language"])
+    elif assumed:
+        pairs = " and ".join(f"data.{key} is {language}" for key, language in assumed.items())
+        logger.warning("The tokenizer %s decides the languages that the config does not name: %s.", name, pairs)
 
 
 def set_answer_language(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
