@@ -12,7 +12,6 @@ PLAIN_DECODING = {
     "no_repeat_ngram_size": 0,
     "encoder_no_repeat_ngram_size": 0,
     "exponential_decay_length_penalty": None,
-    "forced_eos_token_id": None,
     "guidance_scale": None,
     "min_p": None,
     "typical_p": 1.0,
