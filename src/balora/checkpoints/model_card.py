@@ -68,6 +68,12 @@ class ModelDescription:
     quantization_note: str | None = None
     quantization: BitsAndBytesConfig | None = None
     """Quantization with which the LoRA's base must be loaded."""
+    auto_class: str | None = None
+    """Class that loads the model, if it is not the usual one of the task."""
+    vocabulary: int | None = None
+    """Number of tokens to which the LoRA's base must be resized."""
+    first_token: int | None = None
+    """Token with which the answers of an encoder-decoder begin: the code of their language."""
 
     @property
     def classifies(self) -> bool:
@@ -165,12 +171,7 @@ def _data(config: RunConfig, provenance: Mapping[str, Any]) -> str:
     perturbations = recorded.get("conditions")
     sources = ", ".join(map(_public_name, data.train_sources))
     facts = _facts(
-        (
-            "Trained on",
-            _Markdown(
-                ", ".join(map(_public_name, data.train_sources)) + (f", {_code(data.name)}" if data.name else "")
-            ),
-        ),
+        ("Trained on", _Markdown(sources + (f", {_code(data.name)}" if data.name else ""))),
         ("Rows", data.split and _code(data.split)),
         ("Evaluated on", evaluated),
         ("Columns", ", ".join(f"{key}: {_plain(value)}" for key, value in columns.items() if value)),
@@ -217,7 +218,7 @@ def _results(results: Mapping[str, Any], config: RunConfig | None, provenance: M
 
 
 def _usage(model: ModelDescription, form: Form, adapter: bool, config: RunConfig | None) -> str:
-    kind, folder, after = _TASKS[model.task][1], "THIS_FOLDER", ""
+    kind, folder, after = model.auto_class or _TASKS[model.task][1], "THIS_FOLDER", ""
     if form == "run" and adapter:
         folder, after = "THIS_FOLDER/adapter", _EXPORT
         code = 'import balora\nfrom transformers import AutoTokenizer\n\nmodel = balora.load("THIS_FOLDER")'
@@ -228,8 +229,12 @@ def _usage(model: ModelDescription, form: Form, adapter: bool, config: RunConfig
         arguments = f'"{address}"{revision}{_label_arguments(model)}{", quantization_config=bits" if bits else ""}'
         code = (
             f"{imports}from peft import PeftModel\nfrom transformers import {kind}, AutoTokenizer\n\n{bits}"
-            f'base = {kind}.from_pretrained({arguments})\nmodel = PeftModel.from_pretrained(base, "THIS_FOLDER")'
+            f"base = {kind}.from_pretrained({arguments})\n"
+            f"{f'base.resize_token_embeddings({model.vocabulary})' + chr(10) if model.vocabulary else ''}"
+            'model = PeftModel.from_pretrained(base, "THIS_FOLDER")'
         )
+        if model.first_token is not None:
+            code += f"\nmodel.generation_config.forced_bos_token_id = {model.first_token}"
     else:
         folder = "THIS_FOLDER/model" if form == "run" else folder
         code = f'from transformers import {kind}, AutoTokenizer\n\nmodel = {kind}.from_pretrained("{folder}")'

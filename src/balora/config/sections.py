@@ -144,6 +144,14 @@ class DataConfig(Section):
     target_tokenizer: str | None = Field(
         default=None, description="seq2seq: tokenizer of the responses, if it differs from that of the prompts"
     )
+    source_language: str | None = Field(
+        default=None,
+        description="seq2seq: the prompts' language, as a multilingual tokenizer names it (eng_Latn, en_XX)",
+    )
+    target_language: str | None = Field(
+        default=None,
+        description="seq2seq: the responses' language, as a multilingual tokenizer names it (deu_Latn, de_DE)",
+    )
     subsample: Annotated[float | int | None, PlainValidator(check_subsample)] = Field(
         default=None, description="train on a random subset of the training rows: a fraction or a number of rows"
     )

@@ -58,6 +58,10 @@ class ModelSource:
     """Name of the weights' dtype, or ``auto`` for the stored one."""
     seed: int = 42
     """Seed of the weights that the checkpoint lacks, such as a new classification head."""
+    source_language: str | None = None
+    """Language of the encoder's text, for a multilingual tokenizer (seq2seq)."""
+    target_language: str | None = None
+    """Language of the decoder's text, for a multilingual tokenizer (seq2seq)."""
     allow_pickle: bool = False
     trust_remote_code: bool = False
 
@@ -70,6 +74,8 @@ class ModelSource:
             model=Location(config.model),
             tokenizer=None if config.tokenizer is None else Location(config.tokenizer, "tokenizer"),
             target_tokenizer=None if target is None else Location(target, "data.target_tokenizer"),
+            source_language=config.data.source_language,
+            target_language=config.data.target_language,
             **{name: getattr(config, name) for name in same},
         )
 

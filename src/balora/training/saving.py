@@ -14,9 +14,11 @@ from balora.checkpoints.run_directory import RestoreBestCheckpoint, check_resuma
 from balora.config.validation import NO_PUSH
 from balora.errors import BALoraError, Interrupted
 from balora.files import apply_umask, read_json, write_text
+from balora.loading.base_weights import unstored_values
 from balora.methods.adaptation import load_trainable
 from balora.methods.initial_state import stored_parameters, trainable_parameters
 from balora.methods.registry import Method
+from balora.models.adapted_model import base_model_of
 from balora.models.fsdp import gather_tensors, is_finite, is_sharded, reshard
 from balora.teacher.logit_cache import LogitCache
 from balora.teacher.pretrained import PretrainedTeacher
@@ -126,7 +128,12 @@ class SavingMixin(_Base):
             facts: dict[str, Any] = {"dtype": str(self.model.dtype).removeprefix("torch."), "task": self.task}
             if self.task == "classification":
                 facts["labels"] = [config.id2label[number] for number in range(config.num_labels)]
-            self._origin = ckpt.initial_weights_of(self.model, self.teacher.initial, facts)
+            unstored = unstored_values(self.model)
+            if self.is_fsdp_enabled:  # the parameters will be sharded
+                unstored = {name: value.clone() for name, value in unstored.items()}
+            if unstored:
+                facts["vocabulary"] = len(base_model_of(self.model).get_input_embeddings().weight)
+            self._origin = ckpt.initial_weights_of(self.model, self.teacher.initial, facts, unstored)
         return self._origin
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:

@@ -18,6 +18,7 @@ from transformers import LogitsProcessorList, PreTrainedTokenizerBase, StoppingC
 from balora.evaluation.engines.next_token import NextToken
 from balora.evaluation.model_under_test import LoadedModel
 from balora.loading.pretrained import max_positions
+from balora.models.decoding import PLAIN_DECODING
 
 logger = logging.getLogger("balora")
 _STOP_WINDOW = 24
@@ -133,6 +134,14 @@ class TransformersGenerator:
         limit = min(self._max_answer_tokens(ids, sampling) for ids in prompts)
         decoder = self.loaded.target_tokenizer or self.tokenizer
         criteria = [_StopStrings(decoder, sampling.stops, width)] if sampling.stops else []
+        # `NextToken` draws. None: the model's own sampling defaults must not apply.
+        plain: dict[str, Any] = {
+            **PLAIN_DECODING,
+            "do_sample": False,
+            "temperature": None,
+            "top_p": None,
+            "top_k": None,
+        }
         output: Any = model.generate(  # type: ignore[operator]
             input_ids=inputs_BT,
             attention_mask=mask_BT,
@@ -142,11 +151,7 @@ class TransformersGenerator:
             logits_processor=LogitsProcessorList([NextToken(seeds, sampling.temperature, sampling.top_p)]),
             use_cache=True,
             num_beams=1,
-            # `NextToken` draws. None: the model's own sampling defaults must not apply.
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
+            **plain,
         )
         contexts = [[] if self._is_encoder_decoder else ids[-_PROMPT_CONTEXT:] for ids in prompts]
         rows = zip(output[:, width:].tolist(), contexts, strict=True)
