@@ -103,14 +103,19 @@ class AnchorTerm:
         term = self.step.hold(model, batch, labels, teacher, temperature=self.anchors.temperature, num_items=items)
         return term, weight
 
-    def observe(self, step: int, term: Tensor, mean_over_processes: Callable[[Tensor], Tensor]) -> None:
-        """Take one micro-batch's part of the term; with a budget, the weight follows the mean over a window of steps."""
+    def observe(
+        self, step: int, term: Tensor, mean_over_processes: Callable[[Tensor], Tensor], heat: float = 0.0
+    ) -> None:
+        """Take one micro-batch's part of the term; with a budget, the weight follows the mean over a window of steps.
+
+        ``heat`` is the learning rate as a part of its largest value.
+        """
         if self.anchors.budget is None:
             return
         if self._seen and step // WINDOW != self._seen[0][0] // WINDOW:
             steps = len({at for at, _ in self._seen})
             total = torch.stack([value for _, value in self._seen]).sum()
-            self.weight.observe(float(mean_over_processes(total[None])) / steps)
+            self.weight.observe(float(mean_over_processes(total[None])) / steps, heat)
             self._seen = []
         self._seen.append((step, term.detach().float()))
 

@@ -161,7 +161,8 @@ class RegularizedTrainerMixin(SavingMixin):
                 return None
             if not torch.isfinite(term):
                 raise BALoraError(self._nonfinite_message("anchor term", step + 1))
-            term_of.observe(step, term, self._mean_over_processes)
+            rate = self._get_learning_rate() / self.args.learning_rate if self.args.learning_rate else 0.0
+            term_of.observe(step, term, self._mean_over_processes, min(rate, 1.0))
             weighted = weight * term
             self.accelerator.backward(weighted)
         return weighted.detach()
