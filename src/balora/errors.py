@@ -1,8 +1,14 @@
 """The error that users see, and the hint for a misspelt name."""
 
 import difflib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+_CLOSE = 0.7
+"""Least similarity of a name that is suggested, from 0 to 1. Below it a suggestion would mislead."""
+_TIE = 0.05
+"""Difference of similarity that does not count."""
 
 
 class BALoraError(ValueError):
@@ -26,8 +32,39 @@ def suggest(word: str, known: Iterable[str]) -> str:
         >>> suggest("consistancy", ["consistency", "diversity"])
         " Did you mean 'consistency'?"
     """
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
+    nearest = _nearest(word, list(known))
+    return f" Did you mean {nearest!r}?" if nearest is not None else ""
+
+
+def _nearest(word: str, known: Sequence[str]) -> str | None:
+    """Return the known name that is close to a word, or None."""
+    given = _comparable(word)
+    ratios = {name: difflib.SequenceMatcher(None, _comparable(name), given).ratio() for name in known}
+    close = [name for name, ratio in ratios.items() if ratio >= max(_CLOSE, max(ratios.values()) - _TIE)]
+    # Of about equally near names take the one with the same beginning, and of those the shortest: loraa is lora, not loraga.
+    return min(close, key=lambda name: (-_common_start(_comparable(name), given), len(name)), default=None)
+
+
+def _common_start(a: str, b: str) -> int:
+    """Count the characters with which both texts begin."""
+    return len(os.path.commonprefix([a, b]))  # noqa: RUF071 - names, not paths
+
+
+def _comparable(name: str) -> str:
+    """Write a name without what is often written in another way: BA-LoRA, lora_plus, LoRA+, CorDA++."""
+    plain = name.lower().replace("++", "pp").replace("+", "plus")
+    return plain.replace("-", "").replace("_", "").replace(" ", "")
+
+
+def shown(value: object) -> str:
+    """Write a wrong value for a message, cut after about a hundred characters.
+
+    Example:
+        >>> shown("x"), len(shown(list(range(1000))))
+        ("'x'", 101)
+    """
+    text = repr(value)
+    return text if len(text) <= 101 else f"{text[:100]}…"
 
 
 def suggest_path(path: Path, pattern: str = "*") -> str:
@@ -40,7 +77,10 @@ def suggest_path(path: Path, pattern: str = "*") -> str:
     Returns:
         As `suggest`.
     """
-    return suggest(path.name, [sibling.name for sibling in path.parent.glob(pattern)])
+    names = [sibling.name for sibling in path.parent.glob(pattern)]
+    stems = {Path(name).stem: name for name in names}
+    stem = _nearest(path.stem, list(stems))
+    return suggest(path.name, names) or (f" Did you mean {stems[stem]!r}?" if stem is not None else "")
 
 
 def raise_all(problems: list[str], heading: str) -> None:

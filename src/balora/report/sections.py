@@ -10,6 +10,7 @@ import yaml
 
 from balora.checkpoints.run_directory import CONFIG, RECORD, read_record
 from balora.config.run_config import HARMLESS, flatten
+from balora.config.yaml_loader import parse_yaml
 from balora.errors import BALoraError, suggest_path
 from balora.experiments.compare.compare import ROWS
 from balora.experiments.compare.plan import REGULARIZED, configuration_label
@@ -171,8 +172,8 @@ def _weights(config: dict[str, Any]) -> dict[str, float]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    except yaml.YAMLError as error:
+        values = parse_yaml(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (yaml.YAMLError, ValueError, OSError) as error:
         raise BALoraError(f"{path} is damaged: {error}. Restore it, or move its run out of this directory.") from error
     return values if isinstance(values, dict) else {}
 
