@@ -39,10 +39,16 @@ def suggest(word: str, known: Iterable[str]) -> str:
 def _nearest(word: str, known: Sequence[str]) -> str | None:
     """Return the known name that is close to a word, or None."""
     given = _comparable(word)
-    ratios = {name: difflib.SequenceMatcher(None, _comparable(name), given).ratio() for name in known}
+    ratios = {name: _similarity(_comparable(name), given) for name in known}
     close = [name for name, ratio in ratios.items() if ratio >= max(_CLOSE, max(ratios.values()) - _TIE)]
     # Of about equally near names take the one with the same beginning, and of those the shortest: loraa is lora, not loraga.
     return min(close, key=lambda name: (-_common_start(_comparable(name), given), len(name)), default=None)
+
+
+def _similarity(a: str, b: str) -> float:
+    """Return how alike two texts are, from 0 to 1. The same letters in another order are a slip: rnu for run."""
+    ratio = difflib.SequenceMatcher(None, a, b).ratio()
+    return max(ratio, 1 - _TIE) if len(a) > 2 and sorted(a) == sorted(b) else ratio
 
 
 def _common_start(a: str, b: str) -> int:

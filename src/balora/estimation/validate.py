@@ -111,9 +111,7 @@ def _adapted_model(
     quantized = getattr(config, "quantization_config", None) or {}
     quantized = quantized if isinstance(quantized, dict) else quantized.to_dict()
     with torch.device("meta"):
-        model = loading.AUTO_CLASSES[source.task].from_config(
-            config, dtype=_dtype(source, config), trust_remote_code=source.trust_remote_code
-        )
+        model = loading.from_config(source, config, _dtype(source, config))
     for name in ("load_in_4bit", "load_in_8bit"):  # a load sets this attribute
         if quantized.get(name):
             setattr(model, name.replace("load", "is_loaded"), True)
