@@ -60,7 +60,11 @@ def _show_one(console: Console, method: Method) -> None:
     for column, ratio in (("option", None), ("default", None), ("is", 2), ("meaning", 3)):
         # The names and defaults are never cut: the other columns wrap.
         options.add_column(
-            column, ratio=ratio, no_wrap=ratio is None, min_width=None if ratio else _longest(column, method)
+            column,
+            ratio=ratio,
+            overflow="fold",
+            no_wrap=ratio is None,
+            min_width=None if ratio else _longest(column, method),
         )
     for key, option in method.options.items():
         default = "-" if option.default is None else str(option.default)

@@ -285,6 +285,14 @@ def _weights_problem(directory: Path, source: ModelSource, config: PretrainedCon
         return str(error)
     if files:
         return model_files.weights_problem(files, name) or model_files.layers_problem(config, files, name)
+    others = sorted(path.name for path in directory.glob("*.safetensors"))
+    if others:
+        if any("-of-" in file for file in others):
+            return (
+                f"The weights of {name} lack model.safetensors.index.json, which says which file has which tensor. "
+                f"{model_files.AGAIN}"
+            )
+        return f"The folder {name} has {others[0]}, but transformers reads model.safetensors. Rename the file if it is the model."
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in directory.glob(pattern))
     if not pickles:
         return f"The model folder {name} has no weights (model.safetensors).{model_files.describe_directory(directory)}"
