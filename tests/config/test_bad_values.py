@@ -195,6 +195,8 @@ def test_aliases_and_merge_keys_in_use_still_work(tmp_path: Path) -> None:
         ("method.rank=8.5", ["method.rank", "whole number"]),
         ("method.rank=.nan", ["method.rank"]),
         ("method.rank=eight", ["method.rank"]),
+        ("method.rank=9000000000000000000", ["method.rank", "at most 65,536"]),
+        ("method.alpha=1e300", ["method.alpha", "at most"]),
         ("method.alpha=.inf", ["method.alpha"]),
         ("method.alpha=.nan", ["method.alpha"]),
         ("method.alpha=-1", ["method.alpha"]),

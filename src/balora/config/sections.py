@@ -161,9 +161,9 @@ class MethodConfig(Section):
     """Fine-tuning method and its size. The method's own options may be written beside these keys."""
 
     name: str = Field(default="balora", description="a name from `balora methods`")
-    rank: Whole = Field(default=8, ge=1, description="the adapter's rank r")
+    rank: Whole = Field(default=8, ge=1, le=2**16, description="the adapter's rank r")
     alpha: Number | None = Field(
-        default=None, gt=0, validate_default=True, description="the scaling is alpha / rank; default: the rank"
+        default=None, gt=0, le=1e30, validate_default=True, description="the scaling is alpha / rank; default: the rank"
     )
     dropout: Number = Field(default=0.0, ge=0, lt=1, description="dropout probability on the adapter's input")
     target_modules: str | tuple[str, ...] = Field(

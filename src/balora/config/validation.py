@@ -47,7 +47,20 @@ _NOT_NEGATIVE = (
     *("weight_decay", "warmup_steps", "max_grad_norm", "save_total_limit", "adam_epsilon", "eval_delay"),
     *("neftune_noise_alpha", "dataloader_num_workers", "data_seed"),
 )
-_MOST = {"num_train_epochs": 10**9, "dataloader_num_workers": 1024, "data_seed": 2**32 - 1}
+_MOST = {
+    "num_train_epochs": 10**9,
+    "dataloader_num_workers": 1024,
+    "data_seed": 2**32 - 1,
+    "dataloader_prefetch_factor": 1024,
+}
+_LEVELS = ("debug", "info", "warning", "error", "critical", "passive", "detail")
+# Fields that transformers declares as text, with their values.
+_TEXTS = {
+    "log_level": _LEVELS,
+    "log_level_replica": _LEVELS,
+    "include_num_input_tokens_seen": ("all", "non_padding", "no"),
+    "dataloader_multiprocessing_context": ("fork", "spawn", "forkserver"),
+}
 _BATCHWISE = "the scores here are computed over all rows together, not batch by batch; leave it out."
 # By field: the test that its value must pass, and the message otherwise.
 _LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -249,6 +262,13 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
         names = [getattr(m, "__name__", str(m)) for m in members if m is not types.NoneType]
         expected = " or ".join(_KINDS.get(each, each) for each in names)
         raise ValueError(f"training.{name} must be {expected}, not {shown(value)}.") from None
+    known_texts = _TEXTS.get(name)
+    if known_texts and isinstance(converted, str) and converted not in known_texts:
+        raise ValueError(
+            f"training.{name} must be one of {', '.join(known_texts)}, not {shown(value)}.{suggest(converted, known_texts)}"
+        )
+    if name.endswith("_kwargs") and isinstance(converted, str) and not converted.lstrip().startswith("{"):
+        raise ValueError(f"training.{name} must be a section with keys, not {shown(value)}.")
     # An integer stays an integer: 100 steps, not 100.0.
     return value if isinstance(value, int) and isinstance(converted, float) else converted
 
