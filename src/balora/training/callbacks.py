@@ -47,7 +47,7 @@ class MetricsFile(TrainerCallback):
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read the lines of a metrics file; skip a last line that a killed process left incomplete."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
             lines.append(json.loads(line))
         except ValueError:
