@@ -36,7 +36,7 @@ from shapes import LLAMA_7B, LLAMA_8B, TINY, Shape
 from variants import Variant, load, optimizer_of, prepare
 
 # Variants that need more memory beside the model come later, so that their memory is not in the peak of the others.
-ORDER = ("stock", "forward", "offloaded", "online", "cached", "off")
+ORDER = ("stock", "forward", "offloaded", "online", "cached", "off", "anchored")
 PARTS = ("loss", "7b", "8b", "start")
 
 
@@ -66,8 +66,8 @@ class Clock:
             torch.cuda.reset_peak_memory_stats()
 
 
-def measure(rows: Rows, shape: Shape, rounds: int, device: str, names: tuple[str, ...]) -> None:
-    """Measure all variants on one loaded model: a peak for each, then times in turns."""
+def measure(rows: Rows, shape: Shape, rounds: int, device: str, names: tuple[str, ...], profiled: bool = False) -> None:
+    """Measure all variants on one loaded model: a peak for each, then times in turns, then a profile of some."""
     clock, temporary = Clock(device), contextlib.ExitStack()
     begun = clock.wait()
     model = load("online", shape, device)
@@ -113,10 +113,36 @@ def measure(rows: Rows, shape: Shape, rounds: int, device: str, names: tuple[str
         for name, times in seconds.items():
             rows.add(kind="variant", variant=name, shape=here, seconds=summary(times), all=times)
         _ratios(rows, here, seconds, peaks)
+        if profiled:
+            for name in [n for n in ("stock", "online", "cached") if n in ready]:
+                rows.add(kind="profile", variant=name, shape=here, kernels=_profile(ready[name], batches[0]))
         del ready, own_teacher, optimizer
         temporary.close()
     del model
     clock.reset_peak()
+
+
+def _profile(variant: Variant, batch: dict[str, torch.Tensor], most: int = 25) -> list[dict[str, object]]:
+    """Return the kernels of one step that take the most time: name, calls, milliseconds on the device and on the host."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as profile:
+        variant.step(batch)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    events = sorted(
+        profile.key_averages(), key=lambda e: (e.self_device_time_total, e.self_cpu_time_total), reverse=True
+    )
+    return [
+        {
+            "name": event.key[:90],
+            "calls": event.count,
+            "device_ms": event.self_device_time_total / 1000,
+            "host_ms": event.self_cpu_time_total / 1000,
+        }
+        for event in events[:most]
+    ]
 
 
 @torch.no_grad()
@@ -133,6 +159,10 @@ def _ratios(rows: Rows, shape: Shape, seconds: dict[str, list[float]], peaks: di
         if "forward" in seconds:
             floor = [a + b for a, b in zip(seconds["stock"], seconds["forward"], strict=True)]
             row["over_floor"] = ratios(seconds[name], floor)
+        if name == "anchored" and "off" in seconds:
+            row["over_off"] = ratios(seconds[name], seconds["off"])
+            own, off = peaks[name], peaks["off"]
+            row["peak_over_off"] = own / off if own and off else None
         ours, stock = peaks[name], peaks["stock"]
         rows.add(kind="ratio", peak_ratio=ours / stock if ours and stock else None, **row)
 
@@ -144,6 +174,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--reference", action="store_true", help="measure the plain reading too, with its second model")
+    parser.add_argument("--profile", action="store_true", help="profile a step of stock, online and cached too")
     parser.add_argument("--output", type=Path, help="directory for the rows")
     given = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -156,9 +187,10 @@ def main() -> None:
         if given.tiny:
             shape = dataclasses.replace(TINY, dtype=shape.dtype, name=f"tiny for {shape.name}")
         if "loss" in given.parts:
-            _attempt(rows, "loss", lambda s=shape: loss_only.measure(rows, s, given.rounds, device))
+            for decaying in (True, False):
+                _attempt(rows, "loss", lambda s=shape, d=decaying: loss_only.measure(rows, s, given.rounds, device, d))
         if part in given.parts:
-            _attempt(rows, part, lambda s=shape: measure(rows, s, given.rounds, device, names))
+            _attempt(rows, part, lambda s=shape: measure(rows, s, given.rounds, device, names, given.profile))
     if "start" in given.parts:
         sizes = {(96, 64): 2, (64, 96): 1} if given.tiny else pissa_start.SHAPES
         _attempt(rows, "start", lambda: pissa_start.measure(rows, sizes, 8 if given.tiny else pissa_start.RANK, device))

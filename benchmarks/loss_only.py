@@ -27,13 +27,13 @@ LAUNCHES = ((512, 4), (1024, 4), (1024, 8), (2048, 4), (2048, 8), (4096, 8))
 """Lanes and warps of a row that are tried beside the kernel's own, which were chosen without a GPU."""
 
 
-def measure(rows: Rows, shape: Shape, rounds: int, device: str) -> None:
+def measure(rows: Rows, shape: Shape, rounds: int, device: str, decaying: bool = True) -> None:
     """Write a row with the seconds of each part, their ratios, and the rates of the products and the copy.
 
     ``triton`` in the row is None without a GPU. If the Triton form cannot run on the GPU, it has the reason. Otherwise it
     has the differences of the two forms, the ratios of their times and the seconds of ``tokens`` by lanes and warps.
     """
-    calls, flops, moved = _calls(shape, device)
+    calls, flops, moved = _calls(shape, device, decaying)
     compared = [name for name in calls if f"{name}, triton" in calls]
     triton: dict[str, object] | None = None
     try:
@@ -55,7 +55,7 @@ def measure(rows: Rows, shape: Shape, rounds: int, device: str) -> None:
         triton["launches"] = _launches(calls["tokens, triton"], device)
     found = {name: summary(times) for name, times in seconds.items()}
     rows.add(
-        kind="loss", shape=shape, triton=triton, seconds=found,
+        kind="loss", shape=shape, spectrum="decaying" if decaying else "flat", triton=triton, seconds=found,
         tokens=shape.batch * (shape.length - int(shape.prompt * shape.length)),
         most_a_kernel_could_win=found["tokens"]["median"] / found["products"]["median"],
         product_tflops=flops / found["products"]["median"] / 1e12, copy_gbytes=moved / found["copy"]["median"] / 1e9,
@@ -90,7 +90,7 @@ def _launches(call: Callable[[], object], device: str) -> dict[str, float]:
     return found
 
 
-def _calls(shape: Shape, device: str) -> tuple[dict[str, Callable[[], object]], float, float]:
+def _calls(shape: Shape, device: str, decaying: bool) -> tuple[dict[str, Callable[[], object]], float, float]:
     """Return the measured functions by name, the floating-point operations of the products and the bytes of the copy."""
     dtype = getattr(torch, shape.dtype)
     tokens = shape.batch * (shape.length - int(shape.prompt * shape.length))
@@ -99,7 +99,9 @@ def _calls(shape: Shape, device: str) -> tuple[dict[str, Callable[[], object]], 
     def draw(*size: int) -> torch.Tensor:
         return torch.randn(*size, generator=generator, device=device)
 
-    hidden_MD = draw(tokens, shape.hidden).to(dtype).requires_grad_()
+    # Columns of unlike size, as the hidden states of language models have: the spectral term takes longest on flat spectra.
+    columns_D = 1.0 + 10.0 / torch.arange(1, shape.hidden + 1, device=device).sqrt()
+    hidden_MD = (draw(tokens, shape.hidden) * (columns_D if decaying else 1.0)).to(dtype).requires_grad_()
     teacher_MD = (hidden_MD.detach() + 0.1 * draw(tokens, shape.hidden)).to(dtype)
     head_VD = (0.02 * draw(shape.vocabulary, shape.hidden)).to(dtype)
     labels_M = torch.randint(shape.vocabulary, (tokens,), generator=generator, device=device)

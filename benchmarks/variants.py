@@ -6,6 +6,7 @@
 - ``offloaded``: ``online`` with the teacher's values in host memory.
 - ``cached``: balora with a teacher cache on disk.
 - ``off``: balora without regularizers.
+- ``anchored``: ``off`` with anchors, a quarter of the task's tokens, under a cached teacher.
 - ``forward``: one forward of the stock model without gradients, the least that a teacher can cost.
 """
 
@@ -22,6 +23,8 @@ import torch
 from torch import Tensor, nn
 
 import balora
+from balora import Anchors
+from balora.anchoring.rows import AnchorRows
 from balora.estimation.meta_device import on_meta
 from balora.methods.fingerprint import fingerprint
 from balora.methods.layers.lora_linear import LoraLinear
@@ -29,16 +32,19 @@ from balora.objective import Objective
 from balora.teacher.cache import TeacherCache, TeacherIdentity
 from balora.teacher.cache_builder import TeacherCacheBuilder
 from balora.teacher.row_keys import row_key
+from balora.training.anchor_term import AnchorTerm
 from balora.training.generation_step import GenerationStep
 from balora.training.subsampling import SequenceMask
 from reference import CONSISTENCY, DIVERSITY, SPECTRAL, reference_loss
 from shapes import Shape
 
-NAMES = ("stock", "reference", "online", "offloaded", "cached", "off", "forward")
+NAMES = ("stock", "reference", "online", "offloaded", "cached", "off", "anchored", "forward")
 WITHOUT_BALORA = ("stock", "reference", "forward")
 WEIGHTS = {"consistency": CONSISTENCY, "diversity": DIVERSITY, "spectral": SPECTRAL, "variance": 0.0}
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 KEPT_TOKENS = 64
+SHARE = 0.25
+"""Anchor tokens per token of the task."""
 Batch = dict[str, Tensor]
 
 
@@ -149,10 +155,16 @@ def prepare(
         with own_teacher.active():
             cache = _cache(directory, model, batches)
     step = GenerationStep(model, Objective(balora.RegularizationConfig(), "generation"), own_teacher, cache)
-    weights = dict.fromkeys(WEIGHTS, 0.0) if name == "off" else WEIGHTS
+    weights = dict.fromkeys(WEIGHTS, 0.0) if name in ("off", "anchored") else WEIGHTS
+    term = _anchors(step, batches[0]) if name == "anchored" else None
+    steps = iter(range(10**9))
     keys = {id(batch): [row_key(row) for row in rows_of_batch(batch)] for batch in batches} if cache else {}
 
     def loss(batch: Batch) -> Tensor:
+        if term is not None:
+            held, weight = term.loss(model, next(steps), 1)
+            assert held is not None
+            (weight * held).backward()
         inputs = dict(batch)
         labels = inputs.pop("labels")
         held = SequenceMask(row_keys=keys.get(id(batch)))
@@ -160,6 +172,20 @@ def prepare(
         return parts.loss
 
     return Variant(name, shape, model, loss, optimizer), resources
+
+
+def _anchors(step: GenerationStep, batch: Batch) -> AnchorTerm:
+    """Return anchors of a quarter of the batch's tokens, all of one length, with their teacher cached."""
+    size, length = batch["input_ids"].shape
+    width = max(length // 4, 8)
+    vocabulary = step.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
+    tokens = torch.randint(4, vocabulary, (4 * size, width), generator=torch.Generator().manual_seed(3)).tolist()
+    anchors = Anchors(rows=[{"input_ids": row} for row in tokens], share=SHARE)
+    term = AnchorTerm(
+        anchors, AnchorRows(anchors.rows or [], 0.125, 0), step, tokens_per_step=size * length, pad_token=0, seed=0
+    )
+    term.cache_teacher()
+    return term
 
 
 def rows_of_batch(batch: Batch) -> list[dict[str, Tensor]]:

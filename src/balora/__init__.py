@@ -6,6 +6,7 @@ Reference: Chang et al., BA-LoRA: Bias-Alleviating Low-Rank Adaptation, ICLR 202
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from balora.anchors import Anchors
 from balora.errors import BALoraError
 from balora.regularization import RegularizationConfig
 
@@ -31,6 +32,7 @@ _MODULES = {
 _SUBMODULES = ("evaluation", "experiments", "losses", "methods", "objective", "regularizers", "report", "training")
 
 __all__ = [
+    "Anchors",
     "BALoraError",
     "BALoraSFTTrainer",
     "BALoraTrainer",

@@ -43,6 +43,13 @@ class Case:
         self.labels_M = torch.randint(0, self.vocabulary, (self.tokens,), generator=generator)
         self.labels_M[self.ignored] = -100
 
+    def to(self, device: str) -> Case:
+        """Move all tensors to a device."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.detach().to(device).requires_grad_(value.requires_grad))
+        return self
+
     @property
     def trained_tensors(self) -> list[Tensor]:
         return [t for t in (self.hidden_MD, self.head_VD, self.bias_V) if t is not None and t.requires_grad]

@@ -50,6 +50,8 @@ def trainer(model: nn.Module, folder, *, kind: type = BALoraTrainer, config=ALL_
             "data_collator",
             "optimizers",
             "teacher_cache",
+            "anchors",
+            "processing_class",
         )
         if name in changes
     }

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import balora
-from balora import RegularizationConfig
+from balora import Anchors, RegularizationConfig
 from balora.regularization import WEIGHTS
 from processes import in_two_processes
 from small_runs import ALL_TERMS, CONSTANT, TOKEN_TERMS, Gradients, flat, history, trainer
@@ -33,8 +33,15 @@ GLOBAL_FEATURES = RegularizationConfig(
     **{**GLOBAL_ROWS.to_dict(), "diversity_target": "features", "spectral_target": "features"}
 )
 
+ANCHORS = Anchors(
+    rows=tuple({"input_ids": [5 + (3 * row + at) % 80 for at in range(5 + row % 3)]} for row in range(14)),
+    weight=3.0, share=1.0, budget=0.05,
+)  # fmt: skip
+HELD = {"held generation": ANCHORS, "held classification": ANCHORS}
 # name: (model, rows, regularization)
 RUNS = {
+    "held generation": (lambda: adapted(tiny_llama), token_rows, TOKEN_TERMS),
+    "held classification": (lambda: adapted(tiny_bert), labelled_rows, ROWS),
     "generation": (lambda: adapted(tiny_llama), token_rows, TOKEN_TERMS),
     "full": (lambda: adapted(lambda: tiny_llama(tie_word_embeddings=False), "full"), token_rows, TOKEN_TERMS),
     "classification": (lambda: adapted(tiny_bert), labelled_rows, ROWS),
@@ -58,11 +65,14 @@ def fit(name: str, folder: Path, processes: int) -> tuple[dict[str, list[float]]
         per_device_train_batch_size=batch_size, gradient_accumulation_steps=4 // (batch_size * processes), max_grad_norm=0.0,
         save_strategy="steps",
         save_steps=2, save_total_limit=1, eval_strategy="steps", eval_steps=3, eval_dataset=rows(8), logging_steps=3,
-        per_device_eval_batch_size=4,
+        per_device_eval_batch_size=4, anchors=HELD.get(name),
         **({"ddp_backend": "gloo"} if processes > 1 else {}),
     )  # fmt: skip
     run.train()
-    logged = {key: history(run, key) for key in ("loss", "task", *WEIGHTS, "logit_variance", "eval_loss")}
+    logged = {
+        key: history(run, key)
+        for key in ("loss", "task", *WEIGHTS, "logit_variance", "eval_loss", "anchor", "anchor_drift")
+    }
     tensors = {f"{i} {key.removeprefix('module.')}": g for i, step in enumerate(seen.steps) for key, g in step.items()}
     return logged, {"weights": flat(run.model), **tensors}
 

@@ -247,3 +247,17 @@ def test_refuses():
         SpectralBasis.from_head(torch.eye(4), torch.tensor([0.0, 0.0, -torch.inf, 0.0]))
     with pytest.raises(BALoraError, match="vocabulary × hidden size"):
         SpectralBasis.from_head(torch.zeros(4))
+
+
+@pytest.mark.parametrize("kind", ["random", "steep", "dependent", "zero"])
+def test_the_orthonormal_basis_of_accelerators_spans_what_qr_spans(kind):
+    block = torch.randn(300, 20)
+    if kind == "steep":
+        block = block * torch.logspace(0, -5, 20)
+    elif kind == "dependent":
+        block = block[:, :4] @ torch.randn(4, 20)
+    elif kind == "zero":
+        block = torch.zeros_like(block)
+    basis = truncated_svd._cholesky_orthonormal(block)
+    torch.testing.assert_close(basis.T @ basis, torch.eye(20), atol=2e-6, rtol=0)
+    torch.testing.assert_close(basis @ (basis.T @ block), block, atol=1e-4, rtol=1e-5)

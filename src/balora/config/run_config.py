@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal, Self, get_args
 import yaml
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, ValidationInfo, model_validator
 
+from balora.anchors import Anchors
 from balora.config.data_columns import data_problems
 from balora.config.sections import DataConfig, MethodConfig, Section, Whole
-from balora.config.validation import Problems, build_regularization, check_training, describe
+from balora.config.validation import Problems, build_regularization, check_anchor, check_training, describe
 from balora.config.yaml_loader import apply_overrides, read_config
 from balora.errors import raise_all
 from balora.methods.registry import METHODS
@@ -46,6 +47,10 @@ def _regularization(value: Any, info: ValidationInfo) -> RegularizationConfig:
     return build_regularization(value, info.data.get("task", "generation"), regularized)
 
 
+def _anchor_values(anchors: Anchors | None) -> dict[str, Any] | None:
+    return None if anchors is None else anchors.to_dict()
+
+
 class RunConfig(Section):
     """Complete config of one run; every default is filled in on construction.
 
@@ -67,6 +72,11 @@ class RunConfig(Section):
         default=None,
         validate_default=True,
         description="changes to the paper's values for the task, or on, or off; default: on for method balora, off for all others",
+    )
+    anchor: Annotated[Anchors | None, PlainValidator(check_anchor), PlainSerializer(_anchor_values)] = Field(
+        default=None,
+        description="text on which the model is held to the pre-trained one: generated (it writes the text itself), a file, a "
+        "hub id, or a section; off by default",
     )
     training: Annotated[dict[str, Any], PlainValidator(check_training)] = Field(
         default_factory=dict, description="fields of transformers.TrainingArguments"

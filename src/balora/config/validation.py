@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from balora.anchors import Anchors
 from balora.config.training_arguments import training_fields
 from balora.errors import BALoraError, suggest
 from balora.regularization import RegularizationConfig
@@ -216,6 +217,20 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
     return value if isinstance(value, int) and isinstance(converted, float) else converted
 
 
+def _listed(error: BALoraError) -> list[str]:
+    """Return the problems of an error that `raise_all` raised."""
+    first, *rest = str(error).split("\n  - ")
+    return rest or [first]
+
+
+def check_anchor(value: Any) -> Anchors | None:
+    """Build the anchors of a run from the value of the ``anchor`` key. Wrong values raise `Problems`."""
+    try:
+        return Anchors.from_value(value)
+    except BALoraError as error:
+        raise Problems(_listed(error)) from error
+
+
 def build_regularization(values: Any, task: str, on_by_default: bool) -> RegularizationConfig:
     """Build the regularization of a run from the value of the ``regularization`` key. Wrong values raise `Problems`.
 
@@ -242,8 +257,7 @@ def build_regularization(values: Any, task: str, on_by_default: bool) -> Regular
     try:
         config = build(**{k: v for k, v in changes.items() if k in known})
     except BALoraError as error:
-        first, *rest = str(error).split("\n  - ")  # the list that `raise_all` writes
-        problems += rest or [first]
+        problems += _listed(error)
     if problems:
         raise Problems(problems)
     return config

@@ -37,7 +37,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> 
     Raises:
         Unrenderable: The template refuses the conversation, or renders its beginning differently when it is cut there.
     """
-    text = _render(tokenizer, messages)
+    text = render(tokenizer, messages)
     spans = _assistant_spans(tokenizer, messages, text)
     encoded: Any = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     learnt = [any(a <= start < b and end > start for a, b in spans) for start, end in encoded["offset_mapping"]]
@@ -50,7 +50,7 @@ def _assistant_spans(tokenizer: PreTrainedTokenizerBase, messages: list[Message]
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        until_end = text if number == len(messages) - 1 else _render(tokenizer, messages[: number + 1])
+        until_end = text if number == len(messages) - 1 else render(tokenizer, messages[: number + 1])
         before = _text_before(tokenizer, messages[:number], until_end)
         if before is None or not text.startswith(until_end):
             raise Unrenderable(
@@ -66,13 +66,14 @@ def _text_before(tokenizer: PreTrainedTokenizerBase, messages: list[Message], un
     if not messages:
         return ""
     for with_prompt in (True, False):
-        before = _render(tokenizer, messages, add_generation_prompt=with_prompt)
+        before = render(tokenizer, messages, add_generation_prompt=with_prompt)
         if until_end.startswith(before):
             return before
     return None
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_generation_prompt: bool = False) -> str:
+def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_generation_prompt: bool = False) -> str:
+    """Render a conversation with the tokenizer's chat template; raise `Unrenderable` if the template refuses it."""
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
     except jinja2.TemplateError as error:

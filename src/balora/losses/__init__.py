@@ -1,6 +1,7 @@
 """Losses in the form that training uses: without logits, and without an SVD over the vocabulary."""
 
 from balora.deprecation import deprecated_names
+from balora.losses.anchor import anchor_loss
 from balora.losses.generation import generation_loss
 from balora.losses.loss_parts import HiddenStates, Logits, LossParts, LossTerms
 from balora.losses.reference import reference_generation_loss
@@ -25,6 +26,7 @@ __all__ = [
     "LossTerms",
     "SpectralBasis",
     "TopKTeacher",
+    "anchor_loss",
     "generation_loss",
     "reference_generation_loss",
 ]

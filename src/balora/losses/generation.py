@@ -13,7 +13,17 @@ from torch import Tensor
 from balora.deprecation import deprecated_keywords
 from balora.errors import BALoraError, raise_all
 from balora.losses.chunked import ComputeOptions, TokenPass, token_loss
-from balora.losses.loss_parts import IGNORED, HiddenStates, LossParts, LossTerms, Outputs, Teacher, divisor
+from balora.losses.loss_parts import (
+    IGNORED,
+    ConsistencyTokens,
+    HiddenStates,
+    LossParts,
+    LossTerms,
+    Outputs,
+    TaskLoss,
+    Teacher,
+    divisor,
+)
 from balora.losses.spectral import SpectralBasis, logit_spectral_ratio
 from balora.losses.topk_teacher import TopKTeacher
 from balora.losses.triton_token_terms import Kernel, choose_kernel
@@ -38,6 +48,8 @@ def generation_loss(
     temperature: float = 2.0,
     top_k: int = 20,
     spectral_rank: int = 10,
+    task_loss: TaskLoss = "nll",
+    consistency_tokens: ConsistencyTokens = "all",
     num_items: float | Tensor | None = None,
     bias_V: Tensor | None = None,
     teacher_head_VD: Tensor | None = None,
@@ -74,6 +86,10 @@ def generation_loss(
         temperature: T of the consistency. The value 2, the paper's, saves one pass of exponentials over V.
         top_k: K of the diversity.
         spectral_rank: k of the spectral term.
+        task_loss: Loss of each target: ``nll``; ``dft``, the nll times the target's own probability as a constant (Wu et
+            al., 2025, arXiv 2508.05629); or ``none``.
+        consistency_tokens: ``all``, or ``non_target``: the consistency compares both models without the target, so that it
+            does not oppose the task (arXiv 2605.29498).
         num_items: n; default the number of valid tokens.
         bias_V: b; gets a gradient if it requires one. An entry of -inf rules its token out.
         teacher_head_VD: Head of the teacher; default the student's. Required if the head is trained.
@@ -90,7 +106,7 @@ def generation_loss(
         memory_budget: Bytes for a chunk's buffers; default 32 MiB on a CPU and 256 MiB on an accelerator, or more if 64
             tokens need more.
         kernel: ``"torch"``, or ``"triton"`` for one kernel in place of the passes over the logits (CUDA only). The terms
-            of a top-k teacher always use torch. None is torch, until measurements on a GPU show that Triton is faster.
+            of a top-k teacher always use torch. None is Triton on a CUDA device that has it, torch elsewhere.
 
     Returns:
         The parts; float32 or wider. Without a valid token everything is 0, still on the graph, with zero gradients.
@@ -116,7 +132,17 @@ def generation_loss(
             )
         teacher = HiddenStates(teacher_hidden_MD, _teacher_head(head, teacher_head_VD, teacher_bias_V))
     student = HiddenStates(hidden_MD, head, spectral_basis)
-    terms = LossTerms(consistency, diversity, spectral, temperature, top_k, spectral_rank, across_processes)
+    terms = LossTerms(
+        consistency,
+        diversity,
+        spectral,
+        temperature,
+        top_k,
+        spectral_rank,
+        across_processes,
+        task_loss,
+        consistency_tokens,
+    )
     options = ComputeOptions(chunk_tokens, memory_budget, kernel)
     return fused_loss(student, labels_M, terms, teacher, num_items, consistency_mask_M, options)
 
@@ -231,7 +257,13 @@ def _teacher_problems(
         return [wanted] if terms.consistency else []
     if isinstance(teacher, TopKTeacher):
         made, count = teacher.temperature, len(teacher)
+        wanted = "without" if terms.consistency_tokens == "non_target" else "with"
         checks = [
+            (
+                teacher.without_target == (wanted == "without"),
+                f"The top-k teacher was not made {wanted} the targets, as consistency_tokens: "
+                f"{terms.consistency_tokens} needs it.",
+            ),
             (
                 made == terms.temperature,
                 f"The top-k teacher was made at temperature {made}, and the loss is at {terms.temperature}.",

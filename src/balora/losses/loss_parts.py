@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +18,12 @@ from balora.models.lm_head import LinearHead
 
 IGNORED = -100
 """Label of a position that has no target."""
+
+
+TaskLoss = Literal["nll", "dft", "none"]
+"""Loss of a target y: nll is -log p(y), dft is -sg[p(y)] log p(y) (Wu et al., 2025; sg: a constant), none is 0."""
+ConsistencyTokens = Literal["all", "non_target"]
+"""Tokens that the consistency compares: all, or all but the target, with the rest of both models renormalised."""
 
 
 @dataclass(frozen=True)
@@ -33,22 +40,34 @@ class LossTerms:
     top_k: int = 20
     spectral_rank: int = 10
     across_processes: bool = False
+    task_loss: TaskLoss = "nll"
+    consistency_tokens: ConsistencyTokens = "all"
 
     def problems(self) -> list[str]:
         """Return one sentence for each value that is out of range."""
         weights = {"consistency": self.consistency, "diversity": self.diversity, "spectral": self.spectral}
         temperature, top_k, rank = self.temperature, self.top_k, self.spectral_rank
-        checks = [
-            (0 <= weight < math.inf, f"The weight {name} must be a finite number, 0 or more, and it is {weight}.")
-            for name, weight in weights.items()
-        ] + [
-            (0 < temperature < math.inf, f"temperature must be a positive number, and it is {temperature}."),
-            (
-                not self.diversity or top_k >= 2,
-                f"top_k must be at least 2, as one candidate has no entropy, and it is {top_k}.",
-            ),
-            (not self.spectral or rank >= 1, f"spectral_rank must be at least 1, and it is {rank}."),
-        ]
+        checks = (
+            [
+                (0 <= weight < math.inf, f"The weight {name} must be a finite number, 0 or more, and it is {weight}.")
+                for name, weight in weights.items()
+            ]
+            + [
+                (0 < temperature < math.inf, f"temperature must be a positive number, and it is {temperature}."),
+                (
+                    not self.diversity or top_k >= 2,
+                    f"top_k must be at least 2, as one candidate has no entropy, and it is {top_k}.",
+                ),
+                (not self.spectral or rank >= 1, f"spectral_rank must be at least 1, and it is {rank}."),
+            ]
+            + [
+                (value in get_args(known), f"{name} must be one of {', '.join(get_args(known))}, and it is {value!r}.")
+                for name, value, known in (
+                    ("task_loss", self.task_loss, TaskLoss),
+                    ("consistency_tokens", self.consistency_tokens, ConsistencyTokens),
+                )
+            ]
+        )
         return [message for fits, message in checks if not fits]
 
 

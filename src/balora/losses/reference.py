@@ -10,7 +10,18 @@ from torch import Tensor
 from balora.deprecation import deprecated_keywords
 from balora.errors import BALoraError
 from balora.losses.collectives import gather_rows
-from balora.losses.loss_parts import IGNORED, HiddenStates, Logits, LossParts, LossTerms, Outputs, Teacher, divisor
+from balora.losses.loss_parts import (
+    IGNORED,
+    ConsistencyTokens,
+    HiddenStates,
+    Logits,
+    LossParts,
+    LossTerms,
+    Outputs,
+    TaskLoss,
+    Teacher,
+    divisor,
+)
 from balora.losses.topk_teacher import TopKTeacher
 from balora.models.lm_head import LinearHead
 from balora.regularizers import consistency as consistency_term
@@ -30,6 +41,8 @@ def reference_generation_loss(
     temperature: float = 2.0,
     top_k: int = 20,
     spectral_rank: int = 10,
+    task_loss: TaskLoss = "nll",
+    consistency_tokens: ConsistencyTokens = "all",
     num_items: float | Tensor | None = None,
     topk_teacher: TopKTeacher | None = None,
     consistency_mask_M: Tensor | None = None,
@@ -54,6 +67,8 @@ def reference_generation_loss(
         temperature: T of the consistency.
         top_k: K of the diversity.
         spectral_rank: k of the spectral term.
+        task_loss: ``nll``, ``dft`` or ``none``, see :func:`balora.losses.generation_loss`.
+        consistency_tokens: ``all`` or ``non_target``.
         num_items: n; default the number of valid tokens.
         topk_teacher: Top-k teacher, in place of the teacher's logits.
         consistency_mask_M: True at each position that the consistency is summed over; default all.
@@ -72,7 +87,17 @@ def reference_generation_loss(
 
     Reference: Chang et al., BA-LoRA, ICLR 2026, eq. 9-12.
     """
-    terms = LossTerms(consistency, diversity, spectral, temperature, top_k, spectral_rank, across_processes)
+    terms = LossTerms(
+        consistency,
+        diversity,
+        spectral,
+        temperature,
+        top_k,
+        spectral_rank,
+        across_processes,
+        task_loss,
+        consistency_tokens,
+    )
     teacher: Teacher | None = topk_teacher
     if teacher is None and teacher_logits_MV is not None:
         teacher = Logits(teacher_logits_MV)
@@ -95,22 +120,26 @@ def reference_loss(
         raise BALoraError(f"There are {len(logits_MV)} rows of logits and labels of shape {tuple(labels_M.shape)}.")
     valid_M = labels_M != IGNORED
     masked_M = valid_M if consistency_mask_M is None else valid_M & consistency_mask_M
-    masked_MV, masked = widened(logits_MV[masked_M]), int(masked_M.sum())
+    masked_MV, masked, masked_labels_M = widened(logits_MV[masked_M]), int(masked_M.sum()), labels_M[masked_M]
     valid_MV, labels_M = widened(logits_MV[valid_M]), labels_M[valid_M]
     tokens, items = len(labels_M), divisor(num_items, len(labels_M))
 
-    parts = {"task": torch.nn.functional.cross_entropy(valid_MV, labels_M, reduction="sum") / items}
+    nll_M = torch.nn.functional.cross_entropy(valid_MV, labels_M, reduction="none")
+    weight_M = {"nll": torch.ones_like(nll_M), "dft": (-nll_M).exp().detach(), "none": torch.zeros_like(nll_M)}
+    parts = {"task": (weight_M[terms.task_loss] * nll_M).sum() / items}
     if terms.consistency:
         if teacher is None:
             raise BALoraError("The consistency term needs the teacher's logits; pass them, or a weight of 0.")
         if isinstance(teacher, TopKTeacher):
             known = teacher.at(masked_M)
             values = (known.tokens_MK, known.log_probs_MK, known.log_tail_M)
+            masked_MV = _without_targets(masked_MV, masked_labels_M, terms)
             term = consistency_topk(masked_MV, *values, terms.temperature)
         else:
             teacher_MV = _logits(teacher, head)
             require_same_shape(logits_MV, teacher_MV, "logits")
-            term = consistency_term(masked_MV, teacher_MV[masked_M], terms.temperature)
+            pair = [_without_targets(z, masked_labels_M, terms) for z in (masked_MV, teacher_MV[masked_M])]
+            term = consistency_term(pair[0], pair[1], terms.temperature)
         parts["consistency"] = term * masked / items
     if terms.diversity:
         parts["diversity"] = topk_negative_entropy(valid_MV, terms.top_k) * tokens / items
@@ -119,6 +148,13 @@ def reference_loss(
         parts["spectral"] = spectral_ratio(rows_MV, terms.spectral_rank, "frobenius")
     loss = torch.stack([part if name == "task" else getattr(terms, name) * part for name, part in parts.items()]).sum()
     return LossParts(loss=loss, **{name: part.detach() for name, part in parts.items()})
+
+
+def _without_targets(logits_MV: Tensor, labels_M: Tensor, terms: LossTerms) -> Tensor:
+    """Return logits that give the target no probability, if the consistency is to be without it."""
+    if terms.consistency_tokens == "all":
+        return logits_MV
+    return logits_MV.scatter(1, labels_M[:, None], -torch.inf)
 
 
 def _logits(outputs: Outputs, student_head: LinearHead | None) -> Tensor:

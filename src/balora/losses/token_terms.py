@@ -2,15 +2,20 @@ r"""The token terms of a few rows of logits and their closed-form gradient, in t
 
 With z the student's logits of one token, y its label, T the temperature, and p at temperature 1 or T:
 
-.. math:: \ell   &= \log \textstyle\sum_v e^{z_v} - z_y + \lambda_1 T^2 \, \mathrm{KL}(p^T_P \,\|\, p^T_F)
+.. math:: \ell   &= w (\log \textstyle\sum_v e^{z_v} - z_y) + \lambda_1 T^2 \, \mathrm{KL}(p^T_P \,\|\, p^T_F)
                     + \lambda_2 \textstyle\sum_{v \in \mathrm{top}K} q_v \log q_v \\
-          \partial \ell / \partial z_v &= p_v - [v = y] + \lambda_1 T (p^T_{F,v} - p^T_{P,v})
+          \partial \ell / \partial z_v &= w (p_v - [v = y]) + \lambda_1 T (p^T_{F,v} - p^T_{P,v})
                     + \lambda_2 q_v (\log q_v - \textstyle\sum_u q_u \log q_u)
+
+The weight w of the task is a constant: 1, the probability :math:`p_y` (``dft``) or 0 (``none``). With
+``consistency_tokens: non_target`` both :math:`p^T` are without y, renormalised; the term's gradient is then 0 at y.
 
 A pass over V costs as much as ten columns of the head's matrix product, so the code saves passes. At T = 2, the paper's
 value, one pass of exponentials serves both temperatures: the exponentials at 1 are the squares of those at 2.
 Shapes: m tokens of a tile, V vocabulary, K candidates or tokens of a top-k teacher, 1 a kept dimension.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -56,24 +61,32 @@ def token_terms_(
     label_m1 = labels_m[:, None]
     target_m = scores_mV.gather(1, label_m1).squeeze(1) * temperature
 
+    def weight_of(total_m1: Tensor) -> Tensor:
+        if terms.task_loss == "dft":
+            return target_m[:, None].exp() / total_m1
+        return torch.full_like(total_m1, 1.0 if terms.task_loss == "nll" else 0.0)
+
     if teacher is None:
         total_m1 = scores_mV.exp_().sum(dim=-1, keepdim=True)
-        gradient_mV = scores_mV.div_(total_m1) if gradient else scores_mV
+        gradient_mV = scores_mV.mul_(weight_of(total_m1) / total_m1) if gradient else scores_mV
     else:
         factor = terms.consistency * temperature if gradient else None
+        left_out_m1 = label_m1 if terms.consistency_tokens == "non_target" else None
+        options = (temperature, factor, weight_of, left_out_m1)
         if isinstance(teacher, Tensor):
-            found = _diverge_from_scores_(scores_mV, teacher, temperature, factor)
+            found = _diverge_from_scores_(scores_mV, teacher, *options)
         else:
-            found = _diverge_from_topk_(scores_mV, teacher, temperature, factor)
+            found = _diverge_from_topk_(scores_mV, teacher, *options)
         divergence_m1, total_m1, gradient_mV = found
         values_3m[1] = temperature**2 * divergence_m1.squeeze(1)
-    values_3m[0] = total_m1.squeeze(1).log() - target_m
+    weight_m1 = weight_of(total_m1)
+    values_3m[0] = weight_m1.squeeze(1) * (total_m1.squeeze(1).log() - target_m)
     if top is not None:
         values_3m[2], slope_mK = _negative_entropy(top[0] * temperature)
 
     if not gradient:
         return
-    gradient_mV.scatter_add_(1, label_m1, torch.full_like(total_m1, -1.0))
+    gradient_mV.scatter_add_(1, label_m1, -weight_m1)
     if top is not None:
         gradient_mV.scatter_add_(1, top[1], terms.diversity * slope_mK)
     if slope_mV is not None:
@@ -99,31 +112,49 @@ def _softcap_(scores_mV: Tensor, cap: float, slope: bool) -> Tensor | None:
 
 # Both functions below compute the divergence of the student from its teacher, in place. They take the student's logits
 # over T, with each row's maximum at 0. They return the KL divergence, the normaliser of the student's softmax p at
-# temperature 1, and the tensor that then holds p + factor · ∂KL/∂(z/T). ``factor`` is None if no gradient is needed.
+# temperature 1, and the tensor that then holds w p + factor · ∂KL/∂(z/T). ``factor`` is None if no gradient is needed,
+# ``weight_of`` gives w from the normaliser, and ``left_out_m1`` is the token of each row that the divergence is without.
+_WeightOf = Callable[[Tensor], Tensor]
 
 
 def _diverge_from_scores_(
-    scores_mV: Tensor, teacher_mV: Tensor, temperature: float, factor: float | None
+    scores_mV: Tensor,
+    teacher_mV: Tensor,
+    temperature: float,
+    factor: float | None,
+    weight_of: _WeightOf,
+    left_out_m1: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Diverge from the teacher's logits over T; the gradient is written over them."""
+    tiny = torch.finfo(scores_mV.dtype).tiny
     teacher_mV.sub_(teacher_mV.amax(dim=-1, keepdim=True))
     teacher_exp_mV = teacher_mV.exp()
-    teacher_total_m1 = teacher_exp_mV.sum(dim=-1, keepdim=True)
+    if left_out_m1 is not None:
+        teacher_exp_mV.scatter_(1, left_out_m1, 0.0)
+    teacher_total_m1 = _positive(teacher_exp_mV.sum(dim=-1, keepdim=True), left_out_m1, tiny)
     # KL = Σ p_P (log p_P - log p_F), with the two normalisers taken out of the sum.
     distance_m1 = teacher_mV.sub_(scores_mV).mul_(teacher_exp_mV).sum(dim=-1, keepdim=True) / teacher_total_m1
 
     softened_mV, sharp_mV = _exponentials_(scores_mV, temperature, teacher_mV)  # teacher_mV is free by now
-    softened_total_m1, total_m1 = (e.sum(dim=-1, keepdim=True) for e in (softened_mV, sharp_mV))
+    total_m1 = sharp_mV.sum(dim=-1, keepdim=True)
+    if left_out_m1 is not None:
+        softened_mV.scatter_(1, left_out_m1, 0.0)
+    softened_total_m1 = _positive(softened_mV.sum(dim=-1, keepdim=True), left_out_m1, tiny)
     divergence_m1 = distance_m1 - teacher_total_m1.log() + softened_total_m1.log()
     if factor is not None:
-        sharp_mV.div_(total_m1)
+        sharp_mV.mul_(weight_of(total_m1) / total_m1)
         sharp_mV.add_(softened_mV.mul_(factor / softened_total_m1))
         sharp_mV.sub_(teacher_exp_mV.mul_(factor / teacher_total_m1))
     return divergence_m1, total_m1, sharp_mV
 
 
 def _diverge_from_topk_(
-    scores_mV: Tensor, teacher: TopKTeacher, temperature: float, factor: float | None
+    scores_mV: Tensor,
+    teacher: TopKTeacher,
+    temperature: float,
+    factor: float | None,
+    weight_of: _WeightOf,
+    left_out_m1: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Diverge from the K tokens and the tail of a top-k teacher; the gradient is written over the scores.
 
@@ -136,6 +167,8 @@ def _diverge_from_topk_(
     scores_mK = scores_mV.gather(1, tokens_mK)
     softened_mV, sharp_mV = _exponentials_(scores_mV, temperature, torch.empty_like(scores_mV))
     total_m1 = sharp_mV.sum(dim=-1, keepdim=True)
+    if left_out_m1 is not None:  # it is not among the K either
+        softened_mV.scatter_(1, left_out_m1, 0.0)
     exp_mK = softened_mV.gather(1, tokens_mK)
     softened_mV.scatter_(1, tokens_mK, 0.0)  # sum the tail alone: total minus the K would lose its digits
     tail_exp_m1 = softened_mV.sum(dim=-1, keepdim=True).clamp(min=tiny)
@@ -150,8 +183,13 @@ def _diverge_from_topk_(
         mass_m1 = p_mK.sum(dim=-1, keepdim=True) + p_tail_m1  # 1, up to the rounding of the cached log-probabilities
         softened_mV.mul_(factor * (mass_m1 / softened_total_m1 - p_tail_m1 / tail_exp_m1))
         softened_mV.scatter_(1, tokens_mK, factor * (mass_m1 * exp_mK / softened_total_m1 - p_mK))
-        softened_mV.add_(sharp_mV.div_(total_m1))
+        softened_mV.add_(sharp_mV.mul_(weight_of(total_m1) / total_m1))
     return divergence_m1, total_m1, softened_mV
+
+
+def _positive(total_m1: Tensor, left_out_m1: Tensor | None, tiny: float) -> Tensor:
+    """Return a normaliser whose logarithm is finite: without a token that has all the probability, nothing may be left."""
+    return total_m1 if left_out_m1 is None else total_m1.clamp(min=tiny)
 
 
 def _exponentials_(scores_mV: Tensor, temperature: float, free_mV: Tensor) -> tuple[Tensor, Tensor]:

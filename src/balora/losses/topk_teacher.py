@@ -7,6 +7,7 @@ Shapes: M positions, m of a chunk, d hidden size (D as a suffix), V vocabulary, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,7 @@ class TopKTeacher:
         log_probs_MK: Their log-probabilities at ``temperature``, any floating dtype (float16 keeps three digits).
         log_tail_M: Logarithm of the probability of all other tokens; -inf if there are none.
         temperature: T of the log-probabilities; a loss at another temperature refuses them.
+        without_target: Whether the distribution is that of all tokens but the target (``consistency_tokens: non_target``).
 
     Raises:
         BALoraError: The shapes are not M × K, M × K and M.
@@ -42,6 +44,7 @@ class TopKTeacher:
     log_probs_MK: Tensor
     log_tail_M: Tensor
     temperature: float
+    without_target: bool = False
 
     def __post_init__(self) -> None:
         shapes = [tuple(t.shape) for t in (self.tokens_MK, self.log_probs_MK, self.log_tail_M)]
@@ -54,7 +57,14 @@ class TopKTeacher:
     @classmethod
     @torch.no_grad()
     def of(
-        cls, hidden_MD: Tensor, head: LinearHead, *, top_k: int, temperature: float, memory_budget: int = _BUDGET
+        cls,
+        hidden_MD: Tensor,
+        head: LinearHead,
+        *,
+        top_k: int,
+        temperature: float,
+        memory_budget: int = _BUDGET,
+        targets_M: Tensor | None = None,
     ) -> TopKTeacher:
         """Make the teacher from the pre-trained model's hidden states, a chunk of tokens at a time.
 
@@ -64,6 +74,7 @@ class TopKTeacher:
             top_k: K; more than V gives V.
             temperature: T, above 0.
             memory_budget: Bytes for a chunk of logits.
+            targets_M: Token that each position's distribution is to be without; default: none is left out.
 
         Returns:
             The teacher; token numbers in int64, log-probabilities in float32 or wider.
@@ -71,30 +82,53 @@ class TopKTeacher:
         wide = torch.promote_types(hidden_MD.dtype, torch.float32)
         head = head.to(hidden_MD.dtype)
         parts = []
-        for hidden_mD in hidden_MD.split(max(memory_budget // (2 * wide.itemsize * head.vocabulary), 1)):
+        step = max(memory_budget // (2 * wide.itemsize * head.vocabulary), 1)
+        for start in range(0, max(len(hidden_MD), 1), step):
+            hidden_mD = hidden_MD[start : start + step]
             scores_mV = head.affine(hidden_mD, 1.0, hidden_mD.new_empty(len(hidden_mD), head.vocabulary, dtype=wide))
             if head.softcap is not None:
                 scores_mV.div_(head.softcap).tanh_().mul_(head.softcap)
+            if targets_M is not None:
+                scores_mV.scatter_(1, targets_M[start : start + step, None], -torch.inf)
             parts.append(_topk_and_tail_(scores_mV.div_(temperature), top_k))
-        return cls._concatenated(parts, temperature)
+        return cls._concatenated(parts, temperature, targets_M is not None)
 
     @classmethod
     @torch.no_grad()
-    def of_logits(cls, logits_MV: Tensor, *, top_k: int, temperature: float) -> TopKTeacher:
+    def of_logits(
+        cls, logits_MV: Tensor, *, top_k: int, temperature: float, targets_M: Tensor | None = None
+    ) -> TopKTeacher:
         """Make the teacher from the pre-trained model's logits; for a head that is not a :class:`LinearHead`."""
-        parts = [_topk_and_tail_(widened(logits_mV) / temperature, top_k) for logits_mV in logits_MV.split(64)]
-        return cls._concatenated(parts, temperature)
+        parts = []
+        for start in range(0, max(len(logits_MV), 1), 64):
+            scores_mV = widened(logits_MV[start : start + 64]) / temperature
+            if targets_M is not None:
+                scores_mV.scatter_(1, targets_M[start : start + 64, None], -torch.inf)
+            parts.append(_topk_and_tail_(scores_mV, top_k))
+        return cls._concatenated(parts, temperature, targets_M is not None)
 
     @classmethod
-    def _concatenated(cls, parts: list[tuple[Tensor, Tensor, Tensor]], temperature: float) -> TopKTeacher:
+    def _concatenated(
+        cls, parts: list[tuple[Tensor, Tensor, Tensor]], temperature: float, without_target: bool
+    ) -> TopKTeacher:
         tokens, log_probs, log_tail = zip(*parts, strict=True)
-        return cls(torch.cat(tokens), torch.cat(log_probs), torch.cat(log_tail), temperature)
+        return cls(torch.cat(tokens), torch.cat(log_probs), torch.cat(log_tail), temperature, without_target)
+
+    @classmethod
+    def concatenated(cls, teachers: Sequence[TopKTeacher]) -> TopKTeacher:
+        """Return the teacher of the positions of several teachers of one kind."""
+        parts = [(t.tokens_MK, t.log_probs_MK, t.log_tail_M) for t in teachers]
+        return cls._concatenated(parts, teachers[0].temperature, teachers[0].without_target)
 
     def at(self, positions: Tensor | slice) -> TopKTeacher:
         """Return the teacher at some positions, given as a mask, indices or a slice."""
-        return TopKTeacher(
-            self.tokens_MK[positions], self.log_probs_MK[positions], self.log_tail_M[positions], self.temperature
-        )
+        parts = (self.tokens_MK[positions], self.log_probs_MK[positions], self.log_tail_M[positions])
+        return TopKTeacher(*parts, self.temperature, self.without_target)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> TopKTeacher:
+        """Return the teacher with each tensor changed, for another device or dtype."""
+        parts = (change(self.tokens_MK), change(self.log_probs_MK), change(self.log_tail_M))
+        return TopKTeacher(*parts, self.temperature, self.without_target)
 
     def __len__(self) -> int:
         return len(self.tokens_MK)

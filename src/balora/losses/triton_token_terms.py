@@ -36,8 +36,8 @@ except ImportError as error:
 
 Kernel = Literal["torch", "triton"]
 
-ON_CUDA: Kernel = "torch"
-"""Default kernel on a CUDA device; docs/explanation/decisions.md says when it may become ``"triton"``."""
+ON_CUDA: Kernel = "triton"
+"""Default kernel on a CUDA device: the faster one where both were measured (docs/explanation/cost.md)."""
 
 BLOCK = 1024
 WARPS = 4
@@ -120,6 +120,8 @@ def token_terms_of_products_(
             SOFTCAP=head.softcap is not None,
             SQUARE=temperature == 2.0,
             GRADIENT=gradient,
+            TASK=terms.task_loss,
+            NON_TARGET=terms.consistency_tokens == "non_target",
             ACC=tl.float64 if values_3m.dtype == torch.float64 else tl.float32,
             BLOCK=block,
             BLOCKS=triton.next_power_of_2(triton.cdiv(width, block)),
@@ -148,6 +150,8 @@ def _row(
     SOFTCAP: tl.constexpr,
     SQUARE: tl.constexpr,
     GRADIENT: tl.constexpr,
+    TASK: tl.constexpr,
+    NON_TARGET: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
@@ -159,6 +163,7 @@ def _row(
     if TEACHER:
         teacher += token * width
     lanes = tl.arange(0, BLOCK)
+    label = tl.load(labels + token)
 
     # 1. Each lane keeps its largest score, and sums of exponentials relative to the soft-capped value of that score.
     maximum = tl.full((BLOCK,), _LOW, ACC)
@@ -175,7 +180,10 @@ def _row(
         max_offset = _softcapped(maximum, cap, SOFTCAP) - shift
         offset = tl.where(inside, _softcapped(score, cap, SOFTCAP), _LOW) - shift
         rescale, exponential = tl.exp(max_offset), tl.exp(offset)
-        soft_sum = soft_sum * rescale + exponential
+        compared = exponential
+        if NON_TARGET:  # the divergence is without the target
+            compared = tl.where(columns == label, 0.0, exponential)
+        soft_sum = soft_sum * rescale + compared
         if SQUARE:
             sharp_sum = sharp_sum * rescale * rescale + exponential * exponential
         else:
@@ -188,6 +196,8 @@ def _row(
             teacher_max_offset = _softcapped(teacher_maximum, cap, SOFTCAP) - shift
             teacher_offset = tl.where(inside, _softcapped(score, cap, SOFTCAP), _LOW) - shift
             rescale, exponential = tl.exp(teacher_max_offset), tl.exp(teacher_offset)
+            if NON_TARGET:
+                exponential = tl.where(columns == label, 0.0, exponential)
             difference = rescale * (difference + teacher_soft_sum * (teacher_max_offset - max_offset)) + exponential * (
                 teacher_offset - offset
             )
@@ -199,17 +209,23 @@ def _row(
     max_offset = _softcapped(maximum, cap, SOFTCAP) - shift
     soft_sum = tl.sum(soft_sum * tl.exp(max_offset), 0)
     sharp_sum = tl.sum(sharp_sum * tl.exp(temperature * max_offset), 0)
-    label = tl.load(labels + token)
     known = (label >= 0) & (label < width)
     target = _softcapped(_score(student, bias, label, known, factor, ACC), cap, SOFTCAP) - shift
     target = tl.where(known, target, float("nan"))  # a kernel cannot raise an error for a label out of range
-    tl.store(values + token, tl.log(sharp_sum) - temperature * target)
+    weight = tl.full((), 1.0, ACC)
+    if TASK == "dft":
+        weight = tl.exp(temperature * target) / sharp_sum
+    if TASK == "none":
+        weight = tl.full((), 0.0, ACC)
+    tl.store(values + token, weight * (tl.log(sharp_sum) - temperature * target))
     if TEACHER:
         teacher_shift = _softcapped(tl.max(teacher_maximum, 0), cap, SOFTCAP)
         teacher_max_offset = _softcapped(teacher_maximum, cap, SOFTCAP) - teacher_shift
         rescale = tl.exp(teacher_max_offset)
         difference = tl.sum(rescale * (difference + teacher_soft_sum * (teacher_max_offset - max_offset)), 0)
         teacher_soft_sum = tl.sum(teacher_soft_sum * rescale, 0)
+        if NON_TARGET:  # a token that has all the probability leaves nothing
+            soft_sum, teacher_soft_sum = tl.maximum(soft_sum, 1e-37), tl.maximum(teacher_soft_sum, 1e-37)
         divergence = difference / teacher_soft_sum - tl.log(teacher_soft_sum) + tl.log(soft_sum)
         tl.store(values + values_stride + token, temperature * temperature * divergence)
 
@@ -233,13 +249,15 @@ def _row(
                 sharp_exponential = exponential * exponential
             else:
                 sharp_exponential = tl.exp(temperature * offset)
-            gradient = sharp_exponential / sharp_sum - tl.where(columns == label, 1.0, 0.0)
+            gradient = weight * (sharp_exponential / sharp_sum - tl.where(columns == label, 1.0, 0.0))
             if TEACHER:
                 if not SQUARE:
                     exponential = tl.exp(offset)
-                gradient += exponential * (kl_factor / soft_sum)
                 other = _softcapped(_score(teacher, teacher_bias, columns, inside, factor, ACC), cap, SOFTCAP)
-                gradient -= tl.exp(other - teacher_shift) * (kl_factor / teacher_soft_sum)
+                pull = exponential * (kl_factor / soft_sum) - tl.exp(other - teacher_shift) * (
+                    kl_factor / teacher_soft_sum
+                )
+                gradient += tl.where(columns == label, 0.0, pull) if NON_TARGET else pull
             if TOP_K > 0:
                 in_top_k = ~_after(score, lanes, start // BLOCK, last, last_lane, last_block)
                 gradient += tl.where(

@@ -73,6 +73,10 @@ class LinearHead:
         """Return the head without gradients."""
         return self._map(Tensor.detach)
 
+    def clone(self) -> LinearHead:
+        """Return the head with memory of its own."""
+        return self._map(Tensor.clone)
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> LinearHead:
         bias_V = None if self.bias_V is None else change(self.bias_V)
         return LinearHead(change(self.weight_VD), bias_V, self.logit_scale, self.softcap)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from balora.losses import LossParts
+from balora.losses import Logits, LossParts
 from balora.losses.collectives import world_size
 from balora.losses.distributed_statistics import global_logit_variance
 from balora.models.classifier_head import pooled_features
 from balora.objective import Objective
+from balora.regularizers import consistency, consistency_mse
 from balora.teacher.logit_cache import LogitCache
 from balora.teacher.pretrained import PretrainedTeacher
 from balora.training.subsampling import SequenceMask, select_rows
@@ -72,6 +73,27 @@ class ClassificationStep(TrainStep):
         else:
             variance = detached_ND.var(0, correction=0).mean()
         return parts, {"logit_variance": variance}, outputs
+
+    def teacher_on_anchors(self, model: nn.Module, inputs: dict[str, Any], labels: Tensor | None) -> Logits:
+        """Return the pre-trained model's logits of a batch of anchors, under the head that training starts from."""
+        with self.teacher.active():
+            return Logits(model(**inputs).logits.float())
+
+    def hold(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        labels: Tensor | None,
+        teacher: Any,
+        *,
+        temperature: float,
+        num_items: float,
+    ) -> Tensor:
+        """Return the KL divergence of the classes (regression: the squared difference) summed over ``num_items``."""
+        logits_ND = model(**inputs).logits.float()
+        if self.objective.task == "regression":
+            return consistency_mse(logits_ND, teacher.logits_MV) * len(logits_ND) / num_items
+        return consistency(logits_ND, teacher.logits_MV, temperature) * len(logits_ND) / num_items
 
     def evaluate(
         self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, *, keep_logits: bool

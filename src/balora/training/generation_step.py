@@ -5,13 +5,16 @@ Shapes: B sequences, T positions, M valid tokens, d hidden size, V vocabulary.
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from balora.errors import BALoraError
-from balora.losses import HiddenStates, LinearHead, Logits, LossParts, SpectralBasis, TopKTeacher
+from balora.losses import HiddenStates, LinearHead, Logits, LossParts, LossTerms, SpectralBasis, TopKTeacher
+from balora.losses.generation import fused_loss
+from balora.losses.reference import reference_loss
 from balora.models.fsdp import is_sharded
 from balora.models.hidden_states import HiddenStateExtractor, valid_targets
 from balora.objective import Objective
@@ -79,6 +82,40 @@ class GenerationStep(TrainStep):
         )
         return self._with_router_loss(parts, outputs, share), {}, outputs
 
+    def teacher_on_anchors(
+        self, model: nn.Module, inputs: dict[str, Any], labels: Tensor | None
+    ) -> HiddenStates | Logits:
+        """Return hidden states, or logits if the head is not linear; hidden states always have the teacher's head with them."""
+        assert labels is not None
+        inputs = self._prepared(inputs, labels)
+        mask_BT, _ = valid_targets(labels, shift=self.shift)
+        fused = self._use_fused(model, inputs)
+        outputs = self._online_teacher(model, inputs, mask_BT, SequenceMask(), fused)
+        if isinstance(outputs, HiddenStates) and outputs.head is None:
+            head = self.headless.head()
+            assert head is not None
+            outputs = HiddenStates(outputs.hidden_MD, head.detach())
+        return outputs
+
+    def hold(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        labels: Tensor | None,
+        teacher: Any,
+        *,
+        temperature: float,
+        num_items: float,
+    ) -> Tensor:
+        """Return the KL divergence over the anchors' positions divided by ``num_items``, without logits if the head is linear."""
+        assert labels is not None
+        inputs = self._prepared(inputs, labels)
+        mask_BT, labels_M = valid_targets(labels, shift=self.shift)
+        student, _ = self._student_outputs(model, inputs, mask_BT, self._use_fused(model, inputs))
+        terms = LossTerms(consistency=1.0, temperature=temperature, task_loss="none")
+        form: Callable[..., LossParts] = fused_loss if isinstance(student, HiddenStates) else reference_loss
+        return form(student, labels_M, terms, teacher, num_items).loss
+
     def evaluate(
         self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, *, keep_logits: bool
     ) -> tuple[Tensor, Any]:
@@ -132,7 +169,7 @@ class GenerationStep(TrainStep):
             return Logits(outputs.logits[mask_BT]), outputs
         head = self.headless.head()
         assert head is not None
-        use_basis = self.objective.config.spectral > 0 and not self._head_learns() and head.softcap is None
+        use_basis = self.objective.config.spectral > 0 and not self.head_learns() and head.softcap is None
         if use_basis and self._basis is None:
             # Factor the frozen head once, before the forward: afterwards the activations need the memory.
             self._basis = SpectralBasis.from_head(head.weight_VD, head.bias_V)
@@ -146,6 +183,12 @@ class GenerationStep(TrainStep):
         """Return the teacher from the cache, or its outputs at the valid tokens (0 if not selected)."""
         if self.teacher_cache is not None:
             return self._cached_teacher(self.teacher_cache, model, inputs, mask_BT, mask)
+        return self._online_teacher(model, inputs, mask_BT, mask, fused)
+
+    def _online_teacher(
+        self, model: nn.Module, inputs: dict[str, Any], mask_BT: Tensor, mask: SequenceMask, fused: bool
+    ) -> HiddenStates | Logits:
+        """Run the teacher; return its outputs at the valid tokens (0 if not selected)."""
         selected = select_rows({**inputs, "mask_BT": mask_BT}, mask.rows, len(mask_BT))
         selected_BT = selected.pop("mask_BT")
         head: LinearHead | None = None
@@ -156,7 +199,7 @@ class GenerationStep(TrainStep):
                 assert head is not None
                 outputs_Md = hidden_BTd[selected_BT].to(head.weight_VD.dtype)
                 # Detached from the parameter, which gets the student's values back after this block.
-                head = head.detach() if self._head_learns() else None
+                head = head.detach() if self.head_learns() else None
                 if head is not None and is_sharded(self.model):  # the student's head is gathered into the same memory
                     bias_V = None if head.bias_V is None else head.bias_V.clone()
                     head = dataclasses.replace(head, weight_VD=head.weight_VD.clone(), bias_V=bias_V)
@@ -184,7 +227,8 @@ class GenerationStep(TrainStep):
                 cache.check(cached, self.headless.logits_at(model, inputs, mask_BT))
         return cached
 
-    def _head_learns(self) -> bool:
+    def head_learns(self) -> bool:
+        """Return whether the student's head may differ from the pre-trained one."""
         return any(p.requires_grad for p in self.headless.output_layer.parameters())
 
     def _with_router_loss(self, parts: LossParts, outputs: Any, share: float) -> LossParts:

@@ -37,6 +37,13 @@ class LossMeter:
         for name, value in extra.items():
             self._add(name, value.detach() * share, share)
 
+    def add_part(self, name: str, value: Tensor | None, weight: float, share: float) -> None:
+        """Add one micro-batch of a further part that is divided by the items of the optimizer step; None: not computed."""
+        self._add(f"{name}_weight", weight * share, share)
+        if value is not None:
+            self._add(name, value.detach(), share)
+        self._add(f"{name}_weighted", 0.0 if value is None else weight * value.detach(), share)
+
     def drain(self, average: Callable[[Tensor], Tensor] = lambda values: values) -> dict[str, float]:
         """Return the mean values since the last call, averaged over the processes by ``average``, and reset the meter.
 

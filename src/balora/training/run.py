@@ -89,6 +89,7 @@ def run(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> Ru
             resumed=resumed,
             loss_logged=loss_before is not None,
             provenance=provenance(),
+            **({} if trainer.anchors is None else {"anchor": trainer.anchors.to_dict()}),
             data=data,  # written before the training, because a resume compares it
             notices=notices,
         )
@@ -169,6 +170,8 @@ def prepare(
         initial=stored,
         teacher_cache=cache or ("auto" if config.teacher_cache == "auto" else "off"),
         teacher_offload=config.teacher_offload,
+        anchors=config.anchor,
+        **({"processing_class": tokenizer} if config.anchor is not None else {}),
     )
     return trainer, tokenizer, examples
 

@@ -1,5 +1,6 @@
 """Checkpoints of the regularized trainers: written completely before they get their name, verified before a load."""
 
+import json
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,15 @@ from balora.checkpoints import checkpoint as ckpt
 from balora.checkpoints.run_directory import RestoreBestCheckpoint, check_resumable, find_best_checkpoint
 from balora.config.validation import NO_PUSH
 from balora.errors import BALoraError
-from balora.files import apply_umask
+from balora.files import apply_umask, read_json, write_text
 from balora.methods.adaptation import load_trainable
 from balora.methods.initial_state import stored_parameters, trainable_parameters
 from balora.methods.registry import Method
 from balora.models.fsdp import gather_tensors, is_finite, is_sharded, reshard
 from balora.teacher.logit_cache import LogitCache
 from balora.teacher.pretrained import PretrainedTeacher
+from balora.training.anchor_term import STATE as ANCHOR_STATE
+from balora.training.anchor_term import AnchorTerm
 
 # At run time the mixin has no base: it is placed before a Trainer class.
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ class SavingMixin(_Base):
     task: str
     method: Method | None
     logit_cache: LogitCache | None
+    anchor_term: AnchorTerm | None
     _origin: ckpt.InitialWeights | None = None
     _keep_best: RestoreBestCheckpoint | None = None
     _staging: Path | None = None
@@ -75,6 +79,8 @@ class SavingMixin(_Base):
                 ckpt.write_tensors(self.method.state(self.model), checkpoint / ckpt.METHOD_STATE)
             if self.logit_cache is not None:
                 self.logit_cache.save(checkpoint)
+            if self.anchor_term is not None:
+                write_text(checkpoint / ANCHOR_STATE, json.dumps(self.anchor_term.state()))
             self.state.save_to_json(str(checkpoint / "trainer_state.json"))
             for pickled in checkpoint.glob("pytorch_model_fsdp*.bin"):  # a second copy of the weights, never read
                 pickled.unlink()
@@ -154,6 +160,8 @@ class SavingMixin(_Base):
             self.method.restore(target, ckpt.read_tensors(checkpoint / ckpt.METHOD_STATE))
         if self.logit_cache is not None:
             self.logit_cache.load(checkpoint, self.args.device)
+        if self.anchor_term is not None:
+            self.anchor_term.restore(read_json(checkpoint / ANCHOR_STATE))
         if self._keep_best is None:
             self._keep_best = RestoreBestCheckpoint()
             self.add_callback(self._keep_best)

@@ -78,6 +78,27 @@ class TrainStep(abc.ABC):
     ) -> tuple[LossParts, dict[str, Tensor], Any]:
         """Compute what `train` returns; the mask selects at least one sequence if the consistency weight is positive."""
 
+    def head_learns(self) -> bool:
+        """Return whether the student's head may differ from the pre-trained one, for outputs that are taken before the head."""
+        return False
+
+    @abc.abstractmethod
+    def teacher_on_anchors(self, model: nn.Module, inputs: dict[str, Any], labels: Tensor | None) -> Any:
+        """Return the pre-trained model's outputs at the compared positions of a batch of anchors."""
+
+    @abc.abstractmethod
+    def hold(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        labels: Tensor | None,
+        teacher: Any,
+        *,
+        temperature: float,
+        num_items: float,
+    ) -> Tensor:
+        """Return the divergence of the student from ``teacher`` on a batch of anchors: a sum over ``num_items``, on the graph."""
+
     @abc.abstractmethod
     def evaluate(
         self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, *, keep_logits: bool

@@ -4,6 +4,7 @@ Per micro-batch: batch → teacher (no gradient) → student → hidden states o
 everything else: optimizer, learning-rate schedule, precision, devices, evaluation, logging targets.
 """
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset, Subset
 from transformers import Trainer
 
+from balora.anchors import Anchors
 from balora.data.collate import shortest_first
 from balora.errors import BALoraError
 from balora.methods.initial_state import initial_state_of, refresh_initial_state
@@ -24,6 +26,8 @@ from balora.teacher.cache import TeacherCache
 from balora.teacher.logit_cache import select_caches
 from balora.teacher.pretrained import PretrainedTeacher
 from balora.teacher.row_keys import KEYS, KeyedCollator
+from balora.training.anchor_source import make_anchor_term
+from balora.training.anchor_term import AnchorTerm
 from balora.training.callbacks import AfterOptimizerStep
 from balora.training.classification_step import ClassificationStep
 from balora.training.generation_step import GenerationStep
@@ -57,6 +61,7 @@ class RegularizedTrainerMixin(SavingMixin):
         initial: Mapping[str, Tensor] | None = None,
         teacher_cache: TeacherCache | str = "auto",
         teacher_offload: bool = False,
+        anchors: Anchors | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -84,6 +89,8 @@ class RegularizedTrainerMixin(SavingMixin):
         )
         self.subsampler = Subsampler(regularization, self.args.seed, self.args.process_index)
         self.loss_meter = LossMeter(self.task)
+        self.anchors = anchors
+        self.anchor_term: AnchorTerm | None = None
         self.loss_is_scaled_for_ga = True  # by num_items and share, see compute_loss
         self._initial_state_checked = False
         initial_state = initial_state_of(model)
@@ -114,6 +121,47 @@ class RegularizedTrainerMixin(SavingMixin):
                 torch.distributed.broadcast(tensor.data, src=0)
         refresh_initial_state(self.model)
         logger.info("teacher_head: probe fits the training rows with %.3f", score)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as the Trainer does; with anchors, make or load them first, and measure the drift in the end."""
+        if self.anchors is not None and self.anchor_term is None:
+            self.anchor_term = make_anchor_term(self, self.anchors)
+        result = super().train(*args, **kwargs)
+        if self.anchor_term is not None:
+            drift = self.anchor_term.drift(self.model)
+            found = {"anchor_drift": drift, "anchor_final_weight": self.anchor_term.weight.value}
+            if self.anchors is not None and self.anchors.budget is not None:
+                found["anchor_budget"] = self.anchors.budget
+            result.metrics.update(found)
+            self.log(found)
+        return result
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """Run the anchors' forward and backward, then the Trainer's step; return the sum of both losses."""
+        held = self._hold_anchors(model) if self.anchor_term is not None else None
+        loss: Tensor = super().training_step(model, *args, **kwargs)
+        return loss if held is None else loss + held
+
+    def _hold_anchors(self, model: nn.Module) -> Tensor | None:
+        """Add the gradient of the anchors' term to the parameters; return the weighted term, detached."""
+        term_of = self.anchor_term
+        assert term_of is not None
+        model.train()
+        step, micro_batches = self.state.global_step, getattr(self, "current_gradient_accumulation_steps", 1)
+        # The backward of the micro-batch then sends the sum of both gradients to the other processes.
+        quiet = model.no_sync() if hasattr(model, "no_sync") else contextlib.nullcontext()  # type: ignore[operator]
+        with quiet:
+            with self.compute_loss_context_manager():
+                term, weight = term_of.loss(model, step, micro_batches)
+            self.loss_meter.add_part("anchor", term, weight, 1.0 / micro_batches)
+            if term is None:
+                return None
+            if not torch.isfinite(term):
+                raise BALoraError(self._nonfinite_message("anchor term", step + 1))
+            term_of.observe(step, term, self._mean_over_processes)
+            weighted = weight * term
+            self.accelerator.backward(weighted)
+        return weighted.detach()
 
     def get_train_dataloader(self) -> Any:
         """Return the Trainer's data loader; if the teacher is cached, its batches also carry the keys of their rows."""
@@ -254,6 +302,7 @@ class BALoraTrainer(RegularizedTrainerMixin, Trainer):
         teacher_cache: ``auto`` caches a classifier's teacher logits in memory (in one process); ``off`` runs the teacher at
             every step; a `balora.teacher.cache.TeacherCache` replaces the teacher's forward in generation.
         teacher_offload: Whether the initial values stay in the host's memory between the teacher's forwards.
+        anchors: Text on which the model is held to the pre-trained one (`balora.Anchors`); default none.
 
     All other arguments are `transformers.Trainer`'s. Causal models take unshifted ``labels`` (−100 at positions to ignore);
     sequence-to-sequence models take ``labels`` and, if the model cannot derive them, ``decoder_input_ids`` aligned with them.

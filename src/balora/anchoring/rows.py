@@ -1,0 +1,139 @@
+"""Rows of anchors: which of them a step takes, batches of them, and the file that keeps them.
+
+A row is a mapping of the model's inputs to lists of numbers. ``labels`` are the tokens to predict, and -100 where student and
+teacher are not compared; without labels a causal model is compared at every position.
+Shapes: B rows, T positions.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from balora.errors import BALoraError
+from balora.files import apply_umask
+
+FILE = "anchors.safetensors"
+Row = Mapping[str, Sequence[int]]
+
+
+class AnchorRows:
+    """Anchors as rows of tokens, a part of them held out.
+
+    Args:
+        rows: The rows.
+        held_out: Fraction of the rows that `train` lacks; at least one row.
+        seed: Seed of the order and of what is held out.
+        facts: Provenance, for the record: source, counts, settings.
+    """
+
+    def __init__(self, rows: Sequence[Row], held_out: float, seed: int, facts: Mapping[str, Any] | None = None) -> None:
+        if len(rows) < 2:
+            raise BALoraError(
+                f"At least 2 anchors are needed, one to train on and one to measure, and there are {len(rows)}."
+            )
+        self.rows = [dict(row) for row in rows]
+        self.facts = dict(facts or {})
+        self.seed = seed
+        order = random.Random(f"held out {seed}").sample(range(len(rows)), len(rows))
+        count = min(max(round(held_out * len(rows)), 1), len(rows) - 1)
+        self.held_out, self.train = sorted(order[:count]), sorted(order[count:])
+
+    def at(self, first: int, count: int) -> list[int]:
+        """Return the numbers of ``count`` training rows from position ``first`` of an endless sequence of shuffled passes."""
+        size = len(self.train)
+        return [
+            self.train[_order(self.seed, size, place // size)[place % size]] for place in range(first, first + count)
+        ]
+
+    def save(self, path: Path) -> None:
+        """Write the rows to the side and rename the file."""
+        columns = sorted({name for row in self.rows for name in row})
+        tensors: dict[str, Tensor] = {}
+        for name in columns:
+            values = [list(row.get(name, ())) for row in self.rows]
+            tensors[name] = torch.tensor([v for row in values for v in row], dtype=torch.int32)
+            tensors[f"{name}.length"] = torch.tensor([len(row) for row in values], dtype=torch.int32)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        save_file(tensors, temporary, metadata={"facts": json.dumps(self.facts)})
+        apply_umask(temporary)
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, held_out: float, seed: int) -> AnchorRows:
+        """Read what `save` wrote; raise `BALoraError` if the file is damaged or not of anchors."""
+        try:
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                facts = json.loads((file.metadata() or {})["facts"])
+            names = [name for name in tensors if not name.endswith(".length")]
+            split = {n: [t.tolist() for t in tensors[n].split(tensors[f"{n}.length"].tolist())] for n in names}
+        except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            raise BALoraError(
+                f"{path} is not a file of anchors, or it is damaged ({error}). Delete it to make new ones."
+            ) from error
+        count = len(next(iter(split.values()), []))
+        return cls([{n: split[n][i] for n in names if split[n][i]} for i in range(count)], held_out, seed, facts)
+
+
+@functools.lru_cache(maxsize=4)
+def _order(seed: int, size: int, turn: int) -> list[int]:
+    return random.Random(f"anchors {seed} {turn}").sample(range(size), size)
+
+
+def rows_per_step(share: float, tokens_per_step: float, tokens_per_anchor: float, processes: int = 1) -> int:
+    """Return the anchors of an optimizer step: ``share`` tokens for each token of the task, the same for each process.
+
+    Example:
+        >>> rows_per_step(0.25, 1024.0, 128.0), rows_per_step(0.25, 8.0, 128.0), rows_per_step(0.25, 1024.0, 128.0, 4)
+        (2, 1, 4)
+    """
+    count = max(round(share * tokens_per_step / max(tokens_per_anchor, 1.0)), 1)
+    return math.ceil(count / processes) * processes
+
+
+def split_evenly(rows: Sequence[int], parts: int, part: int) -> list[int]:
+    """Return one of ``parts`` consecutive parts whose sizes differ by at most one.
+
+    Example:
+        >>> [split_evenly([1, 2, 3, 4, 5], 3, part) for part in range(3)]
+        [[1], [2, 3], [4, 5]]
+    """
+    return list(rows[len(rows) * part // parts : len(rows) * (part + 1) // parts])
+
+
+def collate(rows: Sequence[Row], pad_token: int, *, causal: bool) -> dict[str, Tensor]:
+    """Return a batch, padded on the right, with its attention mask; a causal row without labels gets its own tokens as such."""
+    batch: dict[str, Tensor] = {}
+    names = dict.fromkeys(name for row in rows for name in row if name != "attention_mask")
+    fills = {"input_ids": pad_token, "labels": -100}
+    for name in names:
+        batch[name] = _padded([row[name] for row in rows], fills.get(name, 0))
+    batch["attention_mask"] = _padded([row.get("attention_mask", [1] * len(row["input_ids"])) for row in rows], 0)
+    if causal and "labels" not in batch:
+        batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    return batch
+
+
+def positions(row: Row, *, causal: bool) -> int:
+    """Return the number of positions at which student and teacher are compared."""
+    if "labels" not in row:
+        return len(row["input_ids"]) - 1 if causal else 1
+    labels = row["labels"][1:] if causal else row["labels"]
+    return sum(label != -100 for label in labels)
+
+
+def _padded(sequences: Sequence[Sequence[int]], fill: int) -> Tensor:
+    width = max(len(values) for values in sequences)
+    return torch.tensor([[*values, *[fill] * (width - len(values))] for values in sequences])

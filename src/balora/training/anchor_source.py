@@ -1,0 +1,165 @@
+"""Where a run's anchors come from: its own folder if they are there, else a text, given rows, or the model itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+
+from balora.anchoring.rows import FILE, AnchorRows, Row, rows_per_step
+from balora.anchoring.sampling import is_degenerate, sample_sequences, start_tokens
+from balora.anchors import Anchors
+from balora.data.anchor_texts import read_anchor_texts
+from balora.errors import BALoraError
+from balora.training.anchor_term import AnchorTerm
+
+logger = logging.getLogger("balora")
+_ROW_SAMPLE = 1000
+"""Rows whose lengths are read to estimate the tokens of a step."""
+
+
+def make_anchor_term(trainer: Any, anchors: Anchors) -> AnchorTerm:
+    """Return the anchors' term of a trainer whose model is in its initial state or can be put into it by its teacher."""
+    args = trainer.args
+    processes = trainer.accelerator.num_processes
+    rows_of_step = trainer._train_batch_size * args.gradient_accumulation_steps * processes
+    tokens = _mean_tokens(trainer.train_dataset, default=float(anchors.tokens))
+    tokens_per_step = tokens * rows_of_step
+    rows = _rows(trainer, anchors, tokens_per_step, processes)
+    term = AnchorTerm(
+        anchors,
+        rows,
+        trainer.step,
+        tokens_per_step=tokens_per_step,
+        pad_token=_pad_token(trainer),
+        seed=args.seed,
+        process=args.process_index,
+        processes=processes,
+    )
+    term.cache_teacher()
+    facts = term.facts()
+    logger.info(
+        "Anchors: %s rows from %s, %s held out, %s in each step; %s%s",
+        facts["rows"], anchors.describe(), facts["held_out"], facts["per_step"],
+        f"budget {anchors.budget:g} nats per token" if anchors.budget is not None else f"weight {anchors.weight:g}",
+        f"; {facts['degenerate']} of them are loops" if facts.get("degenerate") else "",
+    )  # fmt: skip
+    return term
+
+
+def text_rows(texts: Sequence[str], tokenizer: Any, tokens: int, count: int, seed: int) -> list[dict[str, list[int]]]:
+    """Cut texts into pieces of at most ``tokens`` tokens and draw ``count`` of them at random, the same for a seed."""
+    pieces: list[list[int]] = []
+    for text in texts:
+        ids = list(tokenizer(text, verbose=False)["input_ids"])
+        pieces += [piece for at in range(0, len(ids), tokens) if len(piece := ids[at : at + tokens]) >= 2]
+    if len(pieces) > count:
+        pieces = [pieces[i] for i in sorted(random.Random(f"anchors {seed}").sample(range(len(pieces)), count))]
+    return [{"input_ids": piece} for piece in pieces]
+
+
+def _rows(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int) -> AnchorRows:
+    """Load the rows that the run's folder keeps, or make and keep them."""
+    seed, folder = trainer.args.seed, Path(trainer.args.output_dir or ".")
+    identity = _identity(anchors, seed)
+    if anchors.rows is not None:
+        return AnchorRows(anchors.rows, anchors.held_out, seed, {"source": "given rows"})
+    if (folder / FILE).is_file():
+        kept = AnchorRows.load(folder / FILE, anchors.held_out, seed)
+        if kept.facts.get("identity") == identity:
+            return kept
+    made: list[Row] | None = None
+    if trainer.accelerator.is_main_process or processes == 1:
+        made = _make(trainer, anchors, tokens_per_step, processes)
+    if processes > 1:
+        shared = [made]
+        torch.distributed.broadcast_object_list(shared, src=0)
+        made = shared[0]
+    assert made is not None
+    facts: dict[str, Any] = {"source": anchors.describe(), "identity": identity, "settings": anchors.to_dict()}
+    if anchors.generate is not None:
+        facts["degenerate"] = sum(is_degenerate(list(row["input_ids"])) for row in made)
+    if len(made) < 2:
+        raise BALoraError(
+            f"anchor: {anchors.describe()} gives {len(made)} sequences of two tokens or more, and 2 are needed."
+        )
+    rows = AnchorRows(made, anchors.held_out, seed, facts)
+    if trainer.args.should_save:
+        rows.save(folder / FILE)
+    return rows
+
+
+def _make(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int) -> list[Row]:
+    tokenizer = getattr(trainer, "processing_class", None)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    if tokenizer is None:
+        raise BALoraError(
+            "The anchors need the tokenizer: pass processing_class=tokenizer to the trainer, or give them as rows of tokens "
+            "(balora.Anchors(rows=...))."
+        )
+    task, seed = trainer.task, trainer.args.seed
+    if anchors.generate is not None:
+        if task != "generation":
+            raise BALoraError(
+                f"anchor: generated is for causal language models, and the task is {task}. Give a text file as anchor "
+                "(for classifiers unlabelled rows)."
+            )
+        start_tokens(tokenizer)
+        count = _needed(trainer, anchors, tokens_per_step, processes)
+        with trainer.teacher.active():
+            return list(sample_sequences(trainer.model, tokenizer, count, anchors.tokens, seed))
+    texts = read_anchor_texts(anchors, tokenizer)
+    return list(text_rows(texts, tokenizer, anchors.tokens, anchors.sequences, seed))
+
+
+def _needed(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int) -> int:
+    """Return the sequences to sample: no more than the run draws and measures."""
+    assert anchors.generate is not None
+    steps = trainer.args.max_steps if trainer.args.max_steps > 0 else None
+    if steps is None:
+        return anchors.generate
+    per_step = rows_per_step(anchors.share, tokens_per_step, float(anchors.tokens), processes)
+    # A third more than full-length sequences would need, because sequences may end early.
+    drawn = -(-4 * per_step * steps // (3 * anchors.every))
+    return max(min(anchors.generate, round(drawn / (1.0 - anchors.held_out))), 16)
+
+
+def _mean_tokens(rows: Any, default: float) -> float:
+    """Return the mean number of tokens of the training rows, over at most a thousand of them at equal distances."""
+    if rows is None or isinstance(rows, IterableDataset) or not hasattr(rows, "__len__") or not len(rows):
+        return default
+    step = max(len(rows) // _ROW_SAMPLE, 1)
+    lengths = []
+    for number in range(0, len(rows), step):
+        row = rows[number]
+        ids = row.get("input_ids") if hasattr(row, "get") else None
+        if ids is None:
+            return default
+        lengths.append(len(ids))
+    return sum(lengths) / len(lengths)
+
+
+def _pad_token(trainer: Any) -> int:
+    tokenizer = getattr(trainer, "processing_class", None)
+    for source in (tokenizer, trainer.model.config):
+        token = getattr(source, "pad_token_id", None)
+        if isinstance(token, int) and token >= 0:
+            return token
+    return 0
+
+
+def _identity(anchors: Anchors, seed: int) -> str:
+    """Return a digest of the settings that decide the rows."""
+    decisive = {
+        name: value
+        for name, value in anchors.to_dict().items()
+        if name not in ("weight", "budget", "temperature", "every", "teacher_cache", "memory", "held_out")
+    }
+    return hashlib.sha256(json.dumps([decisive, seed], sort_keys=True).encode()).hexdigest()[:16]
