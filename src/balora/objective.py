@@ -21,7 +21,7 @@ from balora.losses import HiddenStates, LossParts, LossTerms, generation_loss, r
 from balora.losses.collectives import world_size
 from balora.losses.distributed_statistics import global_covariance, global_spectral_ratio, global_variance_hinge
 from balora.losses.generation import fused_loss
-from balora.losses.loss_parts import Outputs, Teacher
+from balora.losses.loss_parts import Outputs, TaskLoss, Teacher
 from balora.losses.reference import reference_loss
 from balora.regularization import WEIGHTS, RegularizationConfig
 from balora.regularizers import consistency, consistency_mse, covariance, spectral_ratio, variance_hinge
@@ -109,6 +109,7 @@ class Objective:
         share: float = 1.0,
         keep_prob: float = 1.0,
         consistency_mask_M: Tensor | None = None,
+        task_loss: TaskLoss | None = None,
     ) -> LossParts:
         """Return the parts of eq. 12: the fused form for hidden states, the reference form for logits.
 
@@ -121,9 +122,10 @@ class Objective:
             share: Weight of this micro-batch among the accumulated ones, for the batch statistics.
             keep_prob: Fraction of the sequences that the mask keeps. The consistency weight is divided by it.
             consistency_mask_M: True at each position of a sequence that the consistency is computed for; default all.
+            task_loss: Loss of a target; default that of the config. An evaluation always takes ``nll``.
         """
         form: Callable[..., LossParts] = fused_loss if isinstance(student, HiddenStates) else reference_loss
-        terms = self._loss_terms(weights, share, keep_prob)
+        terms = self._loss_terms(weights, share, keep_prob, task_loss)
         parts = form(student, labels_M, terms, teacher, num_items, consistency_mask_M)
         return _estimate_over_all(parts, keep_prob)
 
@@ -229,7 +231,9 @@ class Objective:
             return global_variance_hinge(rows_ND) if self.across_processes else variance_hinge(rows_ND)
         return global_covariance(rows_ND) if self.across_processes else covariance(rows_ND)
 
-    def _loss_terms(self, weights: Weights, share: float, keep_prob: float) -> LossTerms:
+    def _loss_terms(
+        self, weights: Weights, share: float, keep_prob: float, task_loss: TaskLoss | None = None
+    ) -> LossTerms:
         return LossTerms(
             consistency=weights["consistency"] / keep_prob,
             diversity=weights["diversity"],
@@ -238,6 +242,8 @@ class Objective:
             top_k=self.config.top_k,
             spectral_rank=self.config.spectral_rank,
             across_processes=self.across_processes,
+            task_loss=task_loss or self.config.task_loss,
+            consistency_tokens=self.config.consistency_tokens,
         )
 
     def _effective(self, config: RegularizationConfig, num_labels: int | None) -> RegularizationConfig:
@@ -245,6 +251,14 @@ class Objective:
         if self.generates:
             _refuse_classification_settings(config)
             return config
+        raise_all(
+            [
+                f"regularization.{name}: {getattr(config, name)} is for generation and seq2seq; leave it out here."
+                for name, default in (("task_loss", "nll"), ("consistency_tokens", "all"))
+                if getattr(config, name) != default
+            ],
+            "The regularization settings do not go with the task",
+        )
         off: dict[str, Any] = {}
         width = num_labels or 1
         if config.spectral > 0 and config.spectral_target == "logits" and config.spectral_rank >= width:

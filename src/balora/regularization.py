@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from balora.errors import raise_all, suggest
@@ -21,6 +21,8 @@ _CHOICES = {
     "diversity_target": ("logits", "features"),
     "spectral_target": ("logits", "features"),
     "batch_statistics": ("local", "global"),
+    "task_loss": ("nll", "dft"),
+    "consistency_tokens": ("all", "non_target"),
 }
 WEIGHTS = ("consistency", "diversity", "spectral", "variance")
 Requirement = tuple[str, Callable[[Any], bool]]
@@ -95,6 +97,14 @@ class RegularizationConfig:
     """f in (0, 1]: take the consistency term over a random fraction f of the sequences, with 1 / f of the weight.
 
     Not in the paper. The expected gradient is unchanged, its variance is not; see cost.md."""
+    consistency_tokens: Literal["all", "non_target"] = "all"
+    """`non_target` compares both models without the target, the rest renormalised, so that the term does not oppose the task.
+
+    Not in the paper; arXiv 2605.29498. Generation only."""
+    task_loss: Literal["nll", "dft"] = "nll"
+    """Loss of a target: `nll`, or `dft`: times the target's probability, a constant (Wu et al., 2025). Generation only.
+
+    Not in the paper; method dft uses it, and method asft with a consistency term (Zhu et al., 2025)."""
     teacher_head: str = "initial"
     """Classification: `initial` takes the newly initialised head as teacher (the paper's reading); `probe` fits it first."""
     diversity_target: str = "logits"
@@ -163,6 +173,11 @@ class RegularizationConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain values, for YAML and JSON; `from_dict` reads them."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def of_objective(cls, objective: Mapping[str, Any]) -> RegularizationConfig:
+        """Return the settings of a method's own objective (`dft`, `asft`): all terms are off that it does not name."""
+        return cls(**{**dict.fromkeys(WEIGHTS, 0.0), **objective})
 
     @property
     def active(self) -> bool:

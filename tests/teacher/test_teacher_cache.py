@@ -56,7 +56,9 @@ def test_the_command_builds_a_cache_once(balora, config, tmp_path, asked):
     assert {path.name: path.read_bytes() for path in cache.iterdir()} == before
 
 
-@pytest.mark.parametrize("change", ["method.name=balora", "method.name=lora", "seed=7", "loss_path=plain"])
+@pytest.mark.parametrize(
+    "change", ["method.name=balora", "method.name=lora", "seed=7", "loss_path=plain", "method.name=asft"]
+)
 def test_methods_and_seeds_share_a_cache_and_train_as_with_the_teacher_itself(change, settings, tmp_path):
     # All tokens are cached, so that only float16 makes a difference.
     build_teacher_cache(settings("seed=3", "method.name=pissa"), top_k=97)
@@ -66,6 +68,17 @@ def test_methods_and_seeds_share_a_cache_and_train_as_with_the_teacher_itself(ch
     assert (flat(cached.trainer.model) - flat(online.trainer.model)).norm() <= 0.02 * update.norm()
     logs = [[e["consistency"] for e in r.trainer.state.log_history if "consistency" in e] for r in (cached, online)]
     assert logs[0] == pytest.approx(logs[1], rel=0.05, abs=2e-3) and logs[1][-1] > 1e-4
+
+
+def test_a_cache_without_the_targets(settings, tmp_path):
+    own = "regularization.consistency_tokens=non_target"
+    build_teacher_cache(settings(own), top_k=97)
+    cached = run(settings(own, f"output={tmp_path / 'cached'}"))
+    online = run(settings(own, f"output={tmp_path / 'online'}", "teacher_cache=off"))
+    update = flat(online.trainer.model) - torch.cat([v.flatten() for v in online.trainer.teacher.initial.values()])
+    assert (flat(cached.trainer.model) - flat(online.trainer.model)).norm() <= 0.02 * update.norm()
+    with pytest.raises(BALoraError, match="built for consistency_tokens non_target, and the run is at all"):
+        run(settings(f"output={tmp_path / 'other'}"))
 
 
 @pytest.mark.parametrize("task", ["seq2seq", "softcap"])
@@ -198,7 +211,7 @@ def test_a_cache_of_another_model_is_detected_by_its_values(settings, tmp_path):
     cache = TeacherCache(tmp_path / "cache")
     cached = cache.read(list(cache._rows)[:3])
     with pytest.raises(BALoraError, match="was built from another model: a cached probability differs by"):
-        cache.check(cached, torch.randn(len(cached), 97))
+        cache.check(cached, torch.randn(len(cached), 97), torch.zeros(len(cached), dtype=torch.long))
     with pytest.raises(BALoraError, match="lacks 1 of the batch's 2 rows"):
         cache.read([next(iter(cache._rows)), b"?" * 16])
 

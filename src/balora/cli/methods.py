@@ -36,6 +36,12 @@ def methods(name: Name = None) -> None:
     return None
 
 
+def _regularizers(method: Method) -> str:
+    if method.objective:
+        return ", ".join(f"{name} {value}" for name, value in method.objective.items())
+    return "on by default" if method.regularized else "off by default; any of them can be set"
+
+
 def _show_one(console: Console, method: Method) -> None:
     from rich.table import Table
 
@@ -47,7 +53,7 @@ def _show_one(console: Console, method: Method) -> None:
         "trains": method.trains,
         "starts from": _initial_values(method),
         "export": ", ".join(forms) or "none; balora.load reads its tensors",
-        "regularizers": "on by default" if method.regularized else "off by default; any of them can be set",
+        "regularizers": _regularizers(method),
     }
     about = Table(box=None, show_header=False, pad_edge=False)
     for key, value in facts.items():

@@ -44,7 +44,8 @@ HARMLESS = (
 def _regularization(value: Any, info: ValidationInfo) -> RegularizationConfig:
     method = info.data.get("method")
     regularized = METHODS[method.name].regularized if method else True
-    return build_regularization(value, info.data.get("task", "generation"), regularized)
+    own = METHODS[method.name].objective if method else {}
+    return build_regularization(value, info.data.get("task", "generation"), regularized, own)
 
 
 def _anchor_values(anchors: Anchors | None) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from balora.anchors import Anchors
 from balora.config.training_arguments import training_fields
 from balora.errors import BALoraError, suggest
-from balora.regularization import RegularizationConfig
+from balora.regularization import WEIGHTS, RegularizationConfig
 
 NO_PUSH = (
     "only balora can read a run directory, and during training it is still being written. Leave the key out; when the run is "
@@ -231,16 +231,24 @@ def check_anchor(value: Any) -> Anchors | None:
         raise Problems(_listed(error)) from error
 
 
-def build_regularization(values: Any, task: str, on_by_default: bool) -> RegularizationConfig:
+def build_regularization(
+    values: Any, task: str, on_by_default: bool, objective: Mapping[str, Any] | None = None
+) -> RegularizationConfig:
     """Build the regularization of a run from the value of the ``regularization`` key. Wrong values raise `Problems`.
 
     Args:
         values: None, ``on``/``off`` (or true/false), changes to the paper's values, or a finished `RegularizationConfig`.
         task: Task of the run, which has its own values in the paper.
         on_by_default: Whether the method regularizes if ``values`` is None.
+        objective: Settings of the method's own objective, if it has one: then they take the place of the paper's values, and
+            all other terms are off.
     """
     if isinstance(values, RegularizationConfig):
         return values
+    if objective and values is None:
+        values = {}
+    if objective and isinstance(values, Mapping):
+        values = {**dict.fromkeys(WEIGHTS, 0.0), **objective, **{str(k): v for k, v in values.items()}}
     if values is None:
         values = on_by_default
     if isinstance(values, str) and values.lower() in ("on", "off", "yes", "no"):

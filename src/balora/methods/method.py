@@ -100,6 +100,8 @@ class Method:
     """True if ``initialize`` chooses a rank for each layer."""
     regularized: bool = False
     """True if the regularizers are on by default."""
+    objective: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Settings of `RegularizationConfig` that make the method's own objective; all other terms are off by default."""
     options: Mapping[str, Option] = dataclasses.field(default_factory=dict)
     """Options of this method alone, by name."""
     needs_data: bool = False

@@ -265,6 +265,20 @@ _balora = _variant(
 )
 _variant(
     _lora,
+    name="dft",
+    summary="LoRA; the loss of each target is multiplied by its probability, a constant.",
+    paper="Wu et al., DFT, 2025",
+    objective={"task_loss": "dft"},
+)
+_variant(
+    _lora,
+    name="asft",
+    summary="LoRA with the loss of DFT, and a KL divergence from the pre-trained model on the targets' positions.",
+    paper="Zhu et al., Anchored SFT, ICLR 2026",
+    objective={"task_loss": "dft", "consistency": 0.1, "temperature": 1.0, "consistency_schedule": "constant"},
+)
+_variant(
+    _lora,
     name="qlora",
     summary="LoRA on weights in 4 bits (NF4).",
     paper="Dettmers et al., QLoRA, 2023",

@@ -45,17 +45,22 @@ class TeacherIdentity:
     """Digest of the tokenizers (`tokenizer_digest`)."""
     dtype: str
     temperature: float
+    consistency_tokens: str = "all"
+    """``non_target``: each position's distribution is without its target."""
 
     @classmethod
     def of_run(cls, config: RunConfig, model: nn.Module, tokenizers: str) -> TeacherIdentity:
         """Identify the teacher of a run. ``model`` must not have an adapter yet; ``tokenizers`` is `tokenizer_digest`."""
         dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-        return cls(fingerprint(model.named_parameters()), tokenizers, dtype, config.regularization.temperature)
+        settings = config.regularization
+        model_print = fingerprint(model.named_parameters())
+        return cls(model_print, tokenizers, dtype, settings.temperature, settings.consistency_tokens)
 
     @classmethod
     def from_index(cls, index: Mapping[str, Any]) -> TeacherIdentity:
         """Read the identity from the index of a cache."""
-        return cls(**{field.name: index[field.name] for field in dataclasses.fields(cls)})
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in index.items() if name in known})
 
     def mismatches(self, other: TeacherIdentity) -> list[str]:
         """List the reasons why a cache with this identity cannot be used for ``other``, one sentence each."""
@@ -68,6 +73,10 @@ class TeacherIdentity:
             reasons.append("It was built with another tokenizer.")
         if self.temperature != other.temperature:
             reasons.append(f"It was built at temperature {self.temperature}, and the run is at {other.temperature}.")
+        if self.consistency_tokens != other.consistency_tokens:
+            reasons.append(
+                f"It was built for consistency_tokens {self.consistency_tokens}, and the run is at {other.consistency_tokens}."
+            )
         return reasons
 
 
@@ -131,14 +140,18 @@ class TeacherCache:
             for name, tensors in pieces.items():
                 tensors.append(self._shards[shard].get_slice(name)[start:stop])
         tokens, log_probs, log_tail = (torch.cat(tensors).to(device, non_blocking=True) for tensors in pieces.values())
-        return TopKTeacher(tokens, log_probs, log_tail, self.identity.temperature)
+        without_target = self.identity.consistency_tokens == "non_target"
+        return TopKTeacher(tokens, log_probs, log_tail, self.identity.temperature, without_target)
 
-    def check(self, cached: TopKTeacher, logits_MV: Tensor) -> None:
+    def check(self, cached: TopKTeacher, logits_MV: Tensor, targets_M: Tensor) -> None:
         """Refuse the cache if a cached probability differs from the teacher's by more than rounding explains.
 
-        ``cached`` are the cached outputs of a batch, ``logits_MV`` the teacher's logits at the first M positions of the batch.
+        ``cached`` are the cached outputs of a batch, ``logits_MV`` the teacher's logits and ``targets_M`` the targets at the
+        first M positions of the batch.
         """
         cached = cached.at(slice(len(logits_MV)))
+        if cached.without_target:
+            logits_MV = logits_MV.scatter(1, targets_M[: len(logits_MV), None], -torch.inf)
         log_probs_MV = (logits_MV.float() / cached.temperature).log_softmax(dim=-1)
         probs_MK = log_probs_MV.gather(1, cached.tokens_MK.long()).exp()
         error = float((probs_MK - cached.log_probs_MK.float().exp()).abs().max()) if probs_MK.numel() else 0.0

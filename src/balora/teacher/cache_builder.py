@@ -182,9 +182,13 @@ class TeacherCacheBuilder:
     def _run_teacher(self, rows: Sequence[Mapping[str, Any]]) -> list[TopKTeacher]:
         """Run the model over a batch of rows and return the top-k teacher of each row."""
         batch = {name: value.to(self.device) for name, value in self.collate(rows).items()}
-        mask_BT, _ = valid_targets(batch.pop("labels"), shift=self.shift)
+        mask_BT, labels_M = valid_targets(batch.pop("labels"), shift=self.shift)
+        options: dict[str, Any] = {
+            "top_k": self.top_k,
+            "temperature": self.identity.temperature,
+            "targets_M": labels_M if self.identity.consistency_tokens == "non_target" else None,
+        }
         inputs = {**batch, "use_cache": False}
-        temperature = self.identity.temperature
         with torch.autocast(self.device.type, self.autocast) if self.autocast else contextlib.nullcontext():
             if self._head_is_linear is None:
                 self._head_is_linear = self.headless.head_matches(self.model, inputs)
@@ -193,10 +197,10 @@ class TeacherCacheBuilder:
                 head = self.headless.head()
                 assert head is not None
                 hidden_Md = hidden_BTd[mask_BT].to(head.weight_VD.dtype)
-                teacher = TopKTeacher.of(hidden_Md, head, top_k=self.top_k, temperature=temperature)
+                teacher = TopKTeacher.of(hidden_Md, head, **options)
             else:
                 logits_MV = self.model(**inputs).logits[mask_BT]
-                teacher = TopKTeacher.of_logits(logits_MV, top_k=self.top_k, temperature=temperature)
+                teacher = TopKTeacher.of_logits(logits_MV, **options)
         stops = mask_BT.sum(dim=1).cumsum(0).tolist()
         return [teacher.at(slice(start, stop)) for start, stop in zip([0, *stops], stops, strict=False)]
 

@@ -68,7 +68,7 @@ class GenerationStep(TrainStep):
         fused = self._use_fused(model, inputs)
         if weights["consistency"] > 0:
             mask_M = mask.over_tokens(mask_BT)
-            teacher = self._teacher_outputs(model, inputs, mask_BT, mask, fused)
+            teacher = self._teacher_outputs(model, inputs, mask_BT, labels_M, mask, fused)
         student, outputs = self._student_outputs(model, inputs, mask_BT, fused)
         parts = self.objective.language_modeling(
             student,
@@ -124,7 +124,7 @@ class GenerationStep(TrainStep):
         mask_BT, labels_M = valid_targets(labels, shift=self.shift)
         fused = not keep_logits and self._use_fused(model, inputs)
         student, outputs = self._student_outputs(model, inputs, mask_BT, fused)
-        parts = self.objective.language_modeling(student, labels_M, None, TASK_LOSS_ONLY)
+        parts = self.objective.language_modeling(student, labels_M, None, TASK_LOSS_ONLY, task_loss="nll")
         return parts.loss, CausalLMOutput(loss=parts.loss, logits=outputs.logits if keep_logits else None)
 
     def target_logits(self, model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> Tensor:
@@ -178,11 +178,17 @@ class GenerationStep(TrainStep):
         return HiddenStates(hidden_Md, head, self._basis if use_basis else None), outputs
 
     def _teacher_outputs(
-        self, model: nn.Module, inputs: dict[str, Any], mask_BT: Tensor, mask: SequenceMask, fused: bool
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        mask_BT: Tensor,
+        labels_M: Tensor,
+        mask: SequenceMask,
+        fused: bool,
     ) -> HiddenStates | Logits | TopKTeacher:
         """Return the teacher from the cache, or its outputs at the valid tokens (0 if not selected)."""
         if self.teacher_cache is not None:
-            return self._cached_teacher(self.teacher_cache, model, inputs, mask_BT, mask)
+            return self._cached_teacher(self.teacher_cache, model, inputs, mask_BT, labels_M, mask)
         return self._online_teacher(model, inputs, mask_BT, mask, fused)
 
     def _online_teacher(
@@ -212,7 +218,13 @@ class GenerationStep(TrainStep):
         return HiddenStates(outputs_Md, head) if fused else Logits(outputs_Md)
 
     def _cached_teacher(
-        self, cache: TeacherCache, model: nn.Module, inputs: dict[str, Any], mask_BT: Tensor, mask: SequenceMask
+        self,
+        cache: TeacherCache,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        mask_BT: Tensor,
+        labels_M: Tensor,
+        mask: SequenceMask,
     ) -> TopKTeacher:
         """Read the batch's teacher from the cache; the first time, compare it with the teacher itself."""
         if mask.row_keys is None:
@@ -224,7 +236,7 @@ class GenerationStep(TrainStep):
         if not self._cache_checked:
             self._cache_checked = True
             with self.teacher.active():
-                cache.check(cached, self.headless.logits_at(model, inputs, mask_BT))
+                cache.check(cached, self.headless.logits_at(model, inputs, mask_BT), labels_M)
         return cached
 
     def head_learns(self) -> bool:

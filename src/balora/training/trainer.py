@@ -70,6 +70,10 @@ class RegularizedTrainerMixin(SavingMixin):
         self.task = infer_task(model)
         classifies = self.task in ("classification", "regression")
         paper = RegularizationConfig.for_classification if classifies else RegularizationConfig.for_generation
+        initial_state = initial_state_of(model)
+        self.method: Method | None = find_method(initial_state.method) if initial_state else None
+        if regularization is None and self.method is not None and self.method.objective:
+            regularization = RegularizationConfig.of_objective(self.method.objective)
         self.regularization = regularization = paper() if regularization is None else regularization
         num_labels = getattr(model.config, "num_labels", None)
         self.objective = Objective(regularization, self.task, num_labels=num_labels, loss_path=loss_path)
@@ -98,7 +102,6 @@ class RegularizedTrainerMixin(SavingMixin):
         self._is_resumed = initial is not None and initial_state is not None
         if initial_state is None and initial is None and self.objective.needs_teacher:
             warn_about_trained_adapter(model)
-        self.method: Method | None = find_method(initial_state.method) if initial_state else None
         check_sharding(self.accelerator.state, model, self.method)
         if self.is_fsdp_enabled:
             self.origin()  # needs the weights before FSDP shards them
