@@ -61,7 +61,7 @@ def parts(given: argparse.Namespace) -> list[Part]:
         Part(name=name, group="gpu", command=_script("gpu", *tiny, "--parts", name), limit=limit, stage=stage)
         for name, limit, stage in (("7b", 180, 2), ("8b", 180, 3), ("start", 120, 4))
     ]
-    for variant in ("plain", "anchored"):
+    for variant in ("plain", "anchored", "budget"):
         command = _script("real_run", *inputs, "--variant", variant)
         found.append(Part(name=f"real-{variant}", group="real", command=command, limit=240, stage=5))
     for name, limit, *chosen in (
@@ -76,7 +76,9 @@ def parts(given: argparse.Namespace) -> list[Part]:
         found.append(Part(name=name, group="cuda_only", command=command, limit=limit, stage=5))
     pack = _script("pack", *inputs, "--seconds", str(given.pack_seconds), "--done", str(given.output / "pack.jsonl"))
     found.append(Part(name="pack", group="pack", command=(*pack, *given.pack), limit=given.pack_seconds + 60, stage=6))
-    return [part for part in found if part.group in given.parts and (not given.only or part.name in given.only)]
+    chosen = [part for part in found if part.group in given.parts and (not given.only or part.name in given.only)]
+    # A CPU with other work takes several times as long to import everything.
+    return [dataclasses.replace(part, limit=5 * part.limit) for part in chosen] if given.tiny else chosen
 
 
 def _script(name: str, *arguments: str) -> tuple[str, ...]:
@@ -217,7 +219,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3600.0, help="stop everything after this time")
     parser.add_argument("--pack-seconds", type=float, default=180.0, help="start no run of the pack after this time")
     parser.add_argument("--pack", nargs=argparse.REMAINDER, default=[], help="further arguments of pack.py; last")
-    parser.add_argument("--jobs", type=int, help="parts of a stage that run at the same time; default 4, with --tiny 1")
+    parser.add_argument("--jobs", type=int, help="parts of a stage that run at the same time; default 5, with --tiny 1")
     given = parser.parse_args()
     given.output = given.output.resolve()
     if given.resume and given.resume.is_dir():
@@ -226,7 +228,7 @@ def main() -> None:
             if file.is_file() and not (given.output / file.name).exists():
                 shutil.copyfile(file, given.output / file.name)
     session = Session(given.output, given.work, given.seconds)
-    session.run(parts(given), given.jobs or (1 if given.tiny else 4))
+    session.run(parts(given), given.jobs or (1 if given.tiny else 5))
 
 
 if __name__ == "__main__":

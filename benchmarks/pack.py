@@ -138,7 +138,10 @@ class Worker:
 
     def before(self) -> dict[str, Any]:
         """Return the row of the pre-trained model."""
-        row = {"kind": "before", "loss": self.meter.loss(self.base).row()}
+        loss, drift = self.meter.loss(self.base), self.meter.drift(self.base)
+        # The tokens of each document, with which the means of documents are weighted.
+        counts = {"loss": loss.tokens, "drift": drift.tokens}
+        row: dict[str, Any] = {"kind": "before", "loss": loss.row(), "counts": counts}
         return {**row, "accuracy": self._accuracy(self.base)} if self.setting.questions else row
 
     def sample_anchors(self, count: int, tokens: int) -> dict[str, Any]:

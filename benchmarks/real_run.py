@@ -1,11 +1,13 @@
 """Fine-tune a real model through the command, on one card: trained, killed, resumed, exported, evaluated.
 
 `python benchmarks/real_run.py --variant plain --model … --data … --work …` is a part of `gpu_session.py`. The variants are
-BA-LoRA as the paper has it (``plain``) and the same with anchors that the model wrote itself (``anchored``).
+BA-LoRA as the paper has it (``plain``), and the same with anchors that the model wrote itself, of a constant weight
+(``anchored``) or with a budget of drift (``budget``).
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import shutil
 import time
@@ -21,18 +23,18 @@ from result_rows import Rows
 from session_inputs import DEVICE, Inputs, argument_parser, attempt, command, prepare, train_killed, write_config
 from task_and_drift import TaskAndDrift
 
-VARIANTS = ("plain", "anchored")
+VARIANTS = ("plain", "anchored", "budget")
 
 
 def measure(rows: Rows, inputs: Inputs, variant: str) -> None:
     """Train, kill, resume, export and evaluate one variant; write a row."""
     steps, saved = (8, 4) if inputs.tiny else (200, 100)
     extra: dict[str, Any] = {}
-    if variant == "anchored":
+    if variant != "plain":
         if "anchor" not in RunConfig.model_fields:
             rows.add(kind="run", variant=variant, status="skipped: this balora has no anchors yet")
             return
-        extra["anchor"] = anchor_section(inputs)
+        extra["anchor"] = anchor_section(inputs, variant)
     name = f"real-{variant}"
     config = write_config(inputs, name, steps=steps, training={"save_strategy": "steps", "save_steps": saved}, **extra)
     run = Path(inputs.work / "runs" / name)
@@ -44,7 +46,9 @@ def measure(rows: Rows, inputs: Inputs, variant: str) -> None:
     losses = [line["loss"] for line in metrics if "loss" in line]
     done = steps - (found["killed_at"] or 0)
     seconds = record["metrics"]["train_runtime"] / done
-    exports = {form: _export(inputs, run, form) for form in ("merged", "lora")}
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        forms = ("merged", "lora")
+        exports = dict(zip(forms, pool.map(lambda form: _export(inputs, run, form), forms), strict=True))
     base = inputs.load()
     meter = TaskAndDrift(inputs, base, (8, 8) if inputs.tiny else (200, 64))
     before = meter.loss(base).row()
@@ -58,13 +62,14 @@ def measure(rows: Rows, inputs: Inputs, variant: str) -> None:
         peak_mib=record["metrics"]["peak_memory_mib"], first_losses=losses[:10], last_losses=losses[-10:],
         loss_before=before, loss_after=after, drift=drift, exports=exports,
         merged_loss=meter.loss(merged).mean, merged_drift=meter.drift(merged).mean,
-        settings=dict(extra), logged=metrics[-2] if len(metrics) > 1 else None,
+        settings=dict(extra), metrics=record["metrics"],
     )  # fmt: skip
 
 
-def anchor_section(inputs: Inputs) -> dict[str, Any]:
-    """Return the ``anchor`` section of the anchored run."""
-    return {"generate": 4 if inputs.tiny else 64, "tokens": 24 if inputs.tiny else 128, "weight": 5.0, "share": 0.25}
+def anchor_section(inputs: Inputs, variant: str) -> dict[str, Any]:
+    """Return the ``anchor`` section of an anchored run."""
+    size = {"generate": 16, "tokens": 24} if inputs.tiny else {"generate": 128, "tokens": 128}
+    return {**size, "share": 0.25, **({"weight": 5.0} if variant == "anchored" else {"budget": 0.02})}
 
 
 def _export(inputs: Inputs, run: Path, form: str) -> dict[str, Any]:

@@ -36,7 +36,7 @@ SOURCE = Path(balora.__file__).parents[1]
 PACKAGED = SOURCE / "balora" / "experiments" / "quickstart" / "assets" / "model"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SECTIONS = ("train", "test", "drift")
-KEPT = (2000, 400, 200)
+KEPT = (1700, 400, 200)
 """Rows of each that are prepared: every process tokenizes them."""
 
 

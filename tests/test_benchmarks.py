@@ -7,6 +7,8 @@ import dataclasses
 import importlib
 import json
 import os
+import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -147,6 +149,39 @@ def test_the_numbers_that_a_gpu_session_measures_are_found_on_any_machine(monkey
     assert [row["kind"] for row in rows] == ["autocast", "fused_adamw", "flash"]
     assert all(row["status"] == "ok" and row["within"] for row in rows)
     assert rows[0]["consistency_at_start"] < 1e-3 < rows[0]["bfloat16"]["consistency"]
+    table = importlib.import_module("session_report").cuda_only_table(
+        [*rows, {"kind": "fsdp", "status": "failed: a | b"}]
+    )
+    assert table.count("holds |") == 3 and "| fsdp | failed: a / b |  | **failed** |" in table
+
+
+def test_the_frontier_compares_settings_over_seeds_and_documents(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    report = importlib.import_module("session_report")
+    noise = random.Random(0)
+
+    def run(curve, anchor, seed, loss, drift):
+        shift, each = noise.gauss(0, 0.01), [noise.gauss(0, 0.1) for _ in range(40)]
+        scores = {
+            "loss": {"mean": loss + shift, "each": [loss + shift + x for x in each]},
+            "drift": {"mean": drift, "each": [drift * (1 + x) for x in each]},
+        }
+        setting = {"curve": curve, "anchor": anchor, "scale": 1.0, "seed": seed}
+        return {"kind": "run", "status": "ok", **setting, "step_seconds": 0.1, **scores}
+
+    seeds = range(5)
+    rows = [run("lora", None, seed, 1.0, 0.2) for seed in seeds] + [
+        run("lora anchored", 5.0, seed, 1.1, 0.02) for seed in seeds
+    ]
+    assert report.frontier_table(rows) == report.NONE, "the pre-trained model's row is missing"
+    counts = {"loss": [10] * 40, "drift": [10] * 40}
+    rows.append({"kind": "before", "status": "ok", "loss": {"mean": 1.5}, "counts": counts, "workers": 7})
+    assert "| lora anchored, weight 5 | 5 | 1." in report.frontier_table(rows)
+    line = next(line for line in report.comparisons_table(rows).splitlines() if line.startswith("| lora anchored"))
+    loss, low, high, left, least, most = map(float, re.findall(r"[+-]?\d\.\d+", line))
+    assert low < 0.1 < high and low > 0.03 and abs(loss - 0.1) < 0.05
+    assert least < left < most and abs(left - 0.1) < 0.02
+    assert len(report.frontier_plot(rows).axes[0].lines) == 3
 
 
 @pytest.mark.parametrize("method", ["lora", "pissa"])
@@ -183,7 +218,7 @@ def test_a_gpu_session_runs_on_any_machine(tmp_path):
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1400, env=ENVIRONMENT, check=False)
     rows = [json.loads(line) for line in (tmp_path / "out" / "gpu_session.jsonl").read_text().splitlines()]
-    assert done.returncode == 0 and len(rows) == 9
+    assert done.returncode == 0 and len(rows) == 10
     assert all(row["status"] == "ok" for row in rows), [row["status"] for row in rows]
     assert len(list((tmp_path / "out").iterdir())) <= 8
 
