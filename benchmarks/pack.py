@@ -92,6 +92,8 @@ class Worker:
         self.base = self.inputs.load("float32" if DEVICE == "cpu" else "bfloat16")
         self.meter = TaskAndDrift(self.inputs, self.base, setting.counts)
         self.rows = self.inputs.rows("train")
+        self.start: dict[str, Tensor] | None = None
+        """Initial values of PiSSA and BA-LoRA, which all seeds share."""
 
     def run(self, run: Run) -> list[dict[str, Any]]:
         """Train and measure a run; return its rows."""
@@ -99,13 +101,15 @@ class Worker:
             torch.cuda.reset_peak_memory_stats()
         begun = time.perf_counter()
         rank = 4 if self.inputs.tiny else 16
-        options = {} if run.method == "lora" else {"svd": "randomized"}
-        model = balora.adapt(copy.deepcopy(self.base), run.method, rank=rank, seed=run.seed, **options)
+        own: dict[str, Any] = {} if run.method == "lora" else {"svd": "randomized", "initial": self.start}
+        model = balora.adapt(copy.deepcopy(self.base), run.method, rank=rank, seed=run.seed, **own)
         trainer = balora.BALoraTrainer(
             model=model, args=self._arguments(run), train_dataset=self.rows, regularization=_regularization(run),
             data_collator=CausalCollator(pad_token_id=self.inputs.tokenizer.pad_token_id),
             processing_class=self.inputs.tokenizer, **self._anchors(run),
         )  # fmt: skip
+        if run.method != "lora" and self.start is None:
+            self.start = {name: value.detach().clone() for name, value in trainer.teacher.initial.items()}
         adapted = time.perf_counter()
         metrics = trainer.train().metrics
         trained = time.perf_counter()

@@ -68,7 +68,7 @@ def measure(rows: Rows, inputs: Inputs, variant: str) -> None:
 
 def anchor_section(inputs: Inputs, variant: str) -> dict[str, Any]:
     """Return the ``anchor`` section of an anchored run."""
-    size = {"generate": 16, "tokens": 24} if inputs.tiny else {"generate": 128, "tokens": 128}
+    size = {"generate": 16, "tokens": 24} if inputs.tiny else {"generate": 64, "tokens": 128}
     return {**size, "share": 0.25, **({"weight": 5.0} if variant == "anchored" else {"budget": 0.02})}
 
 
