@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -122,9 +123,13 @@ def _make(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int
 def _needed(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int) -> int:
     """Return the sequences to sample: no more than the run draws and measures."""
     assert anchors.generate is not None
-    steps = trainer.args.max_steps if trainer.args.max_steps > 0 else None
-    if steps is None:
-        return anchors.generate
+    args = trainer.args
+    steps = args.max_steps
+    if steps <= 0:
+        if not hasattr(trainer.train_dataset, "__len__"):
+            return anchors.generate
+        rows_of_step = trainer._train_batch_size * args.gradient_accumulation_steps * processes
+        steps = math.ceil(args.num_train_epochs * math.ceil(len(trainer.train_dataset) / rows_of_step))
     per_step = rows_per_step(anchors.share, tokens_per_step, float(anchors.tokens), processes)
     # A third more than full-length sequences would need, because sequences may end early.
     drawn = -(-4 * per_step * steps // (3 * anchors.every))

@@ -13,7 +13,7 @@ from balora.files import write_text
 
 METRICS = "metrics.jsonl"
 _DISPLAYED = (
-    *("loss", "task", "consistency", "diversity", "variance", "spectral", "learning_rate"),
+    *("loss", "task", "consistency", "diversity", "variance", "spectral", "anchor", "anchor_weight", "learning_rate"),
     *("eval_loss", "eval_accuracy", "eval_matthews", "eval_pearson"),
 )
 Logs = dict[str, Any] | None
