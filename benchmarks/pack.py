@@ -27,13 +27,14 @@ from transformers import TrainingArguments
 
 import balora
 from balora.data.collate import CausalCollator
+from balora.methods import find_method
 from balora.models.adapted_model import ADAPTER
 from result_rows import Rows
 from session_inputs import DEVICE, Inputs, argument_parser, prepare
 from task_and_drift import TaskAndDrift
 
-RATES = {"lora": 1e-3, "pissa": 3e-4, "balora": 3e-4}
-"""Learning rates at which each method's task loss is lowest on this task (shared/METHOD.md, section 8)."""
+RATES = {"lora": 1e-3, "pissa": 3e-4, "balora": 3e-4, "dft": 1e-3, "asft": 1e-3}
+"""Learning rates at which the prototypes learnt this task; dft and asft have LoRA's."""
 SCALES = (0.25, 0.5, 0.75)
 SEEDS = 5
 
@@ -65,9 +66,10 @@ def plan(seeds: int, anchor_weights: tuple[float, ...]) -> list[Run]:
     """Return all runs, seed by seed, so that a session that is cut short has whole seeds."""
     runs = []
     for seed in range(seeds):
-        runs += [Run(method=method, seed=seed) for method in RATES]
+        runs += [Run(method=method, seed=seed) for method in ("lora", "pissa", "balora")]
         runs.append(Run(method="balora", seed=seed, consistency=0.2))
         runs += [Run(method=m, seed=seed, anchor=w) for w in anchor_weights for m in ("lora", "pissa")]
+        runs += [Run(method=method, seed=seed) for method in ("dft", "asft")]
     return runs
 
 
@@ -101,14 +103,15 @@ class Worker:
             torch.cuda.reset_peak_memory_stats()
         begun = time.perf_counter()
         rank = 4 if self.inputs.tiny else 16
-        own: dict[str, Any] = {} if run.method == "lora" else {"svd": "randomized", "initial": self.start}
+        decomposes = run.method in ("pissa", "balora")
+        own: dict[str, Any] = {"svd": "randomized", "initial": self.start} if decomposes else {}
         model = balora.adapt(copy.deepcopy(self.base), run.method, rank=rank, seed=run.seed, **own)
         trainer = balora.BALoraTrainer(
             model=model, args=self._arguments(run), train_dataset=self.rows, regularization=_regularization(run),
             data_collator=CausalCollator(pad_token_id=self.inputs.tokenizer.pad_token_id),
             processing_class=self.inputs.tokenizer, **self._anchors(run),
         )  # fmt: skip
-        if run.method != "lora" and self.start is None:
+        if decomposes and self.start is None:
             self.start = {name: value.detach().clone() for name, value in trainer.teacher.initial.items()}
         adapted = time.perf_counter()
         metrics = trainer.train().metrics
@@ -234,7 +237,7 @@ def _number(text: str) -> str | None:
 
 def _regularization(run: Run) -> balora.RegularizationConfig:
     if run.method != "balora":
-        return balora.RegularizationConfig.off()
+        return balora.RegularizationConfig.of_objective(find_method(run.method).objective)
     changes = {} if run.consistency is None else {"consistency": run.consistency}
     return balora.RegularizationConfig.for_generation(**changes)
 

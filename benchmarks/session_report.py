@@ -152,7 +152,7 @@ def comparisons_table(rows: Sequence[Row]) -> str:
         return NONE
     lines = ["| setting | against | task loss, difference | drift that is left |", "|---|---|---|---|"]
     for name, runs in groups.items():
-        plain = "lora" if name.startswith("lora") else "pissa"
+        plain = "lora" if name.startswith(("lora", "dft", "asft")) else "pissa"
         if name == plain or plain not in groups:
             continue
         pairs = [(run, other) for run in runs for other in groups[plain] if run["seed"] == other["seed"]]
