@@ -42,7 +42,7 @@ class Documents:
     def row(self) -> dict[str, Any]:
         """Return mean, standard error and 95 % interval, and each document's mean for paired comparisons."""
         mean, error = self.mean, self.error
-        each = [round(s / n, 5) for s, n in zip(self.sums, self.tokens, strict=True)]
+        each = [float(f"{s / n:.5g}") for s, n in zip(self.sums, self.tokens, strict=True)]
         return {"mean": mean, "error": error, "low": mean - 1.96 * error, "high": mean + 1.96 * error,
                 "tokens": sum(self.tokens), "each": each}  # fmt: skip
 
