@@ -7,7 +7,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from balora.config.run_config import DataConfig
-from balora.data.chat import encode_chat
+from balora.data.chat import ChatEncoder
 from balora.data.examples import load_examples
 from balora.data.tokenize import tokenize_examples
 from balora.errors import BALoraError
@@ -43,7 +43,7 @@ def chatty(template: str):
 
 def learnt(tokenizer, messages) -> tuple[str, list[str]]:
     """Return the rendered text, and the parts of it that are learnt."""
-    ids, mask = encode_chat(tokenizer, messages)
+    [(ids, mask)] = ChatEncoder(tokenizer).encode(messages)
     text = "".join(tokenizer.convert_ids_to_tokens(ids))
     parts, run = [], ""
     for token, is_learnt in [*zip(text, mask, strict=True), ("", False)]:
@@ -80,7 +80,7 @@ def test_the_conversation_is_tokenized_in_one_piece():
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="</s>")
     tokenizer.chat_template = SIMPLE
     talk = [("user", "hi"), ("assistant", "hello"), ("user", "hi"), ("assistant", "h")]
-    ids, mask = encode_chat(tokenizer, [{"role": role, "content": content} for role, content in talk])
+    [(ids, mask)] = ChatEncoder(tokenizer).encode([{"role": role, "content": content} for role, content in talk])
     tokens = tokenizer.convert_ids_to_tokens(ids)
     assert [token for token, is_learnt in zip(tokens, mask, strict=True) if is_learnt] == ["h", "ello", "^[", "h", "^"]
 
@@ -107,11 +107,17 @@ def test_a_conversation_that_the_template_refuses_is_reported_by_line(jsonl):
     )
 
 
-def test_a_template_that_rewrites_the_beginning_is_refused(jsonl):
+def test_a_template_that_rewrites_earlier_turns_makes_one_example_of_each_turn(jsonl):
     talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "well#hello"}, *TALK[3:]]
+    tokenizer = chatty(FORGETS)
     data = DataConfig(train=jsonl({"m": talk}), messages="m")
-    with pytest.raises(BALoraError, match="line 1: the chat template renders the text before message 2 differently"):
-        tokenize_examples(load_examples(data, "generation"), chatty(FORGETS), data, "generation")
+    tokens = tokenize_examples(load_examples(data, "generation"), tokenizer, data, "generation")
+    texts = ["".join(tokenizer.convert_ids_to_tokens(row["input_ids"])) for row in tokens.train]
+    learnt = ["".join(tokenizer.convert_ids_to_tokens([i for i in r["labels"] if i >= 0])) for r in tokens.train]
+    assert texts == ["[user]hi^[assistant]well#hello^", "[user]hi^[assistant]hello^[user]bye^[assistant]ciao^"]
+    assert learnt == ["well#hello^", "ciao^"]
+    assert "earlier turns of 1 training conversations differently" in tokens.notes[0]
+    assert "became 2 examples" in tokens.notes[0]
 
 
 def test_a_tokenizer_without_a_template(jsonl):

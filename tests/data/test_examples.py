@@ -49,12 +49,13 @@ def test_a_missing_input_is_empty(jsonl):
     assert examples.train[0]["input"] == ""
 
 
-def test_messages_keep_role_and_content(jsonl):
+def test_messages_keep_all_their_keys(jsonl):
     talk = [{"role": "user", "content": "hi", "id": 3}, {"role": "assistant", "content": "hello", "tool_calls": None}]
     examples = load_examples(DataConfig(train=jsonl({"m": talk}), messages="m"), "generation")
     assert examples.train[0]["messages"] == [
-        {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"},
-    ]  # fmt: skip
+        {"role": "user", "content": "hi", "more": '{"id": 3}'},
+        {"role": "assistant", "content": "hello", "more": None},
+    ]
 
 
 def test_plain_text(jsonl):
@@ -140,12 +141,33 @@ def test_bad_training_and_evaluation_rows_are_counted_together(jsonl):
 @pytest.mark.parametrize(
     ("talk", "problem"),
     [
-        ("hi", "is not a list of messages"),
+        ("hi", "'m' is text, which is not a list of messages: 'hi'"),
+        ("[{'role': 'user'}]", "which is not a list of messages; write it as JSON, with double quotation marks"),
         (["hi"], "is not a list of messages"),
         ([], "no message has the role assistant"),
         ([{"role": "user", "content": "hi"}], "no message has the role assistant"),
-        ([{"from": "human", "value": "hi"}], "message 1 has no text under 'role' (it has from, value)"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "message 1 has no text under 'content'"),
+        ([{"speaker": "human", "value": "hi"}], "message 1 has no text under 'role' (it has speaker, value)"),
+        ([{"role": "user", "text": "hi"}], "message 1 has no text under 'content' (it has role, text)"),
+        (
+            [{"role": "narrator", "content": "hi"}],
+            "no message has the role assistant, so there is nothing to learn (the roles",
+        ),
+        ([{"role": "asistant", "content": "hi"}], "message 1 has the role 'asistant'; did you mean 'assistant'?"),
+        (
+            [{"role": "user", "content": {"a": 1}}],
+            "'content' of message 1 is {'a': 1}, not text or a list of text parts",
+        ),
+        ([{"role": "user", "content": [{"type": "text"}]}], "'content' of message 1 has a text part without text"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+            "'content' of message 1 has a part of type 'image_url'; only text can be learnt from",
+        ),
+        ([{"role": "assistant", "content": None}], "message 1, of the assistant, is empty: its content is null"),
+        ([{"role": "user", "content": None}], "message 1, of the user, has no content: it is null"),
+        (
+            [{"role": "assistant", "content": "x", "weight": 0.5}],
+            "message 1 has weight 0.5, and a message is either learnt (1)",
+        ),
         (
             [{"role": "user", "content": "hi"}, {"role": "assistant", "content": " "}],
             "message 2, of the assistant, is empty",
@@ -156,7 +178,7 @@ def test_bad_training_and_evaluation_rows_are_counted_together(jsonl):
         ),
         (
             [{"role": "assistant", "content": "x", "tool_calls": [1]}],
-            "message 1 has tool_calls, which is not supported",
+            "tool_calls of message 1 is [1], not a list of calls",
         ),
     ],
 )

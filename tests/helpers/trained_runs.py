@@ -54,6 +54,7 @@ def trained_run(
     rank: int = 4,
     checkpoints: bool = False,
     finish: bool = True,
+    options: dict[str, Any] | None = None,
     **settings: Any,
 ) -> TrainedRun:
     """Train for a few large steps, so that a wrong base or scaling changes every logit."""
@@ -63,13 +64,14 @@ def trained_run(
         tiny_tokenizer().save_pretrained(base_path)
     config = RunConfig.from_dict({
         "model": str(base_path), "task": task, "data": _DATA[task], "output": str(folder),
-        "method": {"name": method, **({"rank": rank} if method != "full" else {})}, **settings,
+        "method": {"name": method, **({"rank": rank} if method != "full" else {}), **(options or {})}, **settings,
     })  # fmt: skip
     torch.manual_seed(config.seed)
     num_labels = {"classification": len(LABELS), "regression": 1}.get(task)
     id2label = dict(enumerate(LABELS)) if task == "classification" else None
     model = load_model(ModelSource.from_config(config), num_labels, id2label, tokenizer=tiny_tokenizer())
-    model = adapt(model, config.method.name, rank=config.method.rank, alpha=2 * config.method.rank, seed=config.seed)
+    alpha = 2 * config.method.rank
+    model = adapt(model, config.method.name, rank=config.method.rank, alpha=alpha, seed=config.seed, **(options or {}))
     arguments = TrainingArguments(
         str(folder), per_device_train_batch_size=4, max_steps=steps, learning_rate=3e-2, report_to=[], use_cpu=True,
         save_strategy="steps" if checkpoints else "no", save_steps=1, logging_steps=1000, disable_tqdm=True,

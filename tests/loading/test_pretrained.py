@@ -370,3 +370,11 @@ def test_all_problems_are_found_without_loading(saved, llama):
     edit_config(llama, is_encoder_decoder=True)
     assert len(loading.model_problems(source(llama))) == 2
     assert loading.model_problems(source(saved / "llama")) == []
+
+
+def test_shards_without_their_index_and_weights_of_another_name_are_explained(tmp_path, llama):
+    tiny_llama().save_pretrained(tmp_path / "m", max_shard_size="20KB")
+    (tmp_path / "m" / "model.safetensors.index.json").unlink()
+    assert "lack model.safetensors.index.json, which says which file has which tensor" in refused(tmp_path / "m")
+    (llama / "model.safetensors").rename(llama / "model.fp16.safetensors")
+    assert "has model.fp16.safetensors, but transformers reads model.safetensors. Rename" in refused(llama)

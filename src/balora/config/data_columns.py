@@ -14,12 +14,14 @@ _FORMS: dict[str, dict[Form, tuple[str, ...]]] = {
     "classification": {"labelled": ("text", "label")},
     "regression": {"scored": ("text", "score")},
 }
+_SEQ2SEQ = ("prompt_template", "max_target_length", "target_tokenizer", "source_language", "target_language")
 # Optional keys of a task and form.
 _OPTIONAL: dict[tuple[str, Form], tuple[str, ...]] = {
     ("generation", "pair"): ("input", "prompt_template", "separator"),
-    ("seq2seq", "pair"): ("input", "prompt_template", "max_target_length", "target_tokenizer"),
-    ("seq2seq", "labelled"): ("labels", "prompt_template", "max_target_length", "target_tokenizer"),
-    ("seq2seq", "scored"): ("prompt_template", "max_target_length", "target_tokenizer"),
+    ("generation", "messages"): ("tools", "system"),
+    ("seq2seq", "pair"): ("input", *_SEQ2SEQ),
+    ("seq2seq", "labelled"): ("labels", *_SEQ2SEQ),
+    ("seq2seq", "scored"): _SEQ2SEQ,
     ("classification", "labelled"): ("labels",),
 }
 # Keys that only some forms use. The other keys of the section (train, split, max_length, ...) fit every task.

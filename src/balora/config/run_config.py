@@ -16,7 +16,14 @@ from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, Va
 from balora.anchors import Anchors
 from balora.config.data_columns import data_problems
 from balora.config.sections import DataConfig, MethodConfig, Section, Whole
-from balora.config.validation import Problems, build_regularization, check_anchor, check_training, describe
+from balora.config.validation import (
+    Problems,
+    build_regularization,
+    check_anchor,
+    check_training,
+    describe,
+    password_problems,
+)
 from balora.config.yaml_loader import apply_overrides, read_config
 from balora.errors import raise_all
 from balora.methods.registry import METHODS
@@ -116,7 +123,7 @@ class RunConfig(Section):
     @classmethod
     def _report_all_problems(cls, values: Any, build: Callable[[Any], Self]) -> Self:
         """Report wrong combinations of keys together with wrong single values."""
-        problems = _combination_problems(values)
+        problems = [*_combination_problems(values), *password_problems(values)]
         try:
             config = build(values)
         except ValidationError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -61,10 +61,21 @@ class Section(BaseModel):
         return values
 
 
+def _check_train(value: Any) -> str | tuple[str, ...]:
+    """Check ``data.train``: one source, or a list of several."""
+    listed = value if isinstance(value, list | tuple) else [value]
+    if not listed or not all(isinstance(name, str) and name.strip() for name in listed):
+        raise ValueError(f"must be a hub id, a file or a folder, or a list of them, not {value!r}")
+    return value if isinstance(value, str) else tuple(listed)
+
+
+Sources = Annotated[str | tuple[str, ...], PlainValidator(_check_train)]
+
+
 class FurtherData(Section):
     """Another source of training rows. A key left out has the value of the ``data`` section."""
 
-    train: str
+    train: Sources
     name: str | None = None
     split: str | None = None
     prompt: str | None = None
@@ -79,7 +90,9 @@ class FurtherData(Section):
 class DataConfig(Section):
     """Source of the examples, and the columns with their parts."""
 
-    train: str = Field(description="a hub id, a .jsonl, .json, .csv, .tsv or .parquet file, or a folder of such files")
+    train: Sources = Field(
+        description="a hub id, a .jsonl, .json, .csv, .tsv or .parquet file, a pattern such as data/*.jsonl, a folder, or a list"
+    )
     name: str | None = Field(default=None, description="the hub dataset's configuration, such as main or sst2")
     split: str | None = Field(default=None, description="rows to train on, such as train[:8000]; default train")
     also: tuple[FurtherData, ...] | None = Field(
@@ -97,6 +110,12 @@ class DataConfig(Section):
     )
     input: str | None = Field(default=None, description="column of further input, for a template that contains it")
     messages: str | None = Field(default=None, description="column of conversations, lists of role and content")
+    tools: str | Literal[False] | None = Field(
+        default=None, description="with messages: column of the tools' descriptions; default tools; false: none"
+    )
+    system: str | Literal[False] | None = Field(
+        default=None, description="with messages: column of the system message; default system; false: none"
+    )
     text: str | tuple[str, ...] | None = Field(
         default=None, description="column of plain text; with a label or score, one column or a list of two"
     )
@@ -114,12 +133,24 @@ class DataConfig(Section):
         default=None,
         description="text between prompt and response; default: a new line, or nothing after your own template",
     )
+    special_tokens: bool = Field(
+        default=False,
+        description="read the text of special tokens in the data, such as </s>, as these tokens and not as plain text",
+    )
     max_length: Whole = Field(default=512, ge=2, description="maximum tokens of an example; the rest is cut off")
     max_target_length: Whole | None = Field(
         default=None, ge=1, description="seq2seq: maximum tokens of a response; default max_length"
     )
     target_tokenizer: str | None = Field(
         default=None, description="seq2seq: tokenizer of the responses, if it differs from that of the prompts"
+    )
+    source_language: str | None = Field(
+        default=None,
+        description="seq2seq: the prompts' language, as a multilingual tokenizer names it (eng_Latn, en_XX)",
+    )
+    target_language: str | None = Field(
+        default=None,
+        description="seq2seq: the responses' language, as a multilingual tokenizer names it (deu_Latn, de_DE)",
     )
     subsample: Annotated[float | int | None, PlainValidator(check_subsample)] = Field(
         default=None, description="train on a random subset of the training rows: a fraction or a number of rows"
@@ -143,6 +174,11 @@ class DataConfig(Section):
             if len(values) < 2 or len(set(map(str, values))) < len(values):
                 raise ValueError(f"must name at least two classes, each once, not {values!r}")
         return values
+
+    @property
+    def train_sources(self) -> tuple[str, ...]:
+        """Hub ids and paths under ``train``, whether one is given or a list."""
+        return (self.train,) if isinstance(self.train, str) else self.train
 
     @property
     def sources(self) -> tuple[DataConfig, ...]:

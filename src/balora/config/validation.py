@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import operator
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from balora.anchors import Anchors
 from balora.config.training_arguments import training_fields
-from balora.errors import BALoraError, suggest
+from balora.errors import BALoraError, hide_passwords, suggest
 from balora.regularization import WEIGHTS, RegularizationConfig
 
 NO_PUSH = (
@@ -20,12 +21,22 @@ NO_PUSH = (
     "finished, export it with `balora export RUN --to lora --output FOLDER` and upload that with `hf upload REPO FOLDER`."
 )
 
+_HUB = ("hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision")
 # Fields of TrainingArguments that the training section must not hold.
 _SET_ELSEWHERE = {
     "output_dir": "is set by the top-level key output; leave it out.",
     "seed": "is set by the top-level key seed; leave it out.",
     "resume_from_checkpoint": "is set by the top-level key resume; leave it out.",
     "hub_token": "does not belong in a file, because every run directory keeps its config; use `hf auth login` instead.",
+    **dict.fromkeys(_HUB, f"has no effect, because a run is not pushed to the hub: {NO_PUSH}"),
+    **dict.fromkeys(
+        ("do_train", "do_eval", "do_predict"),
+        "is read by transformers' example scripts alone: `balora train` always trains, and evaluates if data.eval is given; leave "
+        "it out.",
+    ),
+    "remove_unused_columns": "is set by balora, which makes the columns itself; leave it out.",
+    "label_names": "is set by balora, whose labels are the column that data names; leave it out.",
+    "enable_jit_checkpoint": "is not needed: at SIGTERM or Ctrl-C a run saves a checkpoint by itself; leave it out.",
 }
 # Names from earlier versions of transformers. A name that the installed version knows is never looked up here.
 _RENAMED = {
@@ -34,6 +45,47 @@ _RENAMED = {
     "group_by_length": "Use training.train_sampling_strategy: group_by_length.",
     "no_cuda": "Use training.use_cpu: true.",
     "overwrite_output_dir": "A finished run is never overwritten; choose another output.",
+    "evaluate_during_training": "Use training.eval_strategy.",
+    "save_safetensors": "Weights are always written as safetensors; leave it out.",
+    "logging_dir": "TensorBoard's files are in the run directory, under runs; leave it out.",
+    "per_gpu_train_batch_size": "It is training.per_device_train_batch_size.",
+    "per_gpu_eval_batch_size": "It is training.per_device_eval_batch_size.",
+    "adafactor": "Use training.optim: adafactor.",
+    **dict.fromkeys(
+        ("fp16_backend", "half_precision_backend", "fp16_opt_level"),
+        "Mixed precision is always PyTorch's own; leave it out.",
+    ),
+    "use_mps_device": "The GPU of a Mac is used without a key; leave it out.",
+    **dict.fromkeys(
+        ("dispatch_batches", "split_batches"),
+        "It is a key of training.accelerator_config, such as {split_batches: true}.",
+    ),
+    "include_inputs_for_metrics": "Use training.include_for_metrics: [inputs].",
+    "include_tokens_per_second": "Use training.include_num_input_tokens_seen.",
+    "torchdynamo": "Use training.torch_compile_backend.",
+    "tpu_metrics_debug": "Use training.debug: tpu_metrics_debug.",
+    "sharded_ddp": "Use training.fsdp.",
+    "xpu_backend": "It is training.ddp_backend.",
+    **dict.fromkeys(
+        ("fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap"),
+        "It is a key of training.fsdp_config, without fsdp_.",
+    ),
+    **dict.fromkeys(
+        ("push_to_hub_model_id", "push_to_hub_organization", "push_to_hub_token"),
+        f"A run is not pushed to the hub: {NO_PUSH}",
+    ),
+    **dict.fromkeys(
+        (
+            "past_index",
+            "jit_mode_eval",
+            "use_ipex",
+            "tpu_num_cores",
+            "mp_parameters",
+            "ray_scope",
+            "use_legacy_prediction_loop",
+        ),
+        "transformers has removed it; leave it out.",
+    ),
 }
 _ABOVE_ZERO = (
     *("learning_rate", "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size"),
@@ -47,6 +99,11 @@ _LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(_NOT_NEGATIVE, (lambda value: value >= 0, "must be at least 0, not {value!r}.")),
     "push_to_hub": (operator.not_, f"cannot be on during training: {NO_PUSH}"),
     "label_smoothing_factor": (operator.not_, "is not supported by the regularized objective; set it to 0."),
+    "auto_find_batch_size": (
+        operator.not_,
+        "cannot be true: after a lack of memory, training would start again with weights that have already changed. Set "
+        "training.per_device_train_batch_size; `balora validate` estimates the memory.",
+    ),
     "batch_eval_metrics": (operator.not_, f"cannot be true: {_BATCHWISE}"),
     "eval_do_concat_batches": (bool, f"cannot be false: {_BATCHWISE}"),
 }
@@ -83,6 +140,22 @@ def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
         else:  # pydantic reports every member of a union, and one sentence is enough
             found.setdefault(path, [_sentence(path, item, section)])
     return [sentence for sentences in found.values() for sentence in sentences]
+
+
+def password_problems(values: Any, path: str = "") -> list[str]:
+    """List the keys whose value is a URL with a password or token, because every run directory keeps its config."""
+    if isinstance(values, Mapping):
+        return [
+            p for key, value in values.items() for p in password_problems(value, f"{path}.{key}" if path else str(key))
+        ]
+    if isinstance(values, list | tuple):
+        return [p for number, value in enumerate(values) for p in password_problems(value, f"{path}.{number}")]
+    if not isinstance(values, str) or not re.match(r"\s*[\w+.-]+://", values) or hide_passwords(values) == values:
+        return []
+    return [
+        f"{path} is a URL with a password or token, and every run directory keeps its config. Leave it out of the URL: download "
+        "the file, or log in with the tool that reads the address (hf auth login)."
+    ]
 
 
 def unknown_key(path: str, section: type[BaseModel]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from balora.anchors import Anchors
-from balora.data.chat import Unrenderable, render
+from balora.data.rendering import Unrenderable, render_chat
 from balora.data.sources import open_source
 from balora.errors import BALoraError
 
@@ -47,7 +47,7 @@ def read_anchor_texts(anchors: Anchors, tokenizer: PreTrainedTokenizerBase) -> S
 def _text_of(row: dict[str, Any], anchors: Anchors, tokenizer: PreTrainedTokenizerBase) -> str:
     if anchors.messages is not None:
         try:
-            return render(tokenizer, row[anchors.messages])
+            return render_chat(tokenizer, row[anchors.messages])
         except Unrenderable as error:
             raise BALoraError(f"anchor.text: a conversation of {anchors.text} cannot be rendered: {error}.") from error
     if anchors.prompt is not None and anchors.response is not None:

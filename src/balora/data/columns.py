@@ -1,5 +1,6 @@
 """Conversion of a table's rows to examples of one form. Rows that cannot be used are found here, before training."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -8,19 +9,15 @@ from typing import Any
 from balora.config.data_columns import number_or_nan
 from balora.config.sections import DataConfig
 from balora.data.labels import LabelSet, label_key
-from balora.data.readers import BadRows, Row, Table, shorten
+from balora.data.messages import conversation
+from balora.data.tables import BadRows, Row, Table, shorten
+from balora.data.values import RowProblem, encodable, is_missing
 from balora.data.verbalizer import score_word
 from balora.errors import BALoraError, suggest
 
 # A column, or a value inside one: conversations[0].value
 _PATH = re.compile(r"(?P<column>.*?)(?P<steps>(?:\[\d+\]|\.[^.\[\]]+)+)")
 _STEP = re.compile(r"\[(?P<index>\d+)\]|\.(?P<key>[^.\[\]]+)")
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_TOOLS = ("tool_calls", "tool_call_id", "function_call")
-
-
-class RowProblem(Exception):
-    """A row cannot be used; the message gives the reason in a few words."""
 
 
 def used_columns(data: DataConfig) -> dict[str, str]:
@@ -31,11 +28,11 @@ def used_columns(data: DataConfig) -> dict[str, str]:
         {'data.text[0]': 'one', 'data.text[1]': 'two', 'data.label': 'same'}
     """
     columns: dict[str, str] = {}
-    for key in ("prompt", "response", "input", "messages", "text", "label", "score"):
+    for key in ("prompt", "response", "input", "messages", "tools", "system", "text", "label", "score"):
         value = getattr(data, key)
         if isinstance(value, tuple):
             columns.update({f"data.{key}[{i}]": column for i, column in enumerate(value)})
-        elif value is not None:
+        elif value:
             columns[f"data.{key}"] = value
     return columns
 
@@ -59,7 +56,9 @@ def check_columns(table: Table, data: DataConfig) -> None:
         wanted = " and ".join(f"{column!r} ({key})" for key, column in missing.items())
         hint = suggest(next(iter(missing.values())), table.columns)
         noun = "column" if len(missing) == 1 else "columns"
-        raise BALoraError(f"{table.name} has no {noun} {wanted}.{hint} Its columns are {', '.join(table.columns)}.")
+        raise BALoraError(
+            f"{table.name} has no {noun} {wanted}.{hint} Its columns are {', '.join(filter(None, table.columns))}."
+        )
 
 
 def convert(
@@ -70,6 +69,8 @@ def convert(
     With ``as_text``, a class or score becomes the response, as text, and the text columns become the prompt.
     """
     make = _MAKERS[data.form]
+    if labels is not None and data.label in table.class_names:
+        labels = dataclasses.replace(labels, positions=True)
 
     def example(row: Row, location: str) -> Row:
         made = make(row, data, labels)
@@ -114,7 +115,7 @@ def _pair(row: Row, data: DataConfig, labels: LabelSet | None) -> Row:
     given = _value(row, data.input) if data.input and outer_column(data.input) in row else None
     return {
         "prompt": _text(row, data.prompt),
-        "input": "" if _is_missing(given) else _as_text(given, str(data.input)),
+        "input": "" if is_missing(given) else _as_text(given, str(data.input)),
         "response": _text(row, data.response),
     }
 
@@ -152,25 +153,7 @@ def _label_as_response(example: Row, labels: LabelSet | None) -> Row:
 
 def _messages(row: Row, data: DataConfig, labels: LabelSet | None) -> Row:
     assert data.messages is not None
-    value = _present(row, data.messages)
-    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-        raise RowProblem(f"{data.messages!r} is not a list of messages, each with role and content")
-    messages = [_message(message, number) for number, message in enumerate(value, 1)]
-    if not any(message["role"] == "assistant" for message in messages):
-        raise RowProblem("no message has the role assistant, so there is nothing to learn")
-    return {"messages": messages}
-
-
-def _message(message: Row, number: int) -> Row:
-    tools = [key for key in _TOOLS if message.get(key)]
-    if tools:
-        raise RowProblem(f"message {number} has {tools[0]}, which is not supported")
-    for key in ("role", "content"):
-        if not isinstance(message.get(key), str):
-            raise RowProblem(f"message {number} has no text under {key!r} (it has {', '.join(message) or 'nothing'})")
-    if message["role"] == "assistant" and not message["content"].strip():
-        raise RowProblem(f"message {number}, of the assistant, is empty")
-    return {key: _encodable(message[key], f"{key!r} of message {number}") for key in ("role", "content")}
+    return conversation(row, _present(row, data.messages), data)
 
 
 def _label(row: Row, column: str) -> Any:
@@ -180,19 +163,14 @@ def _label(row: Row, column: str) -> Any:
         raise RowProblem(f"{column!r} is {shorten(repr(value))}, not the name or number of a class")
     if isinstance(value, str) and not value.strip():
         raise RowProblem(f"{column!r} is empty")
-    return _encodable(value, repr(column)) if isinstance(value, str) else value
+    return encodable(value, repr(column)) if isinstance(value, str) else value
 
 
 def _present(row: Row, column: str) -> Any:
     value = _value(row, column)
-    if _is_missing(value):
+    if is_missing(value):
         raise RowProblem(f"{column!r} is empty")
     return value
-
-
-def _is_missing(value: Any) -> bool:
-    """Check for an empty cell. NaN is one, because pandas writes empty cells as NaN, also to JSON."""
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
 def _value(row: Row, name: str) -> Any:
@@ -221,18 +199,10 @@ def _text(row: Row, column: str) -> str:
 def _as_text(value: Any, column: str) -> str:
     """Convert text or a number to text; refuse a list or an object."""
     if isinstance(value, str):
-        return _encodable(value, repr(column))
+        return encodable(value, repr(column))
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     raise RowProblem(f"{column!r} is {shorten(repr(value))}, not text")
-
-
-def _encodable(text: str, name: str) -> str:
-    r"""Refuse text that UTF-8 cannot encode: JSON allows one half (``\ud83d``) of a surrogate pair alone."""
-    lone = _SURROGATE.search(text)
-    if lone:
-        raise RowProblem(f"{name} holds half a character (\\u{ord(lone[0]):04x}) at character {lone.start() + 1}")
-    return text
 
 
 _MAKERS: dict[str, Callable[[Row, DataConfig, LabelSet | None], Row]] = {

@@ -12,18 +12,20 @@ from datasets import Dataset, Features, List, Value
 from balora.config.data_columns import Form
 from balora.config.sections import DataConfig
 from balora.data.columns import check_columns, convert, given_labels, outer_column, used_columns
-from balora.data.head_classes import match_head
+from balora.data.head_classes import match_head, match_names
 from balora.data.labels import LabelSet, doubts, find_labels, label_key, placeholders
+from balora.data.messages import context_columns
 from balora.data.perturbations import apply_perturbations
-from balora.data.readers import BadRows, Row, Table
 from balora.data.sources import read_tables
+from balora.data.tables import BadRows, Row, Table
 from balora.errors import BALoraError
 
 logger = logging.getLogger("balora")
-_TEXT, _MESSAGE = Value("string"), {"role": Value("string"), "content": Value("string")}
+_TEXT = Value("string")
+_MESSAGE = {"role": _TEXT, "content": _TEXT, "more": _TEXT}
 _FEATURES: dict[Form, dict[str, Any]] = {
     "pair": {"prompt": _TEXT, "input": _TEXT, "response": _TEXT},
-    "messages": {"messages": List(_MESSAGE), "location": _TEXT},
+    "messages": {"messages": List(_MESSAGE), "context": _TEXT, "location": _TEXT},
     "text": {"text": _TEXT},
     "labelled": {"text": _TEXT, "text_pair": _TEXT, "labels": Value("int64")},
     "scored": {"text": _TEXT, "text_pair": _TEXT, "labels": Value("float32")},
@@ -35,7 +37,8 @@ class Examples:
     """Checked examples, not yet tokenized."""
 
     form: Form
-    """Form of the examples: ``pair`` (columns prompt, input, response), ``messages`` (messages, location), ``text`` (text),
+    """Form of the examples: ``pair`` (columns prompt, input, response), ``messages`` (messages, location,
+    context; `balora.data.messages`), ``text`` (text),
     ``labelled`` or ``scored`` (text, for pairs text_pair, labels). For seq2seq, classes and scores become a ``pair``."""
     train: Dataset
     eval: Dataset | None
@@ -73,10 +76,13 @@ def load_examples(data: DataConfig, task: str, seed: int = 42, *, head: Sequence
     """
     train, evaluation = _read(data, seed)
     further = [(part, _read(part, seed)[0]) for part in data.sources[1:]]
-    labels = _labels(train, data) if data.form == "labelled" else None
-    if labels is not None:
-        for part, table in ((data, train), *further):
-            _check_order(labels, table, part)
+    labels = None
+    if data.form == "labelled":
+        sources = [(data, train), *further, *([(data, evaluation)] if evaluation is not None else [])]
+        _refuse_mixed_classes(sources)
+        labels = _labels(train, data)
+        for part, table in sources:
+            _check_order(labels, table, part, train)
         if head is not None and task == "classification":
             chosen = bool(data.labels or train.class_names.get(str(data.label)))
             labels, note = match_head(labels, head, chosen=chosen)
@@ -107,6 +113,8 @@ def load_examples(data: DataConfig, task: str, seed: int = 42, *, head: Sequence
 def _read(data: DataConfig, seed: int) -> tuple[Table, Table | None]:
     """Read the tables that one section names and check their columns."""
     named = set(used_columns(data).values())
+    if data.form == "messages":
+        named |= set(context_columns(data).values())
     train, evaluation = read_tables(data, named | {outer_column(column) for column in named}, seed)
     for table in (train, evaluation):
         if table is not None:
@@ -135,10 +143,35 @@ def _labels(train: Table, data: DataConfig) -> LabelSet:
     return labels
 
 
-def _check_order(labels: LabelSet, table: Table, data: DataConfig) -> None:
+def _refuse_mixed_classes(sources: Sequence[tuple[DataConfig, Table]]) -> None:
+    for part, table in sources:
+        reason = table.mixed.get(str(part.label))
+        if reason:
+            raise BALoraError(
+                f"data.label: {reason}. Put each source with other classes under data.also, and name all classes in "
+                "data.labels."
+            )
+
+
+def _check_order(labels: LabelSet, table: Table, data: DataConfig, train: Table) -> None:
     """Refuse a source that numbers the same classes in another order, since its numbers would mean other classes."""
-    declared = table.class_names.get(str(data.label), labels.names)
-    if declared != labels.names and sorted(declared) == sorted(labels.names):
+    declared = table.class_names.get(str(data.label))
+    if declared is None:
+        numbers = tuple(map(str, range(len(labels.names))))
+        if (
+            table is not train
+            and str(data.label) in train.class_names
+            and "1" in labels.names
+            and labels.names != numbers
+        ):
+            logger.warning(
+                "%s does not declare its classes: its numbers are taken for the names of classes (%s), not for positions.",
+                table.name,
+                ", ".join(labels.names[:10]),
+            )
+        return
+    matched = match_names(declared, labels.names)
+    if any(declared.index(name) != number for number, name in matched.items()):
         raise BALoraError(
             f"{table.name} numbers its classes in the order {', '.join(declared)}, but the order of this run is "
             f"{', '.join(labels.names)}. Give the classes in the first order in data.labels."
@@ -146,8 +179,11 @@ def _check_order(labels: LabelSet, table: Table, data: DataConfig) -> None:
 
 
 def _dataset(rows: list[Row], form: Form) -> Dataset:
-    columns = {name: kind for name, kind in _FEATURES[form].items() if name in rows[0]}
-    return Dataset.from_list(rows, features=Features(columns))
+    columns = {name: kind for name, kind in _FEATURES[form].items() if any(name in row for row in rows)}
+    if form == "messages" and not any("more" in message for row in rows for message in row["messages"]):
+        columns["messages"] = List({"role": _TEXT, "content": _TEXT})
+    # A list of rows would have the columns of its first row.
+    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns}, features=Features(columns))
 
 
 def _warn_of_overlap(train: list[Row], evaluation: list[Row]) -> None:

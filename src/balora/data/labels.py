@@ -13,6 +13,7 @@ _SHOWN = 10
 _MAX_CLASSES = 1000
 _WHOLE = re.compile(r"-?\d{1,20}")
 _WHOLE_WITH_POINT = re.compile(r"-?\d{1,20}\.0+")
+_SIGNED = re.compile(r"\+\d{1,20}(\.0+)?")
 _DOUBLE_MINUS = re.compile(r"[-\u2010-\u2015\u2212]{2,}\s*\d+")
 _DASHES = re.compile(r"[-_\u2010-\u2015\u2212]*")  # also the empty text
 _PLACEHOLDERS = frozenset(("nan", "<na>", "nat", "n/a", "#n/a", "null"))
@@ -28,6 +29,8 @@ class LabelSet:
     """Names in the order of the class numbers."""
     indexed: tuple[str, ...] | None = None
     """Names in the order that a number in the data counts in, if it differs from the order of the class numbers."""
+    positions: bool = False
+    """True if a number in the data is always a position, also if the names are numbers: the source declares its classes."""
 
     def id_of(self, value: Any) -> int | None:
         """Return the number of a class given by name or number, or None if there is no such class.
@@ -39,12 +42,16 @@ class LabelSet:
             >>> labels.id_of("positive"), labels.id_of("0"), labels.id_of(2)
             (1, 0, None)
         """
-        key = label_key(value)
+        key, indexed = label_key(value), self.indexed or self.names
+        if self.positions and isinstance(value, int) and not isinstance(value, bool):
+            return self.names.index(indexed[value]) if 0 <= value < len(indexed) else None
         for name in (str(value).strip(), key):  # a class may be named "1.0", which differs from "1"
             if name in self.names:
                 return self.names.index(name)
-        if _is_whole(key) and not any(_is_whole(name) for name in self.names):
-            indexed = self.indexed or self.names
+        keys = [label_key(name) for name in self.names] if _is_whole(key) else []
+        if key in keys:  # the class is named "+1" or "1.0"
+            return keys.index(key)
+        if _is_whole(key) and not any(map(_is_whole, keys)):
             return self.names.index(indexed[int(key)]) if 0 <= int(key) < len(indexed) else None
         return None
 
@@ -80,7 +87,7 @@ def find_labels(values: Iterable[Any], column: str, source: str) -> LabelSet:
         )
     spellings = defaultdict(list)
     for key in sorted(keys):
-        spellings[unicodedata.normalize("NFC", key).casefold()].append(key)
+        spellings[str(int(key)) if _is_whole(key) else unicodedata.normalize("NFC", key).casefold()].append(key)
     twice = [same for same in spellings.values() if len(same) > 1]
     if twice:
         raise BALoraError(
@@ -138,17 +145,19 @@ def doubts(labels: LabelSet, column: str, source: str) -> list[str]:
 
 
 def label_key(value: Any) -> str:
-    """Convert a label to text. ``1``, ``1.0``, ``"1"`` and ``"1.0"`` are the same class.
+    """Convert a label to text. ``1``, ``1.0``, ``"1"``, ``"1.0"`` and ``"+1"`` are the same class.
 
     pandas writes ``"1.0"`` to CSV for whole numbers if a row of the column is empty.
 
     Example:
-        >>> label_key(1.0), label_key("1.0"), label_key("-1.0"), label_key("1.5"), label_key("v1.0")
-        ('1', '1', '-1', '1.5', 'v1.0')
+        >>> label_key(1.0), label_key("1.0"), label_key("-1.0"), label_key("+1"), label_key("1.5"), label_key("v1.0")
+        ('1', '1', '-1', '1', '1.5', 'v1.0')
     """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = str(value).strip()
+    if _SIGNED.fullmatch(text):  # as in the files of LIBSVM
+        text = text[1:]
     return str(int(text.partition(".")[0])) if _WHOLE_WITH_POINT.fullmatch(text) else text
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from balora.config.sections import DataConfig
 from balora.data.labels import LabelSet
-from balora.data.readers import Row
+from balora.data.tables import Row
 from balora.errors import BALoraError, suggest
 
 Facts = dict[str, Any]

@@ -22,6 +22,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from balora.config.sections import DataConfig
+from balora.data.special_text import encode, has_marks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,6 +94,8 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def bare_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Tokenize texts without special tokens and without cutting."""
+    """Tokenize texts without special tokens and without cutting. Text that `balora.data.special_text` marked is plain text."""
+    if has_marks(texts):
+        return [encode(tokenizer, text)[0] for text in texts]
     encoded: Any = tokenizer(texts, add_special_tokens=False, verbose=False)
     return [list(ids) for ids in encoded["input_ids"]]

@@ -1,129 +1,243 @@
-"""Readers of local data files, which keep the line of each row: JSON lines, JSON, CSV, TSV, Parquet.
+"""Readers of local data files, which keep the line of each row: JSON lines, JSON, CSV, TSV, Parquet, Arrow.
 
-The readers of `datasets` are faster, but they do not report the line of a mistake in a file.
+The readers of `datasets` are faster, but they do not report the line of a mistake in a file. A file may be compressed; its
+first bytes decide, since downloads are often compressed or unpacked without a change of their names.
 """
 
 from __future__ import annotations
 
-import csv
-import dataclasses
+import bz2
+import gzip
+import io
 import json
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import lzma
+import re
+import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NoReturn, cast
 
+from balora.data.delimited import read_csv, read_tsv
+from balora.data.tables import Row, Table, collect, row_locations, shorten
 from balora.errors import BALoraError, suggest_path
 
-Row = dict[str, Any]
-_SHOWN = 3
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".ndjson")
+"""Suffixes of the files that `read_table` can read."""
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+"""Suffixes that may follow those of `SUFFIXES`."""
+ENDINGS = (*SUFFIXES, *(suffix + compression for suffix in SUFFIXES for compression in COMPRESSIONS))
+"""All endings of the names of data files."""
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "dev", "valid", "val", "eval", "evaluation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    "dev_matched": "validation_matched",
+    "dev_mismatched": "validation_mismatched",
+}
+"""Split names of `datasets`, by the names that files use."""
+_SHARD = re.compile(r"(part|shard|chunk)[-_](r-|m-)?\d+(-[0-9a-f-]+)?|[\w-]+[-_]\d+-of-\d+", re.I)
+_NOT_DATA = (
+    (re.compile(rb"version https://git-lfs"), "a Git LFS pointer, not the data: fetch them with `git lfs pull`"),
+    (re.compile(rb"PK\x03\x04"), "a ZIP archive: unpack it"),
+    (re.compile(rb"(?s).{257}ustar"), "a tar archive: unpack it"),
+    (re.compile(rb"\s*<(!doctype )?html", re.I), "a web page: download the file itself"),
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """Rows of one file or hub dataset, with their locations for messages."""
-
-    name: str
-    """Path of the file or id of the hub dataset."""
-    columns: tuple[str, ...]
-    """Names of all columns, in order of appearance."""
-    rows: Sequence[Row]
-    locations: Sequence[str]
-    """Location of each row, such as ``train.jsonl line 3``."""
-    class_names: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    """Names of classes by column, if the source declares them."""
-
-    def take(self, indices: Sequence[int]) -> Table:
-        """Select rows, in the given order."""
-        rows, locations = [self.rows[i] for i in indices], [self.locations[i] for i in indices]
-        return dataclasses.replace(self, rows=rows, locations=locations)
+class EmptyFileError(BALoraError):
+    """A data file has no rows."""
 
 
-def row_locations(name: str, count: int) -> list[str]:
-    """Return the locations of rows that have no lines, such as ``data.parquet row 1``."""
-    return [f"{name} row {number}" for number in range(1, count + 1)]
+def data_suffix(name: str) -> str | None:
+    """Return the suffix that says the kind of a data file, without that of a compression, or None.
+
+    Example:
+        >>> data_suffix("train.jsonl.gz"), data_suffix("train.TSV"), data_suffix("README.md")
+        ('.jsonl', '.tsv', None)
+    """
+    suffix = next((ending for ending in ENDINGS if name.lower().endswith(ending)), None)
+    return suffix and f".{suffix.split('.')[1]}"
 
 
-def join(tables: Sequence[Table]) -> Table:
-    """Concatenate tables."""
-    if len(tables) == 1:
-        return tables[0]
-    return Table(
-        name=" + ".join(dict.fromkeys(table.name for table in tables)),
-        columns=tuple(dict.fromkeys(column for table in tables for column in table.columns)),
-        rows=[row for table in tables for row in table.rows],
-        locations=[location for table in tables for location in table.locations],
-        class_names=tables[0].class_names,
-    )
+def is_data_file(path: Path) -> bool:
+    """Decide by its name if a file in a folder holds rows: a known suffix, or a shard such as ``part-00000`` without one.
 
-
-class BadRows:
-    """Collection of rows that cannot be used. The error names the first three and counts the rest."""
-
-    def __init__(self) -> None:
-        self.found: list[str] = []
-
-    def add(self, location: str, problem: str) -> None:
-        """Add one row."""
-        self.found.append(f"{location}: {problem}")
-
-    def raise_if_any(self, advice: str = "") -> None:
-        """Raise one `BALoraError` for all bad rows, if there are any. ``advice`` is a sentence that says what to do."""
-        advice = f" {advice}" if advice else ""
-        if len(self.found) == 1:
-            raise BALoraError(f"A row of the data cannot be used. {self.found[0]}.{advice}")
-        if self.found:
-            more = len(self.found) - _SHOWN
-            shown = "; ".join(self.found[:_SHOWN]) + (f"; and {more:,} more" if more > 0 else "")
-            raise BALoraError(f"{len(self.found):,} rows of the data cannot be used. {shown}.{advice}")
+    Hidden files are none, such as the ``._train.jsonl`` of macOS.
+    """
+    if path.name.startswith((".", "__")):
+        return False
+    return data_suffix(path.name) is not None or _SHARD.fullmatch(_uncompressed(path.name)) is not None
 
 
 def read_table(path: Path) -> Table:
-    """Read a data file by its suffix.
+    """Read a data file by its suffix. Without a suffix, its content decides.
+
+    Raises:
+        BALoraError: The file is missing, of an unknown kind, broken (the message has the line), without rows, or has several
+            splits.
+    """
+    splits = read_splits(path)
+    if len(splits) > 1:
+        raise BALoraError(f"{path} has several splits ({', '.join(splits)}); give a file with the rows of one.")
+    return next(iter(splits.values()))
+
+
+def read_splits(path: Path) -> dict[str, Table]:
+    """Read a data file with its splits: JSON may hold ``{"train": [...], "test": [...]}``; any other file has only ``train``.
 
     Raises:
         BALoraError: The file is missing, of an unknown kind, broken (the message has the line) or without rows.
     """
     if not path.is_file():
         raise BALoraError(f"There is no data file {path}.{suggest_path(path)}")
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise BALoraError(f"{path} is not of a known kind; data files end in {', '.join(SUFFIXES)}.")
     try:
-        table = reader(path)
+        return _read(path)
     except UnicodeDecodeError as error:
         raise BALoraError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+    except (EOFError, zlib.error, lzma.LZMAError) as error:
+        raise BALoraError(f"{path} is damaged or incomplete: it cannot be decompressed ({_short(error)}).") from error
     except OSError as error:
-        raise BALoraError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise BALoraError(f"{path} cannot be read: {_short(error)}.") from error
+
+
+def _read(path: Path) -> dict[str, Table]:
+    with _open(path) as file:
+        start = file.read(512)
+    if not start:
+        raise EmptyFileError(f"{path} is empty: it has no rows.")
+    for pattern, what in _NOT_DATA:
+        if pattern.match(start):
+            raise BALoraError(f"{path} is {what}.")
+    suffix = data_suffix(path.name) or _suffix_of(path, start)
+    if suffix in (".jsonl", ".ndjson", ".json"):
+        # Spark writes JSON lines to part-00000-….json.
+        return _read_json(path, lines=suffix != ".json" or _SHARD.match(path.name) is not None)
+    if suffix in (".parquet", ".arrow"):
+        table = _read_arrow(path, start)
+    elif suffix == ".csv":
+        with _text(path, newline="") as lines:
+            table = read_csv(path, lines)
+    else:
+        with _text(path, newline="\n") as lines:
+            table = read_tsv(path, lines.read())
+    return {"train": _filled(table)}
+
+
+def _suffix_of(path: Path, start: bytes) -> str:
+    """Return the suffix that fits the first bytes of a file without a known one."""
+    if not Path(_uncompressed(path.name)).suffix:
+        if start.startswith((b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")):
+            return ".parquet"
+        if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith((b"{", b"[")):
+            return ".jsonl"
+    raise BALoraError(
+        f"{path} is not of a known kind; data files end in {', '.join(SUFFIXES)}, and may be compressed "
+        f"({', '.join(COMPRESSIONS)})."
+    )
+
+
+def _uncompressed(name: str) -> str:
+    return name.rpartition(".")[0] if name.lower().endswith(COMPRESSIONS) else name
+
+
+def _filled(table: Table) -> Table:
     if not table.rows:
-        raise BALoraError(f"{path} is empty: it has no rows.")
+        raise EmptyFileError(f"{table.name} is empty: it has no rows.")
     return table
 
 
-def _table(path: Path, records: Iterable[tuple[str, Row | str]], columns: Sequence[str] | None = None) -> Table:
-    """Collect located rows in a table. A text in place of a row is the reason why the row cannot be used."""
-    rows, locations, bad = [], [], BadRows()
-    for location, row in records:
-        if isinstance(row, str):
-            bad.add(location, row)
-        else:
-            rows.append(row)
-            locations.append(location)
-    bad.raise_if_any()
-    names = columns or dict.fromkeys(key for row in rows for key in row)
-    return Table(str(path), tuple(names), rows, locations)
+def _open(path: Path) -> BinaryIO:
+    """Open a file to read its bytes, decompressed."""
+    with path.open("rb") as file:
+        start = file.read(10)
+    if start.startswith(b"\x1f\x8b"):
+        return cast(BinaryIO, gzip.open(path))
+    if re.match(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", start):
+        return cast(BinaryIO, bz2.open(path))
+    if start.startswith(b"\xfd7zXZ\x00"):
+        return cast(BinaryIO, lzma.open(path))
+    if start.startswith(b"\x28\xb5\x2f\xfd"):
+        import pyarrow as pa
+
+        return cast(BinaryIO, io.BufferedReader(pa.CompressedInputStream(str(path), "zstd")))
+    return path.open("rb")
 
 
-def _read_jsonl(path: Path) -> Table:
-    with path.open(encoding="utf-8-sig") as lines:
-        return _table(path, ((f"{path} line {n}", _parse(line)) for n, line in enumerate(lines, 1) if line.strip()))
+def _text(path: Path, newline: str | None = None) -> io.TextIOWrapper:
+    return io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline=newline)
+
+
+def _read_json(path: Path, *, lines: bool) -> dict[str, Table]:
+    """Read objects line by line, a list of objects, a list under the key ``data``, or a list for each split.
+
+    Both suffixes are used for both kinds of file, so the content decides. ``lines`` tells how to report what is neither.
+    """
+    with _text(path) as file:
+        text = file.read()
+    try:
+        content = json.loads(text) if text.strip() else []
+    except ValueError as error:
+        decoding = error if isinstance(error, json.JSONDecodeError) else None  # a number may also have too many digits
+        # An array in which a row is broken is reported by its own line.
+        if (decoding and decoding.msg == "Extra data") or (lines and not text.lstrip().startswith("[")):
+            return {"train": _filled(_json_lines(path, text))}
+        line = f" line {decoding.lineno}" if decoding else ""
+        raise BALoraError(f"{path}{line}: not valid JSON ({_short(error)}).") from error
+    except RecursionError as error:
+        raise BALoraError(f"{path} is nested too deeply to be rows of data.") from error
+    if isinstance(content, dict):
+        one_line = "\n" not in text.strip()
+        if isinstance(content.get("data"), list) and not (lines and one_line):
+            return {"train": _filled(_objects(path, content["data"]))}
+        splits = _split_lists(content)
+        if splits:
+            return {name: _objects(path, rows, f"{path} ({name})") for name, rows in splits.items()}
+        if lines and one_line:
+            return {"train": _json_lines(path, text)}
+    if not isinstance(content, list):
+        _refuse_json(path, content)
+    return {"train": _filled(_objects(path, content))}
+
+
+def _refuse_json(path: Path, content: Any) -> NoReturn:
+    columns = (
+        isinstance(content, dict) and content and all(isinstance(value, list | dict) for value in content.values())
+    )
+    raise BALoraError(
+        f"{path} must hold a list of objects (or one under the key data, or one for each split), one object per row."
+        + (" It seems to hold columns; pandas writes rows with to_json(orient='records')." if columns else "")
+    )
+
+
+def _split_lists(content: Row) -> dict[str, list[Any]]:
+    """Return the lists of rows in an object that has one for each split; an empty result means that it is another object."""
+    lists = {key: value for key, value in content.items() if isinstance(value, list)}
+    known = {key: value for key, value in lists.items() if key.lower() in SPLIT_NAMES}
+    if len(lists) < len(content):  # beside a version or a description
+        lists = known
+    # A row can have lists of objects too, such as messages.
+    if not known or not any(isinstance(row, dict) for rows in lists.values() for row in rows):
+        return {}
+    names = [SPLIT_NAMES.get(key.lower(), key) for key in lists]
+    return {} if len(set(names)) < len(names) else dict(zip(names, lists.values(), strict=True))
+
+
+def _objects(path: Path, rows: list[Any], name: str | None = None) -> Table:
+    return collect(path, zip(row_locations(name or str(path), len(rows)), map(_object, rows), strict=True))
+
+
+def _json_lines(path: Path, text: str) -> Table:
+    lines = enumerate(text.split("\n"), 1)
+    return collect(path, ((f"{path} line {number}", _parse(line)) for number, line in lines if line.strip()))
 
 
 def _parse(line: str) -> Row | str:
     try:
-        return _object(json.loads(line.rstrip("\r\n")))
+        return _object(json.loads(line))
     except ValueError as error:
         return f"not valid JSON ({_short(error)})"
+    except RecursionError:
+        return "nested too deeply"
 
 
 def _object(value: Any) -> Row | str:
@@ -132,95 +246,43 @@ def _object(value: Any) -> Row | str:
     return f"not an object with columns but {shorten(json.dumps(value, ensure_ascii=False, default=str))}"
 
 
-def _read_json(path: Path) -> Table:
-    """Read a list of objects, a list under the key ``data``, or one object per line, which many .json files contain."""
-    text = path.read_text(encoding="utf-8-sig")
-    try:
-        content = json.loads(text) if text.strip() else []
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":
-            return _read_jsonl(path)
-        raise BALoraError(f"{path} line {error.lineno}: not valid JSON ({_short(error)}).") from error
-    if isinstance(content, dict) and isinstance(content.get("data"), list):
-        content = content["data"]
-    if not isinstance(content, list):
-        raise BALoraError(f"{path} must hold a list of objects (or one under the key data), one object per row.")
-    return _table(path, zip(row_locations(str(path), len(content)), map(_object, content), strict=True))
-
-
-def _read_csv(path: Path) -> Table:
-    """Read fields quoted as in RFC 4180; a quoted field can contain line breaks."""
-    limit = csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is less than some answers need
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            return _delimited(path, _csv_records(path, csv.reader(lines, strict=True)))
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _csv_records(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:
-    while True:
-        start = reader.line_num + 1
-        try:
-            record = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise BALoraError(f"{path} line {start}: not valid CSV ({error}).") from error
-        if record:
-            yield start, record
-
-
-def _read_tsv(path: Path) -> Table:
-    """Read fields separated by tabs, without quoting, because GLUE's sentences contain single quotation marks."""
-    with path.open(encoding="utf-8-sig", newline="\n") as lines:
-        records = ((n, line.rstrip("\r\n").split("\t")) for n, line in enumerate(lines, 1) if line.strip("\r\n"))
-        return _delimited(path, records)
-
-
-def _delimited(path: Path, records: Iterator[tuple[int, list[str]]]) -> Table:
-    header = next(records, (0, []))[1]
-    if len(set(header)) < len(header):
-        raise BALoraError(f"{path} names a column twice in its first line: {', '.join(header)}.")
-
-    def rows() -> Iterator[tuple[str, Row | str]]:
-        for number, fields in records:
-            fits = len(fields) == len(header)
-            problem = f"{len(fields)} fields, but the first line names {len(header)} columns"
-            yield f"{path} line {number}", dict(zip(header, fields, strict=True)) if fits else problem
-
-    return _table(path, rows(), header)
-
-
-def _read_parquet(path: Path) -> Table:
+def _read_arrow(path: Path, start: bytes) -> Table:
+    """Read Parquet, Arrow's file format or its stream format, which is that of `datasets`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    kind = "Parquet" if data_suffix(path.name) == ".parquet" or start.startswith(b"PAR1") else "Arrow"
+    readers: dict[str, Callable[[Any], Any]] = {
+        "Parquet": pq.read_table,
+        "Arrow": lambda data: (pa.ipc.open_file if start.startswith(b"ARROW1") else pa.ipc.open_stream)(
+            data
+        ).read_all(),
+    }
     try:
-        table = pq.read_table(path)
-    except pa.ArrowInvalid as error:
-        raise BALoraError(f"{path} is not a readable Parquet file ({_short(error)}).") from error
+        with _open(path) as file:
+            table = readers[kind](pa.BufferReader(file.read()))
+    except pa.ArrowException as error:
+        raise BALoraError(f"{path} is not a readable {kind} file ({_short(error)}).") from error
     rows = table.to_pylist()
-    return Table(str(path), tuple(table.column_names), rows, row_locations(str(path), len(rows)))
+    locations = row_locations(str(path), len(rows))
+    return Table(str(path), tuple(table.column_names), rows, locations, _declared_classes(table.schema.metadata))
+
+
+def _declared_classes(metadata: dict[bytes, bytes] | None) -> dict[str, tuple[str, ...]]:
+    """Return the names of classes that `datasets` stores in the files that it writes."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            column: tuple(feature["names"])
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
 
 
 def _short(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at character {error.colno}"
-    return str(error).splitlines()[0].rstrip(".")
-
-
-def shorten(text: str) -> str:
-    """Cut a text for a message to 40 characters."""
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-_READERS: dict[str, Callable[[Path], Table]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
-    ".parquet": _read_parquet,
-}
-SUFFIXES = tuple(_READERS)
-"""Suffixes of the files that `read_table` can read."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return text.splitlines()[0].rstrip(".")

@@ -15,11 +15,14 @@ from transformers import PreTrainedTokenizerBase
 
 from balora.config.data_columns import Form
 from balora.config.sections import DataConfig
-from balora.data.chat import Unrenderable, encode_chat, require_chat_template
+from balora.data.chat import ChatEncoder
 from balora.data.collate import IGNORED
 from balora.data.examples import Examples
+from balora.data.messages import read_conversation
 from balora.data.prompts import bare_ids, render_prompt, separator_of, start_ids, template_of
-from balora.data.readers import BadRows
+from balora.data.rendering import Unrenderable, require_chat_template
+from balora.data.special_text import Marker, has_marks, reader_of_marks
+from balora.data.tables import BadRows
 from balora.errors import BALoraError
 
 logger = logging.getLogger("balora")
@@ -65,6 +68,8 @@ class Encoded:
 
 Batch = dict[str, list[Any]]
 Encoder = Callable[[Batch], Iterator[Encoded]]
+Notes = Callable[[str], list[str]]
+"""Function from the name of a part of the data to sentences about what was found in it."""
 
 
 def tokenize_examples(
@@ -85,12 +90,18 @@ def tokenize_examples(
     """
     part = "prompts" if task == "seq2seq" else "rows"
     limit = limit_of(tokenizer, data.max_length, "data.max_length", max_positions, of=part)
-    encode = make_encoder(examples.form, tokenizer, data, task, limit, target_tokenizer, max_positions)
     notes: list[str] = []
     if task == "generation" and tokenizer.eos_token_id is None:
         notes.append(f"The tokenizer {tokenizer.name_or_path} has no end token, so the model cannot learn to stop.")
-    train = _encode_all(encode, examples.train, "training", limit, notes)
-    evaluation = None if examples.eval is None else _encode_all(encode, examples.eval, "evaluation", limit, notes)
+
+    def encoded(dataset: Dataset, part: str) -> Dataset:
+        encode, found = make_encoder(examples.form, tokenizer, data, task, limit, target_tokenizer, max_positions)
+        rows = _encode_all(encode, dataset, part, limit, notes)
+        notes.extend(found(part))
+        return rows
+
+    train = encoded(examples.train, "training")
+    evaluation = None if examples.eval is None else encoded(examples.eval, "evaluation")
     for note in notes:
         logger.warning(note)
     return Tokenized(train=train, eval=evaluation, notes=tuple(notes))
@@ -158,20 +169,26 @@ def make_encoder(
     limit: Limit,
     target_tokenizer: PreTrainedTokenizerBase | None,
     max_positions: int | None,
-) -> Encoder:
-    """Make the function that encodes a batch of examples of this form."""
+) -> tuple[Encoder, Notes]:
+    """Make the function that encodes a batch of examples of this form, and the function that returns notes about all batches."""
     template = template_of(data)
+    marker = Marker(tokenizer, as_tokens=data.special_tokens)
     if task == "seq2seq":
         target = target_tokenizer or tokenizer
         key = "max_length" if data.max_target_length is None else "max_target_length"
         target_limit = limit_of(target, getattr(data, key), f"data.{key}", max_positions, of="responses")
-        return functools.partial(_seq2seq, tokenizer, target, template, limit, target_limit)
+        targets = Marker(target, as_tokens=data.special_tokens)
+        encode: Encoder = functools.partial(_seq2seq, marker, targets, template, limit, target_limit)
+        return encode, lambda part: marker.notes(part) + targets.notes(part)
     if form == "pair":
-        return functools.partial(_pairs, tokenizer, template, separator_of(template, data.separator), limit)
-    if form == "messages":
+        encode = functools.partial(_pairs, marker, template, separator_of(template, data.separator), limit)
+    elif form == "messages":
         require_chat_template(tokenizer)
-        return functools.partial(_chats, tokenizer, limit)
-    return functools.partial(_texts if form == "text" else _labelled, tokenizer, limit)
+        chats = ChatEncoder(tokenizer, marker)
+        return functools.partial(_chats, chats, limit), lambda part: chats.notes(part) + marker.notes(part)
+    else:
+        encode = functools.partial(_texts if form == "text" else _labelled, marker, limit)
+    return encode, marker.notes
 
 
 def limit_of(
@@ -204,15 +221,16 @@ def _with_end(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
     return ids if end is None or ids[-1:] == [end] else [*ids, end]
 
 
-def _pairs(
-    tokenizer: PreTrainedTokenizerBase, template: str, separator: str, limit: Limit, batch: Batch
-) -> Iterator[Encoded]:
+def _pairs(marker: Marker, template: str, separator: str, limit: Limit, batch: Batch) -> Iterator[Encoded]:
     """Encode prompt and response; the response is learnt."""
+    tokenizer = marker.tokenizer
     start = start_ids(tokenizer)
-    prompts = [render_prompt(template, p, i) + separator for p, i in zip(batch["prompt"], batch["input"], strict=True)]
+    rows = [marker.row(row) for row in zip(batch["prompt"], batch["input"], batch["response"], strict=True)]
+    prompts = [render_prompt(template, prompt, given) + separator for prompt, given, _ in rows]
+    responses = [response for _, _, response in rows]
     prompts_ids = bare_ids(tokenizer, prompts)
-    texts_ids = bare_ids(tokenizer, [p + r for p, r in zip(prompts, batch["response"], strict=True)])
-    for prompt_ids, text_ids, response in zip(prompts_ids, texts_ids, batch["response"], strict=True):
+    texts_ids = bare_ids(tokenizer, [p + r for p, r in zip(prompts, responses, strict=True)])
+    for prompt_ids, text_ids, response in zip(prompts_ids, texts_ids, responses, strict=True):
         # If a token spans the seam, the response is tokenized alone, so that the prompt's tokens are those of inference.
         joint = text_ids[: len(prompt_ids)] == prompt_ids
         response_ids = text_ids[len(prompt_ids) :] if joint else bare_ids(tokenizer, [response])[0]
@@ -221,47 +239,47 @@ def _pairs(
         yield _mask_and_cut(before + response_ids, [False] * len(before) + [True] * len(response_ids), limit)
 
 
-def _chats(tokenizer: PreTrainedTokenizerBase, limit: Limit, batch: Batch) -> Iterator[Encoded]:
-    """Encode conversations; the assistant's messages are learnt."""
+def _chats(chats: ChatEncoder, limit: Limit, batch: Batch) -> Iterator[Encoded]:
+    """Encode conversations; the assistant's messages are learnt. A conversation can become several examples."""
     bad = BadRows()
-    for messages, location in zip(batch["messages"], batch["location"], strict=True):
+    for values in zip(*batch.values(), strict=True):
+        row = dict(zip(batch, values, strict=True))
         try:
-            yield _mask_and_cut(*encode_chat(tokenizer, messages), limit)
+            yield from [_mask_and_cut(*example, limit) for example in chats.encode(*read_conversation(row))]
         except Unrenderable as problem:
-            bad.add(location, str(problem))
+            bad.add(row["location"], str(problem))
     bad.raise_if_any()
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase, limit: Limit, batch: Batch) -> Iterator[Encoded]:
+def _texts(marker: Marker, limit: Limit, batch: Batch) -> Iterator[Encoded]:
     """Encode plain text; every token is learnt."""
-    start = start_ids(tokenizer)
-    for bare in bare_ids(tokenizer, batch["text"]):
-        ids = start + _with_end(tokenizer, bare)
+    start = start_ids(marker.tokenizer)
+    for bare in bare_ids(marker.tokenizer, [marker.row([text])[0] for text in batch["text"]]):
+        ids = start + _with_end(marker.tokenizer, bare)
         yield _mask_and_cut(ids, [True] * len(ids), limit)
 
 
 def _seq2seq(
-    tokenizer: PreTrainedTokenizerBase,
-    target: PreTrainedTokenizerBase,
-    template: str,
-    limit: Limit,
-    target_limit: Limit,
-    batch: Batch,
+    marker: Marker, targets: Marker, template: str, limit: Limit, target_limit: Limit, batch: Batch
 ) -> Iterator[Encoded]:
     """Encode the prompt for the encoder and the response for the decoder, with the special tokens of their tokenizers."""
-    prompts = [render_prompt(template, p, i) for p, i in zip(batch["prompt"], batch["input"], strict=True)]
-    sources = _with_special_tokens(tokenizer, {"text": prompts}, limit)
-    targets = _with_special_tokens(target, {"text_target": batch["response"]}, target_limit)
-    for source, response in zip(sources, targets, strict=True):
+    rows = [marker.row(row) for row in zip(batch["prompt"], batch["input"], strict=True)]
+    responses = [targets.row([response])[0] for response in batch["response"]]
+    prompts = [render_prompt(template, prompt, given) for prompt, given in rows]
+    sources = _with_special_tokens(marker.tokenizer, {"text": prompts}, limit)
+    answers = _with_special_tokens(targets.tokenizer, {"text_target": responses}, target_limit)
+    for source, response in zip(sources, answers, strict=True):
         labels = response.input_ids
         yield Encoded(source.input_ids, labels, needed=1 if labels else 0, cut=source.cut + response.cut)
 
 
-def _labelled(tokenizer: PreTrainedTokenizerBase, limit: Limit, batch: Batch) -> Iterator[Encoded]:
+def _labelled(marker: Marker, limit: Limit, batch: Batch) -> Iterator[Encoded]:
     """Encode a text or pair of texts with its class or score. Of a pair the longer text is cut first."""
-    texts: dict[str, list[str]] = {name: batch[name] for name in ("text", "text_pair") if name in batch}
-    for row, label in zip(_with_special_tokens(tokenizer, texts, limit), batch["labels"], strict=True):
-        yield dataclasses.replace(row, labels=label)
+    names: list[str] = [name for name in ("text", "text_pair") if name in batch]
+    rows = [marker.row(row) for row in zip(*(batch[name] for name in names), strict=True)]
+    texts: dict[str, list[str]] = {name: [row[at] for row in rows] for at, name in enumerate(names)}
+    for encoded, label in zip(_with_special_tokens(marker.tokenizer, texts, limit), batch["labels"], strict=True):
+        yield dataclasses.replace(encoded, labels=label)
 
 
 def _with_special_tokens(
@@ -278,6 +296,12 @@ def _with_special_tokens(
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: dict[str, list[str]], **options: Any) -> list[Encoded]:
+    if any(has_marks(column) for column in texts.values()):
+        every = [text for column in texts.values() for text in column]
+        tokenizer, every = reader_of_marks(tokenizer, every, target="text_target" in texts)
+        texts = {
+            name: every[at * len(column) : (at + 1) * len(column)] for at, (name, column) in enumerate(texts.items())
+        }
     encoded: Any = tokenizer(**texts, verbose=False, **options)
     types = encoded.get("token_type_ids") or [None] * len(encoded["input_ids"])
     return [Encoded(list(i), [], token_type_ids=t) for i, t in zip(encoded["input_ids"], types, strict=True)]

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from balora.data.hub import load_hub_dataset, looks_local
-from balora.data.readers import SUFFIXES, Row
-from balora.data.sources import FilesSource, open_source
+from balora.data.readers import ENDINGS
+from balora.data.sources import TablesSource, open_source
+from balora.data.tables import Row
 from balora.errors import BALoraError, suggest
+from balora.evaluation.problem_files import read_problem_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,22 +55,23 @@ class Rows:
 
 def read_rows(location: str | None, default: HubDataset) -> Rows:
     """Read the rows of a task from the user's file, directory or hub id, or from the task's own dataset."""
-    if location is None or not looks_local(location, SUFFIXES):
+    problems = None if location is None else read_problem_files(Path(location).expanduser(), default.splits)
+    if location is not None and problems is not None:
+        return Rows(location, problems, tuple(dict.fromkeys(column for row in problems for column in row)))
+    if location is None or not looks_local(location, ENDINGS):
         return _read_hub(location or default.hub_id, default)
     source, splits = open_source(location), default.splits
-    assert isinstance(source, FilesSource)
-    if Path(location).expanduser().is_file():
-        split = "train"  # `open_source` calls the only split of a single file "train"
-    else:
-        names = {"validation" if split in ("dev", "validation") else split for split in splits}
-        found = [split for split in source.splits if split in names or len(source.splits) == 1]
-        if not found:
-            raise BALoraError(
-                f"The directory {location} has no file for {' or '.join(splits)}; it has {', '.join(source.splits)}. Give the "
-                "path of the file."
-            )
-        split = found[0]
-    table = source.read(split)
+    assert isinstance(source, TablesSource)
+    # `open_source` calls the only split of a single file "train".
+    names = {"validation" if split in ("dev", "validation") else split for split in splits}
+    found = [split for split in source.splits if split in names or len(source.splits) == 1]
+    if not found:
+        what = "file" if Path(location).expanduser().is_file() else "directory"
+        raise BALoraError(
+            f"The {what} {location} has no rows for {' or '.join(splits)}; it has {', '.join(source.splits)}. Give the path "
+            "of a file with them."
+        )
+    table = source.read(found[0])
     return Rows(table.name, table.rows, table.columns)
 
 

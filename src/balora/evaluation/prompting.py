@@ -1,17 +1,20 @@
 """Turn a question into the text and tokens that the model continues: as in training, or as a chat."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from balora.config.run_config import RunConfig
 from balora.data.prompts import bare_ids, encode_prompt, render_prompt, separator_of
+from balora.data.rendering import Unrenderable, render_chat
+from balora.data.special_text import mark
 from balora.errors import BALoraError
+from balora.evaluation.options import check_prompt_template
 
 CHAT = "chat"
-Message = dict[str, str]
+Message = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,33 +30,44 @@ class Prompting:
     separator: str | None = None
 
     def __post_init__(self) -> None:
-        if self.template not in (CHAT, "none", "alpaca") and "{prompt}" not in self.template:
-            raise BALoraError(
-                f"prompt_template must be none, alpaca, chat, or a text that contains {{prompt}}, not {self.template!r}."
-            )
+        check_prompt_template(self.template)
 
     def text(self, tokenizer: PreTrainedTokenizerBase, question: str, reply: str = "") -> str:
         """Return the prompt of a question, followed by the first words of the reply."""
         if self.template == CHAT:
             return self.chat(tokenizer, [{"role": "user", "content": question}]) + reply
+        if tokenizer is not None:  # reference answers need none
+            question = mark(tokenizer, question)
         return render_prompt(self.template, question) + separator_of(self.template, self.separator) + reply
 
-    def chat(self, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
-        """Render a conversation with the tokenizer's chat template, up to the assistant's next message."""
+    def chat(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        messages: Sequence[Message],
+        context: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Render a conversation with the tokenizer's chat template, up to the assistant's next message.
+
+        ``context`` has further variables of the template, such as ``tools``.
+        """
         if not tokenizer.chat_template:
             raise BALoraError(
                 f"The tokenizer {tokenizer.name_or_path} has no chat template. Give another prompt template "
                 "(--prompt-template alpaca), or a chat model."
             )
         try:
-            return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
-        except TemplateError as error:
+            marked = mark(tokenizer, list(messages)), mark(tokenizer, dict(context or {}))
+            return render_chat(tokenizer, *marked, add_generation_prompt=True)
+        except Unrenderable as error:
             raise BALoraError(
-                f"The chat template of {tokenizer.name_or_path} rejects the conversation: {error}."
+                f"The chat template of {tokenizer.name_or_path} cannot render a conversation: {error}."
             ) from error
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-        """Tokenize a text that `text` or `chat` returned. A chat template has already written the start token."""
+        """Tokenize a text that `text` or `chat` returned. A chat template has already written the start token.
+
+        The text of special tokens in a question is marked there, and is plain text (`balora.data.special_text`).
+        """
         return bare_ids(tokenizer, [text])[0] if self.template == CHAT else encode_prompt(tokenizer, text)
 
 

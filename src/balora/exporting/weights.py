@@ -30,6 +30,7 @@ from balora.models.adapted_model import ADAPTER
 PREFIX = "base_model.model."
 """Prefix that peft adds to the parameter names of the pre-trained model."""
 _MODULES = f".modules_to_save.{ADAPTER}."
+_TOKENS = ".token_adapter.trainable_tokens_delta"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,8 @@ class Change:
     """Low-rank changes by the layer's name under peft."""
     modules: dict[str, Tensor]
     """Tensors of fully trained modules (a classification head) by parameter name."""
+    tokens: dict[str, Tensor]
+    """Trained rows of embeddings (``trainable_token_indices`` of ``config``) by the name of the embedding's module."""
     config: LoraConfig
     """peft's config of the LoRA that `write_lora` writes: alpha = rank, and the same rank in every layer."""
 
@@ -103,9 +106,14 @@ def change_of(model: PeftModel, initial: Mapping[str, Tensor] | None = None) -> 
         for name, parameter in trainable_parameters(model)
         if _MODULES in name
     }
+    tokens = {
+        name.removeprefix(PREFIX).removesuffix(f"{_TOKENS}.{ADAPTER}"): parameter.detach().cpu().clone()
+        for name, parameter in trainable_parameters(model)
+        if name.endswith(f"{_TOKENS}.{ADAPTER}")
+    }
     if isinstance(model.peft_config[ADAPTER], AdaLoraConfig):
         factors = {name: found for name, found in factors.items() if found.a_RI.shape[0] > 0} or factors
-    return Change(factors, modules, _plain_config(model, factors))
+    return Change(factors, modules, tokens, _plain_config(model, factors))
 
 
 def _factors(name: str, layer: LoraLayer, initial: Mapping[str, Tensor] | None) -> Factors:
@@ -186,11 +194,12 @@ def write_lora(change: Change, folder: Path, base: str | None, revision: str | N
         if factors.magnitude_O is not None:
             state[f"{PREFIX}{name}.lora_magnitude_vector"] = factors.magnitude_O
     state |= {f"{PREFIX}{name}": tensor.contiguous() for name, tensor in change.modules.items()}
+    state |= {f"{PREFIX}{name}{_TOKENS}": tensor.contiguous() for name, tensor in change.tokens.items()}
     save_file(state, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     config = copy.deepcopy(change.config)
     config.base_model_name_or_path, config.revision = base, revision
     values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @torch.no_grad()
@@ -218,6 +227,9 @@ def merge_into(model: nn.Module, change: Change) -> None:
         weight.copy_(factors.add_to(weight))
     for name, tensor in change.modules.items():
         parameters[name].copy_(tensor)
+    for name, rows in change.tokens.items():
+        weight = parameters[f"{name}.weight"]
+        weight[change.config.trainable_token_indices] = rows.to(weight)
 
 
 @torch.no_grad()
@@ -231,7 +243,7 @@ def unwrapped_copy(model: PeftModel, initial: Mapping[str, Tensor] | None, *, de
         dequantize(base, model.dtype)
     if initial is not None:
         factors = {name: initial_factors(name, layer, initial) for name, layer in lora_layers(model)}
-        merge_into(base, Change(factors, {}, _plain_config(model, factors)))
+        merge_into(base, Change(factors, {}, {}, _plain_config(model, factors)))
     return base
 
 

@@ -81,8 +81,10 @@ def stored_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def probe_logits(model: nn.Module) -> Tensor | None:
     """Return float32 logits (without a head: hidden states) of eight seeded tokens; None on meta or without text input."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     vocabulary = getattr(config, "vocab_size", None)
+    if vocabulary is None and hasattr(config, "get_text_config"):
+        vocabulary = getattr(config.get_text_config(), "vocab_size", None)
     if device.type == "meta" or vocabulary is None or "input_ids" not in inspect.signature(model.forward).parameters:
         return None
     tokens = torch.randint(vocabulary, (1, 8), generator=torch.Generator().manual_seed(0)).to(device)
@@ -90,7 +92,7 @@ def probe_logits(model: nn.Module) -> Tensor | None:
     if isinstance(end, int) and 0 <= end < vocabulary:
         tokens[:, -1] = end  # the position that BART's and T5's classifiers pool
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    if config.is_encoder_decoder and not type(model).__name__.endswith("ForSequenceClassification"):  # type: ignore[union-attr]
+    if config.is_encoder_decoder and not type(model).__name__.endswith("ForSequenceClassification"):
         inputs["decoder_input_ids"] = tokens
     with evaluating(model):
         outputs = model(**inputs)

@@ -47,6 +47,20 @@ def boolean(default: bool, meaning: str) -> Option:
     return Option(default, meaning, "true or false", lambda value: isinstance(value, bool))
 
 
+def names(meaning: str) -> Option:
+    """Return an option for a list of names; none by default."""
+    return Option(None, meaning, "a list of names", lambda value: _is_list(value, str) and all(value))
+
+
+def integers(meaning: str) -> Option:
+    """Return an option for a list of integers of at least 0; none by default."""
+    return Option(None, meaning, "a list of whole numbers", lambda value: _is_list(value, int) and min(value) >= 0)
+
+
+def _is_list(value: Any, kind: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(_is(kind, item) for item in value)
+
+
 def _is(kind: Any, value: Any) -> bool:
     """Return whether a value is of this type; Python counts true and false as integers, and this function does not."""
     return isinstance(value, kind) and not isinstance(value, bool)

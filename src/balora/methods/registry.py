@@ -10,7 +10,7 @@ from typing import Any
 
 from balora.errors import BALoraError, suggest
 from balora.methods.method import AdaptOptions, LazyFunction, Method
-from balora.methods.options import boolean, choice, integer, number
+from balora.methods.options import boolean, choice, integer, integers, names, number
 
 METHODS: dict[str, Method] = {}
 
@@ -61,11 +61,13 @@ def _variant(base: Method, **changes: Any) -> Method:
 
 _WRAP_LORA = _lazy("layers.peft_lora:wrap_lora")
 _BITS = "bits of the frozen weights, quantized after the adapter is initialized: 4 (NF4) or 8"
-_QUANTIZATION = {
+_LORA_OPTIONS = {
+    "modules_to_save": names("modules that are trained as a whole beside the adapter, such as embed_tokens or lm_head"),
+    "trainable_token_indices": integers("numbers of the tokens whose embeddings are trained beside the adapter"),
     "bits": choice(None, _BITS, (4, 8)),
     "double_quantization": boolean(True, "with 4 bits, whether the scales of the blocks are quantized too"),
 }
-_FOUR_BITS = _QUANTIZATION | {"bits": choice(4, _BITS, (4, 8))}
+_FOUR_BITS = _LORA_OPTIONS | {"bits": choice(4, _BITS, (4, 8))}
 _SVD = {
     "svd": choice("auto", "exact, randomized, or auto: exact for small matrices", ("auto", "exact", "randomized")),
     "svd_iterations": integer(6, "power iterations of the randomised decomposition"),
@@ -122,7 +124,7 @@ _lora = register(
         paper="Hu et al., LoRA, 2021",
         trains="A, B (and a classification head)",
         wrap=_WRAP_LORA,
-        options=_QUANTIZATION,
+        options=_LORA_OPTIONS,
     )
 )
 _variant(
@@ -172,7 +174,7 @@ _variant(
     name="loraplus",
     summary="LoRA with a higher learning rate for B than for A.",
     paper="Hayou et al., LoRA+, 2024",
-    options={"lr_ratio": number(16.0, "learning rate of B over that of A"), **_QUANTIZATION},
+    options={"lr_ratio": number(16.0, "learning rate of B over that of A"), **_LORA_OPTIONS},
     optimizer=_lazy("optimizers:make_loraplus"),
 )
 _variant(
@@ -196,7 +198,7 @@ _loraga = _variant(
     options={
         "samples": integer(64, "training rows from which the gradient is computed", least=1),
         "gamma": number(16.0, "γ: larger values make the factors smaller"),
-        **_QUANTIZATION,
+        **_LORA_OPTIONS,
     },
 )
 _milora = _variant(
@@ -229,7 +231,7 @@ _corda = _variant(
             ("kpm", "ipm"),
         ),
         "samples": integer(256, "training rows from which the covariance of the inputs is computed", least=1),
-        **_QUANTIZATION,
+        **_LORA_OPTIONS,
     },
 )
 _variant(
@@ -245,7 +247,7 @@ _variant(
         "compactness": choice(
             "wc", "matrix whose singular values define the compactness: W·C (wc) or C (c)", ("wc", "c")
         ),
-        **_QUANTIZATION,
+        **_LORA_OPTIONS,
     },
 )
 _pissa = _variant(
@@ -254,7 +256,7 @@ _pissa = _variant(
     summary="A and B start as the principal singular components; the residual is frozen.",
     paper="Meng et al., PiSSA, 2024",
     initialize=_lazy("init.residual_init:initialize_pissa"),
-    options=_SVD | _QUANTIZATION,
+    options=_SVD | _LORA_OPTIONS,
 )
 _balora = _variant(
     _pissa,

@@ -8,7 +8,9 @@ from typing import Any
 
 from balora.config.run_config import RunConfig
 from balora.data.examples import load_examples
+from balora.data.messages import read_conversation
 from balora.data.prompts import encode_prompt, render_prompt, separator_of, template_of
+from balora.data.special_text import Marker, has_marks, reader_of_marks
 from balora.errors import BALoraError
 from balora.evaluation.engines.transformers import Sampling, TransformersGenerator
 from balora.evaluation.model_under_test import LoadedModel, ModelUnderTest
@@ -41,8 +43,10 @@ class _Question:
 
     prompt: str
     input: str
-    messages: list[dict[str, str]]
+    messages: list[dict[str, Any]]
     reference: str
+    context: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Further variables of the chat template, such as ``tools``."""
 
 
 def generate_samples(runs: Iterable[Run], count: int, say: Say) -> tuple[list[Sample], list[str]]:
@@ -98,11 +102,18 @@ def _read_questions(config: RunConfig, count: int) -> list[_Question]:
     source = examples.eval or examples.train
     rows: list[dict[str, Any]] = list(source.select(range(min(count, len(source)))))
     if examples.form == "messages":
-        return [_Question("", "", list(row["messages"][:-1]), row["messages"][-1]["content"]) for row in rows]
+        return [_chat_question(row) for row in rows]
     if examples.form == "text":  # the model continues the first half of the text
         middles = [(row["text"], len(row["text"]) // 2) for row in rows]
         return [_Question(text[:middle], "", [], text[middle:]) for text, middle in middles]
     return [_Question(row["prompt"], row["input"] or "", [], row["response"]) for row in rows]
+
+
+def _chat_question(row: dict[str, Any]) -> _Question:
+    """Ask for the last message of the assistant."""
+    messages, context = read_conversation(row)
+    last = max(number for number, message in enumerate(messages) if message["role"] == "assistant")
+    return _Question("", "", messages[:last], messages[last]["content"], context)
 
 
 def _answers(loaded: LoadedModel, config: RunConfig, questions: Sequence[_Question]) -> list[str]:
@@ -115,13 +126,19 @@ def _answers(loaded: LoadedModel, config: RunConfig, questions: Sequence[_Questi
 def _tokenize(loaded: LoadedModel, config: RunConfig, question: _Question) -> list[int]:
     if question.messages:
         chat = Prompting(CHAT)
-        return chat.tokens(loaded.tokenizer, chat.chat(loaded.tokenizer, question.messages))
+        return chat.tokens(loaded.tokenizer, chat.chat(loaded.tokenizer, question.messages, question.context))
+    prompt, given = Marker(loaded.tokenizer, as_tokens=config.data.special_tokens).row(
+        [question.prompt, question.input]
+    )
     if config.data.form == "text":
-        return encode_prompt(loaded.tokenizer, question.prompt)
+        return encode_prompt(loaded.tokenizer, prompt)
     template = template_of(config.data)
-    text = render_prompt(template, question.prompt, question.input)
+    text = render_prompt(template, prompt, given)
     if config.task == "seq2seq":
-        return list(loaded.tokenizer(text)["input_ids"])
+        tokenizer, (text,) = (
+            reader_of_marks(loaded.tokenizer, [text]) if has_marks([text]) else (loaded.tokenizer, [text])
+        )
+        return list(tokenizer(text)["input_ids"])
     return encode_prompt(loaded.tokenizer, text + separator_of(template, config.data.separator))
 
 

@@ -111,10 +111,10 @@ def _is_run(directory: Path) -> bool:
 
 
 def _comparison_section(directory: Path) -> Section:
-    lines = (directory / ROWS).read_text().split("\n")  # not splitlines: a name may contain U+2028
+    lines = (directory / ROWS).read_text(encoding="utf-8").split("\n")  # not splitlines: a name may contain U+2028
     try:
         rows = [Row.from_dict(json.loads(line)) for line in lines if line.strip()]
-        about = json.loads((directory / _TABLE).read_text()) if (directory / _TABLE).is_file() else {}
+        about = json.loads((directory / _TABLE).read_text(encoding="utf-8")) if (directory / _TABLE).is_file() else {}
     except (ValueError, KeyError, TypeError) as error:
         raise BALoraError(
             f"{directory} is damaged ({type(error).__name__}: {error}). Run its `balora compare` again: finished runs are kept."
@@ -171,7 +171,7 @@ def _weights(config: dict[str, Any]) -> dict[str, float]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text()) if path.is_file() else {}
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except yaml.YAMLError as error:
         raise BALoraError(f"{path} is damaged: {error}. Restore it, or move its run out of this directory.") from error
     return values if isinstance(values, dict) else {}

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
-from balora.files import write_text
+from balora.files import open_to_append, write_text
 
 METRICS = "metrics.jsonl"
 _DISPLAYED = (
@@ -40,14 +40,14 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         """Append one line."""
         if state.is_world_process_zero and logs:
-            with self.path.open("a") as file:
+            with open_to_append(self.path) as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read the lines of a metrics file; skip a last line that a killed process left incomplete."""
     lines = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
             lines.append(json.loads(line))
         except ValueError:

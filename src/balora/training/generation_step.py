@@ -11,10 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
+from balora.data.collate import decoder_shift
 from balora.errors import BALoraError
 from balora.losses import HiddenStates, LinearHead, Logits, LossParts, LossTerms, SpectralBasis, TopKTeacher
 from balora.losses.generation import fused_loss
 from balora.losses.reference import reference_loss
+from balora.models.adapted_model import base_model_of
 from balora.models.fsdp import is_sharded
 from balora.models.hidden_states import HiddenStateExtractor, valid_targets
 from balora.objective import Objective
@@ -140,12 +142,11 @@ class GenerationStep(TrainStep):
         """
         inputs = {**inputs, "use_cache": False}
         if not self.shift and inputs.get("decoder_input_ids") is None and inputs.get("decoder_inputs_embeds") is None:
-            shift_right = getattr(self.model, "prepare_decoder_input_ids_from_labels", None)
-            if shift_right is None:
-                raise BALoraError(
-                    f"{type(self.model).__name__} needs decoder_input_ids in each batch in addition to the labels."
-                )
-            inputs["decoder_input_ids"] = shift_right(labels=labels.clone())  # FSMT changes them in place
+            own = getattr(self.model, "prepare_decoder_input_ids_from_labels", None)
+            # M2M100 and Blenderbot have no such function. FSMT's changes the labels in place.
+            inputs["decoder_input_ids"] = (
+                own(labels=labels.clone()) if own else decoder_shift(base_model_of(self.model))(labels)
+            )
         return inputs
 
     def _use_fused(self, model: nn.Module, inputs: dict[str, Any]) -> bool:

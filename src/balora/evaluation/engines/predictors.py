@@ -13,11 +13,14 @@ from torch import Tensor
 from balora.config.run_config import RunConfig
 from balora.data.head_classes import match_names
 from balora.data.prompts import render_prompt, template_of
+from balora.data.special_text import has_marks, mark, reader_of_marks
 from balora.data.tokenize import limit_of
 from balora.data.verbalizer import UNREADABLE, read_class, read_score, score_word
 from balora.errors import BALoraError
 from balora.evaluation.model_under_test import LoadedModel
 from balora.loading.pretrained import max_positions
+from balora.models.classifier_head import padding_side
+from balora.models.decoding import PLAIN_DECODING
 
 logger = logging.getLogger("balora")
 
@@ -29,11 +32,15 @@ _SCORES = [score_word(number / 5) for number in range(26)]
 class _RowPredictor:
     """Base of the predictors: matches the classes, and tokenizes rows into batches of similar length.
 
-    ``max_length`` is the run's maximum number of tokens; the model's positions may allow fewer. ``classes`` has the classes of
+    The run's ``max_length`` is the maximum number of tokens; the model's positions may allow fewer. ``classes`` has the classes of
     the model in its order; None if it predicts a score.
     """
 
-    def __init__(self, loaded: LoadedModel, max_length: int, batch_size: int, classes: Sequence[str] | None) -> None:
+    def __init__(
+        self, loaded: LoadedModel, config: RunConfig | None, batch_size: int, classes: Sequence[str] | None
+    ) -> None:
+        max_length = 512 if config is None else config.data.max_length
+        self._special_tokens = config is not None and config.data.special_tokens
         self.loaded = loaded
         self.batch_size = batch_size
         self.classes = classes
@@ -54,12 +61,25 @@ class _RowPredictor:
     def _batches(self, rows: Sequence[Sequence[str]]) -> Iterator[tuple[list[int], Any]]:
         """Yield the indices and the padded tokens of each batch, the longest rows first."""
         tokenizer = self.loaded.tokenizer
-        encoded = [tokenizer(*texts, truncation=True, max_length=self._max_tokens) for texts in rows]
+        encoded = [self._encode(texts) for texts in rows]
         order = sorted(range(len(rows)), key=lambda index: (-len(encoded[index]["input_ids"]), index))
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
-            inputs: Any = tokenizer.pad([encoded[index] for index in batch], padding_side="right", return_tensors="pt")
+            rows_of_batch = [encoded[index] for index in batch]
+            side = padding_side(self.loaded.model)
+            inputs: Any = tokenizer.pad(rows_of_batch, padding_side=side, return_tensors="pt")
             yield batch, inputs.to(self.loaded.device)
+
+    def _marked(self, texts: Sequence[str]) -> Sequence[str]:
+        """Mark the text of special tokens, as training does."""
+        marked: list[str] = mark(self.loaded.tokenizer, list(texts))
+        return texts if self._special_tokens else marked
+
+    def _encode(self, texts: Sequence[str]) -> Any:
+        tokenizer = self.loaded.tokenizer
+        if has_marks(texts):
+            tokenizer, texts = reader_of_marks(tokenizer, texts)
+        return tokenizer(*texts, truncation=True, max_length=self._max_tokens)
 
 
 class ClassifierPredictor(_RowPredictor):
@@ -72,19 +92,19 @@ class ClassifierPredictor(_RowPredictor):
                 "classification (or regression), or give the directory of a ...ForSequenceClassification model."
             )
         classes = list(loaded.labels or ()) if loaded.task == "classification" else None
-        super().__init__(loaded, 512 if config is None else config.data.max_length, batch_size, classes)
+        super().__init__(loaded, config, batch_size, classes)
 
     @torch.inference_mode()
     def predict(self, rows: Sequence[Sequence[str]]) -> Iterator[tuple[int, list[float]]]:
         """Yield the index and the D logits of every row; a row has one text or a pair."""
-        for batch, inputs in self._batches(rows):
+        for batch, inputs in self._batches([self._marked(texts) for texts in rows]):
             logits_BD = self.loaded.model(**inputs).logits.float()
             yield from zip(batch, logits_BD.tolist(), strict=True)
 
     @torch.inference_mode()
     def represent(self, rows: Sequence[Sequence[str]]) -> Iterator[tuple[int, list[float], Tensor]]:
         """Yield the index, the D logits and the last hidden state of the first token (d, float32, on the CPU) of every row."""
-        for batch, inputs in self._batches(rows):
+        for batch, inputs in self._batches([self._marked(texts) for texts in rows]):
             outputs = self.loaded.model(**inputs, output_hidden_states=True)
             features_Bd = outputs.hidden_states[-1][:, 0].float().cpu()
             yield from zip(batch, outputs.logits.float().tolist(), features_Bd, strict=True)
@@ -103,7 +123,7 @@ class TextLabelPredictor(_RowPredictor):
                 "with task: seq2seq, a text and a label (or score)."
             )
         classes = list(loaded.labels or ()) if config.data.form == "labelled" else None
-        super().__init__(loaded, config.data.max_length, batch_size, classes)
+        super().__init__(loaded, config, batch_size, classes)
         self._template = template_of(config.data)
 
     def read(self, answer: str, names: Sequence[str]) -> str | float:
@@ -118,7 +138,7 @@ class TextLabelPredictor(_RowPredictor):
         """Yield the index and the greedy answer of every row; a row has one text or a pair."""
         decoder = self.loaded.target_tokenizer or self.loaded.tokenizer
         longest = max(len(ids) for ids in decoder(text_target=self.classes or _SCORES)["input_ids"])
-        for batch, inputs in self._batches([(render_prompt(self._template, *texts),) for texts in rows]):
+        for batch, inputs in self._batches([(render_prompt(self._template, *self._marked(texts)),) for texts in rows]):
             answers_BT = self.loaded.model.generate(  # type: ignore[operator]
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],
@@ -126,6 +146,7 @@ class TextLabelPredictor(_RowPredictor):
                 do_sample=False,
                 num_beams=1,
                 use_cache=True,
+                **PLAIN_DECODING,
             )
             yield from zip(batch, decoder.batch_decode(answers_BT, skip_special_tokens=True), strict=True)
 
@@ -152,7 +173,10 @@ def match_classes(own: Sequence[str], classes: Sequence[str], task: str) -> list
         if sorted(keys) == sorted(classes):
             return keys
         if sorted(keys) == [str(number) for number in range(len(classes))]:
-            return [classes[int(key)] for key in keys]
+            names = [classes[int(key)] for key in keys]
+            pairs = ", ".join(f"{name} = {theirs}" for name, theirs in zip(names, own, strict=True))
+            logger.warning("%s: the model does not name its classes, so the task's order is assumed: %s.", task, pairs)
+            return names
     model_classes = f"has {', '.join(own)}" if own else "predicts one score"
     raise BALoraError(
         f"{task} has the classes {', '.join(classes)}, but the model {model_classes}. Evaluate a model that was trained for "

@@ -34,7 +34,7 @@ def work(task: Task, threads: int | None = None, device: str | None = None) -> N
     if threads is not None:
         torch.set_num_threads(threads)
     _exit_with_parent()
-    with task.log.open("a", buffering=1) as log:
+    with task.log.open("a", buffering=1, encoding="utf-8", errors="backslashreplace") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         sys.stdout = sys.stderr = log
@@ -43,7 +43,11 @@ def work(task: Task, threads: int | None = None, device: str | None = None) -> N
 
 
 def run_task(task: Task) -> int:
-    """Train and evaluate one run in this process; print an error. Return 0, 2 for a user's mistake, else 1 or 130."""
+    """Train and evaluate one run in this process; print an error.
+
+    Returns:
+        0, 2 for a user's mistake, 130 or 143 after a signal, else 1.
+    """
 
     def say(line: str) -> None:
         sys.stdout.write(line + "\n")
@@ -55,14 +59,16 @@ def run_task(task: Task) -> int:
             run(config, log=say)
         if task.evaluation is not None:
             gc.collect()  # free the memory of training
-            evaluate_run(run_directory, EvaluationPlan.from_dict(json.loads(task.evaluation.read_text())), say)
+            evaluate_run(
+                run_directory, EvaluationPlan.from_dict(json.loads(task.evaluation.read_text(encoding="utf-8"))), say
+            )
         return 0
     except BALoraError as error:
         say(f"{ERROR_PREFIX}{error}")
         return 2
-    except KeyboardInterrupt:
-        say(f"{ERROR_PREFIX}stopped by the user")
-        return 130
+    except KeyboardInterrupt as error:
+        say(f"{ERROR_PREFIX}{error or 'stopped by the user'}")
+        return getattr(error, "exit_status", 130)
     except Exception as error:
         traceback.print_exc()
         first = next(iter(str(error).strip().splitlines()), "no message")

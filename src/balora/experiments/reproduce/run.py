@@ -10,6 +10,7 @@ from typing import Any
 from balora.checkpoints.run_directory import read_record
 from balora.config.yaml_loader import apply_overrides
 from balora.data.hub import looks_local
+from balora.data.readers import ENDINGS
 from balora.errors import BALoraError
 from balora.experiments.compare import Cell, Comparison, EvaluationPlan, compare, lay_out
 from balora.experiments.compare.engines import Engine
@@ -20,7 +21,6 @@ from balora.files import write_text
 PAGE = "README.md"
 _OVERHEAD_SECONDS = 5.0
 """Time of a run outside training and evaluation: reading model and data, writing the adapter."""
-_DATA_FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,14 +74,20 @@ def missing_files(config: Mapping[str, Any], prepared: Path | None = None) -> li
     Files below ``prepared`` are made before the runs, so they are not missing.
     """
     data = config.get("data") or {}
-    named = {"model": config.get("model"), "data.train": data.get("train"), "data.eval": data.get("eval")}
+    train = data.get("train")
+    listed = train if isinstance(train, list | tuple) else [train]
+    named = [
+        ("model", config.get("model")),
+        *(("data.train", name) for name in listed),
+        ("data.eval", data.get("eval")),
+    ]
     found = []
-    for key, name in named.items():
+    for key, name in named:
         path = name.partition("[")[0] if isinstance(name, str) else ""
-        if not path or (key == "data.eval" and not path.endswith(_DATA_FILES)) or Path(path).exists():
+        if not path or (key == "data.eval" and not path.endswith(ENDINGS)) or Path(path).exists():
             continue
         if prepared is None or not Path(path).is_relative_to(prepared):
-            local = looks_local(path, _DATA_FILES)
+            local = looks_local(path, ENDINGS)
             reason = "no such file or directory" if local else "to be fetched from the hub, if not cached"
             found.append(f"{key} {path}: {reason}")
     return found

@@ -14,12 +14,14 @@ from transformers import PreTrainedModel
 
 from balora.deprecation import deprecated_names
 from balora.errors import BALoraError
+from balora.methods.layers.also_trained import find_also_trained
 from balora.methods.layers.lora_linear import lora_linear
 from balora.methods.method import AdaptOptions
 from balora.methods.quantization.quantize import check_quantizable
-from balora.methods.target_modules import find_targets, no_match_message
+from balora.methods.target_modules import ALL_LINEAR, find_targets, no_match_message
 from balora.models.adapted_model import ADAPTER
 from balora.models.classifier_head import HEAD_NAMES
+from balora.models.multimodal import MULTIMODAL_CLASSES, is_multimodal, parts_beside_text, say_left_alone
 
 _NF4_BLOCK_SIZE = 64
 
@@ -34,7 +36,10 @@ def wrap_lora(
     """
     check_quantizable(model, options.extra)
     heads = head_names(model)
+    also_trained = find_also_trained(model, options)
+    beside = _left_alone(model, options.target_modules)
     layers, stacks = find_targets(model, options.target_modules, heads)
+    stacks = [name for name in stacks if not name.startswith(tuple(f"{part}." for part in beside))]
     if stacks and (options.dropout > 0 or settings.get("use_dora") or kind is not LoraConfig):
         reason = "dropout on the adapter's input" if options.dropout > 0 else "this method"
         raise BALoraError(
@@ -48,8 +53,10 @@ def wrap_lora(
         "target_modules": layers,
         "target_parameters": stacks or None,
         # peft excludes a head by itself only for `all-linear`, and only if the head is a single layer.
-        "exclude_modules": rf"({'|'.join(map(re.escape, heads))})(\..*)?" if heads else None,
-        "modules_to_save": [name for name in heads if name not in SEQ_CLS_HEAD_NAMES] or None,  # peft adds those itself
+        "exclude_modules": rf"({'|'.join(map(re.escape, [*heads, *beside]))})(\..*)?" if heads or beside else None,
+        # peft adds the usual heads itself.
+        "modules_to_save": [*(name for name in heads if name not in SEQ_CLS_HEAD_NAMES), *also_trained.modules] or None,
+        "trainable_token_indices": also_trained.tokens or None,
         "rank_pattern": {f"^{re.escape(name)}$": rank for name, rank in options.ranks.items()},
         "task_type": task_type(model),
     }
@@ -67,8 +74,15 @@ def wrap_lora(
         raise BALoraError(no_match_message(model, options.target_modules, heads)) from error
     if not options.ranks:
         _check_rank(peft_model, settings.get("init_r", options.rank))
+    say_left_alone(beside)
     assert isinstance(peft_model, PeftModel)
     return peft_model
+
+
+def _left_alone(model: nn.Module, targets: str | list[str]) -> list[str]:
+    """Return the parts of a multimodal model that get no adapter, unless ``targets`` selects layers by their full names."""
+    by_full_name = targets != ALL_LINEAR if isinstance(targets, str) else any("." in target for target in targets)
+    return [] if by_full_name else parts_beside_text(model)
 
 
 def check_dora(model: nn.Module, options: AdaptOptions) -> None:
@@ -126,6 +140,8 @@ def task_type(model: nn.Module) -> TaskType | None:
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return TaskType.SEQ_2_SEQ_LM
     if name.endswith(("ForCausalLM", "LMHeadModel")):
+        return TaskType.CAUSAL_LM
+    if is_multimodal(model) and (name.endswith("ForConditionalGeneration") or name in MULTIMODAL_CLASSES.values()):
         return TaskType.CAUSAL_LM
     return None
 
