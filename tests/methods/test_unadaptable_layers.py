@@ -248,7 +248,8 @@ def test_stacks_of_experts_can_be_excluded():
         ({"exclude_modules": ["model"]}, r"exclude_modules excludes every layer"),
         ({"exclude_modules": ["q_proj"], "target_modules": ["q_proj"]}, r"exclude_modules excludes every layer"),
         ({"exclude_modules": ["q_proj"], "method": "full"}, r"exclude_modules has no effect.*Leave it out"),
-        ({"target_modules": ["self_attn"]}, r"peft cannot adapt the layers that target_modules selects"),
+        ({"target_modules": ["self_attn"]}, r"target_modules 'self_attn' matches no layer of the model"),
+        ({"target_modules": r".*norm"}, r"matches no layer of the model"),
     ],
 )
 def test_exclusions_that_cannot_be_honoured_are_refused(settings, message):
@@ -263,3 +264,11 @@ def test_a_layer_whose_name_ends_with_a_selected_full_name_stays_excluded():
     model.model.draft.model.layers = tiny_llama(layers=1, seed=1).model.layers
     names = adapted_names(balora.adapt(model, "lora", rank=2, exclude_modules=["draft"]))
     assert len(names) == 7 and not any("draft" in name for name in names)
+
+
+@pytest.mark.parametrize("targets", [r".*self_attn.*", ["q_proj", "k_proj", "v_proj", "o_proj", "w_prj", "self_attn"]])
+def test_what_has_no_weight_matrix_is_not_selected_and_names_without_a_layer_are_said(targets, caplog):
+    model = balora.adapt(tiny_causal("Qwen3", head_dim=8), rank=2, target_modules=targets)
+    assert last_names(adapted_names(model)) == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    said = "target_modules names w_prj, self_attn, which selects no layer of this model"
+    assert (said in caplog.text) == isinstance(targets, list)

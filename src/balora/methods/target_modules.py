@@ -52,11 +52,12 @@ def find_targets(model: nn.Module, options: AdaptOptions, outside: list[str]) ->
     if targets == ALL_LINEAR:
         output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
         selected = [name for name, layer in linear_layers(model) if name in modules and layer is not output]
-        single = [name for name in selected if min(modules[name].weight.shape) <= 1]  # type: ignore[arg-type, union-attr]
+        single = [name for name, layer in linear_layers(model) if name in selected and _smaller_side(layer) <= 1]
         tied = _tied_layers(model, selected) if options.changes_weights else []
         reasons = {**dict.fromkeys(tied, _TIED), **dict.fromkeys(single, _SINGLE_OUTPUT), **options.unused, **reasons}
     else:
-        selected = [name for name in modules if _matches(name, targets)]
+        matching = [name for name in modules if _matches(name, targets)]
+        selected = [name for name in matching if _is_adaptable(modules[name])]
         stacks = [name for name in stacks if _matches(name, targets)]
     if not selected and not stacks:
         raise BALoraError(_no_match_message(model, targets, outside))
@@ -75,14 +76,16 @@ def find_targets(model: nn.Module, options: AdaptOptions, outside: list[str]) ->
     if targets == ALL_LINEAR:
         left_out |= dict.fromkeys(_other_stacks(model), _THREE_DIMENSIONS)
     reserved = reserved_for_experts(model, kept)
-    as_written = len(kept) == len(selected) and not (stacks or reserved or options.exclude_modules)
+    as_written = len(kept) == (len(selected) if targets == ALL_LINEAR else len(matching)) and not (
+        stacks or reserved or options.exclude_modules
+    )
     others = [] if as_written else [name for name, _ in linear_layers(model) if name not in kept]
     return Targets(
         modules=targets if as_written else kept,
         stacks=stacks,
         reserved=reserved,
         excluded=[name for name in others if any(name.endswith(f".{other}") for other in kept)],
-        notices=_notices(left_out) if options.stored is None else [],
+        notices=_notices(left_out) + _unmatched(targets, selected + stacks) if options.stored is None else [],
     )
 
 
@@ -116,6 +119,11 @@ def _matches(name: str, targets: _Names) -> bool:
     if isinstance(targets, str):
         return re.fullmatch(targets, name) is not None
     return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def _smaller_side(layer: nn.Linear | Conv1D) -> int:
+    """Return the smaller of inputs and outputs; a weight in 4 bits is packed, so its shape does not tell."""
+    return min(layer.in_features, layer.out_features) if isinstance(layer, nn.Linear) else min(layer.weight.shape)
 
 
 def _tied_layers(model: nn.Module, names: list[str]) -> list[str]:
@@ -177,6 +185,20 @@ def _notices(left_out: Mapping[str, str]) -> list[str]:
         f"{names[0]}{f' and {len(names) - 1} more get' if len(names) > 1 else ' gets'} no adapter: {reason}."
         for reason, names in groups.items()
     ]
+
+
+def _unmatched(targets: _Names, selected: list[str]) -> list[str]:
+    """Return a sentence about the names of a list that select no layer."""
+    names = (
+        [] if isinstance(targets, str) else [t for t in targets if not any(_matches(name, [t]) for name in selected)]
+    )
+    return [f"target_modules names {', '.join(names)}, which selects no layer of this model."] if names else []
+
+
+def _is_adaptable(module: nn.Module) -> bool:
+    """Return whether peft has an adapter for a kind of layer; quantized layers have names of their own."""
+    known = isinstance(module, nn.Linear | Conv1D | nn.Embedding | _ConvNd | nn.MultiheadAttention)
+    return known or "Linear" in type(module).__name__
 
 
 def _nothing_left_message(left_out: Mapping[str, str]) -> str:
