@@ -13,8 +13,10 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 import balora
 from balora import BALoraError, BALoraTrainer
+from balora.config.run_config import RunConfig
 from balora.methods.layer_probe import NO_GRADIENT, NOT_LINEAR, NOT_RUN, READ_DIRECTLY, find_unadaptable_layers
 from balora.methods.layers.peft_lora import adapted_names
+from balora.training.run import adapter_arguments
 from bench import missing_gradients
 from every_family import text_inputs, tiny_model
 from small_runs import OFF, trainer
@@ -272,3 +274,11 @@ def test_what_has_no_weight_matrix_is_not_selected_and_names_without_a_layer_are
     assert last_names(adapted_names(model)) == {"q_proj", "k_proj", "v_proj", "o_proj"}
     said = "target_modules names w_prj, self_attn, which selects no layer of this model"
     assert (said in caplog.text) == isinstance(targets, list)
+
+
+@pytest.mark.parametrize(("written", "expected"), [(["q_proj"], ["q_proj"]), (r".*q_proj", r".*q_proj"), (None, None)])
+def test_a_config_excludes_modules(written, expected):
+    data = {"train": "rows.jsonl", "prompt": "q", "response": "a"}
+    method = {"name": "lora", "exclude_modules": written}
+    config = RunConfig.from_dict({"model": "m", "task": "generation", "data": data, "method": method, "output": "o"})
+    assert adapter_arguments(config)["exclude_modules"] == expected
