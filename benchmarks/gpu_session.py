@@ -53,7 +53,7 @@ def parts(given: argparse.Namespace) -> list[Part]:
     tiny = ("--tiny",) if given.tiny else ()
     inputs = (*tiny, *_option("--model", given.model), *_option("--data", given.data))
     test = (sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-o", "addopts=")
-    triton = str(HERE.parent / "tests" / "losses" / "test_triton_terms.py")
+    triton = str(HERE.parent / "tests" / "losses" / "test_triton_token_terms.py")
     found = [Part(name="loss", group="gpu", command=_script("gpu", *tiny, "--parts", "loss"), limit=90, stage=0)]
     if not given.tiny:
         found.append(Part(name="triton-tests", group="gpu", command=(*test, triton), limit=120, stage=1))

@@ -89,7 +89,7 @@ def test_the_resolved_config_has_every_key():
     written = yaml.safe_load(make().dump_yaml())
     assert written["data"]["max_length"] == 512
     assert written["method"] == {
-        "name": "balora", "rank": 8, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear",
+        "name": "balora", "rank": 8, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear", "exclude_modules": None,
         "options": {},
     }  # fmt: skip
     assert written["regularization"] == RegularizationConfig.for_generation().to_dict()

@@ -207,6 +207,12 @@ class MethodConfig(Section):
         min_length=1,
         description="all-linear, a regular expression that matches full module names, or a list of layer names",
     )
+    exclude_modules: str | tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="modules without an adapter: a regular expression that matches full names, or a list of names; a module "
+        "excludes all layers in it",
+    )
     options: dict[str, Any] = Field(default={}, validate_default=True, description="the method's own options")
 
     @model_validator(mode="before")
