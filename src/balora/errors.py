@@ -1,9 +1,10 @@
 """The error that users see, and the hint for a misspelt name."""
 
 import difflib
+import os
 import re
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 _PASSWORD_IN_URL = re.compile(
@@ -11,6 +12,10 @@ _PASSWORD_IN_URL = re.compile(
     r"|(?<=[?&])(?:(?:access_|auth_|api_?)?(?:token|key)|password|passwd|secret|sig|signature|x-amz-[a-z-]+)=[^&#\s'\"]+",
     re.I,
 )
+_CLOSE = 0.7
+"""Least similarity of a name that is suggested, from 0 to 1. Below it a suggestion would mislead."""
+_TIE = 0.05
+"""Difference of similarity that does not count."""
 
 
 class BALoraError(ValueError):
@@ -58,8 +63,45 @@ def suggest(word: str, known: Iterable[str]) -> str:
         >>> suggest("consistancy", ["consistency", "diversity"])
         " Did you mean 'consistency'?"
     """
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
+    nearest = _nearest(word, list(known))
+    return f" Did you mean {nearest!r}?" if nearest is not None else ""
+
+
+def _nearest(word: str, known: Sequence[str]) -> str | None:
+    """Return the known name that is close to a word, or None."""
+    given = _comparable(word)
+    ratios = {name: _similarity(_comparable(name), given) for name in known}
+    close = [name for name, ratio in ratios.items() if ratio >= max(_CLOSE, max(ratios.values()) - _TIE)]
+    # Of about equally near names take the one with the same beginning, and of those the shortest: loraa is lora, not loraga.
+    return min(close, key=lambda name: (-_common_start(_comparable(name), given), len(name)), default=None)
+
+
+def _similarity(a: str, b: str) -> float:
+    """Return how alike two texts are, from 0 to 1. The same letters in another order are a slip: rnu for run."""
+    ratio = difflib.SequenceMatcher(None, a, b).ratio()
+    return max(ratio, 1 - _TIE) if len(a) > 2 and sorted(a) == sorted(b) else ratio
+
+
+def _common_start(a: str, b: str) -> int:
+    """Count the characters with which both texts begin."""
+    return len(os.path.commonprefix([a, b]))  # noqa: RUF071 - names, not paths
+
+
+def _comparable(name: str) -> str:
+    """Write a name without what is often written in another way: BA-LoRA, lora_plus, LoRA+, CorDA++."""
+    plain = name.lower().replace("++", "pp").replace("+", "plus")
+    return plain.replace("-", "").replace("_", "").replace(" ", "")
+
+
+def shown(value: object) -> str:
+    """Write a wrong value for a message, cut after about a hundred characters.
+
+    Example:
+        >>> shown("x"), len(shown(list(range(1000))))
+        ("'x'", 101)
+    """
+    text = repr(value)
+    return text if len(text) <= 101 else f"{text[:100]}…"
 
 
 def suggest_path(path: Path, pattern: str = "*") -> str:
@@ -72,7 +114,10 @@ def suggest_path(path: Path, pattern: str = "*") -> str:
     Returns:
         As `suggest`.
     """
-    return suggest(path.name, [sibling.name for sibling in path.parent.glob(pattern)])
+    names = [sibling.name for sibling in path.parent.glob(pattern)]
+    stems = {Path(name).stem: name for name in names}
+    stem = _nearest(path.stem, list(stems))
+    return suggest(path.name, names) or (f" Did you mean {stems[stem]!r}?" if stem is not None else "")
 
 
 def raise_all(problems: list[str], heading: str) -> None:

@@ -13,6 +13,8 @@ from typing import Any, TextIO
 
 from balora.errors import BALoraError
 
+_JSON_KINDS = {list: "list", str: "text", bool: "boolean", type(None): "null"}
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a file under a temporary name and rename it, so that a reader sees the old content or the new one."""
@@ -57,13 +59,22 @@ def read_json(path: Path, way_out: str = "") -> dict[str, Any]:
         BALoraError: The file is missing, damaged, or holds something else than an object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BALoraError(f"{path} is missing or damaged ({error}). {way_out}".rstrip()) from error
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text)
+    except FileNotFoundError as error:
+        raise BALoraError(f"{path} is missing. {way_out}".rstrip()) from error
+    except IsADirectoryError as error:
+        raise BALoraError(f"{path} is a folder, and must be a file. {way_out}".rstrip()) from error
+    except OSError as error:
+        raise BALoraError(f"{path} cannot be read: {error.strerror or error}. {way_out}".rstrip()) from error
+    except UnicodeDecodeError as error:
+        raise BALoraError(f"{path} is damaged: it is not text in UTF-8. {way_out}".rstrip()) from error
+    except (ValueError, RecursionError) as error:
+        what = f"it is not JSON ({error})" if text.strip() else "it is empty"
+        raise BALoraError(f"{path} is damaged: {what}. {way_out}".rstrip()) from error
     if not isinstance(content, dict):
-        raise BALoraError(
-            f"{path} is damaged: it holds a {type(content).__name__}, not a JSON object. {way_out}".rstrip()
-        )
+        kind = _JSON_KINDS.get(type(content), "number")
+        raise BALoraError(f"{path} is damaged: it holds a {kind}, not a JSON object. {way_out}".rstrip())
     return content
 
 

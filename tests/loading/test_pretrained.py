@@ -178,12 +178,12 @@ def test_a_directory_without_config_is_refused(llama):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("{", "not a valid JSON file"), ("{}", "model_type"), ('{"model_type": "nonesuch"}', "nonesuch")],
+    [("{", "it is not JSON"), ("{}", "has no model_type"), ('{"model_type": "nonesuch"}', "nonesuch")],
 )
 def test_a_broken_config_is_refused(llama, text, said):
     (llama / "config.json").write_text(text)
     message = refused(llama)
-    assert message.startswith(f"The model of {llama} (model) cannot be loaded: ")
+    assert str(llama) in message
     assert said in message
 
 
@@ -249,7 +249,7 @@ def test_missing_weights_are_refused(llama):
     (llama / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
     assert "are incomplete: model-00001-of-00002.safetensors is missing" in refused(llama)
     (llama / "model.safetensors.index.json").write_text("{")
-    assert "model.safetensors.index.json is broken" in refused(llama)
+    assert "model.safetensors.index.json is damaged" in refused(llama)
 
 
 @pytest.mark.parametrize("size", [0, 5, 1000, -1])

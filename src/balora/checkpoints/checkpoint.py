@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from balora.errors import BALoraError
+from balora.errors import BALoraError, shown
 from balora.files import apply_umask, delete, fsync, read_json, write_text
 from balora.methods.fingerprint import Fingerprint, fingerprint, first_mismatch
 from balora.methods.initial_state import initial_state_of, stored_parameters
@@ -191,7 +191,13 @@ def write_manifest(folder: Path, patterns: Iterable[str] = ("**/*",)) -> None:
 
 def check_manifest(folder: Path) -> None:
     """Refuse a directory with a file that is missing or differs from the manifest."""
-    for name, (size, digest) in _read(folder / MANIFEST).items():
+    for name, entry in _read(folder / MANIFEST).items():
+        if not isinstance(entry, list) or len(entry) != 2:
+            raise BALoraError(
+                f"{folder / MANIFEST} is damaged: {shown(name)} has no size and hash. Delete {folder} to resume from the "
+                "checkpoint before it."
+            )
+        size, digest = entry
         path = folder / name
         if not path.is_file():
             raise BALoraError(f"{path} is missing. Delete {folder} to resume from the checkpoint before it.")

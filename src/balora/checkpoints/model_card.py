@@ -134,6 +134,7 @@ def _summary(config: RunConfig | None, model: ModelDescription, form: Form, adap
     if config and method.form == "lora":
         own = config.method
         settings = f"rank {own.rank}, alpha {own.alpha:g}, dropout {own.dropout:g}, on {_plain(own.target_modules)}"
+        settings += f" without {_plain(own.exclude_modules)}" if own.exclude_modules else ""
     if not adapter or form == "merged":
         content = "all weights, for plain transformers"
     elif form == "lora":

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from balora.checkpoints import checkpoint as ckpt
 from balora.checkpoints.lock import LOCK, locked, require_writable
 from balora.config.run_config import RunConfig, differences, load_run_config
-from balora.errors import BALoraError
+from balora.errors import BALoraError, shown
 from balora.files import read_json, temporary_path, write_text
 
 CONFIG = "config.yaml"
@@ -23,6 +23,17 @@ _WRITTEN = (CONFIG, RECORD, "README.md", "metrics.jsonl", "adapter", "model", "c
 """Patterns of the entries that a run writes or deletes."""
 IS_MAIN = os.environ.get("RANK", "0") == "0"
 """True in the one process that writes, of all processes that torchrun or accelerate start for a run."""
+
+
+_RECORD_KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(
+        ("data", "provenance", "metrics", "parameters", "provenance.versions", "provenance.hardware"), dict
+    ),
+    **dict.fromkeys(("status", "error", "data.digest"), str),
+    **dict.fromkeys(("notices", "data.labels"), list),
+    "parameters.trainable": (int, float),
+}
+"""Types of the entries of ``run.json`` that are read again; each may be missing or null."""
 
 
 class RunDirectory:
@@ -117,8 +128,22 @@ class RunDirectory:
 
 def read_record(run: Path) -> dict[str, Any] | None:
     """Return the content of ``run.json``, or None if there is none; raise `BALoraError` if it is damaged."""
-    path = run / RECORD
-    return read_json(path, "Delete it to resume from the newest checkpoint.") if path.is_file() else None
+    path, way_out = run / RECORD, "Delete it to resume from the newest checkpoint."
+    if not path.exists():
+        return None
+    record = read_json(path, way_out)
+    for keys, kinds in _RECORD_KINDS.items():
+        value: Any = record
+        for key in keys.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None and not isinstance(value, kinds):
+            raise BALoraError(f"{path} is damaged: {keys} cannot be {shown(value)}. {way_out}")
+    wrong = [name for name, value in (record.get("metrics") or {}).items() if not isinstance(value, int | float | None)]
+    if wrong or not all(isinstance(notice, str) for notice in record.get("notices") or []):
+        raise BALoraError(
+            f"{path} is damaged: {f'metrics.{wrong[0]} is no number' if wrong else 'notices must be texts'}. {way_out}"
+        )
+    return record
 
 
 class RestoreBestCheckpoint(TrainerCallback):

@@ -142,9 +142,7 @@ def _adapted_model(
     quantized = getattr(config, "quantization_config", None) or {}
     quantized = quantized if isinstance(quantized, dict) else quantized.to_dict()
     with torch.device("meta"):
-        model = loading.auto_class(source.task, config).from_config(
-            config, dtype=_dtype(source, config), trust_remote_code=source.trust_remote_code
-        )
+        model = loading.from_config(source, config, _dtype(source, config))
     if tokenizer is not None and source.model.directory is None:  # `_check_weights` checks that of a local model
         loading.check_vocabulary(model, tokenizer)
     for name in ("load_in_4bit", "load_in_8bit"):  # a load sets this attribute

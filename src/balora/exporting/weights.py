@@ -25,6 +25,7 @@ from balora.methods.initial_state import trainable_parameters
 from balora.methods.layers.peft_lora import lora_layers, target_name
 from balora.methods.layers.weight_views import experts_of, factor, is_stack, join_a, join_b, split_a, split_b
 from balora.methods.quantization.quantize import dequantize
+from balora.methods.target_modules import reserved_for_experts
 from balora.models.adapted_model import ADAPTER
 
 PREFIX = "base_model.model."
@@ -269,8 +270,10 @@ def _plain_config(model: PeftModel, factors: Mapping[str, Factors]) -> LoraConfi
     config = copy.deepcopy(model.peft_config[ADAPTER])
     assert isinstance(config, LoraConfig)
     if isinstance(config, AdaLoraConfig):
+        reserved = reserved_for_experts(model, factors)
         config = LoraConfig(
-            target_modules=list(factors),
+            target_modules=[name for name in factors if name not in reserved],
+            target_parameters=[f"{name}.weight" for name in reserved] or None,
             modules_to_save=config.modules_to_save,
             fan_in_fan_out=config.fan_in_fan_out,
             task_type=config.task_type,

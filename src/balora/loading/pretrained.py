@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto import modeling_auto
 
 from balora.data.collate import ensure_pad_token
 from balora.data.hub import unreachable
 from balora.errors import BALoraError, raise_all
-from balora.files import read_json
+from balora.loading import model_files
 from balora.loading.languages import set_answer_language, set_languages
 from balora.loading.source import Location, ModelSource, missing_directory
 from balora.models.multimodal import IMAGE_TEXT_CLASSES, MULTIMODAL_CLASSES
@@ -110,22 +109,26 @@ def fit_tokenizer(
 
 def load_config(source: ModelSource) -> PretrainedConfig:
     """Load a model's ``config.json``."""
-    directory = source.model.directory
-    if directory is not None and not (directory / "config.json").is_file():
-        hint = ""
-        if (directory / "adapter_config.json").is_file():
-            hint = " It holds an adapter. Give the model the adapter was made for."
-        elif (directory / "run.json").is_file():
-            hint = " It holds a run. Give the model that was trained, or what `balora export --to merged` makes of the run."
-        raise BALoraError(
-            f"The model folder {source.model.name} has no config.json, so it is not a transformers model.{hint}"
-        )
+    _check_config_file(source.model)
     try:
         return AutoConfig.from_pretrained(
             source.model.path, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a wrong value in config.json can raise any exception
         raise _loading_error(error, source.model, "model") from error
+
+
+def _check_config_file(model: Location) -> None:
+    """Refuse a local model without a usable config.json, and say what its folder holds instead."""
+    if model.directory is None:
+        return
+    path = model.directory / "config.json"
+    if not path.exists():
+        hint = model_files.describe_directory(model.directory)
+        raise BALoraError(f"The model folder {model.name} has no config.json, so it is not a transformers model.{hint}")
+    problem = model_files.config_problem(path)
+    if problem:
+        raise BALoraError(problem)
 
 
 def model_problems(source: ModelSource) -> list[str]:
@@ -138,7 +141,12 @@ def model_problems(source: ModelSource) -> list[str]:
         config = load_config(source)
     except BALoraError as error:
         return [str(error)]
-    found = (_architecture_problem(config, source), _weights_problem(source.model.directory, source))
+    directory = source.model.directory
+    found = (
+        _architecture_problem(config, source),
+        _weights_problem(directory, source, config),
+        model_files.json_problem(directory / "generation_config.json"),
+    )
     return [problem for problem in found if problem]
 
 
@@ -174,12 +182,17 @@ def _load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     if location.missing:
         raise BALoraError(missing_directory(location))
+    if location.key == "model":
+        _check_config_file(location)
     directory = location.directory
     if directory is not None and not any(p.name.startswith(_TOKENIZER_FILES) for p in directory.iterdir()):
         raise BALoraError(
             f"The folder {location.name} ({location.key}) has no tokenizer. Name a folder or hub id that has one "
             "(tokenizer: ...)."
         )
+    problem = model_files.tokenizer_problem(directory) if directory is not None else None
+    if problem:
+        raise BALoraError(problem)
     revision = source.revision if location.name == source.model.name else None
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -224,7 +237,20 @@ def _from_pretrained(source: ModelSource, config: PretrainedConfig, device: str 
             f"random, such as {random[0]}. Check that config.json belongs to these weights, and that the model was made "
             f"for task {source.task}."
         )
+    model_files.refuse_nonfinite_weights(model, source.model.name)
     return model.eval()
+
+
+def from_config(source: ModelSource, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """Build a model with random weights. Values of the config that no model can have raise `BALoraError`."""
+    try:
+        return auto_class(source.task, config).from_config(  # type: ignore[no-any-return]
+            config, dtype=dtype, trust_remote_code=source.trust_remote_code
+        )
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise _loading_error(error, source.model, "model") from error
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, target: bool = False) -> None:
@@ -248,6 +274,8 @@ def _loading_error(error: Exception, location: Location, what: str) -> BALoraErr
             "trust_remote_code: true; otherwise choose a model that transformers knows."
         )
     if location.directory is None:
+        if "gguf" in name.lower():
+            return BALoraError(f"{name} ({location.key}) is a repository {model_files.GGUF}")
         if unreachable(error):
             return BALoraError(
                 f"{name} ({location.key}) is no local folder, and as a hub id it could not be reached. Check the "
@@ -286,34 +314,28 @@ def _architecture_problem(config: PretrainedConfig, source: ModelSource) -> str 
     return None
 
 
-def _weights_problem(directory: Path, source: ModelSource) -> str | None:
+def _weights_problem(directory: Path, source: ModelSource, config: PretrainedConfig) -> str | None:
     """Return why a directory's weights cannot be loaded (missing, incomplete, damaged, in pickle form), or None."""
-    name, again = source.model.name, "Copy or download it again."
-    index = directory / "model.safetensors.index.json"
-    files = [directory / "model.safetensors"] if (directory / "model.safetensors").is_file() else []
-    if not files and index.is_file():
-        try:
-            files = [directory / shard for shard in sorted(set(read_json(index)["weight_map"].values()))]
-        except (BALoraError, KeyError, AttributeError) as error:
-            return f"{index} is broken ({type(error.__cause__ or error).__name__}). {again}"
+    name = source.model.name
+    try:
+        files = model_files.weight_files(directory)
+    except BALoraError as error:
+        return str(error)
+    if files:
+        return model_files.weights_problem(files, name) or model_files.layers_problem(config, files, name)
     others = sorted(path.name for path in directory.glob("*.safetensors"))
-    if not files and others:
+    if others:
         if any("-of-" in file for file in others):
-            return f"The weights of {name} lack {index.name}, which says which file has which tensor. {again}"
+            return (
+                f"The weights of {name} lack model.safetensors.index.json, which says which file has which tensor. "
+                f"{model_files.AGAIN}"
+            )
         return f"The folder {name} has {others[0]}, but transformers reads model.safetensors. Rename the file if it is the model."
-    if not files:
-        pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in directory.glob(pattern))
-        if not pickles:
-            return f"The model folder {name} has no weights (model.safetensors)."
-        if source.allow_pickle:
-            return None
-        return f"The weights of {name} are in pickle form ({pickles[0]}), which can run any code on loading. {_CONVERT_PICKLE}"
-    for file in files:
-        if not file.is_file():
-            return f"The weights of {name} are incomplete: {file.name} is missing. {again}"
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            return f"The weights file {file} is damaged ({error}). {again}"
-    return None
+    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in directory.glob(pattern))
+    if not pickles:
+        return f"The model folder {name} has no weights (model.safetensors).{model_files.describe_directory(directory)}"
+    if source.allow_pickle:
+        return None
+    return (
+        f"The weights of {name} are in pickle form ({pickles[0]}), which can run any code on loading. {_CONVERT_PICKLE}"
+    )

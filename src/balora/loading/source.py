@@ -90,7 +90,9 @@ def missing_directory(location: Location) -> str:
     name, key = location.name, location.key
     what = f"The model folder {name}" if key == "model" else f"The folder {name} ({key})"
     if location.directory.is_file():
-        return f"{what} is a file. Give the folder it is in."
+        from balora.loading.model_files import describe_file  # imports torch, which other messages do not need
+
+        return f"{what} {describe_file(location.directory)}"
     return f"{what} does not exist.{suggest_path(location.directory)}"
 
 

@@ -64,6 +64,8 @@ def _last_token(features_NTd: Tensor, inputs: Mapping[str, Any], model: nn.Modul
     """Return the features at the last position without padding, as transformers' decoder classifiers do."""
     pad = getattr(model.config, "pad_token_id", None)  # type: ignore[union-attr]
     tokens = inputs.get("input_ids")
+    if tokens is not None:  # without the virtual tokens that prompt tuning puts before the text
+        features_NTd = features_NTd[:, features_NTd.shape[1] - tokens.shape[1] :]
     if pad is None or tokens is None:
         return features_NTd[:, -1]
     positions = torch.arange(tokens.shape[-1], device=tokens.device)

@@ -8,6 +8,7 @@ from transformers import Trainer, TrainingArguments
 from balora.config.run_config import RunConfig
 from balora.errors import BALoraError, raise_all, suggest
 from balora.methods.optimizers import optimizer_problem
+from balora.training.argument_checks import late_problems
 from balora.training.metrics import SCORES
 
 DEFAULTS = {"logging_steps": 10, "report_to": ["tensorboard"], "weight_decay": 0.0, "logging_nan_inf_filter": False}
@@ -33,9 +34,11 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
     values = {**DEFAULTS, **copy.deepcopy(config.training), **fixed}
     try:
         arguments = TrainingArguments(**values)
-    except (ValueError, ImportError, RuntimeError) as error:
+    except Exception as error:  # any exception, because the values are the user's
         raise BALoraError(f"The training section cannot be used: {error}") from error
-    raise_all(_missing_requirements(arguments, config), "The training section cannot be used")
+    raise_all(
+        _missing_requirements(arguments, config) + late_problems(arguments), "The training section cannot be used"
+    )
     return arguments
 
 

@@ -18,7 +18,8 @@ from balora.losses.generation import fused_loss
 from balora.losses.reference import reference_loss
 from balora.models.adapted_model import base_model_of
 from balora.models.fsdp import is_sharded
-from balora.models.hidden_states import HiddenStateExtractor, valid_targets
+from balora.models.hidden_states import HiddenStateExtractor, valid_targets, without_virtual_tokens
+from balora.models.router_loss import router_loss
 from balora.objective import Objective
 from balora.teacher.cache import TeacherCache
 from balora.teacher.pretrained import PretrainedTeacher
@@ -167,7 +168,7 @@ class GenerationStep(TrainStep):
         """Return the student's outputs at the valid tokens for the loss, and the model's outputs."""
         if not fused:
             outputs = model(**inputs)
-            return Logits(outputs.logits[mask_BT]), outputs
+            return Logits(without_virtual_tokens(outputs.logits, mask_BT)[mask_BT]), outputs
         head = self.headless.head()
         assert head is not None
         use_basis = self.objective.config.spectral > 0 and not self.head_learns() and head.softcap is None
@@ -175,7 +176,7 @@ class GenerationStep(TrainStep):
             # Factor the frozen head once, before the forward: afterwards the activations need the memory.
             self._basis = SpectralBasis.from_head(head.weight_VD, head.bias_V)
         hidden_BTd, outputs = self.headless.hidden_states(model, inputs)
-        hidden_Md = hidden_BTd[mask_BT].to(head.weight_VD.dtype)
+        hidden_Md = without_virtual_tokens(hidden_BTd, mask_BT)[mask_BT].to(head.weight_VD.dtype)
         return HiddenStates(hidden_Md, head, self._basis if use_basis else None), outputs
 
     def _teacher_outputs(
@@ -204,6 +205,7 @@ class GenerationStep(TrainStep):
                 hidden_BTd, _ = self.headless.hidden_states(model, selected)
                 head = self.headless.head()
                 assert head is not None
+                hidden_BTd = without_virtual_tokens(hidden_BTd, selected_BT)
                 outputs_Md = hidden_BTd[selected_BT].to(head.weight_VD.dtype)
                 # Detached from the parameter, which gets the student's values back after this block.
                 head = head.detach() if self.head_learns() else None
@@ -211,7 +213,7 @@ class GenerationStep(TrainStep):
                     bias_V = None if head.bias_V is None else head.bias_V.clone()
                     head = dataclasses.replace(head, weight_VD=head.weight_VD.clone(), bias_V=bias_V)
             else:
-                outputs_Md = model(**selected).logits[selected_BT]
+                outputs_Md = without_virtual_tokens(model(**selected).logits, selected_BT)[selected_BT]
         mask_M = mask.over_tokens(mask_BT)
         if mask_M is not None:
             zeros_Md = outputs_Md.new_zeros(len(mask_M), outputs_Md.shape[1])
@@ -246,8 +248,5 @@ class GenerationStep(TrainStep):
 
     def _with_router_loss(self, parts: LossParts, outputs: Any, share: float) -> LossParts:
         """Add the load-balancing loss of a mixture-of-experts model if its config asks for it (output_router_logits)."""
-        router = getattr(outputs, "aux_loss", None)
-        config = self.model.config.get_text_config()  # type: ignore[union-attr, operator]
-        if router is None or not getattr(config, "output_router_logits", False):
-            return parts
-        return dataclasses.replace(parts, loss=parts.loss + config.router_aux_loss_coef * share * router)
+        router = router_loss(self.model, outputs)
+        return parts if router is None else dataclasses.replace(parts, loss=parts.loss + share * router)

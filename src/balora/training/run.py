@@ -200,9 +200,9 @@ def prepare(
 def adapter_arguments(config: RunConfig) -> dict[str, Any]:
     """Return the arguments of `balora.adapt` that all methods have."""
     method = config.method
-    targets = method.target_modules if isinstance(method.target_modules, str) else list(method.target_modules)
-    values = {name: getattr(method, name) for name in ("rank", "alpha", "dropout")}
-    return {**values, "target_modules": targets, "seed": config.seed}
+    values = {name: getattr(method, name) for name in ("rank", "alpha", "dropout", "target_modules", "exclude_modules")}
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return {**values, "seed": config.seed}
 
 
 def calibration_rows(rows: Dataset, collator: Callable[..., Any], seed: int, count: int) -> list[dict[str, Tensor]]:

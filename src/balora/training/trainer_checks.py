@@ -24,6 +24,11 @@ NO_TARGET = (
     "No training row has a target: every label is -100, which means that it is ignored, so nothing would be learnt. Check how "
     "the labels are masked, and whether the responses are cut off."
 )
+NO_GRADIENT = (
+    "The loss has no gradient, so nothing would be learnt: no trainable tensor takes part in the model's logits. If the model "
+    "computes the gradients of its layers by itself (Reformer, reentrant checkpointing), call "
+    "model.enable_input_require_grads() before training."
+)
 _DDP = "train with one unsharded model per process (plain `accelerate launch` or `torchrun`)"
 
 
@@ -161,7 +166,15 @@ def refuse_inactive_adapters(model: nn.Module) -> None:
 
 
 def warn_about_trained_adapter(model: nn.Module) -> None:
-    """Warn if `balora.adapt` did not make the adapter and it may have been trained: the teacher includes that training."""
+    """Warn if `balora.adapt` did not make the adapter and the teacher may not be the pre-trained model."""
+    config = getattr(model, "active_peft_config", None)
+    if config is not None and config.is_prompt_learning:
+        logger.warning(
+            "The adapter is %s, whose virtual tokens change the model from the start. The teacher is the model with the initial "
+            "virtual tokens, so the consistency term keeps the student close to that model, not to the pre-trained one.",
+            config.peft_type.value,
+        )
+        return
     if any(".lora_B." in name and parameter.any() for name, parameter in model.named_parameters()):
         logger.warning(
             "The adapter was not made by balora.adapt and its B is not 0, so the teacher is the model as it is now. If the "
