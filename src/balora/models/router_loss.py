@@ -48,7 +48,8 @@ def _encoder_decoder_loss(base: Any, outputs: Any, name: str) -> Tensor | None:
 
 
 def _coefficient(base: Any, configs: list[Any], name: str) -> float:
-    for owner in (base, *configs):
+    # The config first: trl writes its argument there, after the model has copied the value.
+    for owner in (*configs, base):
         for key in _COEFFICIENTS:
             value = getattr(owner, key, None)
             if isinstance(value, int | float):
