@@ -61,6 +61,7 @@ class ModelDescription:
     rank: int | None = None  # rank of the exported LoRA
     comparison: str | None = None  # result of the comparison with the trained model
     quantization_note: str | None = None
+    scale: float = 1.0  # a in W + a·ΔW
     quantization: BitsAndBytesConfig | None = None
     """Quantization with which the LoRA's base must be loaded."""
 
@@ -137,6 +138,10 @@ def _summary(config: RunConfig | None, model: ModelDescription, form: Form, adap
         ("Classes", ", ".join(f"{i} = {name}" for i, name in enumerate(model.labels or ()))),
         ("Adapter", settings),
         ("In this folder", content),
+        (
+            "Scale of the change",
+            model.scale != 1 and f"{model.scale:g}: W + {model.scale:g} · ΔW, ΔW the change by training",
+        ),
         ("Compared with the trained model", model.comparison),
         ("Trained in few bits", model.quantization_note),
     )

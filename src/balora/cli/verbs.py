@@ -55,6 +55,9 @@ def export(
         str, typer.Option(help="lora: a plain LoRA for the original model; merged: a plain transformers model.")
     ],
     output: Annotated[Path, typer.Option(help="Folder to write; it must be new or empty.")],
+    scale: Annotated[
+        float, typer.Option(help="Part a of the change to export, W + a·ΔW; below 1 less is forgotten and less learnt.")
+    ] = 1.0,
 ) -> None:
     """Write the trained model of RUN in a form that works without balora, and compare it with the trained model."""
     if to not in ("lora", "merged"):
@@ -64,7 +67,7 @@ def export(
     from balora.exporting.export import Form
     from balora.exporting.export import export as write
 
-    typer.echo(write(run, to=cast(Form, to), output=output).describe())
+    typer.echo(write(run, to=cast(Form, to), output=output, scale=scale).describe())
 
 
 def report(

@@ -1,6 +1,7 @@
 """Options of an evaluation, checked on construction."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
@@ -64,6 +65,8 @@ class EvaluationOptions:
     """Device such as cpu or cuda:1. Default: a GPU if there is one."""
     dtype: str | None = None
     """Dtype of the weights: float32, bfloat16, float16 or auto. Default: the run's, else the stored one."""
+    scale: float = 1.0
+    """Part a of a run's change to evaluate: W + a·ΔW."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     trust_remote_code: bool = False
@@ -102,6 +105,8 @@ class EvaluationOptions:
             )
         if self.code_timeout <= 0:
             raise BALoraError(f"code_timeout must be above 0, not {self.code_timeout:g}.")
+        if isinstance(self.scale, bool) or not math.isfinite(self.scale):
+            raise BALoraError(f"scale must be a finite number, not {self.scale!r}.")
         if self.dtype not in (None, "auto", "float32", "bfloat16", "float16"):
             raise BALoraError(f"dtype must be float32, bfloat16, float16 or auto, not {self.dtype!r}.")
         if self.engine not in ("transformers", "vllm"):
