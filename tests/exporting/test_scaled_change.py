@@ -15,7 +15,8 @@ from balora.evaluation.model_under_test import ModelUnderTest
 from balora.evaluation.options import EvaluationOptions
 from balora.loading.trained import load, load_untrained
 from balora.methods.initial_state import stored_parameters
-from balora.methods.scaling import scale_notice, scaled_change
+from balora.methods.scale import scale_notice
+from balora.methods.scaling import scaled_change
 from export_cases import MAKERS, trained
 from tiny import tiny_bert, tiny_llama
 from trained_runs import TrainedRun, batch, logits, trained_run

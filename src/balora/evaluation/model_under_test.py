@@ -23,7 +23,7 @@ from balora.loading.pretrained import load_config, load_model, load_target_token
 from balora.loading.source import Location, ModelSource
 from balora.loading.trained import SavedModel, find_saved, load
 from balora.logging_control import quiet
-from balora.methods.scaling import check_scale
+from balora.methods.scale import check_scale
 
 REFERENCE = "reference"
 """Name of the data's reference answers as a model under test. Their scores show whether the scoring can be trusted."""
@@ -107,7 +107,7 @@ class ModelUnderTest:
             folder = (self.saved.run or self.saved.folder) / "evaluation"
             if self.saved.folder.name.startswith("checkpoint-"):
                 folder /= self.saved.folder.name
-            return folder if self.options.scale == 1 else folder / f"scale-{self.options.scale:g}"
+            return folder if self.options.scale == 1 else folder / f"scale-{float(self.options.scale)!r}"
         local = Location(self.name).directory is not None
         return Path("evaluation") / (Path(self.name).name if local else self.name.replace("/", "--"))
 

@@ -31,7 +31,8 @@ from balora.logging_control import quiet
 from balora.methods import METHODS, Method
 from balora.methods.initial_state import initial_state_of
 from balora.methods.layers.peft_lora import lora_layers
-from balora.methods.scaling import check_scale, scale_change, scale_notice, scale_other_tensors
+from balora.methods.scale import check_scale, scale_notice
+from balora.methods.scaling import scale_change, scale_other_tensors
 from balora.teacher.pretrained import PretrainedTeacher
 from balora.training.train_step import infer_task
 

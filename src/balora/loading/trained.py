@@ -24,7 +24,8 @@ from balora.loading.source import Location, ModelSource
 from balora.logging_control import quiet
 from balora.methods import Method, adapt, find_method, load_trainable
 from balora.methods.initial_state import RESIDUAL_ADAPTER_MARKER, trainable_parameters
-from balora.methods.scaling import check_scale, scale_change, scale_notice
+from balora.methods.scale import check_scale, scale_notice
+from balora.methods.scaling import scale_change
 from balora.models.adapted_model import ADAPTER
 
 logger = logging.getLogger("balora")

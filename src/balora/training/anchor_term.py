@@ -76,7 +76,7 @@ class AnchorTerm:
 
     def cache_teacher(self) -> None:
         """Run the pre-trained model once over all anchors, unless ``teacher_cache`` is off."""
-        if self.teacher is not None or self.anchors.teacher_cache == "off":
+        if self.teacher is not None or self.anchors.teacher_cache == "off" or self.anchors.measure_only:
             return
         self.teacher = AnchorTeacher(
             lambda rows: self._online(self.step.model, rows),
@@ -105,7 +105,7 @@ class AnchorTerm:
 
     def observe(self, step: int, term: Tensor, mean_over_processes: Callable[[Tensor], Tensor]) -> None:
         """Take one micro-batch's part of the term; with a budget, the weight follows the mean over a window of steps."""
-        if self.anchors.budget is None:
+        if self.anchors.budget is None or self.anchors.measure_only:
             return
         if self._seen and step // WINDOW != self._seen[0][0] // WINDOW:
             steps = len({at for at, _ in self._seen})
@@ -145,6 +145,7 @@ class AnchorTerm:
             "held_out": len(self.rows.held_out),
             "per_step": self.per_step,
             "teacher": kept or "online",
+            **({"measure_only": True} if self.anchors.measure_only else {}),
         }
 
     def _step_factor(self, step: int) -> float:

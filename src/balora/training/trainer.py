@@ -7,6 +7,7 @@ everything else: optimizer, learning-rate schedule, precision, devices, evaluati
 import contextlib
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,6 +96,8 @@ class RegularizedTrainerMixin(SavingMixin):
         self.loss_meter = LossMeter(self.task)
         self.anchors = anchors
         self.anchor_term: AnchorTerm | None = None
+        self.anchor_store: Path | None = None
+        """Directory of generated anchors that several runs share; None for none."""
         self.loss_is_scaled_for_ga = True  # by num_items and share, see compute_loss
         self._initial_state_checked = False
         initial_state = initial_state_of(model)
@@ -131,17 +134,20 @@ class RegularizedTrainerMixin(SavingMixin):
             self.anchor_term = make_anchor_term(self, self.anchors)
         result = super().train(*args, **kwargs)
         if self.anchor_term is not None:
-            drift = self.anchor_term.drift(self.model)
-            found = {"anchor_drift": drift, "anchor_final_weight": self.anchor_term.weight.value}
-            if self.anchors is not None and self.anchors.budget is not None:
-                found["anchor_budget"] = self.anchors.budget
+            anchors = self.anchor_term.anchors
+            found = {"anchor_drift": self.anchor_term.drift(self.model)}
+            if not anchors.measure_only:
+                found["anchor_final_weight"] = self.anchor_term.weight.value
+                if anchors.budget is not None:
+                    found["anchor_budget"] = anchors.budget
             result.metrics.update(found)
             self.log(found)
         return result
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """Run the anchors' forward and backward, then the Trainer's step; return the sum of both losses."""
-        held = self._hold_anchors(model) if self.anchor_term is not None else None
+        holds = self.anchor_term is not None and not self.anchor_term.anchors.measure_only
+        held = self._hold_anchors(model) if holds else None
         loss: Tensor = super().training_step(model, *args, **kwargs)
         return loss if held is None else loss + held
 

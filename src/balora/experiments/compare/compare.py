@@ -148,28 +148,38 @@ def _start_runs(
     if evaluation is not None:
         plan_file = directory / "evaluation.json"
         write_text(plan_file, json.dumps(evaluation.to_dict(), indent=1) + "\n")
-    tasks: dict[Task, Cell] = {}
-    for cell in cells:
-        task = Task(directory / "configs" / f"{cell.name}.yaml", directory / "logs" / f"{cell.name}.log", plan_file)
+    tasks: dict[Task, list[Cell]] = {}
+    for members in _by_run(cells):
+        cell, name = members[0], members[0].run_directory.name
+        task = Task(directory / "configs" / f"{name}.yaml", directory / "logs" / f"{name}.log", plan_file)
         for path in (task.config, task.log):
             path.parent.mkdir(parents=True, exist_ok=True)
         write_text(task.config, cell.config.dump_yaml())
+        write_text(task.scales, json.dumps({"scales": [member.scale for member in members]}) + "\n")
         task.log.unlink(missing_ok=True)
-        tasks[task] = cell
+        tasks[task] = members
     start_times: dict[Task, float] = {}
     durations: list[float] = []
 
     def started(task: Task) -> None:
         start_times[task] = time.monotonic()
-        say(f"[{len(start_times)}/{len(tasks)}] {tasks[task].title} ...")
+        say(f"[{len(start_times)}/{len(tasks)}] {tasks[task][0].run_title} ...")
 
     for task, status in engine(list(tasks), started):
-        cell = tasks[task]
         durations.append(time.monotonic() - start_times[task])
         left = statistics.fmean(durations) * (len(tasks) - len(durations)) / min(engine.jobs or 1, len(tasks))
         reason = None if status == 0 else failure_reason(task.log, status)
-        say(f"      {cell.title}: {_outcome(read_row(cell, reason or NOT_RUN, evaluation))}{_time_left(left)}")
-        yield cell, reason
+        for cell in tasks[task]:
+            say(f"      {cell.title}: {_outcome(read_row(cell, reason or NOT_RUN, evaluation))}{_time_left(left)}")
+            yield cell, reason
+
+
+def _by_run(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Group the cells that need the same training."""
+    groups: dict[Path, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.run_directory, []).append(cell)
+    return list(groups.values())
 
 
 def _outcome(row: Row) -> str:
