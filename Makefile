@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM = false
 
 BENCH = OMP_NUM_THREADS=$$(nproc) $(BIN)/python benchmarks
 
-.PHONY: bench bench-gpu bench-report help quickstart test test-slow check lint format-check types layers doctest docs docs-serve package pretrain format clean
+.PHONY: bench bench-gpu bench-gpu-session bench-report help quickstart test test-slow check lint format-check types layers doctest docs docs-serve package pretrain format clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -91,7 +91,10 @@ bench: $(VENV)/.run  ## all benchmarks of a CPU, on all its cores: twenty minute
 bench-gpu: $(VENV)/.run  ## those of a GPU, under 8 minutes
 	$(BENCH)/gpu.py
 
-bench-report: $(VENV)/.run  ## tables and plots of docs/explanation/cost.md from the rows
+bench-gpu-session: $(VENV)/.run  ## everything that needs a GPU, ten minutes: make bench-gpu-session MODEL=folder DATA=folder
+	$(BENCH)/gpu_session.py --model $(MODEL) --data $(DATA)
+
+bench-report: $(VENV)/.run  ## tables and plots of the cost and GPU pages from the rows
 	$(BIN)/python benchmarks/report.py
 
 format: $(VENV)/.dev  ## put it into form

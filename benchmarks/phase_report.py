@@ -54,20 +54,21 @@ def loss_table(rows: Sequence[Row]) -> str:
             "a kernel could win at most"]  # fmt: skip
     lines, notes = [_line(head), _line(["---"] * len(head))], []
     for row in rows:
-        ms = {name: f"{1000 * found['median']:.2f}" for name, found in row["seconds"].items()}
+        name = f"{row['shape']['name']}, {row['spectrum']} spectrum" if "spectrum" in row else row["shape"]["name"]
+        ms = {part: f"{1000 * found['median']:.2f}" for part, found in row["seconds"].items()}
         triton = row.get("triton") or {}
         if "failed" in triton:
-            notes.append(f"{row['shape']['name']}: the Triton form did not run. {triton['failed']}")
-        wins = {name: found["median"] for name, found in triton.get("torch_over_triton", {}).items()}
-        cells = [row["shape"]["name"]]
-        for name in ("all", "tokens"):
-            cells += [ms[name], ms.get(f"{name}, triton", "–"), f"{wins[name]:.2f} ×" if wins else "–"]
+            notes.append(f"{name}: the Triton form did not run. {triton['failed']}")
+        wins = {part: found["median"] for part, found in triton.get("torch_over_triton", {}).items()}
+        cells = [name]
+        for part in ("all", "tokens"):
+            cells += [ms[part], ms.get(f"{part}, triton", "–"), f"{wins[part]:.2f} ×" if wins else "–"]
         if wins:
             cells[3] += ", reached" if wins["all"] >= WORTH else ", **missed**"
             off, launches = triton["differences"], triton["launches"]
             best = min(launches, key=launches.__getitem__)
             notes.append(
-                f"{row['shape']['name']}: the loss differs by {off['loss']:.0e} of itself, the gradient by {off['gradient']:.0e}; "
+                f"{name}: the loss differs by {off['loss']:.0e} of itself, the gradient by {off['gradient']:.0e}; "
                 f"the fastest of {len(launches)} lanes / warps to a row was {best}, {1000 * launches[best]:.2f} ms."
             )
         cells += [ms["products"], f"{row['product_tflops']:.0f}", f"{row['most_a_kernel_could_win']:.2f} ×"]

@@ -1,4 +1,4 @@
-"""Write the tables and plots of docs/explanation/cost.md from the rows that there are: `make bench-report`."""
+"""Write the tables and plots of docs/explanation/cost.md and docs/results/gpu.md from the rows: `make bench-report`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from typing import Any
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+import session_report
 from phase_report import counted_table, loss_table, phases_table
 from result_rows import read
 from shapes import LLAMA_7B, MAIN, WIDE
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "explanation" / "cost.md"
+GPU_PAGE = ROOT / "docs" / "results" / "gpu.md"
+COST = ("step_time", "phases", "memory", "sweep", "classification", "pissa_start", "counted", "gpu")
+SESSION = ("real_run", "cuda_only", "pack")
 ASSETS = ROOT / "docs" / "assets"
 NAMES = {
     "stock": "PiSSA in stock peft and transformers",
@@ -25,6 +29,7 @@ NAMES = {
     "offloaded": "balora, teacher at every step, its values in host memory",
     "cached": "balora, teacher cached",
     "off": "balora, regularizers off",
+    "anchored": "balora, regularizers off, anchored",
     "forward": "one forward of the stock model, no gradient",
     "reference": "a plain reading of BA-LoRA",
 }
@@ -36,7 +41,6 @@ Row = dict[str, Any]
 
 def main() -> None:
     """Fill in every table and draw every plot."""
-    text = PAGE.read_text()
     tables = {
         "targets": targets(),
         "steps": steps(),
@@ -46,17 +50,33 @@ def main() -> None:
         "counted": counted_table(read("counted"), NAMES),
         "phases": phases_table(read("phases"), NAMES),
         "loss": loss_table(_of("gpu", "loss")),
-        "machine": machine(),
+        "machine": machine(COST),
     }
+    _fill(PAGE, tables)
+    real, only, pack = map(read, SESSION)
+    tables = {
+        "real": session_report.real_table(real),
+        "cuda_only": session_report.cuda_only_table(only),
+        "frontier": session_report.frontier_table(pack),
+        "comparisons": session_report.comparisons_table(pack),
+        "machine": machine(SESSION),
+    }
+    _fill(GPU_PAGE, tables)
+    ASSETS.mkdir(exist_ok=True)
+    plots = (("cost-sweep", "sweep", sweep_plot), ("cost-variants", "step_time", variants_plot),
+             ("gpu-frontier", "pack", lambda: session_report.frontier_plot(pack)))  # fmt: skip
+    for name, rows, draw in plots:
+        _save(draw() if read(rows) else _empty(rows), f"{name}.svg")
+
+
+def _fill(page: Path, tables: dict[str, str]) -> None:
+    """Put each table between its marks."""
+    text = page.read_text()
     for name, table in tables.items():
         mark = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        assert mark.search(text), f"docs/explanation/cost.md has no place for {name}"
+        assert mark.search(text), f"{page.name} has no place for {name}"
         text = mark.sub(lambda found, table=table: f"{found[1]}\n{table}\n\n{found[2]}", text)
-    PAGE.write_text(text)
-    ASSETS.mkdir(exist_ok=True)
-    for name, rows, draw in (("sweep", "sweep", sweep_plot), ("variants", "step_time", variants_plot)):
-        figure = draw() if read(rows) else _empty(rows)
-        _save(figure, f"cost-{name}.svg")
+    page.write_text(text)
 
 
 def targets() -> str:
@@ -82,6 +102,8 @@ def targets() -> str:
         (PEAK, "≤ 1.00", _gpu_peak("online")),
         (PEAK_OFFLOADED, "≤ 1.00", _gpu_peak("offloaded")),
         ("and its time over (stock + one forward)", "≤ 1.05", _over_floor("offloaded")),
+        ("CUDA, 7B shape: anchored / without, a quarter of the task's tokens", "≤ 1.29", _anchored("over_off")),
+        ("its peak memory / without", "≤ 1.02", _anchored("peak_over_off")),
         ("PiSSA start, 7B shape, CUDA, seconds", "≤ 30", _start_seconds()),
     ]
     counted = {what: worst for what, name in COUNTED.items() if (worst := _counted(name)) is not None}
@@ -158,18 +180,21 @@ def gpu() -> str:
     lines.append("|---|---|---|---|---|---|---|")
     for r in rows:
         shape = r["shape"]
-        peak = peaks[(r["above"], shape["name"], shape["checkpointing"])]["peak_mib"]
+        peak = peaks[(r["above"], shape["name"], shape["checkpointing"])].get("peak_mib")
+        floor = f"{r['over_floor']['median']:.2f}" if "over_floor" in r else "–"
         lines.append(
             f"| {shape['name']} | {'yes' if shape['checkpointing'] else 'no'} | {NAMES[r['above']]} | {r['ratio']['median']:.2f} | "
-            f"{r['over_floor']['median']:.2f} | {(peak or 0) / 1024:.1f} | {r['peak_ratio'] or 0:.3f} |"
+            f"{floor} | {(peak or 0) / 1024:.1f} | {r['peak_ratio'] or 0:.3f} |"
         )
+    failed = [r for r in read("gpu") if r["status"] != "ok"]
+    lines += [f"\n{r.get('variant', r.get('part', r['kind']))}: {r['status']}" for r in failed]
     return "\n".join(lines)
 
 
-def machine() -> str:
+def machine(names: Iterable[str]) -> str:
     """Return machine, versions and commit of each script's rows."""
     lines = []
-    for name in ("step_time", "phases", "memory", "sweep", "classification", "pissa_start", "counted", "gpu"):
+    for name in names:
         rows = read(name)
         if rows:
             row = rows[-1]
@@ -257,8 +282,13 @@ def _gpu_rows(variant: str) -> Iterable[Row]:
 
 
 def _over_floor(variant: str) -> float | None:
-    found = [row["over_floor"]["median"] for row in _gpu_rows(variant)]
+    found = [row["over_floor"]["median"] for row in _gpu_rows(variant) if "over_floor" in row]
     return max(found) if found else None
+
+
+def _anchored(key: str) -> float | None:
+    found = [row[key] for row in _gpu_rows("anchored") if row.get(key)]
+    return max((value["median"] if isinstance(value, dict) else value for value in found), default=None)
 
 
 def _gpu_peak(variant: str) -> float | None:

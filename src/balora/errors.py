@@ -1,15 +1,52 @@
 """The error that users see, and the hint for a misspelt name."""
 
 import difflib
-from collections.abc import Iterable
+import os
+import re
+import signal
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+_PASSWORD_IN_URL = re.compile(
+    r"(?<=://)[^/?#\s@]*:[^\s@]*(?=@)"
+    r"|(?<=[?&])(?:(?:access_|auth_|api_?)?(?:token|key)|password|passwd|secret|sig|signature|x-amz-[a-z-]+)=[^&#\s'\"]+",
+    re.I,
+)
+_CLOSE = 0.7
+"""Least similarity of a name that is suggested, from 0 to 1. Below it a suggestion would mislead."""
+_TIE = 0.05
+"""Difference of similarity that does not count."""
 
 
 class BALoraError(ValueError):
-    """A mistake by the user; the message says what is wrong, where, and what to do.
+    """A mistake by the user; the message says what is wrong, where, and what to do. Passwords in URLs are left out.
 
     The command prints the message and exits with status 2. It is never raised for a fault of balora itself.
     """
+
+    def __init__(self, message: str = "", problems: Iterable[str] = ()) -> None:
+        super().__init__(hide_passwords(message))
+        self.problems = tuple(problems) or (str(self),)
+        """The single problems that the message lists."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended the work; the message says what is saved and how to continue."""
+
+    def __init__(self, message: str = "", signal_number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.exit_status = 128 + signal_number
+        """Exit status of the command: 130 for Ctrl-C, 143 for SIGTERM."""
+
+
+def hide_passwords(text: str) -> str:
+    """Replace passwords and tokens in URLs by ``***``.
+
+    Example:
+        >>> hide_passwords("https://me:secret@host/rows.jsonl?token=abc and a:b@c")
+        'https://***@host/rows.jsonl?*** and a:b@c'
+    """
+    return _PASSWORD_IN_URL.sub("***", text)
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -26,8 +63,45 @@ def suggest(word: str, known: Iterable[str]) -> str:
         >>> suggest("consistancy", ["consistency", "diversity"])
         " Did you mean 'consistency'?"
     """
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
+    nearest = _nearest(word, list(known))
+    return f" Did you mean {nearest!r}?" if nearest is not None else ""
+
+
+def _nearest(word: str, known: Sequence[str]) -> str | None:
+    """Return the known name that is close to a word, or None."""
+    given = _comparable(word)
+    ratios = {name: _similarity(_comparable(name), given) for name in known}
+    close = [name for name, ratio in ratios.items() if ratio >= max(_CLOSE, max(ratios.values()) - _TIE)]
+    # Of about equally near names take the one with the same beginning, and of those the shortest: loraa is lora, not loraga.
+    return min(close, key=lambda name: (-_common_start(_comparable(name), given), len(name)), default=None)
+
+
+def _similarity(a: str, b: str) -> float:
+    """Return how alike two texts are, from 0 to 1. The same letters in another order are a slip: rnu for run."""
+    ratio = difflib.SequenceMatcher(None, a, b).ratio()
+    return max(ratio, 1 - _TIE) if len(a) > 2 and sorted(a) == sorted(b) else ratio
+
+
+def _common_start(a: str, b: str) -> int:
+    """Count the characters with which both texts begin."""
+    return len(os.path.commonprefix([a, b]))  # noqa: RUF071 - names, not paths
+
+
+def _comparable(name: str) -> str:
+    """Write a name without what is often written in another way: BA-LoRA, lora_plus, LoRA+, CorDA++."""
+    plain = name.lower().replace("++", "pp").replace("+", "plus")
+    return plain.replace("-", "").replace("_", "").replace(" ", "")
+
+
+def shown(value: object) -> str:
+    """Write a wrong value for a message, cut after about a hundred characters.
+
+    Example:
+        >>> shown("x"), len(shown(list(range(1000))))
+        ("'x'", 101)
+    """
+    text = repr(value)
+    return text if len(text) <= 101 else f"{text[:100]}…"
 
 
 def suggest_path(path: Path, pattern: str = "*") -> str:
@@ -40,7 +114,10 @@ def suggest_path(path: Path, pattern: str = "*") -> str:
     Returns:
         As `suggest`.
     """
-    return suggest(path.name, [sibling.name for sibling in path.parent.glob(pattern)])
+    names = [sibling.name for sibling in path.parent.glob(pattern)]
+    stems = {Path(name).stem: name for name in names}
+    stem = _nearest(path.stem, list(stems))
+    return suggest(path.name, names) or (f" Did you mean {stems[stem]!r}?" if stem is not None else "")
 
 
 def raise_all(problems: list[str], heading: str) -> None:
@@ -53,4 +130,5 @@ def raise_all(problems: list[str], heading: str) -> None:
     if len(problems) == 1:
         raise BALoraError(problems[0])
     if problems:
-        raise BALoraError(f"{heading}: {len(problems)} problems.\n" + "\n".join(f"  - {p}" for p in problems))
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        raise BALoraError(f"{heading}: {len(problems)} problems.\n{lines}", problems)

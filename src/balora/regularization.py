@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
-from balora.errors import raise_all, suggest
+from balora.errors import raise_all, shown, suggest
 from balora.schedules import SCHEDULES
 
 _CHOICES = {
@@ -24,16 +25,23 @@ _CHOICES = {
     "task_loss": ("nll", "dft"),
     "consistency_tokens": ("all", "non_target"),
 }
+_LARGEST = 2**31 - 1
 WEIGHTS = ("consistency", "diversity", "spectral", "variance")
 Requirement = tuple[str, Callable[[Any], bool]]
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def _at_least(least: int) -> Requirement:
-    return f"a whole number of at least {least}", lambda value: type(value) is int and value >= least
+    return f"a whole number of at least {least}", lambda value: type(value) is int and least <= value <= _LARGEST
+
+
+def _one_of(known: Collection[str]) -> Requirement:
+    return f"one of {', '.join(known)}", lambda value: isinstance(value, str) and value in known
 
 
 _FRACTION: Requirement = ("a fraction of training, from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
@@ -46,7 +54,7 @@ _REQUIREMENTS: dict[str, Requirement] = {
     "consistency_fraction": ("above 0 and at most 1", lambda value: _is_number(value) and 0 < value <= 1),
     "focus_warmup": _FRACTION,
     "focus_ramp": _FRACTION,
-    **{name: (f"one of {', '.join(known)}", known.__contains__) for name, known in _CHOICES.items()},
+    **{name: _one_of(known) for name, known in _CHOICES.items()},
 }
 """Requirement of each field, in words and as a test."""
 
@@ -122,8 +130,12 @@ class RegularizationConfig:
         for name, (requirement, fits) in _REQUIREMENTS.items():
             value = getattr(self, name)
             if not fits(value):
-                hint = suggest(str(value), _CHOICES.get(name, ()))
-                problems.append(f"regularization.{name} must be {requirement}, not {value!r}.{hint}")
+                hint = suggest(str(value), _CHOICES.get(name, ())) if isinstance(value, str) else ""
+                requirement = f"at most {_LARGEST:,}" if type(value) is int and value > _LARGEST else requirement
+                requirement = (
+                    "a finite number" if isinstance(value, float) and not math.isfinite(value) else requirement
+                )
+                problems.append(f"regularization.{name} must be {requirement}, not {shown(value)}.{hint}")
         raise_all(problems, "The regularization settings cannot be used")
 
     @classmethod

@@ -295,7 +295,7 @@ def test_weights_without_optimizer_can_be_read_but_not_resumed(tmp_path):
 def test_a_broken_or_missing_manifest_is_refused(folder):
     manifest = folder / "checkpoint-4" / ckpt.MANIFEST
     manifest.write_text(manifest.read_text()[:50])
-    with pytest.raises(BALoraError, match=rf"{manifest} is missing or damaged"):
+    with pytest.raises(BALoraError, match=rf"{manifest} is (missing|damaged)"):
         resume(folder)
     manifest.unlink()
     with pytest.raises(BALoraError, match=r"checkpoint-4 is not a checkpoint that balora wrote"):
@@ -554,5 +554,5 @@ def test_damaged_tensors_are_refused_by_name(tmp_path):
     for content in (None, b"", b"nonsense" * 20):
         if content is not None:
             path.write_bytes(content)
-        with pytest.raises(BALoraError, match=f"{path} is missing or damaged"):
+        with pytest.raises(BALoraError, match=f"{path} is (missing|damaged)"):
             ckpt.read_tensors(path)

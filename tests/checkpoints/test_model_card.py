@@ -209,3 +209,40 @@ def test_a_model_without_a_config_has_a_shorter_card() -> None:
     assert "a LoRA of rank 8 on the untouched base model" in card and "largest logit difference 1e-06" in card
     assert "## Data" not in card and "## Training" not in card
     assert "base_model" not in front(card)
+
+
+HOSTILE = [
+    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "[free](https://evil.example)", "https://evil.example/x",
+    "www.evil.example", "![x](https://evil.example/p.png)", "a | b", "**bold** _it_ `code`", "new\nline | # head",
+    "me@evil.example", "&lt;b&gt;", "back\\slash*",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_from_data_or_config_are_shown_as_they_are(name: str) -> None:
+    """Render the card as the hub does, and look for anything but the text of the name."""
+    from markdown_it import MarkdownIt
+
+    labels = [name, "other"]
+    data = {"train": "train.tsv", "text": name, "label": "label", "labels": labels, "split": f"train{name}"}
+    config = settings(
+        **{**CLASSES, "data": data}, revision=name, training={"run_name": name, "lr_scheduler_kwargs": {"a": name}}
+    )
+    card = model_card(config, {name: 0.5}, {**PROVENANCE, "hardware": {"device": name}})
+    body = card.split("---\n", 2)[2]
+    page = MarkdownIt("commonmark").enable("table").render(body)
+    shown = re.sub(r"<code.*?</code>", "", page, flags=re.DOTALL)
+    assert not re.search(r"<(script|img|a|b|strong|em|h1)\b", shown.split("</h1>")[1]), shown
+    source = re.sub(r"```.*?```|(`+)[^\n]*?\1", "", body, flags=re.DOTALL)
+    assert not re.search(r"://|www\.|(?<!&)@", source), "viewers make links of addresses, but not of entities"
+    rows = [re.sub(r"`+.*?`+", "", line) for line in body.splitlines() if line.startswith("| ")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} <= {3, 5}, "no name adds a column"
+
+
+def test_a_models_name_and_code_are_escaped(tmp_path: Path) -> None:
+    folder = tmp_path / "<b>m`o`del"
+    folder.mkdir()
+    card = model_card(settings(model=str(folder), revision='a"); import os #'), {}, {}, form="lora")
+    assert "\n# &lt;b&gt;m\\`o\\`del, fine-tuned" in card
+    assert "| Base model | `` <b>m`o`del `` (local), revision" in card
+    assert 'revision="a\\"); import os #"' in card

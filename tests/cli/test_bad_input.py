@@ -53,6 +53,33 @@ def test_a_wrong_value_is_named(balora, config: Path, tmp_path: Path, override: 
     assert not (tmp_path / "run").exists(), UNTOUCHED
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("lr_scheduler_kwargs={nonsense: 1}", ["lr_scheduler_kwargs", "nonsense"]),
+        ("lr_scheduler_kwargs=nonsense", ["lr_scheduler_kwargs must be a section"]),
+        ("lr_scheduler_type=cosine_with_min_lr", ["lr_scheduler_kwargs", "min_lr"]),
+        ("optim_args=nonsense", ["optim_args", "key=value"]),
+        ("accelerator_config={a: 1}", ["training section", "'a'"]),
+        ("accelerator_config=absent.json", ["training section", "absent.json"]),
+        ("torch_compile_backend=nope", ["torch_compile_backend", "NOPE"]),
+        ("report_to=nonsense", ["report_to", "nonsense", "tensorboard"]),
+        ("log_level=loud", ["log_level must be one of", "loud"]),
+        ("include_num_input_tokens_seen=nonsense", ["include_num_input_tokens_seen must be one of"]),
+        ("dataloader_multiprocessing_context=zzz", ["dataloader_multiprocessing_context must be one of"]),
+        ("dataloader_multiprocessing_context=spawn", ["dataloader_multiprocessing_context needs", "num_workers"]),
+        ("dataloader_prefetch_factor=9000000000000000000", ["dataloader_prefetch_factor must be at most"]),
+    ],
+)
+def test_a_value_that_transformers_refuses_late_is_named_at_once(
+    balora, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, words: list[str]
+) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "no")  # transformers sets it, and it would stay
+    refused(balora("train", config, f"training.{override}"), *words)
+    assert not (tmp_path / "run").exists(), UNTOUCHED
+    assert balora("validate", config, f"training.{override}").status == 2
+
+
 def test_an_output_that_cannot_be_written_is_named_by_train_validate_and_teacher(
     balora, config: Path, train_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

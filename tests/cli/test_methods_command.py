@@ -34,6 +34,17 @@ def test_one_method_is_shown_with_its_options_and_their_defaults(balora, monkeyp
     assert ("no options of its own" in text) == (not method.options)
 
 
+@pytest.mark.parametrize("columns", ["60", "80"])
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.options])
+def test_names_of_options_are_not_cut_on_a_narrow_screen(balora, monkeypatch, name, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    out = balora("methods", name).out
+    assert "…" not in out and max(map(len, out.splitlines())) <= int(columns)
+    words = set(out.split())
+    assert {f"method.{option}" for option in METHODS[name].options} <= words
+    assert {str(option.default) for option in METHODS[name].options.values() if option.default is not None} <= words
+
+
 def test_a_misspelt_name_gets_a_suggestion(balora):
     outcome = balora("methods", "pisa")
     assert outcome.status == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import subprocess
@@ -62,6 +63,13 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "run.yaml").write_text(CONFIG)
     (tmp_path / "broken.yaml").write_text("model: [a")
     (tmp_path / "empty.yaml").write_text("")
+    (tmp_path / "deep.yaml").write_text("data: " + "[" * 100_000)
+    names = "abcdefghi"
+    lines = [f"{new}: &{new} [{', '.join(['*' + old] * 9)}]" for old, new in itertools.pairwise(names)]
+    (tmp_path / "bomb.yaml").write_text("\n".join(["a: &a [x, x, x]", *lines]))
+    (tmp_path / "axolotl.yaml").write_text(
+        "{base_model: m, adapter: lora, lora_r: 8, micro_batch_size: 2, sequence_len: 512}"
+    )
     return tmp_path
 
 
@@ -97,6 +105,10 @@ def test_help_and_lists_are_answered_in_time(folder: Path, arguments: list[str],
         (["compare", "absent.yaml"], "There is no config file absent.yaml"),
         (["train", "broken.yaml"], "broken.yaml is not valid YAML"),
         (["train", "empty.yaml"], "empty.yaml is empty"),
+        (["train", "bomb.yaml"], "more than 20,000 values"),
+        (["validate", "deep.yaml"], "nested more than 50 levels"),
+        (["train", "axolotl.yaml"], "looks like a config of axolotl"),
+        (["train", "run.yaml", "training.max_steps=1e400"], "training.max_steps must be a whole number, not inf"),
         (["train", "run.yaml", "rank"], "'rank' is not of the form dotted.key=value"),
         (["train", "run.yaml", "outptu=x"], "Did you mean 'output'?"),
         (["train", "run.yaml", "task=generatoin"], "task must be one of"),

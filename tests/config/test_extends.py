@@ -103,5 +103,5 @@ def test_an_impossible_extends_is_refused(write, text: str, message: str) -> Non
 
 
 def test_extends_cannot_be_an_override(write) -> None:
-    with pytest.raises(BALoraError, match="Unknown key extends"):
+    with pytest.raises(BALoraError, match="extends cannot be an override"):
         load_run_config(write("run.yaml", BASE), ["extends=base.yaml"])

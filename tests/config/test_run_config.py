@@ -89,7 +89,7 @@ def test_the_resolved_config_has_every_key():
     written = yaml.safe_load(make().dump_yaml())
     assert written["data"]["max_length"] == 512
     assert written["method"] == {
-        "name": "balora", "rank": 8, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear",
+        "name": "balora", "rank": 8, "alpha": 8, "dropout": 0.0, "target_modules": "all-linear", "exclude_modules": None,
         "options": {},
     }  # fmt: skip
     assert written["regularization"] == RegularizationConfig.for_generation().to_dict()
@@ -193,7 +193,10 @@ def test_a_missing_file_suggests_the_nearest_name(tmp_path):
         ("- model: a", "not a list"),
         ("just text", "not a single value"),
         ("# nothing", "is empty"),
-        ("model: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        (
+            "model: !!python/object/apply:os.system [ls]",
+            r"the tag !!python/object/apply:os.system is not supported; write the value without a tag \(line 1, column 8\)",
+        ),
     ],
 )
 def test_invalid_yaml_is_reported_with_its_line(tmp_path, text, message):

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from balora.config import training_arguments
 from balora.config.training_arguments import optimizer_steps, training_fields
+from balora.config.validation import Problems, check_training
 from balora.errors import BALoraError
 
 
@@ -81,3 +82,19 @@ def test_rows_that_fill_no_batch_are_refused(rows: int, processes: int, length: 
         BALoraError, match=f"no step: there are {rows} training rows.* takes {4 * processes}, .*drop_last"
     ):
         optimizer_steps(rows, training, processes)
+
+
+@pytest.mark.parametrize(
+    ("old", "words"),
+    [
+        ("warmup_ratio", "training.warmup_steps"), ("evaluation_strategy", "training.eval_strategy"),
+        ("no_cuda", "training.use_cpu: true"), ("group_by_length", "training.train_sampling_strategy"),
+        ("per_gpu_train_batch_size", "training.per_device_train_batch_size"), ("save_safetensors", "leave it out"),
+        ("logging_dir", "under runs"), ("overwrite_output_dir", "choose another output"), ("adafactor", "training.optim"),
+        ("split_batches", "training.accelerator_config"), ("push_to_hub_token", "not pushed to the hub"),
+    ],
+)  # fmt: skip
+def test_an_argument_of_an_earlier_transformers_names_its_successor(old: str, words: str) -> None:
+    with pytest.raises(Problems, match=f"Unknown key training.{old}. ") as found:
+        check_training({old: 1})
+    assert words in str(found.value) and "Did you mean" not in str(found.value)

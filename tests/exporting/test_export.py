@@ -433,3 +433,32 @@ def test_a_real_model_is_exported(stories: Path, tmp_path: Path) -> None:
         report = export(run.folder, to, output=tmp_path / to)
         assert report.largest_difference < 1e-4
         assert f"{report.largest_difference:.2g}" in (tmp_path / to / "README.md").read_text()
+
+
+@pytest.mark.parametrize("leads", ["empty", "nowhere", "full", "file"])
+def test_a_link_as_output_is_not_followed(tmp_path: Path, leads: str) -> None:
+    model = adapt(tiny_llama(), "lora", rank=2)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "kept").write_text("kept")
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "out").symlink_to(tmp_path / leads)
+    with pytest.raises(balora.BALoraError, match="is a symbolic link, and an export does not write through links"):
+        export(model, "lora", output=tmp_path / "out")
+    assert (tmp_path / "full" / "kept").read_text() == (tmp_path / "file").read_text() == "kept"
+    assert not any((tmp_path / "empty").iterdir())
+
+
+def test_a_link_in_place_of_the_staging_directory_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "kept").write_text("kept")
+    (tmp_path / ".out.exporting").symlink_to(tmp_path / "elsewhere")
+    export(adapt(tiny_llama(), "lora", rank=2), "lora", output=tmp_path / "out")
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["kept"]
+    assert (tmp_path / "out" / "adapter_config.json").is_file()
+
+
+def test_a_model_with_several_end_tokens_is_exported(tmp_path: Path) -> None:
+    model = tiny_llama()
+    model.config.eos_token_id = [2, 5]  # Llama 3
+    assert export(adapt(model, "lora", rank=2), "lora", output=tmp_path / "out").agreement.holds

@@ -92,3 +92,9 @@ def backward(step, batch: dict[str, torch.Tensor]):
     step.model.zero_grad()
     parts.loss.backward()
     return parts, {name: p.grad for name, p in step.model.named_parameters() if p.grad is not None}
+
+
+def missing_gradients(model, batch: dict[str, torch.Tensor]) -> list[str]:
+    """Trainable tensors that one step with every term gives no gradient."""
+    _, gradients = backward(step_of(model), batch)
+    return [name for name, p in model.named_parameters() if p.requires_grad and name not in gradients]

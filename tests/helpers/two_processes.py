@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from safetensors.torch import load_file, save_file
 
 import balora
 from balora import Anchors, RegularizationConfig
+from balora.errors import Interrupted
 from balora.regularization import WEIGHTS
+from balora.training.stopping import StopRequest
 from processes import in_two_processes
-from small_runs import ALL_TERMS, CONSTANT, TOKEN_TERMS, Gradients, flat, history, trainer
+from small_runs import ALL_TERMS, CONSTANT, TOKEN_TERMS, Do, Gradients, flat, history, trainer
 from tiny import labelled_rows, tiny_bert, tiny_llama, token_rows
 
 ROWS = RegularizationConfig(consistency=0.5, diversity=0.0, spectral=0.0, **CONSTANT)
@@ -83,11 +86,28 @@ def work(rank: int, folder: Path) -> None:
         logged, tensors = fit(name, folder / "two", 2)
         (folder / f"{name}-{rank}.json").write_text(json.dumps(logged))
         save_file(tensors, folder / f"{name}-{rank}.safetensors")
+    (folder / f"stop-{rank}").write_text(str(stop(rank, folder)))
+
+
+def stop(rank: int, folder: Path) -> int:
+    """Send a stop request to the second process alone, and return the step after which this process stopped."""
+    request = StopRequest()
+    ask = Do("on_step_end", 2, lambda: setattr(request, "signal_number", signal.SIGTERM if rank else None))
+    run = trainer(
+        adapted(tiny_llama), folder / "stopped", rows=token_rows(26), callbacks=[ask], max_steps=5, ddp_backend="gloo"
+    )
+    run.stop_request = request
+    try:
+        run.train()
+    except Interrupted:
+        return run.state.global_step
+    return -1
 
 
 def main(folder: Path) -> None:
     in_two_processes(work, folder)
-    report = {}
+    stops = [int((folder / f"stop-{rank}").read_text()) for rank in (0, 1)]
+    report = {"stops": stops, "stopped": sorted(p.name for p in (folder / "stopped").iterdir())}
     for name in RUNS:
         logged, expected = fit(name, folder / "one", 1)
         first, second = (load_file(folder / f"{name}-{rank}.safetensors") for rank in (0, 1))

@@ -12,10 +12,12 @@ from torch import nn
 
 import balora
 from balora import BALoraError
+from balora.data.collate import make_collator
 from balora.methods.initial_state import stored_parameters
 from balora.methods.layers.peft_lora import lora_layers
-from balora.models.classifier_head import final_linear
-from tiny import tiny_bart, tiny_bert, tiny_t5
+from balora.models.classifier_head import final_linear, padding_side
+from small_runs import trainer
+from tiny import labelled_rows, tiny_bart, tiny_bert, tiny_t5, tiny_tokenizer
 
 
 def bart_classifier() -> transformers.BartForSequenceClassification:
@@ -117,3 +119,59 @@ def test_targets_only_in_the_head_are_refused() -> None:
         BALoraError, match=r"only classifier, a part of the classification head.*Name layers below the head: dense"
     ):
         balora.adapt(tiny_bert(), rank=2, target_modules=["classifier"])
+
+
+def tiny_xlnet(labels: int = 3):
+    config = transformers.XLNetConfig(
+        vocab_size=97, d_model=32, n_layer=2, n_head=4, d_inner=48, num_labels=labels, dropout=0.0, summary_last_dropout=0.0
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return transformers.XLNetForSequenceClassification(config).eval()
+
+
+def tiny_xlm(labels: int = 3, kind: str = "XLM"):
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=97, emb_dim=32, n_layers=2, n_heads=4, num_labels=labels, dropout=0.0, attention_dropout=0.0,
+        max_position_embeddings=64, summary_first_dropout=0.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return getattr(transformers, f"{kind}ForSequenceClassification")(config).eval()
+
+
+@pytest.mark.parametrize(
+    ("make", "head"),
+    [
+        (tiny_xlnet, {"logits_proj", "sequence_summary"}),
+        (tiny_xlm, {"sequence_summary"}),
+        (lambda: tiny_xlm(kind="Flaubert"), {"sequence_summary"}),
+    ],
+    ids=["XLNet", "XLM", "FlauBERT"],
+)
+def test_a_head_with_a_summary_is_trained_saved_and_exported(make, head, tmp_path):
+    make().save_pretrained(tmp_path / "base")
+    model = balora.adapt(type(make()).from_pretrained(tmp_path / "base"), rank=4)
+    trained = {
+        name.split(".")[2] for name, p in model.named_parameters() if p.requires_grad and "modules_to_save" in name
+    }
+    assert trained == head
+    run = trainer(model, tmp_path / "run", config=None, rows=labelled_rows(), learning_rate=3e-2)
+    run.train()
+    run.save_model(str(tmp_path / "final"))
+    tokens = torch.arange(4, 12)[None]
+    with torch.no_grad():
+        expected = run.model.eval()(tokens).logits
+        assert torch.equal(balora.load(tmp_path / "final").eval()(tokens).logits, expected)
+    assert balora.export(tmp_path / "final", "lora", output=tmp_path / "out").agreement.holds
+
+
+def test_xlnet_is_padded_on_the_left_because_it_reads_the_last_position():
+    model = tiny_xlnet()
+    rows = [{"input_ids": [5, 6, 7], "labels": 0}, {"input_ids": list(range(10, 20)), "labels": 1}]
+    collate = make_collator("classification", tiny_tokenizer(), model)
+    batch = collate(rows)
+    with torch.no_grad():
+        alone = model(**{k: v for k, v in collate(rows[:1]).items() if k != "labels"}).logits
+        together = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
+    torch.testing.assert_close(together[:1], alone, atol=1e-5, rtol=1e-5)
+    assert padding_side(balora.adapt(model, rank=2)) == "left"
+    assert padding_side(tiny_xlm()) == "right"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import PeftModel
 
 import balora
 from balora import BALoraError
+from balora.methods.layers.lora_linear import LoraLinear
+from balora.methods.layers.peft_lora import adapted_names, lora_layers
 from balora.methods.layers.weight_views import weight_matrices
-from bench import adapted, logits, rows_for
+from bench import adapted, logits, missing_gradients, rows_for
 from tiny import pad_rows, tiny_causal
 
 FAMILIES = {
@@ -54,12 +57,45 @@ def test_experts_keep_their_function_and_get_gradients(family):
     assert moved
 
 
-def test_layers_with_names_reserved_for_experts_are_skipped_with_a_warning(caplog):
-    model = adapted(FAMILIES["deepseek-v2"], "lora")
-    assert "get no adapter, because peft reserves their name for experts' weights" in caplog.text
-    assert not [m.name for m in weight_matrices(model) if "shared_expert" in m.name]
-    with pytest.raises(BALoraError, match=r"shared_experts\.up_proj cannot be adapted.*Leave it out"):
-        balora.adapt(FAMILIES["deepseek-v2"](), "lora", rank=4, target_modules=["q_proj", "shared_experts.up_proj"])
+RESERVED = ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "shared_experts.gate_proj", "shared_experts.up_proj"]
+
+
+def test_dense_layers_and_shared_experts_are_adapted_though_peft_reserves_their_names(tmp_path):
+    model = adapted(FAMILIES["deepseek-v2"], "balora")
+    names = adapted_names(model)
+    assert all(any(name.endswith(f".{end}") for name in names) for end in RESERVED)
+    assert {type(layer) for name, layer in lora_layers(model) if "shared_experts" in name} == {LoraLinear}
+    teacher, batch = balora.PretrainedTeacher(model), pad_rows(rows_for(model)[:4])
+    assert not missing_gradients(model, batch)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    expected = logits(model, inputs)
+    balora.export(model, to="lora", output=tmp_path / "lora", initial=teacher)
+    plain = PeftModel.from_pretrained(FAMILIES["deepseek-v2"](), tmp_path / "lora")
+    assert (logits(plain, inputs) - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "adalora", "corda"])
+def test_a_layer_with_a_reserved_name_can_be_named(method, tmp_path):
+    targets = ["q_proj", "shared_experts.up_proj"]
+    model = adapted(FAMILIES["deepseek-v2"], method, target_modules=targets)
+    assert "model.layers.1.mlp.shared_experts.up_proj" in adapted_names(model)
+    assert not missing_gradients(model, pad_rows(rows_for(model)[:4]))
+
+
+def test_the_saved_config_of_a_layer_with_a_reserved_name_is_that_of_plain_peft(tmp_path):
+    model = adapted(FAMILIES["deepseek-v2"], "lora", target_modules=["q_proj", "shared_experts.up_proj"])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path)
+    inputs = {name: value for name, value in pad_rows(rows_for(model)[:4]).items() if name != "labels"}
+    loaded = PeftModel.from_pretrained(FAMILIES["deepseek-v2"](), tmp_path)
+    torch.testing.assert_close(logits(loaded, inputs), logits(model, inputs), rtol=1e-4, atol=1e-4)
 
 
 def test_experts_can_be_excluded():

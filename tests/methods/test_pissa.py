@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 
 import balora
 from balora import BALoraError
 from balora.methods.layers.peft_lora import lora_layers
+from balora.methods.layers.weight_views import weight_matrices
 from tiny import tiny_gpt2, tiny_llama
 
 
@@ -177,7 +179,9 @@ def test_a_quantized_model_is_refused_and_unchanged(method):
 
 
 def test_a_tied_head_is_refused():
-    with pytest.raises(BALoraError, match=r"lm_head shares its weight with .*embed_tokens\.weight \(tied embeddings\)"):
+    with pytest.raises(
+        BALoraError, match=r"lm_head shares its weight with model\.embed_tokens \(tied weights\).*exclude_modules"
+    ):
         balora.adapt(tiny_llama(tie_word_embeddings=True), rank=4, target_modules=["lm_head", "q_proj"])
 
 
@@ -189,11 +193,18 @@ def test_an_untied_head_can_be_adapted():
     torch.testing.assert_close(model(tokens).logits, expected, atol=1e-5, rtol=0)
 
 
-def test_layers_that_share_one_parameter_are_refused():
-    model = tiny_llama()
-    model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
-    with pytest.raises(BALoraError, match="shares its weight"):
-        balora.adapt(model, rank=4)
+def test_layers_that_share_one_parameter_are_left_out_and_refused_if_they_are_named(caplog):
+    def tied() -> transformers.LlamaForCausalLM:
+        model = tiny_llama()
+        model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
+        return model
+
+    names = {matrix.name for matrix in weight_matrices(balora.adapt(tied(), rank=4))}
+    assert len(names) == 12 and not any(name.endswith("up_proj") for name in names)
+    assert "mlp.up_proj and 1 more get no adapter: the layer shares its weight" in caplog.text
+    with pytest.raises(BALoraError, match=r"shares its weight with model\.layers\.\d\.mlp\.up_proj"):
+        balora.adapt(tied(), rank=4, target_modules=["up_proj"])
+    balora.adapt(tied(), "lora", rank=4, target_modules=["up_proj"])
 
 
 def test_layers_that_share_memory_are_detected_by_the_changed_function():

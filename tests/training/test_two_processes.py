@@ -59,3 +59,9 @@ def test_two_processes_write_one_complete_checkpoint(name, report):
     folder = report["path"] / "two" / name / "checkpoint-3"
     ckpt.check_manifest(folder)
     assert {"rng_state_0.pth", "rng_state_1.pth", ckpt.INITIAL, ckpt.ORIGIN} <= {p.name for p in folder.iterdir()}
+
+
+def test_a_signal_to_one_process_stops_both_after_the_same_step(report):
+    assert report["stops"] == [2, 2]
+    assert report["stopped"] == ["checkpoint-2"]
+    ckpt.check_manifest(report["path"] / "stopped" / "checkpoint-2")

@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from balora.errors import BALoraError
-from balora.files import apply_umask, fsync, read_json
+from balora.errors import BALoraError, shown
+from balora.files import apply_umask, delete, fsync, read_json, write_text
 from balora.methods.fingerprint import Fingerprint, fingerprint, first_mismatch
 from balora.methods.initial_state import initial_state_of, stored_parameters
 from balora.methods.layers.peft_lora import adapted_names
@@ -36,11 +35,13 @@ ORIGIN = "origin.json"
 """Fingerprint of the frozen weights, and metadata of the adapter."""
 INITIAL = "initial.safetensors"
 """Initial values of the trainable tensors."""
+FROZEN = "frozen.safetensors"
+"""Frozen tensors that another load of the pre-trained model does not give (a random pooler, a resized embedding)."""
 TRAINED = "trained.safetensors"
 """Trained tensors of a method of form ``tensors``."""
 METHOD_STATE = "method_state.safetensors"
 """State of a method besides tensors and optimizer (AdaLoRA's importance scores)."""
-RESULT_FILES = (ORIGIN, INITIAL, TRAINED, SAFETENSORS_WEIGHTS_NAME, "model*.safetensors")
+RESULT_FILES = (ORIGIN, INITIAL, FROZEN, TRAINED, SAFETENSORS_WEIGHTS_NAME, "model*.safetensors")
 """Files that `balora.load` reads the trained weights and their initial values from."""
 STAGING = ".saving"
 _TORCH_WRITER_ERRORS = ("inline_container", "PytorchStreamWriter", "iostream", "write")
@@ -57,12 +58,19 @@ class InitialWeights:
     """Fingerprint of the weights that are not trained, after the method's initialization."""
     metadata: dict[str, Any]
     """Method, its options, seed, adapted layers and the like: everything that rebuilds the adapter."""
+    unstored: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    """Frozen tensors that another load of the pre-trained model does not give, by parameter name."""
 
 
 def initial_weights_of(
-    model: nn.Module, values: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None
+    model: nn.Module,
+    values: Mapping[str, Tensor],
+    metadata: Mapping[str, Any] | None = None,
+    unstored: Mapping[str, Tensor] | None = None,
 ) -> InitialWeights:
     """Collect the initial weights of an adapted model from the initial ``values`` of its trainable tensors.
+
+    ``unstored`` are frozen tensors that another load of the pre-trained model does not give.
 
     Values that a new load of the pre-trained model gives (full fine-tuning) are fingerprinted, not stored.
     """
@@ -71,7 +79,8 @@ def initial_weights_of(
     stored = {name: value for name, value in values.items() if not in_pretrained_model(model, name)}
     # Frozen parameters still have their initial values.
     stored |= {name: p.detach() for name, p in stored_parameters(model) if name not in values}
-    return InitialWeights(stored, pretrained_fingerprint(model, values), {**adapter, **(metadata or {})})
+    frozen = pretrained_fingerprint(model, values)
+    return InitialWeights(stored, frozen, {**adapter, **(metadata or {})}, dict(unstored or {}))
 
 
 def pretrained_fingerprint(model: nn.Module, values: Mapping[str, Tensor]) -> Fingerprint:
@@ -100,13 +109,17 @@ def form_of(model: nn.Module) -> str:
 def write_initial_weights(folder: Path, initial: InitialWeights) -> None:
     """Write initial weights into a directory."""
     write_tensors(initial.values, folder / INITIAL)
-    (folder / ORIGIN).write_text(json.dumps({"frozen": initial.frozen, **initial.metadata}, indent=1))
+    (folder / FROZEN).unlink(missing_ok=True)
+    if initial.unstored:
+        write_tensors(initial.unstored, folder / FROZEN)
+    write_text(folder / ORIGIN, json.dumps({"frozen": initial.frozen, **initial.metadata}, indent=1))
 
 
 def read_initial_weights(folder: Path) -> InitialWeights:
     """Read what `write_initial_weights` wrote; raise `BALoraError` if a file is missing or damaged."""
     metadata = _read(folder / ORIGIN)
-    return InitialWeights(read_tensors(folder / INITIAL), metadata.pop("frozen"), metadata)
+    unstored = read_tensors(folder / FROZEN) if (folder / FROZEN).is_file() else {}
+    return InitialWeights(read_tensors(folder / INITIAL), metadata.pop("frozen"), metadata, unstored)
 
 
 def check_initial_weights(
@@ -171,14 +184,20 @@ def write_manifest(folder: Path, patterns: Iterable[str] = ("**/*",)) -> None:
     """
     found = sorted({p for pattern in patterns for p in folder.glob(pattern) if p.name != MANIFEST})
     files = {p.relative_to(folder).as_posix(): [p.stat().st_size, _digest(p)] for p in found if p.is_file()}
-    (folder / MANIFEST).write_text(json.dumps(files, indent=1))
+    write_text(folder / MANIFEST, json.dumps(files, indent=1))
     apply_umask(*found)
     fsync(*found, folder / MANIFEST, folder)
 
 
 def check_manifest(folder: Path) -> None:
     """Refuse a directory with a file that is missing or differs from the manifest."""
-    for name, (size, digest) in _read(folder / MANIFEST).items():
+    for name, entry in _read(folder / MANIFEST).items():
+        if not isinstance(entry, list) or len(entry) != 2:
+            raise BALoraError(
+                f"{folder / MANIFEST} is damaged: {shown(name)} has no size and hash. Delete {folder} to resume from the "
+                "checkpoint before it."
+            )
+        size, digest = entry
         path = folder / name
         if not path.is_file():
             raise BALoraError(f"{path} is missing. Delete {folder} to resume from the checkpoint before it.")
@@ -212,7 +231,7 @@ def staged(run: Path, *, main: bool = True, wait: Callable[[], object] = lambda:
         for folder in staging.iterdir() if main else ():
             write_manifest(folder)
             target = run / folder.name
-            shutil.rmtree(target, ignore_errors=True)
+            delete(target)
             os.replace(folder, target)
         wait()
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -233,7 +252,7 @@ def staged(run: Path, *, main: bool = True, wait: Callable[[], object] = lambda:
 
 def discard_staging(run: Path) -> None:
     """Delete the incomplete files of a process that was killed."""
-    shutil.rmtree(run / STAGING, ignore_errors=True)
+    delete(run / STAGING)
 
 
 def _digest(path: Path) -> str:

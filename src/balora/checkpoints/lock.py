@@ -1,14 +1,16 @@
 """Lock a directory for one process."""
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from balora.errors import BALoraError
 
 LOCK = ".lock"
+"""Name of the lock's file. It stays in the directory: who deletes it may delete the file that another process has locked."""
 
 
 def require_writable(folder: Path, setting: str = "output") -> None:
@@ -26,26 +28,16 @@ def locked(folder: Path, busy: str, setting: str = "output") -> Iterator[None]:
 
     The message about a locked directory begins with ``busy``, and advises to choose another ``setting``.
     """
+    lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("w")
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise BALoraError(f"{busy} in {folder}. Wait for it, or choose another {setting}.") from error
     except OSError as error:
-        reason = error.strerror or error
+        reason = f"{LOCK} is a symbolic link" if (folder / LOCK).is_symlink() else error.strerror or error
         raise BALoraError(f"{folder} cannot be written to: {reason}. Choose another {setting}.") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise BALoraError(f"{busy} in {folder}. Wait for it, or choose another {setting}.") from error
-        try:
-            yield
-        finally:
-            (folder / LOCK).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def waiting_lock(path: Path) -> Iterator[None]:
-    """Hold the lock of a file inside the block; wait while another process holds it. The empty file stays."""
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
         yield
+    finally:
+        lock.release()

@@ -4,7 +4,9 @@ A card has settings and measured numbers only. The licence is given as unknown, 
 """
 
 import dataclasses
+import html
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +18,7 @@ from balora.config.run_config import HARMLESS, RunConfig, flatten
 from balora.data.hub import looks_local
 from balora.data.perturbations import describe_perturbations
 from balora.data.readers import ENDINGS
+from balora.errors import hide_passwords
 from balora.methods import METHODS
 from balora.objective import Objective
 
@@ -40,6 +43,8 @@ For plain peft or transformers, export it first. Each export is compared with th
 balora export THIS_FOLDER --to lora --output A_LORA
 balora export THIS_FOLDER --to merged --output A_MODEL
 ```"""
+_SPECIAL = re.compile(r"[\\`*\[\]~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+"""Characters that mean something in Markdown within a line."""
 _UNITS = {"runtime": " s", "memory_mib": " MiB", "per_second": " / s", "flos": " FLOP"}
 _TIMES = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
 """Metrics that cover only the time since the resume."""
@@ -64,6 +69,12 @@ class ModelDescription:
     scale: float = 1.0  # a in W + a·ΔW
     quantization: BitsAndBytesConfig | None = None
     """Quantization with which the LoRA's base must be loaded."""
+    auto_class: str | None = None
+    """Class that loads the model, if it is not the usual one of the task."""
+    vocabulary: int | None = None
+    """Number of tokens to which the LoRA's base must be resized."""
+    first_token: int | None = None
+    """Token with which the answers of an encoder-decoder begin: the code of their language."""
 
     @property
     def classifies(self) -> bool:
@@ -98,7 +109,7 @@ def model_card(
         _LIMITS,
         _made_with(provenance),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return hide_passwords("\n\n".join(part for part in parts if part) + "\n")
 
 
 def _front_matter(config: RunConfig | None, model: ModelDescription, form: Form) -> str:
@@ -124,6 +135,7 @@ def _summary(config: RunConfig | None, model: ModelDescription, form: Form, adap
     if config and method.form == "lora":
         own = config.method
         settings = f"rank {own.rank}, alpha {own.alpha:g}, dropout {own.dropout:g}, on {_plain(own.target_modules)}"
+        settings += f" without {_plain(own.exclude_modules)}" if own.exclude_modules else ""
     if not adapter or form == "merged":
         content = "all weights, for plain transformers"
     elif form == "lora":
@@ -131,10 +143,16 @@ def _summary(config: RunConfig | None, model: ModelDescription, form: Form, adap
     else:
         content = "the adapter as it was trained, with its initial values; balora loads it"
     facts = _facts(
-        ("Base model", base + (f", revision `{config.revision}`" if config and config.revision else "")),
+        (
+            "Base model",
+            _Markdown(base + (f", revision {_code(config.revision)}" if config and config.revision else "")),
+        ),
         ("Task", model.task),
-        ("Method", f"{method.name}: {method.summary} ({method.paper})" if method.paper != "-" else method.summary),
-        ("Trained", method.trains if model.classifies else method.trains.partition(" (")[0]),
+        (
+            "Method",
+            _Markdown(method.summary if method.paper == "-" else f"{method.name}: {method.summary} ({method.paper})"),
+        ),
+        ("Trained", _Markdown(method.trains if model.classifies else method.trains.partition(" (")[0])),
         ("Classes", ", ".join(f"{i} = {name}" for i, name in enumerate(model.labels or ()))),
         ("Adapter", settings),
         ("In this folder", content),
@@ -146,23 +164,24 @@ def _summary(config: RunConfig | None, model: ModelDescription, form: Form, adap
         ("Trained in few bits", model.quantization_note),
     )
     name = Path(model.base).name if model.base else "A model"
-    return f"# {name}, fine-tuned with {method.name}\n\n{facts}"
+    return f"# {_escape(name)}, fine-tuned with {method.name}\n\n{facts}"
 
 
 def _data(config: RunConfig, provenance: Mapping[str, Any]) -> str:
     data, recorded = config.data, provenance.get("data") or {}
-    evaluated = _public_name(data.eval) if isinstance(data.eval, str) and data.eval else None
+    evaluated: str | None = _public_name(data.eval) if isinstance(data.eval, str) and data.eval else None
     if isinstance(data.eval, float):
         evaluated = f"a share of {data.eval:g} of the rows, held out of training"
     columns = {key: getattr(data, key) for key in ("prompt", "input", "response", "messages", "text", "label", "score")}
     template = json.dumps(data.prompt_template, ensure_ascii=False)[1:-1]
     perturbations = recorded.get("conditions")
+    sources = ", ".join(map(_public_name, data.train_sources))
     facts = _facts(
-        ("Trained on", ", ".join(map(_public_name, data.train_sources)) + (f", `{data.name}`" if data.name else "")),
-        ("Rows", data.split and f"`{data.split}`"),
+        ("Trained on", _Markdown(sources + (f", {_code(data.name)}" if data.name else ""))),
+        ("Rows", data.split and _code(data.split)),
         ("Evaluated on", evaluated),
         ("Columns", ", ".join(f"{key}: {_plain(value)}" for key, value in columns.items() if value)),
-        ("Prompt template", data.prompt and f"`{template}`"),
+        ("Prompt template", data.prompt and _code(template)),
         ("Longest example", f"{data.max_length} tokens"),
         ("Conditions", perturbations and describe_perturbations(perturbations).partition(": ")[2]),
         ("Digest", recorded.get("digest")),
@@ -199,25 +218,29 @@ def _results(results: Mapping[str, Any], config: RunConfig | None, provenance: M
     if not rows:
         return "## Results\n\nNothing was measured."
     device = (provenance.get("hardware") or {}).get("device")
-    where, seed = f" on {device}" if device else "", f", seed {config.seed}" if config else ""
+    where, seed = f" on {_escape(device)}" if device else "", f", seed {config.seed}" if config else ""
     note = " The run was interrupted and resumed, so its time is not known." if resumed else ""
     return f"## Results\n\nMeasured in one run{seed}{where}.{note}\n\n{_table(('Measure', 'Value'), rows)}"
 
 
 def _usage(model: ModelDescription, form: Form, adapter: bool, config: RunConfig | None) -> str:
-    kind, folder, after = _TASKS[model.task][1], "THIS_FOLDER", ""
+    kind, folder, after = model.auto_class or _TASKS[model.task][1], "THIS_FOLDER", ""
     if form == "run" and adapter:
         folder, after = "THIS_FOLDER/adapter", _EXPORT
         code = 'import balora\nfrom transformers import AutoTokenizer\n\nmodel = balora.load("THIS_FOLDER")'
     elif form == "lora":
         address = model.base if model.base and not looks_local(model.base) else "FOLDER_OF_THE_BASE_MODEL"
-        revision = f', revision="{config.revision}"' if config and config.revision else ""
+        revision = f", revision={json.dumps(config.revision)}" if config and config.revision else ""
         imports, bits = _quantization_code(model.quantization)
         arguments = f'"{address}"{revision}{_label_arguments(model)}{", quantization_config=bits" if bits else ""}'
         code = (
             f"{imports}from peft import PeftModel\nfrom transformers import {kind}, AutoTokenizer\n\n{bits}"
-            f'base = {kind}.from_pretrained({arguments})\nmodel = PeftModel.from_pretrained(base, "THIS_FOLDER")'
+            f"base = {kind}.from_pretrained({arguments})\n"
+            f"{f'base.resize_token_embeddings({model.vocabulary})' + chr(10) if model.vocabulary else ''}"
+            'model = PeftModel.from_pretrained(base, "THIS_FOLDER")'
         )
+        if model.first_token is not None:
+            code += f"\nmodel.generation_config.forced_bos_token_id = {model.first_token}"
     else:
         folder = "THIS_FOLDER/model" if form == "run" else folder
         code = f'from transformers import {kind}, AutoTokenizer\n\nmodel = {kind}.from_pretrained("{folder}")'
@@ -250,15 +273,34 @@ def _made_with(provenance: Mapping[str, Any]) -> str:
     facts = _facts(
         *(provenance.get("versions") or {}).items(),
         *((name, _plain(value)) for name, value in (provenance.get("hardware") or {}).items() if value is not None),
-        ("balora commit", commit.get("id") and f"`{commit['id']}`{dirty}"),
+        ("balora commit", commit.get("id") and _Markdown(_code(commit["id"]) + dirty)),
         ("time", provenance.get("time")),
     )
     return facts and f"## Made with\n\n{facts}"
 
 
-def _public_name(name: str) -> str:
+class _Markdown(str):
+    """Text that is Markdown already. `_table` escapes all other text, which may come from data or config."""
+
+
+def _escape(text: str) -> str:
+    """Escape HTML, Markdown and everything that a viewer would make a link."""
+    escaped = _SPECIAL.sub(r"\\\g<0>", html.escape(text, quote=False))
+    escaped = escaped.replace("://", "&#58;//").replace("@", "&#64;")
+    return re.sub(r"(?i)\bwww\.", "www&#46;", escaped)
+
+
+def _code(text: str) -> _Markdown:
+    """Return a code span, in which nothing is HTML, a link or Markdown."""
+    text = " ".join(str(text).splitlines())
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if "`" in text else ""
+    return _Markdown(f"{fence}{pad}{text}{pad}{fence}")
+
+
+def _public_name(name: str) -> _Markdown:
     """Return a hub id, or the last part of a local path: a card may be published, so it must not show directories."""
-    return f"`{Path(name).name}` (local)" if looks_local(name, ENDINGS) else f"`{name}`"
+    return _Markdown(f"{_code(Path(name).name)} (local)") if looks_local(name, ENDINGS) else _code(name)
 
 
 def _facts(*facts: tuple[str, Any]) -> str:
@@ -269,7 +311,8 @@ def _facts(*facts: tuple[str, Any]) -> str:
 
 def _table(header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
     def cell(value: Any) -> str:
-        return str(value).replace("|", "\\|").replace("\n", " ")
+        text = value if isinstance(value, _Markdown) else _escape(str(value))
+        return " ".join(text.splitlines()).replace("|", "\\|")
 
     lines = [header, ("---",) * len(header), *rows]
     return "\n".join("| " + " | ".join(cell(value) for value in line) + " |" for line in lines)

@@ -54,7 +54,7 @@ def _version(package: str) -> str | None:
 
 def _proc_value(path: str, name: str) -> str | None:
     """Return the first value that a file of the kernel gives under this name, or None."""
-    lines = Path(path).read_text().splitlines() if Path(path).is_file() else []
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines() if Path(path).is_file() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), None)
 
 

@@ -12,13 +12,28 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from balora.checkpoints import checkpoint as ckpt
 from balora.checkpoints.lock import LOCK, locked, require_writable
 from balora.config.run_config import RunConfig, differences, load_run_config
-from balora.errors import BALoraError
-from balora.files import read_json, write_text
+from balora.errors import BALoraError, shown
+from balora.files import read_json, temporary_path, write_text
 
 CONFIG = "config.yaml"
 RECORD = "run.json"
+_BEFORE_CONFIG = (LOCK, ckpt.STAGING, temporary_path(Path(CONFIG)).name)
+"""Entries that a run may have made when it is killed before its config is written."""
+_WRITTEN = (CONFIG, RECORD, "README.md", "metrics.jsonl", "adapter", "model", "checkpoint-*", "runs", ".*")
+"""Patterns of the entries that a run writes or deletes."""
 IS_MAIN = os.environ.get("RANK", "0") == "0"
 """True in the one process that writes, of all processes that torchrun or accelerate start for a run."""
+
+
+_RECORD_KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(
+        ("data", "provenance", "metrics", "parameters", "provenance.versions", "provenance.hardware"), dict
+    ),
+    **dict.fromkeys(("status", "error", "data.digest"), str),
+    **dict.fromkeys(("notices", "data.labels"), list),
+    "parameters.trainable": (int, float),
+}
+"""Types of the entries of ``run.json`` that are read again; each may be missing or null."""
 
 
 class RunDirectory:
@@ -29,12 +44,22 @@ class RunDirectory:
         self.path = Path(config.output)
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Create the directory, write the config, and lock the directory against other processes."""
+    def lock(self, checkpoint: Path | None = None) -> Iterator[None]:
+        """Create the directory, lock it against other processes, and write the config.
+
+        The checks are made again under the lock, because another process may have finished a run or written a checkpoint since
+        `resume_checkpoint` returned ``checkpoint``.
+        """
         if not IS_MAIN:
             yield
             return
         with locked(self.path, "Another process is running"):
+            self.check()
+            if ckpt.newest_checkpoint(self.path) != checkpoint:
+                raise BALoraError(
+                    f"Another process has trained in {self.path} since this one started. Run the same command again to resume "
+                    "from its last checkpoint, or choose another output."
+                )
             ckpt.discard_staging(self.path)
             write_text(self.path / CONFIG, self.config.dump_yaml())
             yield
@@ -76,8 +101,14 @@ class RunDirectory:
         require_writable(path)
         if not path.exists():
             return
+        links = [entry.name for entry in path.iterdir() if entry.is_symlink() and any(map(entry.match, _WRITTEN))]
+        if links:
+            raise BALoraError(
+                f"{path / min(links)} is a symbolic link, and a run does not write through links. Replace it by the file or "
+                "folder itself, or choose another output (which may be a link as a whole)."
+            )
         has_config, record = (path / CONFIG).is_file(), read_record(path)
-        if record is None and not has_config and any(entry.name != LOCK for entry in path.iterdir()):
+        if record is None and not has_config and any(entry.name not in _BEFORE_CONFIG for entry in path.iterdir()):
             raise BALoraError(f"{path} holds files that are not a run's. Choose a new or empty folder as output.")
         if record is not None and record.get("status") == "finished":
             raise BALoraError(
@@ -97,8 +128,22 @@ class RunDirectory:
 
 def read_record(run: Path) -> dict[str, Any] | None:
     """Return the content of ``run.json``, or None if there is none; raise `BALoraError` if it is damaged."""
-    path = run / RECORD
-    return read_json(path, "Delete it to resume from the newest checkpoint.") if path.is_file() else None
+    path, way_out = run / RECORD, "Delete it to resume from the newest checkpoint."
+    if not path.exists():
+        return None
+    record = read_json(path, way_out)
+    for keys, kinds in _RECORD_KINDS.items():
+        value: Any = record
+        for key in keys.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is not None and not isinstance(value, kinds):
+            raise BALoraError(f"{path} is damaged: {keys} cannot be {shown(value)}. {way_out}")
+    wrong = [name for name, value in (record.get("metrics") or {}).items() if not isinstance(value, int | float | None)]
+    if wrong or not all(isinstance(notice, str) for notice in record.get("notices") or []):
+        raise BALoraError(
+            f"{path} is damaged: {f'metrics.{wrong[0]} is no number' if wrong else 'notices must be texts'}. {way_out}"
+        )
+    return record
 
 
 class RestoreBestCheckpoint(TrainerCallback):

@@ -10,6 +10,7 @@ from typer import Option
 
 from balora.cli.options import check_judge, listed
 from balora.errors import BALoraError
+from balora.evaluation.options import EvaluationOptions, InvalidOption, JudgeOptions
 from balora.logging_control import quiet_libraries
 
 _Generation = functools.partial(Option, rich_help_panel="Generation")
@@ -41,6 +42,9 @@ def evaluate(
         bool, Option("--trust-remote-code", help="Let Python code from the model's repository run.")
     ] = False,
     allow_pickle: Annotated[bool, Option("--allow-pickle", help="Allow loading weights in pickle form.")] = False,
+    task_code: Annotated[
+        bool, Option("--task-code", help="Let Python code run that a task file of lm-eval (lm_eval:FILE) names.")
+    ] = False,
     few_shot: Annotated[int | None, Option(help="Number of examples in the prompt of an lm-eval task.")] = None,
     prompt_template: Annotated[
         str | None, _Generation(help="none, alpaca, chat, or a text that contains {prompt}. Default: the run's.")
@@ -52,6 +56,9 @@ def evaluate(
     ] = None,
     top_p: Annotated[float, _Generation(help="Nucleus sampling: probability to sample from.")] = 1.0,
     seed: Annotated[int, _Generation(help="Random seed of sampling.")] = 42,
+    code_prompt: Annotated[
+        str, _Code(help="Code to continue: that of the BigCode harness, as in the paper, or of the dataset.")
+    ] = "harness",
     samples: Annotated[int, _Code(help="Programs to generate per problem.")] = 1,
     k: Annotated[str, _Code(help="Values of k for pass@k, such as 1,10.")] = "1",
     code_timeout: Annotated[float, _Code(help="Time limit of a program in seconds.")] = 15.0,
@@ -68,24 +75,55 @@ def evaluate(
 
         typer.echo("\n".join(describe_tasks()))
         return
+    try:
+        _evaluate(context, model, tasks, output, _paths(data or []), _numbers(k))
+    except InvalidOption as error:
+        raise BALoraError(error.for_command()) from error
+    except BALoraError as error:
+        raise BALoraError(_with_flags(str(error))) from error
+
+
+def _evaluate(
+    context: typer.Context, model: str, tasks: str, output: Path | None, data: dict[str, str], ks: tuple[int, ...]
+) -> None:
+    judge_url, judge_model = context.params["judge_url"], context.params["judge_model"]
     check_judge(judge_url, judge_model)
-    chosen: dict[str, Any] = {"data": _paths(data or []), "ks": _numbers(k)}
-    from balora.evaluation.options import EvaluationOptions, JudgeOptions
+    chosen: dict[str, Any] = {"data": data, "ks": ks}
     from balora.evaluation.registry import find_tasks
 
     if judge_url is not None and judge_model is not None:
         chosen["judge"] = JudgeOptions(
-            base_url=judge_url, model=judge_model, key_variable=judge_key_variable, timeout=judge_timeout
+            base_url=judge_url,
+            model=judge_model,
+            key_variable=context.params["judge_key_variable"],
+            timeout=context.params["judge_timeout"],
         )
     # The other options have the names of the fields.
     fields = {field.name for field in dataclasses.fields(EvaluationOptions)} - chosen.keys()
     options = EvaluationOptions(**chosen, **{name: context.params[name] for name in fields & context.params.keys()})
-    find_tasks(listed(tasks))  # a misspelt name is reported before torch is imported
+    find_tasks(listed(tasks), task_code=options.task_code)  # a misspelt name is reported before torch is imported
     quiet_libraries()
     from balora.evaluation.evaluate import evaluate as run_evaluation
 
     result = run_evaluation(model, listed(tasks), output=output, options=options, say=typer.echo)
     typer.echo(f"Results: {result.folder}")
+
+
+_KEYS = {
+    "set allow_pickle: true": "give --allow-pickle",
+    "set trust_remote_code: true": "give --trust-remote-code",
+    "(data.train)": "(--data)",
+    "in data.train": "in --data TASK=PATH",
+    "data.name None, ": "",
+}
+"""Config keys in messages of code that reads a run's config, too, and the flags that set the same."""
+
+
+def _with_flags(message: str) -> str:
+    """Name flags of the command in place of config keys."""
+    for key, flag in _KEYS.items():
+        message = message.replace(key, flag)
+    return message
 
 
 def _paths(pairs: list[str]) -> dict[str, str]:

@@ -1,8 +1,12 @@
 """Entry point of the `balora` command: it runs a verb and prints a mistake as one message."""
 
+import contextlib
+import functools
 import os
+import signal
 import sys
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
 
 import typer
 
@@ -12,11 +16,34 @@ from balora.cli.evaluate import evaluate
 from balora.cli.methods import methods
 from balora.cli.reproduce import reproduce
 from balora.cli.verbs import export, quickstart, report, teacher, train, validate
-from balora.errors import BALoraError
+from balora.errors import BALoraError, Interrupted, hide_passwords
+from balora.signals import signal_handlers
+
+
+def _reporting_interrupts(verb: Callable[..., None]) -> Callable[..., None]:
+    """Bring a KeyboardInterrupt of a verb past typer, which would end the process without a word."""
+
+    @functools.wraps(verb)
+    def call(*args: Any, **kwargs: Any) -> None:
+        try:
+            verb(*args, **kwargs)
+        except KeyboardInterrupt as error:
+            raise _PastTyper(error) from error
+
+    return call
+
+
+class _PastTyper(Exception):
+    """Envelope of a KeyboardInterrupt."""
+
+    def __init__(self, interrupt: KeyboardInterrupt) -> None:
+        super().__init__(interrupt)
+        self.interrupt = interrupt
+
 
 app = typer.Typer(name="balora", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for verb in (train, validate, teacher, methods, compare, reproduce, export, evaluate, report, quickstart):
-    app.command()(verb)
+    app.command()(_reporting_interrupts(verb))
 
 
 def _print_version(wanted: bool) -> None:
@@ -37,19 +64,35 @@ def options(
 def main() -> None:
     """Run the command. A mistake by the user ends in one message and status 2, without a traceback."""
     try:
-        app()
+        with _interrupted_by_sigterm():
+            try:
+                app()
+            except _PastTyper as envelope:
+                raise envelope.interrupt from None
     except BALoraError as error:
         _stop(str(error), 2)
-    except KeyboardInterrupt:
-        _stop("stopped. The same command resumes from the last checkpoint.", 130)
+    except KeyboardInterrupt as error:
+        message = str(error) or "stopped. Run the same command again to continue."
+        _stop(message, error.exit_status if isinstance(error, Interrupted) else 130)
     except Exception as error:
         if os.environ.get("BALORA_TRACEBACK"):
             raise
         _stop(f"unexpected {type(error).__name__}: {error} (set BALORA_TRACEBACK=1 to see where)", 1)
 
 
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Raise `Interrupted` on SIGTERM, so that files are closed and child processes ended as after Ctrl-C."""
+
+    def interrupt(number: int, _: object) -> None:
+        raise Interrupted(signal_number=number)
+
+    with signal_handlers({signal.SIGTERM: interrupt}):
+        yield
+
+
 def _stop(message: str, status: int) -> None:
-    print(f"balora: {message}", file=sys.stderr)
+    print(f"balora: {hide_passwords(message)}", file=sys.stderr)
     sys.exit(status)
 
 

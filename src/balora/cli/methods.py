@@ -25,7 +25,7 @@ def methods(name: Name = None) -> None:
         return _show_one(console, find_method(name))
     table = Table(box=None, header_style="bold", pad_edge=False, expand=True)
     for column, ratio in (("name", None), ("what it is", 5), ("trains", 3), ("paper", 3)):
-        table.add_column(column, ratio=ratio, no_wrap=ratio is None)
+        table.add_column(column, ratio=ratio, overflow="fold", no_wrap=ratio is None)
     for method in METHODS.values():
         table.add_row(method.name, method.summary, method.trains, method.paper)
     console.print(table)
@@ -62,12 +62,27 @@ def _show_one(console: Console, method: Method) -> None:
     if not method.options:
         console.print(f"\n{method.name} has no options of its own.")
         return
-    options = Table("option", "default", "is", "meaning", box=None, header_style="bold", pad_edge=False)
+    options = Table(box=None, header_style="bold", pad_edge=False)
+    for column, ratio in (("option", None), ("default", None), ("is", 2), ("meaning", 3)):
+        # The names and defaults are never cut: the other columns wrap.
+        options.add_column(
+            column,
+            ratio=ratio,
+            overflow="fold",
+            no_wrap=ratio is None,
+            min_width=None if ratio else _longest(column, method),
+        )
     for key, option in method.options.items():
         default = "-" if option.default is None else str(option.default)
         options.add_row(f"method.{key}", default, option.allowed, option.meaning)
     console.print()
     console.print(options)
+
+
+def _longest(column: str, method: Method) -> int:
+    """Return the width of a column that is never cut."""
+    texts = [f"method.{key}" if column == "option" else str(option.default) for key, option in method.options.items()]
+    return max(map(len, [column, *texts]))
 
 
 def _initial_values(method: Method) -> str:

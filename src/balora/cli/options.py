@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from balora.errors import BALoraError, suggest_path
+from balora.errors import BALoraError, hide_passwords, raise_all, suggest_path
 
 if TYPE_CHECKING:
     from balora.config.run_config import RunConfig
@@ -43,7 +43,22 @@ def read_run_config(config: Path, overrides: list[str] | None) -> RunConfig:
     """Read and check the config of a run, without importing anything heavier than pydantic."""
     from balora.config.run_config import load_run_config
 
-    return load_run_config(config, overrides or [])
+    try:
+        return load_run_config(config, overrides or [])
+    except BALoraError as error:
+        raise_all([*error.problems, *_missing_files(config, overrides or [])], f"{config} cannot be used")
+        raise
+
+
+def _missing_files(config: Path, overrides: list[str]) -> list[str]:
+    """List the files that a config with mistakes names and that do not exist; none if it cannot be read."""
+    from balora.config.yaml_loader import apply_overrides, read_config
+    from balora.loading.source import missing_files
+
+    try:
+        return missing_files(apply_overrides(read_config(config), overrides))
+    except BALoraError:
+        return []
 
 
 def require_path(path: Path) -> None:
@@ -58,6 +73,11 @@ def listed(text: str) -> list[str]:
 
 
 def check_judge(url: str | None, model: str | None) -> None:
-    """Raise `BALoraError` if only one of the judge's URL and name is given."""
+    """Raise `BALoraError` if only one of the judge's URL and name is given, or if the URL has a password."""
     if (url is None) != (model is None):
         raise BALoraError("The judge needs a URL and a model: give --judge-url and --judge-model together.")
+    if url is not None and hide_passwords(url) != url:
+        raise BALoraError(
+            "--judge-url has a password or token in it, and the results keep the URL. Put the key into an environment variable: "
+            "OPENAI_API_KEY, or for evaluate the one that --judge-key-variable names."
+        )

@@ -35,7 +35,10 @@ def teacher(
     config: Config,
     overrides: Overrides = None,
     top_k: Annotated[
-        int, typer.Option(help="Tokens to store for each position; the probability of the others is stored as one sum.")
+        int,
+        typer.Option(
+            min=1, help="Tokens to store for each position; the probability of the others is stored as one sum."
+        ),
     ] = 64,
 ) -> None:
     """Build the teacher cache that CONFIG names (teacher_cache: DIR), or add the rows that it lacks.

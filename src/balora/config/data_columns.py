@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from balora.errors import shown
+
 Form = Literal["pair", "messages", "text", "labelled", "scored"]
 
 # Forms of examples by task, each with its columns. Messages list them in this order.
@@ -14,17 +16,20 @@ _FORMS: dict[str, dict[Form, tuple[str, ...]]] = {
     "classification": {"labelled": ("text", "label")},
     "regression": {"scored": ("text", "score")},
 }
+_SEQ2SEQ = ("prompt_template", "max_target_length", "target_tokenizer", "source_language", "target_language")
 # Optional keys of a task and form.
 _OPTIONAL: dict[tuple[str, Form], tuple[str, ...]] = {
     ("generation", "pair"): ("input", "prompt_template", "separator"),
     ("generation", "messages"): ("tools", "system"),
-    ("seq2seq", "pair"): ("input", "prompt_template", "max_target_length", "target_tokenizer"),
-    ("seq2seq", "labelled"): ("labels", "prompt_template", "max_target_length", "target_tokenizer"),
-    ("seq2seq", "scored"): ("prompt_template", "max_target_length", "target_tokenizer"),
+    ("seq2seq", "pair"): ("input", *_SEQ2SEQ),
+    ("seq2seq", "labelled"): ("labels", *_SEQ2SEQ),
+    ("seq2seq", "scored"): _SEQ2SEQ,
     ("classification", "labelled"): ("labels",),
 }
 # Keys that only some forms use. The other keys of the section (train, split, max_length, ...) fit every task.
 _FORM_KEYS = {key for forms in _FORMS.values() for keys in forms.values() for key in keys}.union(*_OPTIONAL.values())
+LARGEST = 2**63 - 1
+"""Largest whole number of a config: that of torch."""
 TEMPLATES = ("none", "alpaca")
 """Names of the built-in prompt templates; any other value of ``prompt_template`` is a template itself."""
 
@@ -127,7 +132,7 @@ def _text_template_problems(data: Mapping[str, Any]) -> list[str]:
 
 
 def _bad_template(fields: str, template: Any) -> str:
-    return f"data.prompt_template must be one of {', '.join(TEMPLATES)}, or a text that contains {fields}, not {template!r}."
+    return f"data.prompt_template must be one of {', '.join(TEMPLATES)}, or a text that contains {fields}, not {shown(template)}."
 
 
 def check_subsample(value: Any) -> float | int | None:
@@ -143,11 +148,13 @@ def check_subsample(value: Any) -> float | int | None:
     fraction = isinstance(value, float) or (isinstance(value, str) and not value.strip().isdecimal())
     if number == 1 and fraction:
         return 1.0
+    if number > LARGEST:
+        raise ValueError(f"must be at most {LARGEST:,}, not {shown(value)}")
     if number >= 1 and number == int(number):
         return int(number)
     if 0 < number < 1:
         return number
-    raise ValueError(f"must be a fraction between 0 and 1 (1.0 is all rows) or a number of rows, not {value!r}")
+    raise ValueError(f"must be a fraction between 0 and 1 (1.0 is all rows) or a number of rows, not {shown(value)}")
 
 
 def check_imbalance(value: Any) -> dict[str, float] | None:
@@ -162,11 +169,11 @@ def check_imbalance(value: Any) -> dict[str, float] | None:
     if not isinstance(value, Mapping) or not value:
         raise ValueError(
             "must give for each class the fraction of its rows to keep, such as {entailment: 1.0, neutral: 0.1}, "
-            f"not {value!r}"
+            f"not {shown(value)}"
         )
     fractions = {str(name): number_or_nan(fraction) for name, fraction in value.items()}
     if not all(0 < fraction <= 1 for fraction in fractions.values()):
-        raise ValueError(f"must give fractions above 0 and at most 1, not {value!r}")
+        raise ValueError(f"must give fractions above 0 and at most 1, not {shown(value)}")
     return fractions
 
 
@@ -183,10 +190,10 @@ def check_duplicate(value: Any) -> dict[str, Any] | None:
         return None
     section = dict(value) if isinstance(value, Mapping) else {"share": value}
     share, times = number_or_nan(section.pop("share", None)), number_or_nan(section.pop("times", 2))
-    if section or not 0 < share <= 1 or times != int(times) or times < 2:
+    if section or not 0 < share <= 1 or not 2 <= times <= LARGEST or times != int(times):
         raise ValueError(
             "must be a fraction of the rows above 0 and at most 1, or {share: 0.2, times: 5} with times at least 2, "
-            f"not {value!r}"
+            f"not {shown(value)}"
         )
     return {"share": share, "times": int(times)}
 
@@ -197,6 +204,6 @@ def number_or_nan(value: Any) -> float:
         return math.nan
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan
     return number if math.isfinite(number) else math.nan

@@ -10,14 +10,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-import yaml
 from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, ValidationInfo, model_validator
 
 from balora.anchors import Anchors
 from balora.config.data_columns import data_problems
+from balora.config.foreign_keys import program_of
+from balora.config.plain_values import value_problems
 from balora.config.sections import DataConfig, MethodConfig, Section, Whole
-from balora.config.validation import Problems, build_regularization, check_anchor, check_training, describe
-from balora.config.yaml_loader import apply_overrides, read_config
+from balora.config.validation import (
+    Problems,
+    build_regularization,
+    check_anchor,
+    check_training,
+    describe,
+    password_problems,
+)
+from balora.config.yaml_loader import apply_overrides, dump_yaml, read_config
 from balora.errors import raise_all
 from balora.methods.registry import METHODS
 from balora.regularization import RegularizationConfig
@@ -116,11 +124,14 @@ class RunConfig(Section):
     @classmethod
     def _report_all_problems(cls, values: Any, build: Callable[[Any], Self]) -> Self:
         """Report wrong combinations of keys together with wrong single values."""
-        problems = _combination_problems(values)
+        problems: list[str] = []
         try:
             config = build(values)
         except ValidationError as error:
-            problems = describe(error, cls) + problems
+            problems = describe(error, cls)
+        further = value_problems(values) if isinstance(values, Mapping) else {}
+        problems += [text for key, text in further.items() if not any(p.startswith(f"{key} ") for p in problems)]
+        problems += [*_combination_problems(values), *password_problems(values)]
         if problems:
             raise Problems(list(dict.fromkeys(problems)))
         return config
@@ -139,7 +150,9 @@ class RunConfig(Section):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            raise_all(describe(error, cls), f"{source} cannot be used")
+            program = program_of(values)
+            whose = f", which looks like a config of {program}," if program else ""
+            raise_all(describe(error, cls), f"{source}{whose} cannot be used")
             raise  # not reached: a ValidationError has at least one problem
 
     def to_dict(self) -> dict[str, Any]:
@@ -148,12 +161,16 @@ class RunConfig(Section):
 
     def dump_yaml(self) -> str:
         """Return the resolved config as YAML, with every key. `load_run_config` reads an equal object back."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=120)
+        return dump_yaml(self.to_dict())
 
 
 def _combination_problems(values: Any) -> list[str]:
     """List the keys that do not fit together. Single values may be wrong as well."""
-    if not isinstance(values, Mapping) or values.get("task") not in get_args(Task):
+    if (
+        not isinstance(values, Mapping)
+        or not isinstance(values.get("task"), str)
+        or values["task"] not in get_args(Task)
+    ):
         return []
     data = values.get("data")
     written = data.model_dump(exclude_defaults=True) if isinstance(data, DataConfig) else data

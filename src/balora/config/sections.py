@@ -17,9 +17,9 @@ from pydantic import (
     model_validator,
 )
 
-from balora.config.data_columns import Form, check_duplicate, check_imbalance, check_subsample, form_of
+from balora.config.data_columns import LARGEST, Form, check_duplicate, check_imbalance, check_subsample, form_of
 from balora.config.validation import Problems
-from balora.errors import suggest
+from balora.errors import shown, suggest
 from balora.methods.registry import METHODS, option_problems
 
 
@@ -40,18 +40,18 @@ def _check_eval(value: Any) -> float | str | None:
             return value
         fraction = math.nan
     if not 0 < fraction < 1:
-        raise ValueError(f"must be a fraction between 0 and 1, a split or a file, not {value!r}")
+        raise ValueError(f"must be a fraction between 0 and 1, a split or a file, not {shown(value)}")
     return fraction
 
 
-Whole = Annotated[int, BeforeValidator(_not_bool)]
+Whole = Annotated[int, BeforeValidator(_not_bool), Field(le=LARGEST)]
 Number = Annotated[float, BeforeValidator(_not_bool)]
 
 
 class Section(BaseModel):
     """Base of the config classes: frozen, and an unknown key is an error. A key left empty means its default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants")
 
     @model_validator(mode="before")
     @classmethod
@@ -150,6 +150,14 @@ class DataConfig(Section):
     target_tokenizer: str | None = Field(
         default=None, description="seq2seq: tokenizer of the responses, if it differs from that of the prompts"
     )
+    source_language: str | None = Field(
+        default=None,
+        description="seq2seq: the prompts' language, as a multilingual tokenizer names it (eng_Latn, en_XX)",
+    )
+    target_language: str | None = Field(
+        default=None,
+        description="seq2seq: the responses' language, as a multilingual tokenizer names it (deu_Latn, de_DE)",
+    )
     subsample: Annotated[float | int | None, PlainValidator(check_subsample)] = Field(
         default=None, description="train on a random subset of the training rows: a fraction or a number of rows"
     )
@@ -170,7 +178,7 @@ class DataConfig(Section):
         if isinstance(values, list | tuple):
             values = [str(value) if isinstance(value, int | float) else value for value in values]
             if len(values) < 2 or len(set(map(str, values))) < len(values):
-                raise ValueError(f"must name at least two classes, each once, not {values!r}")
+                raise ValueError(f"must name at least two classes, each once, not {shown(values)}")
         return values
 
     @property
@@ -195,9 +203,9 @@ class MethodConfig(Section):
     """Fine-tuning method and its size. The method's own options may be written beside these keys."""
 
     name: str = Field(default="balora", description="a name from `balora methods`")
-    rank: Whole = Field(default=8, ge=1, description="the adapter's rank r")
+    rank: Whole = Field(default=8, ge=1, le=2**16, description="the adapter's rank r")
     alpha: Number | None = Field(
-        default=None, gt=0, validate_default=True, description="the scaling is alpha / rank; default: the rank"
+        default=None, gt=0, le=1e30, validate_default=True, description="the scaling is alpha / rank; default: the rank"
     )
     dropout: Number = Field(default=0.0, ge=0, lt=1, description="dropout probability on the adapter's input")
     target_modules: str | tuple[str, ...] = Field(
@@ -205,25 +213,35 @@ class MethodConfig(Section):
         min_length=1,
         description="all-linear, a regular expression that matches full module names, or a list of layer names",
     )
+    exclude_modules: str | tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="modules without an adapter: a regular expression that matches full names, or a list of names; a module "
+        "excludes all layers in it",
+    )
     options: dict[str, Any] = Field(default={}, validate_default=True, description="the method's own options")
 
     @model_validator(mode="before")
     @classmethod
     def _gather_options(cls, values: Any) -> Any:
         """Move a method's own options, written beside the common keys, into ``options``."""
-        if not isinstance(values, Mapping) or not isinstance(values.get("options", {}), Mapping):
+        if not isinstance(values, Mapping) or not isinstance(values.get("options") or {}, Mapping):
             return values
         options = {key for method in METHODS.values() for key in method.options} - cls.model_fields.keys()
         common = {key: value for key, value in values.items() if key not in options}
         # An option left empty means its default.
         given = {key: value for key, value in values.items() if key in options and value is not None}
-        return {**common, "options": {**common.get("options", {}), **given}}
+        twice = sorted(given.keys() & (common.get("options") or {}).keys())
+        if twice:
+            problem = "method.{} is given twice: beside the other keys of method, and in method.options. Keep one."
+            raise Problems([problem.format(key) for key in twice])
+        return {**common, "options": {**(common.get("options") or {}), **given}}
 
     @field_validator("name")
     @classmethod
     def _known_method(cls, name: str) -> str:
         if name not in METHODS:
-            raise ValueError(f"must be one of {', '.join(METHODS)}, not {name!r}.{suggest(name, METHODS)}")
+            raise ValueError(f"must be one of {', '.join(METHODS)}, not {shown(name)}.{suggest(name, METHODS)}")
         return name
 
     @field_validator("alpha")

@@ -19,6 +19,7 @@ from torch.utils.data import Subset
 from transformers import PreTrainedTokenizerBase
 
 from balora.errors import BALoraError
+from balora.models.classifier_head import padding_side
 
 logger = logging.getLogger("balora")
 IGNORED = -100
@@ -86,10 +87,12 @@ class ClassificationCollator:
 
     pad_token_id: int
     pad_token_type_id: int = 0
+    padding_side: str = "right"
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
         """Pad ``input_ids`` and, if the rows have them, ``token_type_ids``."""
-        batch = _inputs(rows, {"input_ids": self.pad_token_id, "token_type_ids": self.pad_token_type_id})
+        fills = {"input_ids": self.pad_token_id, "token_type_ids": self.pad_token_type_id}
+        batch = _inputs(rows, fills, self.padding_side)
         values = [row["labels"] for row in rows]
         dtype = torch.float32 if isinstance(values[0], float) else torch.int64
         return {**batch, "labels": torch.tensor(values, dtype=dtype)}
@@ -122,14 +125,23 @@ def make_collator(task: str, tokenizer: PreTrainedTokenizerBase, model: nn.Modul
         return CausalCollator(pad_token_id=pad)
     if task == "seq2seq":
         assert model is not None, "a sequence-to-sequence collator needs the model"
-        return Seq2SeqCollator(pad_token_id=pad, shift=_decoder_shift(model, pad))
-    return ClassificationCollator(pad_token_id=pad, pad_token_type_id=tokenizer.pad_token_type_id)
+        return Seq2SeqCollator(pad_token_id=pad, shift=decoder_shift(model, pad))
+    return ClassificationCollator(
+        pad_token_id=pad,
+        pad_token_type_id=tokenizer.pad_token_type_id,
+        padding_side="right" if model is None else padding_side(model),
+    )
 
 
-def _decoder_shift(model: Any, pad_token_id: int) -> Callable[[Tensor], Tensor]:
+def decoder_shift(model: Any, pad_token_id: int | None = None) -> Callable[[Tensor], Tensor]:
+    """Return the function from the labels of an encoder-decoder to its decoder input.
+
+    Raises:
+        BALoraError: Neither the config nor the class of the model says how the decoder starts.
+    """
     config = model.config
     start = getattr(config, "decoder_start_token_id", None)
-    pad = pad_token_id if config.pad_token_id is None else config.pad_token_id
+    pad = (pad_token_id or 0) if config.pad_token_id is None else config.pad_token_id
     if start is not None:
         return functools.partial(shift_right, start_token_id=start, pad_token_id=pad)
     # mBART has no fixed start token: it starts with the language code of the text.
@@ -139,15 +151,15 @@ def _decoder_shift(model: Any, pad_token_id: int) -> Callable[[Tensor], Tensor]:
     return lambda labels_BT: own(labels=labels_BT.clone())  # FSMT changes them in place
 
 
-def _inputs(rows: Sequence[Row], fills: Mapping[str, int]) -> Batch:
-    batch = {name: _pad([row[name] for row in rows], fill) for name, fill in fills.items() if name in rows[0]}
-    return {**batch, "attention_mask": _pad([[1] * len(row["input_ids"]) for row in rows], 0)}
+def _inputs(rows: Sequence[Row], fills: Mapping[str, int], side: str = "right") -> Batch:
+    batch = {name: _pad([row[name] for row in rows], fill, side) for name, fill in fills.items() if name in rows[0]}
+    return {**batch, "attention_mask": _pad([[1] * len(row["input_ids"]) for row in rows], 0, side)}
 
 
-def _pad(sequences: Sequence[Sequence[int]], fill: int) -> Tensor:
-    """Stack sequences of different lengths into one B × T tensor, filled on the right."""
+def _pad(sequences: Sequence[Sequence[int]], fill: int, side: str = "right") -> Tensor:
+    """Stack sequences of different lengths into one B × T tensor, filled on one side."""
     tensors = [torch.as_tensor(sequence, dtype=torch.int64) for sequence in sequences]
-    return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=fill)
+    return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=fill, padding_side=side)
 
 
 def shortest_first(rows: Any) -> Any:

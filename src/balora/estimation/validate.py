@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from balora.checkpoints.run_directory import RunDirectory
 from balora.config.run_config import RunConfig
@@ -19,14 +19,16 @@ from balora.estimation.memory import Estimate, estimate
 from balora.loading import pretrained as loading
 from balora.loading.head import head_classes
 from balora.loading.source import ModelSource
+from balora.logging_control import quiet
 from balora.methods import AdaptOptions, Method, find_method
 from balora.methods.adaptation import check_options
 from balora.methods.init.calibration import check_num_rows, num_calibration_rows
 from balora.methods.quantization.quantize import loaded_bits
 from balora.objective import Objective
 from balora.teacher.cache import open_cache
+from balora.teacher.row_keys import row_key
 from balora.training.generative_eval import generative_metrics_for
-from balora.training.run import adapter_arguments, training_arguments
+from balora.training.run import IGNORED_DATA_SKIP, adapter_arguments, training_arguments
 
 T = TypeVar("T")
 
@@ -67,9 +69,10 @@ def validate(config: RunConfig) -> ValidationReport:
     independently, so that one problem does not hide another.
     """
     report, source, spec = ValidationReport(), ModelSource.from_config(config), find_method(config.method.name)
-    report.check(RunDirectory(config).check)
+    directory = RunDirectory(config)
+    checkpoint = report.check(directory.resume_checkpoint)
     report.check(lambda: training_arguments(config))
-    report.check(lambda: open_cache(config))
+    cache = report.check(lambda: open_cache(config))
     options = report.check(lambda: check_options(spec, **adapter_arguments(config), extra=config.method.options))
     tokenizer = report.check(lambda: loading.load_tokenizer(source))
     target = report.check(lambda: loading.load_target_tokenizer(source))
@@ -87,12 +90,19 @@ def validate(config: RunConfig) -> ValidationReport:
             report.notes += rows.notes
             steps = report.check(lambda: optimizer_steps(report.rows, config.training))
             report.check(lambda: generative_metrics_for(config, examples, rows, target or tokenizer))
+            if cache is not None:
+                report.check(lambda: cache.require_rows([row_key(row) for row in rows.train]))
             if spec.needs_data and options is not None:
                 wanted = num_calibration_rows(options.extra)
                 report.check(lambda: check_num_rows(wanted, report.rows))
+    if checkpoint is not None and examples is not None:
+        report.check(lambda: directory.check_data(examples.digest))
+        report.notes += [IGNORED_DATA_SKIP] if config.training.get("ignore_data_skip") else []
+    if model_config is not None and source.model.directory is not None:
+        report.check(lambda: _check_weights(source, model_config, examples, tokenizer))
     if model_config is not None and options is not None:
         options = dataclasses.replace(options, total_steps=steps)
-        model = report.check(lambda: _adapted_model(spec, options, source, model_config, examples))
+        model = report.check(lambda: _adapted_model(spec, options, source, model_config, examples, tokenizer))
     if examples is not None:
         report.notes += [describe_perturbations(examples.perturbations) + "."] if examples.perturbations else []
         objective = report.check(lambda: Objective(config.regularization, config.task, num_labels=examples.num_labels))
@@ -102,8 +112,29 @@ def validate(config: RunConfig) -> ValidationReport:
     return report
 
 
+def _check_weights(
+    source: ModelSource,
+    config: PretrainedConfig,
+    examples: Examples | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> None:
+    """Make the checks of loading a local model without reading its weights; quantized weights need their own device."""
+    if getattr(config, "quantization_config", None):
+        return
+    labels = (
+        {"num_labels": 2} if examples is None else {"num_labels": examples.num_labels, "id2label": examples.id2label}
+    )
+    with quiet():
+        loading.load_model(source, **labels, tokenizer=tokenizer, device="meta")
+
+
 def _adapted_model(
-    spec: Method, options: AdaptOptions, source: ModelSource, config: PretrainedConfig, examples: Examples | None
+    spec: Method,
+    options: AdaptOptions,
+    source: ModelSource,
+    config: PretrainedConfig,
+    examples: Examples | None,
+    tokenizer: PreTrainedTokenizerBase | None,
 ) -> nn.Module:
     """Build the model on the meta device and adapt it: this finds a rank that is too large and targets that match nothing."""
     if examples is not None and examples.num_labels is not None:
@@ -111,9 +142,9 @@ def _adapted_model(
     quantized = getattr(config, "quantization_config", None) or {}
     quantized = quantized if isinstance(quantized, dict) else quantized.to_dict()
     with torch.device("meta"):
-        model = loading.AUTO_CLASSES[source.task].from_config(
-            config, dtype=_dtype(source, config), trust_remote_code=source.trust_remote_code
-        )
+        model = loading.from_config(source, config, _dtype(source, config))
+    if tokenizer is not None and source.model.directory is None:  # `_check_weights` checks that of a local model
+        loading.check_vocabulary(model, tokenizer)
     for name in ("load_in_4bit", "load_in_8bit"):  # a load sets this attribute
         if quantized.get(name):
             setattr(model, name.replace("load", "is_loaded"), True)

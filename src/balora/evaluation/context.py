@@ -13,11 +13,9 @@ from balora.evaluation.engines.transformers import Sampling, TransformersGenerat
 from balora.evaluation.engines.vllm import VllmGenerator
 from balora.evaluation.model_under_test import LoadedModel, ModelUnderTest
 from balora.evaluation.options import EvaluationOptions
+from balora.evaluation.progress import progress
 from balora.evaluation.prompting import Prompting, prompting_for
 from balora.evaluation.results import Journal
-
-_PROGRESS_FROM = 50
-"""Number of answers from which progress is reported."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +45,8 @@ class EvaluationContext:
     @functools.cached_property
     def loaded(self) -> LoadedModel:
         """Loaded model."""
-        return self.model_under_test.load(self.options.device)
+        with self.progress("loading the model"):
+            return self.model_under_test.load(self.options.device)
 
     @functools.cached_property
     def generator(self) -> TransformersGenerator | VllmGenerator:
@@ -65,8 +64,14 @@ class EvaluationContext:
         """Tokenizer of the engine; None for reference answers."""
         return None if self.model_under_test.is_reference else self.generator.tokenizer
 
+    def progress(self, what: str, total: int | None = None) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+        """Report how far the work of a ``with`` block is. See `progress.progress`."""
+        return progress(self.say, what, total)
+
     def journal(self, task: str, **identity: Any) -> Journal:
         """Open the journal of a task for this model; ``identity`` has the data and settings that decide the samples."""
+        with self.progress("reading the model's files, which identify it"):
+            _ = self.model_under_test.identity
         return Journal(self.folder, task, {"model": self.model_under_test.identity, **identity})
 
     def prompting(self, default: str, separator: str | None = None) -> Prompting:
@@ -82,7 +87,18 @@ class EvaluationContext:
             top_p=options.top_p,
             seed=options.seed,
             stops=stops,
+            padding="right" if self.model_under_test.is_encoder_decoder else "left",
+            draws="" if self.model_under_test.is_reference else options.engine,
         )
+
+    def warn_about(self, counts: Mapping[str, int], total: int) -> None:
+        """Say it if a tenth of the answers are empty, or reached the token limit: their scores say little about the model."""
+        for count, what in (
+            (counts["empty_answers"], "are empty: the model ended them at once. Check the prompt format"),
+            (counts["answers_at_token_limit"], "reached the token limit and were cut. Consider --max-new-tokens"),
+        ):
+            if count * 10 >= total > 0:
+                self.say(f"  {count:,} of {total:,} answers {what}")
 
     def answer(self, journal: Journal, requests: Sequence[Request], prompting: Prompting, sampling: Sampling) -> None:
         """Answer the requests that have no answer yet, and write each answer into the journal."""
@@ -104,10 +120,9 @@ class EvaluationContext:
             return
         prompts = [prompting.tokens(self.tokenizer, request.prompt) for request in requests]
         names = [request.sample for request in requests]
-        reported = 0
-        for done, (index, answer) in enumerate(self.generator.generate(prompts, sampling, names), 1):
-            fields: dict[str, Any] = {"output": answer.text, "tokens": answer.tokens, "ended": answer.ended}
-            yield requests[index], {**fields, "prompt_cut": True} if answer.prompt_cut else fields
-            if len(prompts) >= _PROGRESS_FROM and done * 10 // len(prompts) > reported:
-                reported = done * 10 // len(prompts)
-                self.say(f"  {done:,} of {len(prompts):,} answers")
+        generator = self.generator
+        with self.progress("answers", len(prompts)) as add:
+            for index, answer in generator.generate(prompts, sampling, names):
+                fields: dict[str, Any] = {"output": answer.text, "tokens": answer.tokens, "ended": answer.ended}
+                yield requests[index], {**fields, "prompt_cut": True} if answer.prompt_cut else fields
+                add(1)

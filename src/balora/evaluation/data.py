@@ -11,6 +11,7 @@ from balora.data.readers import ENDINGS
 from balora.data.sources import TablesSource, open_source
 from balora.data.tables import Row
 from balora.errors import BALoraError, suggest
+from balora.evaluation.problem_files import read_problem_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,9 @@ class Rows:
 
 def read_rows(location: str | None, default: HubDataset) -> Rows:
     """Read the rows of a task from the user's file, directory or hub id, or from the task's own dataset."""
+    problems = None if location is None else read_problem_files(Path(location).expanduser(), default.splits)
+    if location is not None and problems is not None:
+        return Rows(location, problems, tuple(dict.fromkeys(column for row in problems for column in row)))
     if location is None or not looks_local(location, ENDINGS):
         return _read_hub(location or default.hub_id, default)
     source, splits = open_source(location), default.splits

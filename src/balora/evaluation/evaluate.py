@@ -61,7 +61,7 @@ def evaluate(
     from balora.evaluation.model_under_test import ModelUnderTest
 
     options = options or EvaluationOptions()
-    entries = find_tasks(tasks)
+    entries = find_tasks(tasks, task_code=options.task_code)
     _check_data_names(options.data, [entry.name for entry in entries])
     model_under_test = ModelUnderTest(str(model), options)
     folder = Path(output) if output is not None else model_under_test.folder

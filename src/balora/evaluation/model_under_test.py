@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from peft.utils import CONFIG_NAME
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -19,11 +19,13 @@ from balora.config.run_config import RunConfig
 from balora.data.collate import ensure_pad_token
 from balora.errors import BALoraError
 from balora.evaluation.options import EvaluationOptions
-from balora.loading.pretrained import load_config, load_model, load_target_tokenizer, load_tokenizer
+from balora.evaluation.plain_adapter import PlainAdapter
+from balora.loading.pretrained import fit_tokenizer, load_config, load_model, load_target_tokenizer, load_tokenizer
 from balora.loading.source import Location, ModelSource
 from balora.loading.trained import SavedModel, find_saved, load
 from balora.logging_control import quiet
 from balora.methods.scale import check_scale
+from balora.models.adapted_model import base_model_of
 
 REFERENCE = "reference"
 """Name of the data's reference answers as a model under test. Their scores show whether the scoring can be trusted."""
@@ -100,6 +102,17 @@ class ModelUnderTest:
         """Config of the run; None for anything else."""
         return None if self.saved is None else self.saved.config
 
+    @functools.cached_property
+    def is_encoder_decoder(self) -> bool:
+        """True for an encoder-decoder. The weights are not read for this."""
+        if self.is_reference:
+            return False
+        return (
+            self.saved.task == "seq2seq"
+            if self.saved is not None
+            else bool(load_config(self._source()).is_encoder_decoder)
+        )
+
     @property
     def folder(self) -> Path:
         """Default directory of the results: inside the run directory, or else under the model's name."""
@@ -146,7 +159,13 @@ class ModelUnderTest:
             model = model.to(getattr(torch, str(self.dtype)))
         tokenizer = saved.tokenizer()
         if tokenizer is None:
-            raise BALoraError(f"{saved.folder} has no tokenizer beside it. Evaluate the run's folder instead.")
+            tokenizer = saved.base_tokenizer()
+            if tokenizer is None:
+                raise BALoraError(
+                    f"{saved.folder} has no tokenizer, and that of its pre-trained model cannot be found. Save the tokenizer "
+                    "beside the weights: tokenizer.save_pretrained(folder)."
+                )
+            fit_tokenizer(base_model_of(model), dataclasses.replace(self._source(), task=saved.task), tokenizer)
         ensure_pad_token(tokenizer)
         target = None if saved.config is None else load_target_tokenizer(ModelSource.from_config(saved.config))
         return LoadedModel(model, tokenizer, saved.task, saved.labels, target)
@@ -154,25 +173,29 @@ class ModelUnderTest:
     def _load_plain(self) -> LoadedModel:
         config = load_config(self._source())
         architecture = (config.architectures or [""])[0]
+        adapter = None if self.adapter is None else PlainAdapter(self.adapter, allow_pickle=self.options.allow_pickle)
         labels = num_labels = id2label = None
-        if architecture.endswith("ForSequenceClassification"):
-            task = "regression" if config.num_labels == 1 else "classification"
+        if adapter is not None:
+            labels = adapter.classes(config)
+        elif architecture.endswith("ForSequenceClassification"):
             labels = tuple(str(config.id2label[number]) for number in sorted(config.id2label))
+        if labels is not None:
+            task = "regression" if len(labels) == 1 else "classification"
             num_labels, id2label = len(labels), dict(enumerate(labels))
         else:
             task = "seq2seq" if config.is_encoder_decoder else "generation"
         source = dataclasses.replace(self._source(), task=task)
-        tokenizer = load_tokenizer(source)
+        own = self.adapter is not None and (self.adapter / "tokenizer_config.json").is_file()
+        place = dataclasses.replace(source, tokenizer=Location(str(self.adapter), "tokenizer")) if own else source
+        tokenizer = load_tokenizer(place, languages_required=False)
         with quiet(bars=True):
-            model = load_model(source, num_labels, id2label, tokenizer=tokenizer)
-        if self.adapter is None:
-            return LoadedModel(model, tokenizer, task, labels)
-        if labels is not None or PeftConfig.from_pretrained(self.adapter).task_type == "SEQ_CLS":
-            raise BALoraError(
-                f"{self.name} is the adapter of a classifier, and only its run knows the head. Evaluate the run, or the model "
-                "that balora export --to merged writes."
-            )
-        return LoadedModel(PeftModel.from_pretrained(model, self.adapter), tokenizer, task)
+            # The adapter may bring more tokens than the model has.
+            model = load_model(source, num_labels, id2label, tokenizer=None if adapter else tokenizer)
+            if adapter is None:
+                return LoadedModel(model, tokenizer, task, labels)
+            adapted = adapter.load(model, source)
+            fit_tokenizer(model, source, tokenizer)
+        return LoadedModel(adapted, tokenizer, task, labels)
 
     def _source(self) -> ModelSource:
         """Return the description of a plain model that the loading functions take."""

@@ -11,6 +11,7 @@ from balora.data.prompts import bare_ids, encode_prompt, render_prompt, separato
 from balora.data.rendering import Unrenderable, render_chat
 from balora.data.special_text import mark
 from balora.errors import BALoraError
+from balora.evaluation.options import check_prompt_template
 
 CHAT = "chat"
 Message = dict[str, Any]
@@ -29,10 +30,7 @@ class Prompting:
     separator: str | None = None
 
     def __post_init__(self) -> None:
-        if self.template not in (CHAT, "none", "alpaca") and "{prompt}" not in self.template:
-            raise BALoraError(
-                f"prompt_template must be none, alpaca, chat, or a text that contains {{prompt}}, not {self.template!r}."
-            )
+        check_prompt_template(self.template)
 
     def text(self, tokenizer: PreTrainedTokenizerBase, question: str, reply: str = "") -> str:
         """Return the prompt of a question, followed by the first words of the reply."""

@@ -6,12 +6,14 @@ A task's code is imported when the task is evaluated, so that listing the tasks 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import pkgutil
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balora.errors import BALoraError, suggest
+from balora.errors import BALoraError, suggest, suggest_path
+from balora.evaluation import lm_eval_index
+from balora.evaluation.options import InvalidOption
 
 if TYPE_CHECKING:
     from balora.evaluation.context import EvaluationContext
@@ -61,33 +63,42 @@ GROUPS = {"glue": tuple(entry.name for entry in TASKS.values() if entry.task_cla
 """Tasks that a group name selects, by group name."""
 
 
-def find_tasks(names: Iterable[str]) -> list[TaskEntry]:
-    """Return the entries for task and group names, in order and without duplicates. Unknown names raise BALoraError."""
+def find_tasks(names: Iterable[str], *, task_code: bool = False) -> list[TaskEntry]:
+    """Return the entries for task and group names, in order and without duplicates. Unknown names raise BALoraError.
+
+    ``task_code`` allows task files of lm-evaluation-harness that name Python code.
+    """
     entries: dict[str, TaskEntry] = {}
     for name in names:
         for task in GROUPS.get(name, (name,)):
-            entries[task] = TASKS.get(task) or _lm_eval_entry(task)
+            entries[task] = TASKS.get(task) or _lm_eval_entry(task, task_code)
     if not entries:
         raise BALoraError(f"No task was named. The tasks are {', '.join([*TASKS, *GROUPS])}.")
     return list(entries.values())
 
 
-def _lm_eval_entry(name: str) -> TaskEntry:
+def _lm_eval_entry(name: str, task_code: bool) -> TaskEntry:
     """Return the entry of a task of lm-evaluation-harness."""
     own_names = [*TASKS, *GROUPS]
     listed = ", ".join(own_names)
-    if importlib.util.find_spec("lm_eval") is None:
+    if not lm_eval_index.is_installed():
         raise BALoraError(
             f"There is no task {name!r}.{suggest(name, own_names)} The tasks are {listed}. Tasks of lm-evaluation-harness "
             "need: pip install 'balora[lm-eval]'."
         )
-    # Imported here because its imports take seconds, and most names are balora's own.
-    from balora.evaluation.tasks import lm_eval
-
     lm_eval_name = name.removeprefix(LM_EVAL_PREFIX)
-    known = lm_eval.task_names()
-    if lm_eval_name not in known and not lm_eval.is_yaml_file(lm_eval_name):
-        hint = suggest(name, own_names) or suggest(lm_eval_name, known)
+    if lm_eval_index.is_yaml_file(lm_eval_name):
+        if not task_code and (files := lm_eval_index.task_code(Path(lm_eval_name))):
+            raise InvalidOption(
+                "The task {name} names Python code (in {files}), which would run on this machine with your rights. If you have "
+                "read that code and trust it, give the option `task_code`.",
+                name=lm_eval_name,
+                files=", ".join(files),
+            )
+    elif lm_eval_name.endswith((".yaml", ".yml")):
+        raise BALoraError(f"There is no task file {lm_eval_name}.{suggest_path(Path(lm_eval_name), '*.y*ml')}")
+    elif lm_eval_name not in lm_eval_index.task_names():
+        hint = suggest(name, own_names) or suggest(lm_eval_name, lm_eval_index.task_names())
         raise BALoraError(
             f"There is no task {name!r}, neither in balora nor in lm-evaluation-harness.{hint} The tasks of balora are {listed}."
         )

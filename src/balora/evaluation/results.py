@@ -13,7 +13,7 @@ from typing import Any
 
 from balora.checkpoints.provenance import provenance
 from balora.errors import BALoraError
-from balora.files import write_text
+from balora.files import open_to_append, write_text
 
 Record = dict[str, Any]
 
@@ -64,7 +64,7 @@ class Journal:
         return result
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with open_to_append(self.path) as file:
             file.write(_json_text(line))
 
     def _read(self) -> None:
@@ -92,6 +92,20 @@ class Journal:
                 f"{self.path} has samples that were made with another {', '.join(changed)}. Choose another output, or delete "
                 "the file to evaluate this task again."
             )
+
+
+def count_answers(records: Iterable[Record]) -> dict[str, int]:
+    """Count the answers that are empty, and those that the token limit ended. Reference answers have no limit.
+
+    Example:
+        >>> count_answers([{"output": " \\n", "ended": True}, {"output": "Well, so", "ended": False}, {"output": "4"}])
+        {'empty_answers': 1, 'answers_at_token_limit': 1}
+    """
+    records = list(records)
+    return {
+        "empty_answers": sum(not str(record["output"]).strip() for record in records),
+        "answers_at_token_limit": sum(record.get("ended") is False for record in records),
+    }
 
 
 def _json_text(value: Any, indent: int | None = None) -> str:

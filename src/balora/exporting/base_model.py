@@ -12,18 +12,15 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
-from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
 
-from balora.errors import BALoraError
 from balora.exporting.weights import Change, unwrapped_copy
-from balora.loading.source import Location, ModelSource
-from balora.logging_control import quiet
+from balora.loading.base_weights import load_again, source_of, unstored_parameters
+from balora.loading.source import ModelSource
 from balora.methods.initial_state import initial_state_of
 from balora.methods.quantization.quantize import replace_bitsandbytes_layers
 from balora.methods.quantization.quantized_linear import QuantizedLinear
 from balora.models.adapted_model import ADAPTER, base_model_of
-
-_OTHER_SEED = 7919
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,16 +39,14 @@ class BaseModel:
     """Bits of the adapted model's quantized weights."""
     quantization: BitsAndBytesConfig | None = None
     """Quantization of the weights while they are loaded."""
+    generation: GenerationConfig | None = None
+    """Generation settings of the trained model, such as the language of its answers."""
 
     @classmethod
     def under(cls, model: nn.Module, source: ModelSource | None) -> BaseModel:
         """Describe the pre-trained model under an adapted one. Without ``source`` the name in the model is used."""
         inner: PreTrainedModel = base_model_of(model)
-        if source is None and inner.name_or_path:
-            location = Location(inner.name_or_path)
-            if not location.missing:
-                revision = getattr(inner.config, "_commit_hash", None) if location.directory is None else None
-                source = ModelSource(model=location, revision=revision)
+        source = source or source_of(inner)
         bits = next((module.bits for module in model.modules() if isinstance(module, QuantizedLinear)), None)
         return cls(
             model_class=type(inner),
@@ -62,6 +57,7 @@ class BaseModel:
             adapted=None if bits is None else model,
             bits=bits,
             quantization=_quantization_config(model, bits),
+            generation=copy.deepcopy(getattr(inner, "generation_config", None)),
         )
 
     @property
@@ -84,45 +80,26 @@ class BaseModel:
         quantize = {"quantization_config": self.quantization, "device_map": {"": self.device}}
         model = self._from_pretrained(**(quantize if self.quantization else {}))[0]
         replace_bitsandbytes_layers(model)
+        if self.generation is not None:
+            model.generation_config = copy.deepcopy(self.generation)  # type: ignore[assignment]
         return (model if self.quantization else model.to(self.device)).eval()
 
-    def random_parameters(self) -> list[str]:
-        """Return the parameters that the pre-trained weights lack. Each load makes new random values for them."""
+    def unstored_parameters(self, model: nn.Module) -> tuple[list[str], list[str]]:
+        """Return the parameters that the pre-trained weights lack, and those of another shape (resized embeddings).
+
+        Each load makes new random values for the first. ``model`` is the trained model.
+        """
         if self.source is None:
-            return []
+            return [], []
         # A model that is stored in few bits cannot be loaded without its weights.
         stored_quantized = getattr(self.config, "quantization_config", None) is not None
-        report = self._from_pretrained(device_map={"": self.device} if stored_quantized else "meta")[1]
-        return sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+        device_map = {"": self.device} if stored_quantized else "meta"
+        loaded, report = self._from_pretrained(device_map=device_map, resize=False)
+        return unstored_parameters(base_model_of(model), loaded, report)
 
     def _from_pretrained(self, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
         assert self.source is not None
-        config = copy.deepcopy(self.config)
-        stored = getattr(config, "quantization_config", None)
-        if stored is not None and not isinstance(stored, dict):
-            # A load turns it into an object, and accepts only a dict.
-            config.quantization_config = stored.to_dict()
-        with quiet(), torch.random.fork_rng(devices=[]):
-            # Another seed than the run's: random weights must not agree by chance.
-            torch.manual_seed(_OTHER_SEED)
-            try:
-                return self.model_class.from_pretrained(  # type: ignore[no-any-return]
-                    self.address,
-                    config=config,
-                    dtype=self.dtype,
-                    revision=self.source.revision or "main",
-                    use_safetensors=None if self.source.allow_pickle else True,
-                    # replaces a stored head that has other classes
-                    ignore_mismatched_sizes=self.model_class.__name__.endswith("ForSequenceClassification"),
-                    output_loading_info=True,
-                    **options,
-                )
-            except (OSError, ValueError, RuntimeError) as error:
-                reason = " ".join(str(error).split())[:300]
-                raise BALoraError(
-                    f"The pre-trained model {self.address} cannot be loaded to put the export on: {reason}. If it has moved, "
-                    "name its place with base=."
-                ) from error
+        return load_again(self.model_class, self.config, self.source, dtype=self.dtype, **options)
 
 
 def _quantization_config(model: nn.Module, bits: int | None) -> BitsAndBytesConfig | None:
@@ -144,29 +121,34 @@ def _quantization_config(model: nn.Module, bits: int | None) -> BitsAndBytesConf
 
 
 @torch.no_grad()
-def add_random_layers(change: Change, model: nn.Module, parameters: list[str]) -> Change:
-    """Add the layers with `BaseModel.random_parameters` to a change, with their present weights.
+def add_unstored_layers(change: Change, model: nn.Module, random: list[str], resized: list[str]) -> Change:
+    """Add the layers with `BaseModel.unstored_parameters` to a change, with their present weights.
 
     A BERT or DeBERTa from masked language modelling has no pooler. The run's pooler was random at first, so the export must
-    contain it.
+    contain it. A resized embedding is written as peft writes it: without a trained copy, which would untie the output layer.
     """
-    names = sorted({name.rpartition(".")[0] for name in parameters if name not in change.modules})
-    if not names:
+    names = sorted({name.rpartition(".")[0] for name in random if name not in change.modules})
+    embeddings = sorted({name.rpartition(".")[0] for name in resized if name not in change.modules})
+    if not names and not embeddings:
         return change
     factors, modules, config = dict(change.factors), dict(change.modules), copy.deepcopy(change.config)
-    for name in names:
+    for name in (*names, *embeddings):
         layer = base_model_of(model).get_submodule(name)
-        factors.pop(name, None)
+        found = factors.pop(name, None)
         if isinstance(layer, LoraLayer):
             delta = layer.get_delta_weight(ADAPTER)  # type: ignore[operator]
             layer = layer.get_base_layer()
             layer = layer.to_linear(delta.dtype) if isinstance(layer, QuantizedLinear) else layer
-            modules[f"{name}.weight"] = (layer.weight.float() + delta.float()).to(layer.weight.dtype).cpu()
+            old: Any = layer.weight
+            # With DoRA the pre-trained weight is frozen, and the change also scales its rows.
+            scaled = found is not None and found.magnitude_O is not None
+            new = found.add_to(old) if found is not None and scaled else old.float() + delta.float()
+            modules[f"{name}.weight"] = new.to(old.dtype).cpu()
         for key, parameter in layer.named_parameters():
             modules.setdefault(f"{name}.{key}", parameter.detach().cpu().clone())
-    config.modules_to_save = [*(config.modules_to_save or []), *names]
+    config.modules_to_save = [*(config.modules_to_save or []), *names] or None
     if isinstance(config.exclude_modules, str):
-        config.exclude_modules = "|".join([f"({config.exclude_modules})", *map(re.escape, names)])
+        config.exclude_modules = "|".join([f"({config.exclude_modules})", *map(re.escape, (*names, *embeddings))])
     else:
-        config.exclude_modules = [*(config.exclude_modules or []), *names]
+        config.exclude_modules = [*(config.exclude_modules or []), *names, *embeddings]
     return dataclasses.replace(change, factors=factors, modules=modules, config=config)

@@ -6,6 +6,7 @@ written to a staging directory, loaded through its library, compared on a probe,
 
 import contextlib
 import dataclasses
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -21,10 +22,10 @@ from balora.checkpoints.model_card import ModelDescription, model_card
 from balora.checkpoints.run_directory import read_record
 from balora.errors import BALoraError, suggest
 from balora.exporting import verification
-from balora.exporting.base_model import BaseModel, add_random_layers
+from balora.exporting.base_model import BaseModel, add_unstored_layers
 from balora.exporting.weights import Change, change_of, merge_into, write_lora
 from balora.files import apply_umask, fsync
-from balora.loading.pretrained import load_target_tokenizer
+from balora.loading.pretrained import auto_class, load_target_tokenizer
 from balora.loading.source import Location, ModelSource
 from balora.loading.trained import SavedModel, initial_values, load, saved_of, scale_of
 from balora.logging_control import quiet
@@ -33,10 +34,13 @@ from balora.methods.initial_state import initial_state_of
 from balora.methods.layers.peft_lora import lora_layers
 from balora.methods.scale import check_scale, scale_notice
 from balora.methods.scaling import scale_change, scale_other_tensors
+from balora.models.adapted_model import base_model_of
 from balora.teacher.pretrained import PretrainedTeacher
 from balora.training.train_step import infer_task
 
 Form = Literal["lora", "merged"]
+CLASSES = "classes.json"
+"""Names of a classifier's classes in the order of the head's rows, beside a LoRA: peft's config has no place for them."""
 TARGET_TOKENIZER = "target_tokenizer"
 """Subdirectory of the tokenizer of the responses, if it is not the tokenizer of the inputs."""
 
@@ -53,7 +57,7 @@ class ExportReport:
     agreement: verification.Agreement | None
     """Comparison with the trained model; None without ``check``."""
     note: str | None = None
-    """Note on a model that was trained in 4 or 8 bits."""
+    """Note on how the base of a LoRA must be loaded."""
     scale: float = 1.0
     """a in W + a·ΔW."""
 
@@ -90,6 +94,8 @@ class _Trained:
     """a in W + a·ΔW, of the model as it is exported."""
     unscaled: float = 1.0
     """Part of ``scale`` that ``model`` does not have yet: that of an adapter on a quantized residual."""
+    vocabulary: int | None = None
+    """Number of tokens, if the embeddings were resized."""
 
     @property
     def only_residual(self) -> bool:
@@ -150,6 +156,10 @@ def export(
     form: Form = "lora" if to == "lora" else "merged"
     scale = check_scale(scale)
     output = Path(output)
+    if output.is_symlink():
+        raise BALoraError(
+            f"{output} is a symbolic link, and an export does not write through links. Name the folder that is meant."
+        )
     if output.exists() and not output.is_dir():
         raise BALoraError(f"{output} is a file. Name a folder for the export.")
     if output.is_dir() and any(output.iterdir()):
@@ -175,7 +185,8 @@ def _from_run(path: str | Path, base: str | Path | None) -> _Trained:
     source = saved.source(base) if saved.config is not None or base is not None else None
     initial = saved.initial.values if saved.method.residual_base else None
     pretrained = BaseModel.under(model, source)
-    return _Trained(model, saved.method, initial, pretrained, infer_task(model), saved.tokenizer(), saved)
+    tokenizer = saved.tokenizer() or saved.base_tokenizer()
+    return _Trained(model, saved.method, initial, pretrained, infer_task(model), tokenizer, saved)
 
 
 def _from_model(
@@ -269,6 +280,10 @@ def _export(trained: _Trained, to: Form, output: Path, check: bool) -> ExportRep
     change = _change(trained, to) if trained.method.low_rank else None
     if change is not None and trained.unscaled != 1:
         change = change.scaled(trained.unscaled)
+    bits_note = note
+    if to == "lora" and trained.vocabulary:
+        resize = f"The vocabulary was resized: call resize_token_embeddings({trained.vocabulary}) on the base first."
+        note = f"{note} {resize}" if note else resize
     with _staged(output) as staging:
         if change is None:
             model.save_pretrained(staging)  # type: ignore[operator]
@@ -293,7 +308,10 @@ def _export(trained: _Trained, to: Form, output: Path, check: bool) -> ExportRep
         rank = change.config.r if change is not None and to == "lora" else None
         report = ExportReport(to, output, (), rank, agreement, note, trained.scale)
         _write_tokenizers(trained, staging)
-        (staging / "README.md").write_text(_card(trained, report), encoding="utf-8")
+        if to == "lora" and trained.task == "classification":
+            names = [trained.base.config.id2label[row] for row in range(trained.base.config.num_labels)]
+            (staging / CLASSES).write_text(json.dumps(names, ensure_ascii=False) + "\n", encoding="utf-8")
+        (staging / "README.md").write_text(_card(trained, report, bits_note), encoding="utf-8")
     return dataclasses.replace(report, files=tuple(sorted(path for path in output.rglob("*") if path.is_file())))
 
 
@@ -301,6 +319,8 @@ def _export(trained: _Trained, to: Form, output: Path, check: bool) -> ExportRep
 def _staged(output: Path) -> Iterator[Path]:
     """Provide a directory beside the output, and rename it to the output if the block succeeds."""
     staging = output.absolute().with_name(f".{output.absolute().name}.exporting")
+    if staging.is_symlink():  # somebody else's: nothing is written to where it leads
+        staging.unlink()
     shutil.rmtree(staging, ignore_errors=True)  # left by an export that was killed
     try:
         staging.mkdir(parents=True)
@@ -319,7 +339,10 @@ def _change(trained: _Trained, to: Form) -> Change:
     if trained.keeps_frozen(to):
         return change_of(trained.model)
     change = change_of(trained.model, trained.initial)
-    return add_random_layers(change, trained.model, trained.base.random_parameters())
+    random, resized = trained.base.unstored_parameters(trained.model)
+    if resized:
+        trained.vocabulary = len(base_model_of(trained.model).get_input_embeddings().weight)
+    return add_unstored_layers(change, trained.model, random, resized)
 
 
 def _write(trained: _Trained, change: Change, to: Form, staging: Path) -> None:
@@ -342,7 +365,7 @@ def _write_tokenizers(trained: _Trained, staging: Path) -> None:
         target.save_pretrained(staging / TARGET_TOKENIZER)
 
 
-def _card(trained: _Trained, report: ExportReport) -> str:
+def _card(trained: _Trained, report: ExportReport, bits_note: str | None) -> str:
     saved, base = trained.saved, trained.base
     config = saved.config if saved else None
     record = (read_record(saved.run) if saved and saved.run else None) or {}
@@ -355,8 +378,11 @@ def _card(trained: _Trained, report: ExportReport) -> str:
         labels=[names[number] for number in range(len(names))] if trained.task == "classification" else None,
         rank=report.rank,
         comparison=None if report.agreement is None else str(report.agreement),
-        quantization_note=report.note,
+        quantization_note=bits_note,
         quantization=base.quantization if report.to == "lora" else None,
         scale=report.scale,
+        auto_class=auto_class(trained.task, base.config).__name__,
+        vocabulary=trained.vocabulary,
+        first_token=base.generation.forced_bos_token_id if base.generation and trained.task == "seq2seq" else None,
     )
     return model_card(config, record.get("metrics", {}), provenance, form=report.to, description=description)

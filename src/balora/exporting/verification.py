@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from balora.errors import BALoraError
 from balora.exporting.weights import PREFIX, initial_factors
+from balora.loading.pretrained import max_positions
 from balora.methods.layers.peft_lora import lora_layers
 from balora.methods.quantization.quantize import MAX_RELATIVE_ERROR
 from balora.methods.quantization.quantized_linear import QuantizedLinear
@@ -33,6 +34,7 @@ _TEXTS = (
 )
 _LENGTHS = (24, 17, 9, 3)
 _SEED = 20240804
+_TOKEN_KEYS = ("_token_id", "_token_index")
 ALLOWED = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest logit difference, relative to the largest logit (at least 1), by the narrowest dtype of the weights.
 
@@ -80,8 +82,12 @@ def make_probe(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None) -> P
     size = len(base.get_input_embeddings().weight)  # type: ignore[operator]  # an adapted embedding has no num_embeddings
     full_config: Any = base.config
     config = full_config.get_text_config()
-    special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}
-    positions = getattr(config, "max_position_embeddings", None) or 512
+    # Placeholders of images would need images. Llama 3 has several end tokens.
+    values = [
+        value for part in (full_config, config) for name, value in vars(part).items() if name.endswith(_TOKEN_KEYS)
+    ]
+    special = {token for value in values for token in (value if isinstance(value, list | tuple) else [value])}
+    positions = max_positions(full_config) or 512  # XLNet's config says -1
     generator = torch.Generator().manual_seed(_SEED)
     ordinary = torch.tensor([token for token in range(size) if token not in special])
 

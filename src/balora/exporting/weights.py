@@ -25,6 +25,7 @@ from balora.methods.initial_state import trainable_parameters
 from balora.methods.layers.peft_lora import lora_layers, target_name
 from balora.methods.layers.weight_views import experts_of, factor, is_stack, join_a, join_b, split_a, split_b
 from balora.methods.quantization.quantize import dequantize
+from balora.methods.target_modules import reserved_for_experts
 from balora.models.adapted_model import ADAPTER
 
 PREFIX = "base_model.model."
@@ -204,7 +205,7 @@ def write_lora(change: Change, folder: Path, base: str | None, revision: str | N
     config = copy.deepcopy(change.config)
     config.base_model_name_or_path, config.revision = base, revision
     values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @torch.no_grad()
@@ -274,8 +275,10 @@ def _plain_config(model: PeftModel, factors: Mapping[str, Factors]) -> LoraConfi
     config = copy.deepcopy(model.peft_config[ADAPTER])
     assert isinstance(config, LoraConfig)
     if isinstance(config, AdaLoraConfig):
+        reserved = reserved_for_experts(model, factors)
         config = LoraConfig(
-            target_modules=list(factors),
+            target_modules=[name for name in factors if name not in reserved],
+            target_parameters=[f"{name}.weight" for name in reserved] or None,
             modules_to_save=config.modules_to_save,
             fan_in_fan_out=config.fan_in_fan_out,
             task_type=config.task_type,

@@ -4,20 +4,23 @@ Weights in pickle form and code that comes with a model are refused, unless the 
 ``trust_remote_code``).
 """
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto import modeling_auto
 
 from balora.data.collate import ensure_pad_token
 from balora.data.hub import unreachable
-from balora.errors import BALoraError, raise_all, suggest_path
-from balora.files import read_json
-from balora.loading.source import Location, ModelSource
+from balora.errors import BALoraError, raise_all
+from balora.loading import model_files
+from balora.loading.languages import set_answer_language, set_languages
+from balora.loading.source import Location, ModelSource, missing_directory
+from balora.models.multimodal import IMAGE_TEXT_CLASSES, MULTIMODAL_CLASSES
 
 AUTO_CLASSES = {
     "generation": transformers.AutoModelForCausalLM,
@@ -46,9 +49,12 @@ _CONVERT_PICKLE = (
 )
 
 
-def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model, and give it a pad token if it has none."""
-    return _load_tokenizer(source.tokenizer or source.model, source)
+def load_tokenizer(source: ModelSource, *, languages_required: bool = True) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model, give it a pad token if it has none, and set the languages of the source.
+
+    With ``languages_required`` a multilingual tokenizer without languages is refused for seq2seq.
+    """
+    return _load_tokenizer(source.tokenizer or source.model, source, languages_required=languages_required)
 
 
 def load_target_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase | None:
@@ -62,8 +68,11 @@ def load_model(
     id2label: Mapping[int, str] | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    device: str | None = None,
 ) -> PreTrainedModel:
     """Load a pre-trained model with the head its task needs, in eval mode on the CPU.
+
+    On the ``device`` meta the same checks are made, and no weight is read.
 
     ``num_labels`` and ``id2label`` describe the head of a classifier; a regression head has 1 output. The vocabulary of
     ``tokenizer`` is checked, and its pad token becomes the model's. Only a classification head may have new, random weights.
@@ -77,37 +86,49 @@ def load_model(
         config.update({"num_labels": num_labels, "problem_type": "single_label_classification"})
         if id2label is not None:
             config.update({"id2label": dict(id2label), "label2id": {name: i for i, name in id2label.items()}})
-    model = _from_pretrained(source, config)
+    return fit_tokenizer(_from_pretrained(source, config, device), source, tokenizer)
+
+
+def fit_tokenizer(
+    model: PreTrainedModel, source: ModelSource, tokenizer: PreTrainedTokenizerBase | None
+) -> PreTrainedModel:
+    """Check the vocabulary of the tokenizers against the model, and set the model's pad token and its language of answers."""
     if tokenizer is not None:
-        _check_vocabulary(model, tokenizer)
+        check_vocabulary(model, tokenizer)
         # A classifier on a decoder reads the last token that is no padding.
         for part in (model.config, model.config.get_text_config(), getattr(model, "generation_config", None)):
             if part is not None:
                 part.pad_token_id = tokenizer.pad_token_id
     target = load_target_tokenizer(source)
     if target is not None:
-        _check_vocabulary(model, target, target=True)
+        check_vocabulary(model, target, target=True)
+    if source.task == "seq2seq" and (target or tokenizer) is not None:
+        set_answer_language(model, target or tokenizer)
     return model
 
 
 def load_config(source: ModelSource) -> PretrainedConfig:
     """Load a model's ``config.json``."""
-    directory = source.model.directory
-    if directory is not None and not (directory / "config.json").is_file():
-        hint = ""
-        if (directory / "adapter_config.json").is_file():
-            hint = " It holds an adapter. Give the model the adapter was made for."
-        elif (directory / "run.json").is_file():
-            hint = " It holds a run. Give the model that was trained, or what `balora export --to merged` makes of the run."
-        raise BALoraError(
-            f"The model folder {source.model.name} has no config.json, so it is not a transformers model.{hint}"
-        )
+    _check_config_file(source.model)
     try:
         return AutoConfig.from_pretrained(
             source.model.path, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a wrong value in config.json can raise any exception
         raise _loading_error(error, source.model, "model") from error
+
+
+def _check_config_file(model: Location) -> None:
+    """Refuse a local model without a usable config.json, and say what its folder holds instead."""
+    if model.directory is None:
+        return
+    path = model.directory / "config.json"
+    if not path.exists():
+        hint = model_files.describe_directory(model.directory)
+        raise BALoraError(f"The model folder {model.name} has no config.json, so it is not a transformers model.{hint}")
+    problem = model_files.config_problem(path)
+    if problem:
+        raise BALoraError(problem)
 
 
 def model_problems(source: ModelSource) -> list[str]:
@@ -115,13 +136,36 @@ def model_problems(source: ModelSource) -> list[str]:
     if source.model.directory is None:
         return []
     if source.model.missing:
-        return [_missing_directory(source.model)]
+        return [missing_directory(source.model)]
     try:
         config = load_config(source)
     except BALoraError as error:
         return [str(error)]
-    found = (_architecture_problem(config, source), _weights_problem(source.model.directory, source))
+    directory = source.model.directory
+    found = (
+        _architecture_problem(config, source),
+        _weights_problem(directory, source, config),
+        model_files.json_problem(directory / "generation_config.json"),
+    )
     return [problem for problem in found if problem]
+
+
+def auto_class(task: str, config: PretrainedConfig) -> Any:
+    """Return the class that loads a model for a task; for generation this may be one for images or sound and text."""
+    if task == "generation" and _reads_more_than_text(config):
+        images = config.model_type in IMAGE_TEXT_CLASSES
+        return transformers.AutoModelForImageTextToText if images else transformers.AutoModelForMultimodalLM
+    return AUTO_CLASSES[task]
+
+
+def _reads_more_than_text(config: PretrainedConfig) -> bool:
+    """Return whether transformers has only a multimodal class for a decoder, and that class can run on text alone."""
+    name = MULTIMODAL_CLASSES.get(config.model_type)
+    if name is None or config.is_encoder_decoder or config.model_type in _MODEL_TYPES["generation"]:
+        return False
+    parameters = inspect.signature(getattr(transformers, name).forward).parameters.values()
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    return set(needed) <= {"self", "input_ids"}
 
 
 def max_positions(config: PretrainedConfig) -> int | None:
@@ -133,15 +177,22 @@ def max_positions(config: PretrainedConfig) -> int | None:
     return limit - (text.pad_token_id or 0) - 1 if text.model_type in _POSITIONS_FROM_PADDING else limit
 
 
-def _load_tokenizer(location: Location, source: ModelSource) -> PreTrainedTokenizerBase:
+def _load_tokenizer(
+    location: Location, source: ModelSource, *, languages_required: bool = True
+) -> PreTrainedTokenizerBase:
     if location.missing:
-        raise BALoraError(_missing_directory(location))
+        raise BALoraError(missing_directory(location))
+    if location.key == "model":
+        _check_config_file(location)
     directory = location.directory
     if directory is not None and not any(p.name.startswith(_TOKENIZER_FILES) for p in directory.iterdir()):
         raise BALoraError(
             f"The folder {location.name} ({location.key}) has no tokenizer. Name a folder or hub id that has one "
             "(tokenizer: ...)."
         )
+    problem = model_files.tokenizer_problem(directory) if directory is not None else None
+    if problem:
+        raise BALoraError(problem)
     revision = source.revision if location.name == source.model.name else None
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -149,13 +200,14 @@ def _load_tokenizer(location: Location, source: ModelSource) -> PreTrainedTokeni
         )
     except Exception as error:  # a broken tokenizer.json makes the Rust library raise a bare Exception
         raise _loading_error(error, location, "tokenizer") from error
+    set_languages(tokenizer, source, required=languages_required)
     ensure_pad_token(tokenizer)
     return tokenizer
 
 
-def _from_pretrained(source: ModelSource, config: PretrainedConfig) -> PreTrainedModel:
+def _from_pretrained(source: ModelSource, config: PretrainedConfig, device: str | None = None) -> PreTrainedModel:
     try:
-        model, report = AUTO_CLASSES[source.task].from_pretrained(
+        model, report = auto_class(source.task, config).from_pretrained(
             source.model.path,
             config=config,
             revision=source.revision,
@@ -164,6 +216,7 @@ def _from_pretrained(source: ModelSource, config: PretrainedConfig) -> PreTraine
             trust_remote_code=source.trust_remote_code,
             ignore_mismatched_sizes=source.task in _HEAD_TASKS,  # replaces a stored head that has other classes
             output_loading_info=True,
+            device_map=device,
         )
     except (MemoryError, torch.OutOfMemoryError):
         raise
@@ -184,10 +237,23 @@ def _from_pretrained(source: ModelSource, config: PretrainedConfig) -> PreTraine
             f"random, such as {random[0]}. Check that config.json belongs to these weights, and that the model was made "
             f"for task {source.task}."
         )
+    model_files.refuse_nonfinite_weights(model, source.model.name)
     return model.eval()
 
 
-def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, target: bool = False) -> None:
+def from_config(source: ModelSource, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """Build a model with random weights. Values of the config that no model can have raise `BALoraError`."""
+    try:
+        return auto_class(source.task, config).from_config(  # type: ignore[no-any-return]
+            config, dtype=dtype, trust_remote_code=source.trust_remote_code
+        )
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise _loading_error(error, source.model, "model") from error
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, target: bool = False) -> None:
     """Refuse a tokenizer with more tokens than the model's embedding has rows, or its output head with ``target``."""
     matrix = model.get_output_embeddings() if target else model.get_input_embeddings()
     known = int(matrix.weight.shape[0])  # type: ignore[union-attr, index]
@@ -199,16 +265,6 @@ def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         )
 
 
-def _missing_directory(location: Location) -> str:
-    """Return the error message for a local name that is no directory."""
-    assert location.directory is not None
-    name, key = location.name, location.key
-    what = f"The model folder {name}" if key == "model" else f"The folder {name} ({key})"
-    if location.directory.is_file():
-        return f"{what} is a file. Give the folder it is in."
-    return f"{what} does not exist.{suggest_path(location.directory)}"
-
-
 def _loading_error(error: Exception, location: Location, what: str) -> BALoraError:
     """Turn an exception of transformers, raised while loading ``what`` (model or tokenizer), into one sentence."""
     text, name = " ".join(str(error).split()), location.name
@@ -218,6 +274,8 @@ def _loading_error(error: Exception, location: Location, what: str) -> BALoraErr
             "trust_remote_code: true; otherwise choose a model that transformers knows."
         )
     if location.directory is None:
+        if "gguf" in name.lower():
+            return BALoraError(f"{name} ({location.key}) is a repository {model_files.GGUF}")
         if unreachable(error):
             return BALoraError(
                 f"{name} ({location.key}) is no local folder, and as a hub id it could not be reached. Check the "
@@ -242,35 +300,42 @@ def _architecture_problem(config: PretrainedConfig, source: ModelSource) -> str 
     masked = kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if task == "generation" and masked and not getattr(config, "is_decoder", False):
         return f"{name} is an encoder ({kind}), which does not generate text. Use task: classification or regression."
-    if kind not in _MODEL_TYPES[task]:
-        possible = ", ".join(other for other, kinds in _MODEL_TYPES.items() if kind in kinds) or "none of the tasks"
+    multimodal = _reads_more_than_text(config)
+    if task == "seq2seq" and multimodal:
+        return f"{name} is a {kind} model, which has no encoder for text. Use task: generation."
+    if kind not in _MODEL_TYPES[task] and not (task == "generation" and multimodal):
+        kinds_of = {
+            other: kinds
+            for other, kinds in _MODEL_TYPES.items()
+            if other != "generation" or not config.is_encoder_decoder
+        }
+        possible = ", ".join(other for other, kinds in kinds_of.items() if kind in kinds) or "none of the tasks"
         return f"{name} is a {kind} model, which cannot do task {task}. It can do {possible}."
     return None
 
 
-def _weights_problem(directory: Path, source: ModelSource) -> str | None:
+def _weights_problem(directory: Path, source: ModelSource, config: PretrainedConfig) -> str | None:
     """Return why a directory's weights cannot be loaded (missing, incomplete, damaged, in pickle form), or None."""
-    name, again = source.model.name, "Copy or download it again."
-    index = directory / "model.safetensors.index.json"
-    files = [directory / "model.safetensors"] if (directory / "model.safetensors").is_file() else []
-    if not files and index.is_file():
-        try:
-            files = [directory / shard for shard in sorted(set(read_json(index)["weight_map"].values()))]
-        except (BALoraError, KeyError, AttributeError) as error:
-            return f"{index} is broken ({type(error.__cause__ or error).__name__}). {again}"
-    if not files:
-        pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in directory.glob(pattern))
-        if not pickles:
-            return f"The model folder {name} has no weights (model.safetensors)."
-        if source.allow_pickle:
-            return None
-        return f"The weights of {name} are in pickle form ({pickles[0]}), which can run any code on loading. {_CONVERT_PICKLE}"
-    for file in files:
-        if not file.is_file():
-            return f"The weights of {name} are incomplete: {file.name} is missing. {again}"
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            return f"The weights file {file} is damaged ({error}). {again}"
-    return None
+    name = source.model.name
+    try:
+        files = model_files.weight_files(directory)
+    except BALoraError as error:
+        return str(error)
+    if files:
+        return model_files.weights_problem(files, name) or model_files.layers_problem(config, files, name)
+    others = sorted(path.name for path in directory.glob("*.safetensors"))
+    if others:
+        if any("-of-" in file for file in others):
+            return (
+                f"The weights of {name} lack model.safetensors.index.json, which says which file has which tensor. "
+                f"{model_files.AGAIN}"
+            )
+        return f"The folder {name} has {others[0]}, but transformers reads model.safetensors. Rename the file if it is the model."
+    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in directory.glob(pattern))
+    if not pickles:
+        return f"The model folder {name} has no weights (model.safetensors).{model_files.describe_directory(directory)}"
+    if source.allow_pickle:
+        return None
+    return (
+        f"The weights of {name} are in pickle form ({pickles[0]}), which can run any code on loading. {_CONVERT_PICKLE}"
+    )

@@ -19,7 +19,8 @@ from balora.checkpoints.run_directory import CONFIG, read_record
 from balora.config.run_config import RunConfig, load_run_config
 from balora.errors import BALoraError, suggest_path
 from balora.files import read_json
-from balora.loading.pretrained import load_model, load_tokenizer
+from balora.loading.base_weights import own_name
+from balora.loading.pretrained import fit_tokenizer, load_model, load_tokenizer
 from balora.loading.source import Location, ModelSource
 from balora.logging_control import quiet
 from balora.methods import Method, adapt, find_method, load_trainable
@@ -72,7 +73,8 @@ def initial_values(saved: "SavedModel", base: str | Path | PreTrainedModel | Non
     """Return every trained tensor's value before the training; if all weights were trained, the pre-trained model's."""
     if saved.method.form != "model":
         return saved.initial.values
-    return {name: parameter.detach() for name, parameter in _load_base(saved, base).named_parameters()}
+    loaded = {name: parameter.detach() for name, parameter in _load_base(saved, base).named_parameters()}
+    return {**loaded, **saved.initial.unstored, **saved.initial.values}  # those that the pre-trained model does not have
 
 
 def scale_of(model: nn.Module) -> float:
@@ -138,6 +140,20 @@ class SavedModel:
             return AutoTokenizer.from_pretrained(self.folder)
         return None if self.config is None else load_tokenizer(ModelSource.from_config(self.config))
 
+    def base_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Load the tokenizer of the pre-trained model that the adapter names; return None if that is not possible.
+
+        A script that calls ``trainer.save_model`` may leave the tokenizer out.
+        """
+        if self.config is not None or _base_of_adapter(self.folder) is None:
+            return None
+        try:
+            tokenizer = load_tokenizer(self.source(), languages_required=False)
+        except BALoraError:
+            return None
+        logger.warning("%s has no tokenizer, so that of %s is used.", self.folder, tokenizer.name_or_path)
+        return tokenizer
+
 
 def saved_of(model: nn.Module) -> SavedModel | None:
     """Return the files that `load` read a model from, or None for any other model."""
@@ -190,6 +206,7 @@ def _not_a_run(folder: Path) -> str:
 def _adapted(saved: SavedModel, base: str | Path | PreTrainedModel | None) -> nn.Module:
     """Return the pre-trained model with the run's adapter at its initial values, checked against the stored ones."""
     model, initial, metadata = _load_base(saved, base), saved.initial, saved.initial.metadata
+    _restore_unstored(model, initial.unstored)
     _check_heads(model, initial.values)
     known = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
     missing = [name for name in metadata["targets"] if name not in known] if saved.method.form == "lora" else []
@@ -209,19 +226,53 @@ def _adapted(saved: SavedModel, base: str | Path | PreTrainedModel | None) -> nn
         total_steps=metadata["total_steps"],
         **metadata["options"],
     )
+    _restore_unstored(adapted, initial.unstored, exact=True)
     values = {name: parameter.detach() for name, parameter in trainable_parameters(adapted)}
     ckpt.check_initial_weights(adapted, values, initial, saved.folder)
     return adapted
 
 
 def _load_base(saved: SavedModel, base: str | Path | PreTrainedModel | None) -> PreTrainedModel:
+    vocabulary = saved.initial.metadata.get("vocabulary")
     if isinstance(base, PreTrainedModel):
-        return base
-    source = saved.source(base)
+        return _resized(base, vocabulary)
+    source, tokenizer = saved.source(base), saved.tokenizer()
     # Weights that the checkpoint lacks are random. The run set the same seed before it loaded the model.
     with quiet(bars=True), torch.random.fork_rng(devices=[]):
         torch.manual_seed(source.seed)
-        return load_model(source, *_head_of(saved), tokenizer=saved.tokenizer())
+        model = load_model(source, *_head_of(saved), tokenizer=None if vocabulary else tokenizer)
+        if vocabulary:
+            _resized(model, vocabulary)
+            fit_tokenizer(model, source, tokenizer)
+        return model
+
+
+def _resized(model: PreTrainedModel, vocabulary: int | None) -> PreTrainedModel:
+    """Give a model the number of tokens with which the run was trained; `_restore_unstored` fills the new rows."""
+    if vocabulary and len(model.get_input_embeddings().weight) != vocabulary:  # type: ignore[arg-type]
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+    return model
+
+
+@torch.no_grad()
+def _restore_unstored(model: nn.Module, values: dict[str, Tensor], *, exact: bool = False) -> None:
+    """Restore the frozen tensors that a load of the pre-trained model does not give.
+
+    They are stored as they are under the adapter. The method splits them in two again, so they are restored before it is
+    applied, under their names in the pre-trained model, and afterwards once more (``exact``).
+    """
+    parameters = dict(model.named_parameters())
+    for name, value in values.items():
+        parameter = parameters.get(name if exact else own_name(name))
+        if parameter is None or parameter.shape != value.shape:
+            if exact and parameter is None:
+                continue  # quantized; the fingerprint is compared
+            own = "missing" if parameter is None else tuple(parameter.shape)
+            raise BALoraError(
+                f"The stored {own_name(name)} is {tuple(value.shape)} and the model's is {own}. Give the pre-trained model that "
+                "was trained as base."
+            )
+        parameter.copy_(value)
 
 
 def _head_of(saved: SavedModel) -> tuple[int | None, dict[int, str] | None]:

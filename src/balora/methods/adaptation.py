@@ -11,7 +11,14 @@ from transformers import PreTrainedModel
 
 from balora.errors import BALoraError, raise_all
 from balora.methods.init.residual_init import residuals_undone_on_failure, store_all_residuals
-from balora.methods.initial_state import check_same_function, probe_logits, record_initial_state, stored_parameters
+from balora.methods.initial_state import (
+    NOTICES,
+    check_same_function,
+    probe_logits,
+    record_initial_state,
+    stored_parameters,
+)
+from balora.methods.layer_probe import find_unadaptable_layers
 from balora.methods.layers.peft_lora import adapted_names, head_names, with_ranks
 from balora.methods.method import AdaptOptions, Batches, Method
 from balora.methods.quantization.quantize import check_quantized_weights, quantize, replace_bitsandbytes_layers
@@ -29,6 +36,7 @@ def adapt(
     alpha: float | None = None,
     dropout: float = 0.0,
     target_modules: str | list[str] = "all-linear",
+    exclude_modules: str | list[str] | None = None,
     seed: int = 0,
     initial: Mapping[str, Tensor] | None = None,
     total_steps: int | None = None,
@@ -46,6 +54,8 @@ def adapt(
         alpha: The adapter's scaling is alpha / rank. Default: ``rank``, as in the paper.
         dropout: Dropout probability on the adapter's input; the paper uses 0.
         target_modules: ``all-linear`` (all but the output head), a regular expression over full names, or a list of names.
+        exclude_modules: Modules that get no adapter although ``target_modules`` selects them: a regular expression over full
+            names, or a list of names. A module excludes all layers that it contains.
         seed: Seed of the random initial values.
         initial: Initial values of the trainable tensors by name, from a checkpoint of an earlier run. They replace the
             computation of initial values.
@@ -72,7 +82,7 @@ def adapt(
         1088
     """
     spec = find_method(method)
-    checked = check_options(spec, rank, alpha, dropout, target_modules, seed, options)
+    checked = check_options(spec, rank, alpha, dropout, target_modules, seed, options, exclude_modules)
     checked = dataclasses.replace(checked, total_steps=total_steps, calibration=calibration)
     if getattr(model, "peft_config", None):
         raise BALoraError("The model already has an adapter. Merge it (merge_and_unload) or load the model again.")
@@ -83,8 +93,14 @@ def adapt(
     with restored_on_failure(model, [parameter for parameter, _ in stored]):
         _load_heads(stored)
         replace_bitsandbytes_layers(model)
-        before = probe_logits(model)
-        adapted = spec.build(model, checked) if initial is None else _rebuild(spec, model, checked, initial)
+        before = _probed(model)
+        if initial is not None:
+            adapted = _rebuild(spec, model, checked, initial)
+        else:
+            if spec.form == "lora":
+                found = find_unadaptable_layers(model)
+                checked = dataclasses.replace(checked, dead=found.dead, unused=found.unused)
+            adapted = spec.build(model, checked)
         with residuals_undone_on_failure(adapted) if spec.residual_base else contextlib.nullcontext():
             check_same_function(before, adapted, method)
             if quantizes:
@@ -105,6 +121,7 @@ def check_options(
     target_modules: str | list[str],
     seed: int,
     extra: Mapping[str, Any],
+    exclude_modules: str | list[str] | None = None,
 ) -> AdaptOptions:
     """Check the arguments of `adapt`, list all invalid ones in one error, and fill in the defaults of the method's options."""
     problems = []
@@ -118,12 +135,34 @@ def check_options(
         problems.append(f"method.dropout is a probability from 0 to below 1, not {dropout!r}.")
     if not target_modules:
         problems.append("method.target_modules is empty; name layers, or write all-linear.")
+    if exclude_modules and spec.form != "lora":
+        problems.append(
+            f"method.exclude_modules has no effect, because method {spec.name!r} does not adapt single layers. Leave it out."
+        )
     problems += option_problems(spec, extra)
     raise_all(problems, f"Method {spec.name!r} cannot be set up")
     defaults = {name: option.default for name, option in spec.options.items()}
     return AdaptOptions(
-        rank=rank, alpha=alpha, dropout=dropout, target_modules=target_modules, seed=seed, extra={**defaults, **extra}
+        rank=rank,
+        alpha=alpha,
+        dropout=dropout,
+        target_modules=target_modules,
+        exclude_modules=exclude_modules or None,
+        changes_weights=spec.residual_base,
+        seed=seed,
+        extra={**defaults, **extra},
     )
+
+
+def _probed(model: PreTrainedModel) -> Tensor | None:
+    """Return the model's logits on a few tokens; a forward that refuses plain text is explained."""
+    try:
+        return probe_logits(model)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError) as error:
+        raise BALoraError(
+            f"{type(model).__name__} cannot be run on plain text, which balora does to check the adapter: {error} Configure "
+            "the model so that model(input_ids=..., attention_mask=...) works."
+        ) from error
 
 
 def _rebuild(spec: Method, model: PreTrainedModel, options: AdaptOptions, initial: Mapping[str, Tensor]) -> nn.Module:
@@ -136,6 +175,7 @@ def _rebuild(spec: Method, model: PreTrainedModel, options: AdaptOptions, initia
             store_all_residuals(adapted)
 
     options = with_ranks(options, _stored_ranks(initial) if spec.uneven else {})
+    options = dataclasses.replace(options, stored=_stored_layers(initial))
     return dataclasses.replace(spec, initialize=restore).build(model, options)
 
 
@@ -145,8 +185,13 @@ def _quantize_frozen_weights(spec: Method, adapted: nn.Module, options: AdaptOpt
     targets = adapted_names(adapted)
     model: Any = adapted.unload()  # type: ignore[operator]
     quantize(model, head_names(model), options.extra["bits"], double=options.extra["double_quantization"])
-    options = dataclasses.replace(options, target_modules=targets, extra={**options.extra, "bits": None})
+    notices = getattr(adapted, NOTICES, ())
+    extra = {**options.extra, "bits": None}
+    options = dataclasses.replace(
+        options, target_modules=targets, exclude_modules=None, stored=_stored_layers(values), extra=extra
+    )
     adapted = spec.wrap(model, with_ranks(options, _stored_ranks(values) if spec.uneven else {}))
+    setattr(adapted, NOTICES, notices)
     load_trainable(adapted, values)
     return adapted
 
@@ -159,6 +204,13 @@ def _stored_ranks(values: Mapping[str, Tensor]) -> dict[str, int]:
         for name, value in values.items()
         if name.endswith(ending)
     }
+
+
+def _stored_layers(values: Mapping[str, Tensor]) -> frozenset[str]:
+    """Return the names of the layers that have a stored adapter."""
+    return frozenset(
+        name.removeprefix("base_model.model.").partition(".lora_")[0] for name in values if ".lora_" in name
+    )
 
 
 def _stored_in_model(model: PreTrainedModel, initial: Mapping[str, Tensor]) -> list[tuple[nn.Parameter, Tensor]]:

@@ -23,6 +23,8 @@ RESIDUAL_ADAPTER_MARKER = (
 """Value of ``init_lora_weights`` in the config of an adapter that was trained on residual weights. On the pre-trained weights
 such an adapter would give wrong results without an error; peft refuses this value and shows it. It is stored on disk."""
 
+NOTICES = "balora_notices"
+"""Attribute of a model with sentences for the user about layers without an adapter."""
 _ATTRIBUTE = "balora_initial_state"
 # Largest root mean square of the change, relative to that of the logits. Splitting a weight in two rounds it again. A maximum
 # over tokens would be too strict: in bfloat16 one token that is routed to another expert changes completely.
@@ -38,6 +40,8 @@ class InitialState:
     residual_base: bool
     trainable: Fingerprint
     """Fingerprint of the trainable tensors' initial values."""
+    notices: tuple[str, ...] = ()
+    """Sentences for the user about layers without an adapter."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the arguments that build the adapter again, as plain values."""
@@ -53,7 +57,9 @@ def record_initial_state(model: nn.Module, method: str, options: AdaptOptions, *
     if residual_base:
         model.peft_config[ADAPTER].init_lora_weights = RESIDUAL_ADAPTER_MARKER  # type: ignore[index, union-attr]
     options = dataclasses.replace(options, calibration=None)  # the function may keep the data in memory
-    setattr(model, _ATTRIBUTE, InitialState(method, options, residual_base, fingerprint(trainable_parameters(model))))
+    notices = tuple(getattr(model, NOTICES, ()))
+    values = fingerprint(trainable_parameters(model))
+    setattr(model, _ATTRIBUTE, InitialState(method, options, residual_base, values, notices))
 
 
 def refresh_initial_state(model: nn.Module) -> None:
@@ -78,24 +84,41 @@ def stored_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, p) for name, p in model.named_parameters() if p.requires_grad or ".lora_" in name)
 
 
-def probe_logits(model: nn.Module) -> Tensor | None:
-    """Return float32 logits (without a head: hidden states) of eight seeded tokens; None on meta or without text input."""
+def probe_inputs(model: nn.Module, count: int = 8) -> dict[str, Tensor] | None:
+    """Return seeded tokens as the inputs of a model, at most as many as it takes; None on meta or without text input."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     vocabulary = getattr(config, "vocab_size", None)
+    if vocabulary is None and hasattr(config, "get_text_config"):
+        vocabulary = getattr(config.get_text_config(), "vocab_size", None)
     if device.type == "meta" or vocabulary is None or "input_ids" not in inspect.signature(model.forward).parameters:
         return None
-    tokens = torch.randint(vocabulary, (1, 8), generator=torch.Generator().manual_seed(0)).to(device)
+    if count > 8 and hasattr(config, "get_text_config"):
+        positions = getattr(config.get_text_config(), "max_position_embeddings", None) or count
+        count = max(8, min(count, positions - 4))  # RoBERTa's positions begin at 2
+    tokens = torch.randint(vocabulary, (1, count), generator=torch.Generator().manual_seed(0)).to(device)
     end = getattr(config, "eos_token_id", None)
     if isinstance(end, int) and 0 <= end < vocabulary:
         tokens[:, -1] = end  # the position that BART's and T5's classifiers pool
     inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-    if config.is_encoder_decoder and not type(model).__name__.endswith("ForSequenceClassification"):  # type: ignore[union-attr]
+    if config.is_encoder_decoder and not type(model).__name__.endswith("ForSequenceClassification"):
         inputs["decoder_input_ids"] = tokens
+    return inputs
+
+
+def output_logits(outputs: Any) -> Tensor:
+    """Return a model's logits; without a head, its hidden states."""
+    logits = getattr(outputs, "logits", None)
+    return outputs[0] if logits is None else logits  # type: ignore[no-any-return]
+
+
+def probe_logits(model: nn.Module) -> Tensor | None:
+    """Return float32 logits (without a head: hidden states) of the tokens of `probe_inputs`; None without such tokens."""
+    inputs = probe_inputs(model)
+    if inputs is None:
+        return None
     with evaluating(model):
-        outputs = model(**inputs)
-        logits = getattr(outputs, "logits", None)
-        return (outputs[0] if logits is None else logits).float()
+        return output_logits(model(**inputs)).float()
 
 
 def check_same_function(before: Tensor | None, model: nn.Module, method: str) -> None:

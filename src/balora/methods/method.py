@@ -66,6 +66,16 @@ class AdaptOptions:
     """Number of optimizer steps of the run, for a method with a schedule."""
     calibration: Callable[[int], Batches] | None = None
     """Function that returns the given number of training rows, for a method whose initial values depend on data."""
+    exclude_modules: str | list[str] | None = None
+    """Modules without an adapter, in the form of ``target_modules``; a module excludes all layers that it contains."""
+    dead: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Layers whose adapter would get no gradient, with the reason."""
+    unused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Layers that text alone does not run, with the reason. They get no adapter if ``target_modules`` is `all-linear`."""
+    stored: frozenset[str] | None = None
+    """Layers that have an adapter in the stored initial values; None for a new adapter."""
+    changes_weights: bool = False
+    """True if the method changes the weights under the adapter, so that two adapters cannot have one weight."""
     ranks: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Ranks that differ from ``rank``, by layer (a stored adapter with uneven ranks)."""
 

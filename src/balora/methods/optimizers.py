@@ -40,12 +40,19 @@ def make_lorafa(
     model: nn.Module, kind: type[Optimizer], settings: dict[str, Any], options: Mapping[str, Any]
 ) -> Optimizer:
     """Return `LoRAFA` over the trainable parameters, and refuse a run with an optimizer other than AdamW."""
-    if not issubclass(kind, AdamW):
-        raise BALoraError(
-            f"Method lorafa has its own optimizer, a variant of AdamW, and training.optim asks for {kind.__name__}. Set "
-            "training.optim to an AdamW of torch, or choose another method."
-        )
+    if problem := optimizer_problem("lorafa", kind):
+        raise BALoraError(problem)
     return LoRAFA([p for p in model.parameters() if p.requires_grad], model, **settings)
+
+
+def optimizer_problem(method: str, kind: type[Optimizer]) -> str | None:
+    """Return why a method cannot use the optimizer of a run, or None."""
+    if method != "lorafa" or (isinstance(kind, type) and issubclass(kind, AdamW)):
+        return None
+    return (
+        f"Method lorafa has its own optimizer, a variant of AdamW, and training.optim asks for {kind.__name__}. Set "
+        "training.optim to an AdamW of torch, or choose another method."
+    )
 
 
 class LoRAFA(AdamW):

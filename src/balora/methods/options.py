@@ -5,6 +5,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+LARGEST = 2**31 - 1
+"""Largest number of rows, iterations or steps that an option takes."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Option:
@@ -20,7 +23,7 @@ class Option:
 def integer(default: int | None, meaning: str, *, least: int = 0) -> Option:
     """Return an option for integers of at least ``least``."""
     allowed = f"a whole number of at least {least}"
-    return Option(default, meaning, allowed, lambda value: _is(int, value) and value >= least)
+    return Option(default, meaning, allowed, lambda value: _is(int, value) and least <= value <= LARGEST)
 
 
 def number(
@@ -29,7 +32,11 @@ def number(
     """Return an option for numbers above ``least`` (or equal to it, if ``including_least``) and at most ``most``."""
 
     def valid(value: Any) -> bool:
-        return _is(int | float, value) and (least < value <= most or (including_least and value == least))
+        return (
+            _is(int | float, value)
+            and math.isfinite(value)
+            and (least < value <= most or (including_least and value == least))
+        )
 
     lower = f"of at least {least:g}" if including_least else f"above {least:g}"
     upper = "" if math.isinf(most) else f" and at most {most:g}"
@@ -39,7 +46,7 @@ def number(
 def choice(default: str | int | None, meaning: str, values: Sequence[str | int]) -> Option:
     """Return an option for one of several names or numbers."""
     allowed = f"one of {', '.join(map(str, values))}"
-    return Option(default, meaning, allowed, lambda value: value in values and not isinstance(value, bool))
+    return Option(default, meaning, allowed, lambda value: _is(int | str, value) and value in values)
 
 
 def boolean(default: bool, meaning: str) -> Option:

@@ -8,9 +8,9 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-from balora.errors import BALoraError, suggest
+from balora.errors import BALoraError, shown, suggest
 from balora.methods.method import AdaptOptions, LazyFunction, Method
-from balora.methods.options import boolean, choice, integer, integers, names, number
+from balora.methods.options import LARGEST, Option, boolean, choice, integer, integers, names, number
 
 METHODS: dict[str, Method] = {}
 
@@ -44,10 +44,15 @@ def option_problems(spec: Method, given: Mapping[str, Any]) -> list[str]:
         hint = f" Methods that have it: {others}." if others else suggest(key, options)
         problems.append(f"Method {spec.name!r} has no option {key!r}.{hint}")
     return problems + [
-        f"method.{key} is {options[key].allowed}, not {value!r}."
+        f"method.{key} is {_allowed(options[key], value)}, not {shown(value)}."
         for key, value in given.items()
         if key in options and not (value is None and options[key].default is None) and not options[key].valid(value)
     ]
+
+
+def _allowed(option: Option, value: Any) -> str:
+    """Say what an option takes; the largest number is not worth a word unless it is exceeded."""
+    return f"at most {LARGEST:,}" if isinstance(value, int) and value > LARGEST else option.allowed
 
 
 def _lazy(path: str) -> LazyFunction:

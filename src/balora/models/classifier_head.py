@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from balora.errors import BALoraError
 from balora.models.adapted_model import base_model_of
 
-HEAD_NAMES = (*SEQ_CLS_HEAD_NAMES, "classification_head", "pre_classifier")
+HEAD_NAMES = (*SEQ_CLS_HEAD_NAMES, "classification_head", "pre_classifier", "logits_proj", "sequence_summary")
 """Names of the modules of a classification head in transformers. peft knows the first two; BART and T5 use the third,
-DistilBERT the fourth in addition to `classifier`."""
+DistilBERT the fourth in addition to `classifier`, XLNet the last two, XLM and FlauBERT the last."""
 
 
 def final_linear(model: nn.Module) -> nn.Linear:
@@ -32,6 +32,13 @@ def final_linear(model: nn.Module) -> nn.Linear:
             if layers:
                 return layers[-1]
     raise BALoraError(f"{type(base).__name__} has no classification head named {' or '.join(HEAD_NAMES[:3])}.")
+
+
+def padding_side(model: nn.Module) -> str:
+    """Return the side on which the batches of a classifier are padded: XLNet reads the last position, so its left side."""
+    base = base_model_of(model)
+    reads_last = hasattr(base, "sequence_summary") and getattr(base.config, "summary_type", None) == "last"
+    return "left" if reads_last else "right"
 
 
 @contextlib.contextmanager
@@ -57,6 +64,8 @@ def _last_token(features_NTd: Tensor, inputs: Mapping[str, Any], model: nn.Modul
     """Return the features at the last position without padding, as transformers' decoder classifiers do."""
     pad = getattr(model.config, "pad_token_id", None)  # type: ignore[union-attr]
     tokens = inputs.get("input_ids")
+    if tokens is not None:  # without the virtual tokens that prompt tuning puts before the text
+        features_NTd = features_NTd[:, features_NTd.shape[1] - tokens.shape[1] :]
     if pad is None or tokens is None:
         return features_NTd[:, -1]
     positions = torch.arange(tokens.shape[-1], device=tokens.device)

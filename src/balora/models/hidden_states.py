@@ -47,8 +47,19 @@ class HiddenStateExtractor:
         return hidden, outputs
 
     def logits_at(self, model: Callable[..., Any], inputs: Mapping[str, Any], mask_BT: Tensor) -> Tensor:
-        """Return the model's logits at the first `SAMPLE_POSITIONS` positions of a mask, M × V. No other logits are computed."""
-        _, _, outputs = self._run(model, inputs, lambda hidden_BTd: hidden_BTd[mask_BT][:SAMPLE_POSITIONS][None])
+        """Return the model's logits at the first `SAMPLE_POSITIONS` positions of a mask, M × V.
+
+        No other logits are computed, except for a model without an output layer of its own.
+        """
+
+        def first_targets(states_BTd: Tensor) -> Tensor:
+            return without_virtual_tokens(states_BTd, mask_BT)[mask_BT][:SAMPLE_POSITIONS]
+
+        if isinstance(
+            self.output_layer, nn.Embedding
+        ):  # FSMT multiplies by its embeddings and never runs them as a layer
+            return first_targets(model(**inputs).logits)
+        _, _, outputs = self._run(model, inputs, lambda hidden_BTd: first_targets(hidden_BTd)[None])
         logits_MV: Tensor = outputs.logits[0]
         return logits_MV
 
@@ -129,6 +140,11 @@ def valid_targets(labels_BT: Tensor, *, shift: bool) -> tuple[Tensor, Tensor]:
         labels_BT = nn.functional.pad(labels_BT[:, 1:], (0, 1), value=-100)
     mask_BT = labels_BT.ne(-100)
     return mask_BT, labels_BT[mask_BT]
+
+
+def without_virtual_tokens(states_BTd: Tensor, mask_BT: Tensor) -> Tensor:
+    """Return the states at the positions of the batch's own tokens; prompt tuning puts virtual tokens before them."""
+    return states_BTd[:, states_BTd.shape[1] - mask_BT.shape[1] :]
 
 
 def _scale(config: Any) -> float:

@@ -36,6 +36,8 @@ def _run_warnings(run: Run) -> Iterator[str]:
     status = run.record.get("status")
     if status == "failed" or run.row.status == "failed":
         yield f"The run failed: {run.row.reason}"
+    elif status == "interrupted":
+        yield "The run is not finished: it was stopped. The same command resumes it."
     elif status == "running":
         yield "The run is not finished: it is still running, or it was stopped. The same command resumes it."
     elif status != "finished":

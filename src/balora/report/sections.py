@@ -10,7 +10,8 @@ import yaml
 
 from balora.checkpoints.run_directory import CONFIG, RECORD, read_record
 from balora.config.run_config import HARMLESS, flatten
-from balora.errors import BALoraError, suggest_path
+from balora.config.yaml_loader import parse_yaml
+from balora.errors import BALoraError, shown, suggest_path
 from balora.experiments.compare.compare import ROWS
 from balora.experiments.compare.plan import REGULARIZED, configuration_label
 from balora.experiments.compare.rows import Row, Status
@@ -111,10 +112,10 @@ def _is_run(directory: Path) -> bool:
 
 
 def _comparison_section(directory: Path) -> Section:
-    lines = (directory / ROWS).read_text().split("\n")  # not splitlines: a name may contain U+2028
+    lines = (directory / ROWS).read_text(encoding="utf-8").split("\n")  # not splitlines: a name may contain U+2028
     try:
         rows = [Row.from_dict(json.loads(line)) for line in lines if line.strip()]
-        about = json.loads((directory / _TABLE).read_text()) if (directory / _TABLE).is_file() else {}
+        about = json.loads((directory / _TABLE).read_text(encoding="utf-8")) if (directory / _TABLE).is_file() else {}
     except (ValueError, KeyError, TypeError) as error:
         raise BALoraError(
             f"{directory} is damaged ({type(error).__name__}: {error}). Run its `balora compare` again: finished runs are kept."
@@ -171,10 +172,17 @@ def _weights(config: dict[str, Any]) -> dict[str, float]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    except yaml.YAMLError as error:
+        values = parse_yaml(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (yaml.YAMLError, ValueError, OSError) as error:
         raise BALoraError(f"{path} is damaged: {error}. Restore it, or move its run out of this directory.") from error
-    return values if isinstance(values, dict) else {}
+    values = values if isinstance(values, dict) else {}
+    wrong = [key for key in ("method", "data", "training") if not isinstance(values.get(key) or {}, dict)]
+    wrong += [] if isinstance(values.get("seed", 0), int) else ["seed"]
+    if wrong:
+        raise BALoraError(
+            f"{path} is damaged: {wrong[0]} cannot be {shown(values[wrong[0]])}. Restore it, or move its run out of this directory."
+        )
+    return values
 
 
 def _read_evaluations(directory: Path) -> dict[str, dict[str, Any]]:

@@ -116,15 +116,18 @@ class TeacherCache:
 
     def require(self, identity: TeacherIdentity, keys: Sequence[bytes]) -> None:
         """Refuse the cache if it has another teacher or lacks rows; the message gives every reason."""
-        reasons = self.identity.mismatches(identity)
-        missing = self._count_missing(keys)
-        if missing and not reasons:
-            reasons.append(
-                f"It lacks {missing:,} of the {len(keys):,} training rows: the data or their tokenization have changed, or the "
-                "build was not finished. `balora teacher` adds the missing rows."
-            )
         heading = f"The teacher cache {self.directory} cannot be used; build one for this run in another directory"
-        raise_all(reasons, heading)
+        raise_all(self.identity.mismatches(identity), heading)
+        self.require_rows(keys)
+
+    def require_rows(self, keys: Sequence[bytes]) -> None:
+        """Refuse the cache if it lacks rows."""
+        missing = self._count_missing(keys)
+        if missing:
+            raise BALoraError(
+                f"The teacher cache {self.directory} lacks {missing:,} of the {len(keys):,} training rows: the data or their "
+                "tokenization have changed, or the build was not finished. `balora teacher` adds the missing rows."
+            )
 
     def read(self, keys: Sequence[bytes], device: torch.device | str = "cpu") -> TopKTeacher:
         """Return the teacher's outputs for some rows, with their positions concatenated; refuse a row that is missing."""
@@ -186,7 +189,7 @@ def read_index(directory: Path) -> dict[str, Any]:
             f"{directory} has no teacher cache. Build it with `balora teacher CONFIG`, or leave teacher_cache out."
         )
     try:
-        index = json.loads(path.read_text())
+        index = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BALoraError(f"{path} is damaged ({error}). Delete {directory} and build it again.") from error
     if not isinstance(index, Mapping) or index.get("format") != FORMAT:

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from balora.checkpoints.lock import require_writable
+from balora.checkpoints.lock import LOCK, locked, require_writable
 from balora.errors import BALoraError, raise_all
-from balora.files import apply_umask, write_text
+from balora.files import apply_umask, temporary_path, write_text
 from balora.losses import TopKTeacher
 from balora.models.hidden_states import HiddenStateExtractor, valid_targets
 from balora.teacher.cache import FORMAT, INDEX, SHARDS, TeacherCache, TeacherIdentity, read_index, tokenizer_digest
@@ -139,8 +139,12 @@ class TeacherCacheBuilder:
         """Add the rows that the cache lacks, and log a line per shard. If interrupted, the cache keeps the shards written.
 
         Raises:
-            BALoraError: A shard is damaged or cannot be written.
+            BALoraError: A shard is damaged or cannot be written, or another process adds rows to the cache.
         """
+        with locked(self.directory, "Another process is building the teacher cache", "teacher_cache"):
+            return self._add(rows, log)
+
+    def _add(self, rows: Iterable[Mapping[str, Any]], log: Callable[[str], None]) -> BuildReport:
         cache = TeacherCache(self.directory)
         new = list({key: row for row in rows if (key := row_key(row)) not in cache}.items())
         new.sort(key=lambda item: len(item[1]["input_ids"]))  # similar lengths in a batch: little padding
@@ -157,7 +161,7 @@ class TeacherCacheBuilder:
             tail += sum(float(teacher.log_tail_M.double().exp().sum()) for teacher in teachers)
             positions += sum(map(len, teachers))
             log(f"{start + len(keys):,} of {len(new):,} rows")
-        size = sum(path.stat().st_size for path in self.directory.iterdir())
+        size = sum(path.stat().st_size for path in self.directory.glob(SHARDS))
         rows_total, tail = len(cache) + len(new), tail / max(positions, 1)
         return BuildReport(self.directory, rows_total, len(new), size, tail, self.identity.temperature)
 
@@ -171,7 +175,10 @@ class TeacherCacheBuilder:
                 reasons.append(f"It has {index['top_k']} tokens per position, not {self.top_k}.")
             raise_all(reasons, f"{directory} has the cache of another teacher; choose another directory or delete it")
             return
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        # A process that was killed may have left the lock and an incomplete index.
+        left = (LOCK, temporary_path(index_path).name)
+        foreign = directory.is_dir() and any(entry.name not in left for entry in directory.iterdir())
+        if foreign or (directory.exists() and not directory.is_dir()):
             raise BALoraError(f"{directory} is neither an empty directory nor a teacher cache. Choose another.")
         require_writable(directory, "teacher_cache")
         directory.mkdir(parents=True, exist_ok=True)
@@ -217,7 +224,8 @@ class TeacherCacheBuilder:
             "log_tail": torch.cat([teacher.log_tail_M for teacher in teachers]).cpu().float(),
         }
         path = self.directory / f"shard-{number:05}.safetensors"
-        temporary = self.directory / f".{path.name}.tmp"
+        temporary = temporary_path(path)
+        temporary.unlink(missing_ok=True)
         try:
             save_file({name: value.contiguous() for name, value in tensors.items()}, temporary)
             apply_umask(temporary)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch.utils.data import IterableDataset
 
 from balora.anchoring.rows import FILE, AnchorRows, Row, rows_per_step
 from balora.anchoring.sampling import is_degenerate, sample_sequences, start_tokens
 from balora.anchors import Anchors
-from balora.checkpoints.lock import waiting_lock
 from balora.data.anchor_texts import read_anchor_texts
 from balora.errors import BALoraError, suggest_path
 from balora.methods.quantization.quantized_linear import QuantizedLinear
@@ -122,7 +122,7 @@ def _shared(trainer: Any, anchors: Anchors, count: int, sample: Callable[[], lis
     digest = hashlib.sha256(json.dumps([_identity(anchors, seed), count, writer]).encode()).hexdigest()[:16]
     path = trainer.anchor_store / f"{digest}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with waiting_lock(path.with_suffix(".lock")):  # runs at the same time wait for the one that samples
+    with FileLock(path.with_suffix(".lock")):  # runs at the same time wait for the one that samples
         if path.is_file():
             logger.info("Anchors: read from %s", path)
             return AnchorRows.load(path, anchors.held_out, seed).rows

@@ -3,14 +3,19 @@
 import copy
 import importlib.util
 
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from balora.config.run_config import RunConfig
 from balora.errors import BALoraError, raise_all, suggest
+from balora.methods.optimizers import optimizer_problem
+from balora.training.argument_checks import late_problems
 from balora.training.metrics import SCORES
 
-DEFAULTS = {"logging_steps": 10, "report_to": ["tensorboard"], "weight_decay": 0.0}
-"""Defaults that differ from those of transformers. The paper uses no weight decay (section 3.1)."""
+DEFAULTS = {"logging_steps": 10, "report_to": ["tensorboard"], "weight_decay": 0.0, "logging_nan_inf_filter": False}
+"""Defaults that differ from those of transformers.
+
+The paper uses no weight decay (section 3.1). The filter would leave batches with a NaN out of the evaluation loss in silence.
+"""
 
 
 def training_arguments(config: RunConfig) -> TrainingArguments:
@@ -29,9 +34,11 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
     values = {**DEFAULTS, **copy.deepcopy(config.training), **fixed}
     try:
         arguments = TrainingArguments(**values)
-    except (ValueError, ImportError, RuntimeError) as error:
+    except Exception as error:  # any exception, because the values are the user's
         raise BALoraError(f"The training section cannot be used: {error}") from error
-    raise_all(_missing_requirements(arguments, config), "The training section cannot be used")
+    raise_all(
+        _missing_requirements(arguments, config) + late_problems(arguments), "The training section cannot be used"
+    )
     return arguments
 
 
@@ -43,6 +50,8 @@ def _missing_requirements(arguments: TrainingArguments, config: RunConfig) -> li
             f"training.eval_strategy is {arguments.eval_strategy.value}, and there are no rows to evaluate on. Name them in "
             "data.eval (0.05 takes 5 % of the training rows), or leave eval_strategy out."
         )
+    optimizer = _optimizer_problem(arguments, config.method.name)
+    problems += [optimizer] if optimizer else []
     scores, best = _scores(config), arguments.metric_for_best_model
     if best is not None and best.removeprefix("eval_") not in scores:
         problems.append(
@@ -55,6 +64,18 @@ def _missing_requirements(arguments: TrainingArguments, config: RunConfig) -> li
         if name in (arguments.report_to or ()) and importlib.util.find_spec(name) is None
     ]
     return problems
+
+
+def _optimizer_problem(arguments: TrainingArguments, method: str) -> str | None:
+    """Return why the optimizer cannot be used: a missing package, or a method with an optimizer of its own."""
+    try:
+        kind, _ = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    except (ImportError, ValueError, TypeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())
+        missing = isinstance(error, ImportError) or "install" in reason or "import" in reason
+        # GaLore, APOLLO and LOMO also ask for the model, which the Trainer passes.
+        return f"training.optim is {arguments.optim.value}, which cannot be used here: {reason}" if missing else None
+    return optimizer_problem(method, kind)
 
 
 def _scores(config: RunConfig) -> tuple[str, ...]:

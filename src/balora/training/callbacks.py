@@ -1,6 +1,7 @@
 """Trainer callbacks of a run: the metrics file, log lines on the screen, and a method's work after each optimizer step."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
-from balora.files import write_text
+from balora.files import open_to_append, write_text
 
+logger = logging.getLogger("balora")
 METRICS = "metrics.jsonl"
 _DISPLAYED = (
     *("loss", "task", "consistency", "diversity", "variance", "spectral", "anchor", "anchor_weight", "learning_rate"),
@@ -40,14 +42,14 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         """Append one line."""
         if state.is_world_process_zero and logs:
-            with self.path.open("a") as file:
+            with open_to_append(self.path) as file:
                 file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read the lines of a metrics file; skip a last line that a killed process left incomplete."""
     lines = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
             lines.append(json.loads(line))
         except ValueError:
@@ -67,6 +69,51 @@ class AfterOptimizerStep(TrainerCallback):
     ) -> None:
         """Pass the number of the step, counted from 1 as in the papers; the Trainer has not counted this step yet."""
         self.action(self.model, state.global_step + 1)
+
+
+class GradientCheck(TrainerCallback):
+    """Say which trainable tensors get no gradient: after the first step, and at the end which never got one.
+
+    The first step does not report experts, because a router may not have sent a token to each of them yet.
+    """
+
+    def __init__(self, model: nn.Module, notices: list[str]) -> None:
+        self.model = model
+        self.notices = notices
+        self._waiting: dict[str, nn.Parameter] | None = None
+        self._total = 0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Note the tensors that are to be trained."""
+        self._waiting = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        self._total, self._reported = len(self._waiting), False
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Note the tensors that have a gradient."""
+        if not self._waiting:
+            return
+        self._waiting = {name: p for name, p in self._waiting.items() if p.grad is None}
+        missing = [name for name in self._waiting if "expert" not in name.lower()]
+        if missing and len(self._waiting) < self._total and not self._reported:
+            self._say(missing, "got no gradient in the first step")
+        self._reported = True
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Report experts that never got a token, and other tensors that were not reported after the first step."""
+        missing = [name for name in self._waiting or () if "expert" in name.lower()]
+        if missing and len(missing) < self._total:
+            self._say(missing, "never got a gradient")
+
+    def _say(self, names: list[str], what: str) -> None:
+        hint = " Leave such layers out with exclude_modules." if ".lora_" in names[0] else ""
+        notice = (
+            f"{len(names)} of {self._total} trainable tensors, such as {names[0]}, {what}, so they do not learn: their layer does "
+            f"not run on this data, or the model reads its weight without running it.{hint}"
+        )
+        logger.warning(notice)
+        self.notices.append(notice)
 
 
 def format_logs(state: TrainerState, logs: Logs) -> str | None:

@@ -11,12 +11,15 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
+from balora.data.collate import decoder_shift
 from balora.errors import BALoraError
 from balora.losses import HiddenStates, LinearHead, Logits, LossParts, LossTerms, SpectralBasis, TopKTeacher
 from balora.losses.generation import fused_loss
 from balora.losses.reference import reference_loss
+from balora.models.adapted_model import base_model_of
 from balora.models.fsdp import is_sharded
-from balora.models.hidden_states import HiddenStateExtractor, valid_targets
+from balora.models.hidden_states import HiddenStateExtractor, valid_targets, without_virtual_tokens
+from balora.models.router_loss import router_loss
 from balora.objective import Objective
 from balora.teacher.cache import TeacherCache
 from balora.teacher.pretrained import PretrainedTeacher
@@ -140,12 +143,11 @@ class GenerationStep(TrainStep):
         """
         inputs = {**inputs, "use_cache": False}
         if not self.shift and inputs.get("decoder_input_ids") is None and inputs.get("decoder_inputs_embeds") is None:
-            shift_right = getattr(self.model, "prepare_decoder_input_ids_from_labels", None)
-            if shift_right is None:
-                raise BALoraError(
-                    f"{type(self.model).__name__} needs decoder_input_ids in each batch in addition to the labels."
-                )
-            inputs["decoder_input_ids"] = shift_right(labels=labels.clone())  # FSMT changes them in place
+            own = getattr(self.model, "prepare_decoder_input_ids_from_labels", None)
+            # M2M100 and Blenderbot have no such function. FSMT's changes the labels in place.
+            inputs["decoder_input_ids"] = (
+                own(labels=labels.clone()) if own else decoder_shift(base_model_of(self.model))(labels)
+            )
         return inputs
 
     def _use_fused(self, model: nn.Module, inputs: dict[str, Any]) -> bool:
@@ -166,7 +168,7 @@ class GenerationStep(TrainStep):
         """Return the student's outputs at the valid tokens for the loss, and the model's outputs."""
         if not fused:
             outputs = model(**inputs)
-            return Logits(outputs.logits[mask_BT]), outputs
+            return Logits(without_virtual_tokens(outputs.logits, mask_BT)[mask_BT]), outputs
         head = self.headless.head()
         assert head is not None
         use_basis = self.objective.config.spectral > 0 and not self.head_learns() and head.softcap is None
@@ -174,7 +176,7 @@ class GenerationStep(TrainStep):
             # Factor the frozen head once, before the forward: afterwards the activations need the memory.
             self._basis = SpectralBasis.from_head(head.weight_VD, head.bias_V)
         hidden_BTd, outputs = self.headless.hidden_states(model, inputs)
-        hidden_Md = hidden_BTd[mask_BT].to(head.weight_VD.dtype)
+        hidden_Md = without_virtual_tokens(hidden_BTd, mask_BT)[mask_BT].to(head.weight_VD.dtype)
         return HiddenStates(hidden_Md, head, self._basis if use_basis else None), outputs
 
     def _teacher_outputs(
@@ -203,6 +205,7 @@ class GenerationStep(TrainStep):
                 hidden_BTd, _ = self.headless.hidden_states(model, selected)
                 head = self.headless.head()
                 assert head is not None
+                hidden_BTd = without_virtual_tokens(hidden_BTd, selected_BT)
                 outputs_Md = hidden_BTd[selected_BT].to(head.weight_VD.dtype)
                 # Detached from the parameter, which gets the student's values back after this block.
                 head = head.detach() if self.head_learns() else None
@@ -210,7 +213,7 @@ class GenerationStep(TrainStep):
                     bias_V = None if head.bias_V is None else head.bias_V.clone()
                     head = dataclasses.replace(head, weight_VD=head.weight_VD.clone(), bias_V=bias_V)
             else:
-                outputs_Md = model(**selected).logits[selected_BT]
+                outputs_Md = without_virtual_tokens(model(**selected).logits, selected_BT)[selected_BT]
         mask_M = mask.over_tokens(mask_BT)
         if mask_M is not None:
             zeros_Md = outputs_Md.new_zeros(len(mask_M), outputs_Md.shape[1])
@@ -245,8 +248,5 @@ class GenerationStep(TrainStep):
 
     def _with_router_loss(self, parts: LossParts, outputs: Any, share: float) -> LossParts:
         """Add the load-balancing loss of a mixture-of-experts model if its config asks for it (output_router_logits)."""
-        router = getattr(outputs, "aux_loss", None)
-        config = self.model.config.get_text_config()  # type: ignore[union-attr, operator]
-        if router is None or not getattr(config, "output_router_logits", False):
-            return parts
-        return dataclasses.replace(parts, loss=parts.loss + config.router_aux_loss_coef * share * router)
+        router = router_loss(self.model, outputs)
+        return parts if router is None else dataclasses.replace(parts, loss=parts.loss + share * router)

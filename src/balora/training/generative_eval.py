@@ -18,6 +18,7 @@ from balora.data.examples import Examples
 from balora.data.tokenize import Tokenized
 from balora.data.verbalizer import UNREADABLE, read_class, read_score
 from balora.errors import BALoraError
+from balora.models.decoding import PLAIN_DECODING
 from balora.training.metrics import class_scores, regression_scores
 from balora.training.trainer import BALoraTrainer
 
@@ -104,5 +105,7 @@ class GenerativeEvalTrainer(BALoraTrainer):
         source = self._prepare_inputs({name: inputs[name] for name in ("input_ids", "attention_mask")})
         with torch.no_grad(), self.compute_loss_context_manager():
             limit = self.generative_metrics.max_new_tokens
-            answers = self.model.generate(**source, max_new_tokens=limit, do_sample=False, num_beams=1, use_cache=True)
+            answers = self.model.generate(
+                **source, max_new_tokens=limit, do_sample=False, num_beams=1, use_cache=True, **PLAIN_DECODING
+            )
         return loss, answers, inputs["labels"].to(answers.device)

@@ -24,7 +24,7 @@ from balora.data.examples import Examples, load_examples
 from balora.data.perturbations import describe_perturbations
 from balora.data.tokenize import tokenize_examples
 from balora.deprecation import deprecated_keywords
-from balora.errors import BALoraError
+from balora.errors import BALoraError, Interrupted
 from balora.files import write_text
 from balora.loading.head import head_classes
 from balora.loading.pretrained import load_model, load_target_tokenizer, load_tokenizer, max_positions
@@ -36,7 +36,13 @@ from balora.training.arguments import training_arguments
 from balora.training.callbacks import LogLines, MetricsFile, ProgressBar
 from balora.training.generative_eval import GenerativeEvalTrainer, generative_metrics_for
 from balora.training.metrics import metrics_for
+from balora.training.stopping import StopRequest
 from balora.training.trainer import BALoraTrainer
+
+IGNORED_DATA_SKIP = (
+    "training.ignore_data_skip is on: the resumed run begins its epoch with the first rows again, so it sees some rows twice, and "
+    "its result differs from that of an uninterrupted run."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +92,11 @@ def run(
         "digest": examples.digest,
         "labels": list(examples.label_names) if examples.label_names else None,
     }
-    with directory.lock():
+    with directory.lock(checkpoint):
         notices = trainer.objective.notices  # the first batch may add some
+        if resumed and config.training.get("ignore_data_skip"):
+            notices.append(IGNORED_DATA_SKIP)
+            log(IGNORED_DATA_SKIP)
         directory.update_record(
             status="running",
             resumed=resumed,
@@ -100,14 +109,26 @@ def run(
         log(_summary(config, examples, trainer))
         if examples.perturbations:
             log(describe_perturbations(examples.perturbations))
+        stop = StopRequest(lambda: directory.update_record(status="interrupted"))
         try:
-            metrics = _train(trainer, directory.path, checkpoint, log)
+            metrics = _train(trainer, directory.path, checkpoint, log, stop)
+            # Saved before the evaluation, which may round the model in place (bf16_full_eval).
+            save_result(trainer, tokenizer, directory.path)
+            if trainer.eval_dataset is not None:
+                metrics |= trainer.evaluate()
+            metrics["peak_memory_mib"] = peak_memory_mib()
             if resumed:
                 metrics = metrics_over_all_steps(metrics, loss_before, resumed_at, trainer.state.global_step)
-            save_result(trainer, tokenizer, directory.path)
         except BALoraError as error:
             directory.update_record(status="failed", error=str(error), notices=notices)
             raise
+        except BaseException as error:
+            # After a signal another error can follow from it: Ctrl-C also ends the processes that load data.
+            if not isinstance(error, KeyboardInterrupt) and stop.signal_number is None:
+                raise
+            directory.update_record(status="interrupted", notices=notices)
+            number = stop.signal_number or getattr(error, "exit_status", 130) - 128
+            raise Interrupted(_stopped(trainer, config), number) from error
         if trainer.args.should_save:
             card = model_card(config, metrics, {**provenance(), "data": data, "resumed": resumed})
             write_text(directory.path / "README.md", card)
@@ -183,9 +204,9 @@ def prepare(
 def adapter_arguments(config: RunConfig) -> dict[str, Any]:
     """Return the arguments of `balora.adapt` that all methods have."""
     method = config.method
-    targets = method.target_modules if isinstance(method.target_modules, str) else list(method.target_modules)
-    values = {name: getattr(method, name) for name in ("rank", "alpha", "dropout")}
-    return {**values, "target_modules": targets, "seed": config.seed}
+    values = {name: getattr(method, name) for name in ("rank", "alpha", "dropout", "target_modules", "exclude_modules")}
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return {**values, "seed": config.seed}
 
 
 def calibration_rows(rows: Dataset, collator: Callable[..., Any], seed: int, count: int) -> list[dict[str, Tensor]]:
@@ -195,19 +216,31 @@ def calibration_rows(rows: Dataset, collator: Callable[..., Any], seed: int, cou
 
 
 def _train(
-    trainer: BALoraTrainer, directory: Path, checkpoint: Path | None, log: Callable[[str], None]
+    trainer: BALoraTrainer, directory: Path, checkpoint: Path | None, log: Callable[[str], None], stop: StopRequest
 ) -> dict[str, float]:
-    """Train and evaluate; return the metrics."""
+    """Train and return the metrics; if a stop is requested, save a checkpoint and raise `Interrupted`."""
     for unwanted in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(unwanted)
     trainer.add_callback(LogLines(log) if trainer.args.disable_tqdm else ProgressBar())
     trainer.add_callback(MetricsFile(directory))
     if checkpoint is not None:
         trainer.args.eval_on_start = False  # the Trainer would evaluate at every resume, and log it as a step's result
-    metrics = dict(trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics)
-    if trainer.eval_dataset is not None:
-        metrics |= trainer.evaluate()
-    return {**metrics, "peak_memory_mib": peak_memory_mib()}
+    trainer.stop_request = stop
+    with stop.listening():
+        metrics = dict(trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics)
+    if stop.signal_number is not None:  # during or after the last step
+        raise Interrupted
+    return metrics
+
+
+def _stopped(trainer: BALoraTrainer, config: RunConfig) -> str:
+    """Say how far an interrupted run has come and how to continue it."""
+    newest = ckpt.newest_checkpoint(Path(config.output))
+    step = f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}"
+    if newest is None:
+        return f"{step}, without a checkpoint. Run the same command again to start anew."
+    again = "Run the same command again" if config.resume == "auto" else "Run the same command with resume=auto"
+    return f"{step}. {again} to resume from {newest}."
 
 
 def save_result(trainer: BALoraTrainer, tokenizer: PreTrainedTokenizerBase, run: Path) -> Path:
@@ -226,17 +259,6 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
     """Count the values of a model's parameters: all, and the trainable ones."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return {"trainable": sum(n for n, trainable in sizes if trainable), "all": sum(n for n, _ in sizes)}
-
-
-def _data_record(examples: Examples) -> dict[str, Any]:
-    """Return the facts about the data for ``run.json`` and the model card."""
-    return {
-        "train": examples.train_source,
-        "eval": examples.eval_source,
-        "conditions": examples.perturbations,
-        "digest": examples.digest,
-        "labels": list(examples.label_names) if examples.label_names else None,
-    }
 
 
 def _summary(config: RunConfig, examples: Examples, trainer: BALoraTrainer) -> str:

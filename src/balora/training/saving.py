@@ -5,22 +5,26 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import rotate_checkpoints
 
 from balora.checkpoints import checkpoint as ckpt
 from balora.checkpoints.run_directory import RestoreBestCheckpoint, check_resumable, find_best_checkpoint
 from balora.config.validation import NO_PUSH
-from balora.errors import BALoraError
+from balora.errors import BALoraError, Interrupted
 from balora.files import apply_umask, read_json, write_text
+from balora.loading.base_weights import unstored_values
 from balora.methods.adaptation import load_trainable
 from balora.methods.initial_state import stored_parameters, trainable_parameters
 from balora.methods.registry import Method
+from balora.models.adapted_model import base_model_of
 from balora.models.fsdp import gather_tensors, is_finite, is_sharded, reshard
 from balora.teacher.logit_cache import LogitCache
 from balora.teacher.pretrained import PretrainedTeacher
 from balora.training.anchor_term import STATE as ANCHOR_STATE
 from balora.training.anchor_term import AnchorTerm
+from balora.training.stopping import StopRequest
 
 # At run time the mixin has no base: it is placed before a Trainer class.
 if TYPE_CHECKING:
@@ -40,6 +44,38 @@ class SavingMixin(_Base):
     _origin: ckpt.InitialWeights | None = None
     _keep_best: RestoreBestCheckpoint | None = None
     _staging: Path | None = None
+    stop_request: StopRequest | None = None
+    """Set by `balora.training.run.run`, which handles the signals."""
+    _epoch_ended_at = -1
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Log, evaluate and save as the Trainer does after a step or epoch; if a stop is requested, save and stop.
+
+        After the last step of an epoch the stop waits for the work at the end of the epoch, which a resume would skip. After the
+        last step of the run it waits for the end of the training.
+        """
+        step, ends_epoch = self.state.global_step, float(self.state.epoch or 0.0).is_integer()
+        stop = self._stop_is_requested() and 0 < step < self.state.max_steps
+        if stop and ends_epoch and self._epoch_ended_at != step:
+            stop, self._epoch_ended_at = False, step
+        if stop:
+            self.control.should_log = step > self._globalstep_last_logged
+            self.args.save_only_model = False  # a resume needs the state of the optimizer
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if stop:
+            if not (Path(self.args.output_dir) / f"checkpoint-{step}").is_dir():
+                self._save_checkpoint(self.model, trial=None)
+            raise Interrupted
+
+    def _stop_is_requested(self) -> bool:
+        """Return whether any process has got a signal: all must stop after the same step."""
+        if self.stop_request is None:
+            return False
+        requested = self.stop_request.signal_number is not None
+        if self.accelerator.num_processes == 1:
+            return requested
+        count = torch.tensor(int(requested), device=self.args.device)
+        return bool(self.accelerator.reduce(count, reduction="sum") > 0)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write to a staging directory, seal, rename; delete old checkpoints only after the new one is complete."""
@@ -92,7 +128,12 @@ class SavingMixin(_Base):
             facts: dict[str, Any] = {"dtype": str(self.model.dtype).removeprefix("torch."), "task": self.task}
             if self.task == "classification":
                 facts["labels"] = [config.id2label[number] for number in range(config.num_labels)]
-            self._origin = ckpt.initial_weights_of(self.model, self.teacher.initial, facts)
+            unstored = unstored_values(self.model)
+            if self.is_fsdp_enabled:  # the parameters will be sharded
+                unstored = {name: value.clone() for name, value in unstored.items()}
+            if unstored:
+                facts["vocabulary"] = len(base_model_of(self.model).get_input_embeddings().weight)
+            self._origin = ckpt.initial_weights_of(self.model, self.teacher.initial, facts, unstored)
         return self._origin
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:

@@ -117,6 +117,11 @@ def infer_task(model: nn.Module) -> Task:
         BALoraError: Neither a language model nor a single-label classifier.
     """
     base = base_model_of(model)
+    main_input = getattr(base, "main_input_name", "input_ids")
+    if main_input != "input_ids":
+        raise BALoraError(
+            f"{type(base).__name__} reads {main_input} and not text, and training is on text. Give a model that reads input_ids."
+        )
     kind = getattr(task_type(base), "value", None)
     if kind == "SEQ_CLS":
         problem_type, num_labels = getattr(base.config, "problem_type", None), base.config.num_labels

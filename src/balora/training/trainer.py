@@ -20,6 +20,7 @@ from balora.data.collate import shortest_first
 from balora.errors import BALoraError
 from balora.methods.initial_state import initial_state_of, refresh_initial_state
 from balora.methods.registry import Method, find_method
+from balora.models.adapted_model import base_model_of
 from balora.models.classifier_head import final_linear
 from balora.objective import Objective, all_finite
 from balora.regularization import RegularizationConfig
@@ -29,7 +30,7 @@ from balora.teacher.pretrained import PretrainedTeacher
 from balora.teacher.row_keys import KEYS, KeyedCollator
 from balora.training.anchor_source import make_anchor_term
 from balora.training.anchor_term import AnchorTerm
-from balora.training.callbacks import AfterOptimizerStep
+from balora.training.callbacks import AfterOptimizerStep, GradientCheck
 from balora.training.classification_step import ClassificationStep
 from balora.training.generation_step import GenerationStep
 from balora.training.linear_probe import MAX_ROWS, fit_head
@@ -38,6 +39,7 @@ from balora.training.saving import SavingMixin
 from balora.training.subsampling import Subsampler
 from balora.training.train_step import TrainStep, infer_task
 from balora.training.trainer_checks import (
+    NO_GRADIENT,
     NO_TARGET,
     check_arguments,
     check_initial_teacher,
@@ -105,6 +107,16 @@ class RegularizedTrainerMixin(SavingMixin):
         self._is_resumed = initial is not None and initial_state is not None
         if initial_state is None and initial is None and self.objective.needs_teacher:
             warn_about_trained_adapter(model)
+        if initial_state is not None:
+            self.objective.notices.extend(initial_state.notices)  # adapt has logged them
+        if classifies and getattr(base_model_of(model).config.get_text_config(), "output_router_logits", False):
+            notice = (
+                "output_router_logits has no effect: a classifier returns no load-balancing loss, so none is added."
+            )
+            logger.warning(notice)
+            self.objective.notices.append(notice)
+        if not self.is_deepspeed_enabled:  # which keeps gradients elsewhere
+            self.add_callback(GradientCheck(model, self.objective.notices))
         check_sharding(self.accelerator.state, model, self.method)
         if self.is_fsdp_enabled:
             self.origin()  # needs the weights before FSDP shards them
@@ -225,6 +237,8 @@ class RegularizedTrainerMixin(SavingMixin):
             name = {"task": "task loss", "loss": "total loss"}.get(broken, f"{broken} term")
             raise BALoraError(self._nonfinite_message(name, step + 1))
         loss = parts.loss
+        if not loss.requires_grad:
+            raise BALoraError(NO_GRADIENT)
         if self.method is not None and self.method.penalty is not None:
             penalty = self.method.penalty(self.model)
             loss, extra = loss + share * penalty, {**extra, "penalty": penalty.detach()}

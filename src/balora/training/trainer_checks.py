@@ -24,28 +24,71 @@ NO_TARGET = (
     "No training row has a target: every label is -100, which means that it is ignored, so nothing would be learnt. Check how "
     "the labels are masked, and whether the responses are cut off."
 )
+NO_GRADIENT = (
+    "The loss has no gradient, so nothing would be learnt: no trainable tensor takes part in the model's logits. If the model "
+    "computes the gradients of its layers by itself (Reformer, reentrant checkpointing), call "
+    "model.enable_input_require_grads() before training."
+)
 _DDP = "train with one unsharded model per process (plain `accelerate launch` or `torchrun`)"
 
 
+_LOSS_TYPES = ("nll", "chunked_nll")
+"""Values of trl's ``loss_type`` that mean the mean cross-entropy."""
+# By argument: the values that cannot be honoured, and what to do instead.
+_REFUSED_ARGUMENTS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "label_smoothing_factor": (bool, "is not supported by the regularized objective. Set it to 0."),
+    "loss_type": (
+        lambda value: value not in _LOSS_TYPES,
+        "is not supported: the regularized objective would replace that loss by the cross-entropy. Set loss_type to 'nll', or "
+        "train with trl's own trainer.",
+    ),
+    "auto_find_batch_size": (
+        bool,
+        "is not supported: after a lack of memory, training would start again at step 0 with weights that have already changed. "
+        "Set per_device_train_batch_size, and gradient_accumulation_steps to keep the batch; `balora validate` estimates the "
+        "memory.",
+    ),
+    "label_names": (
+        lambda value: value is not None and "labels" not in value,
+        "is not supported: the objective takes the targets from the column 'labels'. Rename the column, and leave label_names out.",
+    ),
+    "liger_kernel_config": (
+        lambda value: bool(value and value.get("fused_linear_cross_entropy")),
+        "asks for fused_linear_cross_entropy, which replaces the forward pass that the regularizers need. Leave it out; the loss "
+        "here computes no logits either.",
+    ),
+}
+
+
 def check_arguments(trainer: Any) -> None:
-    """Refuse Trainer arguments that do not work with the regularized objective."""
-    if trainer.args.n_gpu > 1:
+    """Refuse Trainer arguments that the regularized objective would not honour, or that do not work with it."""
+    args = trainer.args
+    if args.n_gpu > 1:
         raise BALoraError(
-            f"{trainer.args.n_gpu} GPUs in one process (DataParallel) are not supported. Start with `accelerate launch` or "
+            f"{args.n_gpu} GPUs in one process (DataParallel) are not supported. Start with `accelerate launch` or "
             "`torchrun`, one process per GPU, or make one GPU visible through CUDA_VISIBLE_DEVICES."
         )
-    if trainer.args.label_smoothing_factor:
-        raise BALoraError("training.label_smoothing_factor is not supported by the regularized objective. Set it to 0.")
+    problems = [
+        f"The training argument {name}={value!r} {reason}"
+        for name, (refused, reason) in _REFUSED_ARGUMENTS.items()
+        if refused(value := getattr(args, name, None)) and (value is not None or name != "loss_type")
+    ]
+    if not args.average_tokens_across_devices and args.world_size > 1:
+        problems.append(
+            "The training argument average_tokens_across_devices=False is not supported with several processes: the objective "
+            "divides by the targets of all devices. Leave it out."
+        )
     if getattr(trainer, "model_init", None) is not None:
-        raise BALoraError(
+        problems.append(
             "model_init is not supported: train() would make a new model, and the teacher would have the initial values of "
             "another one. Pass model=balora.adapt(...), and make a trainer for each trial, or vary settings with "
             "`balora compare --vary`."
         )
     if getattr(trainer, "compute_loss_func", None) is not None:
-        raise BALoraError(
-            "compute_loss_func is not supported: it would replace the regularized objective. Leave it out."
-        )
+        problems.append("compute_loss_func is not supported: it would replace the regularized objective. Leave it out.")
+    raise_all(problems, "The trainer cannot be made")
+    if args.use_liger_kernel:  # liger's other kernels are used
+        args.liger_kernel_config = {**(args.liger_kernel_config or {}), "fused_linear_cross_entropy": False}
 
 
 def check_sharding(state: Any, model: nn.Module, method: Method | None) -> None:
@@ -56,6 +99,13 @@ def check_sharding(state: Any, model: nn.Module, method: Method | None) -> None:
     """
     deepspeed, fsdp = (getattr(state, f"{kind}_plugin", None) for kind in ("deepspeed", "fsdp"))
     problems = []
+    parallel = getattr(state, "parallelism_config", None)
+    kinds = {"cp": "context", "sp": "sequence", "tp": "tensor"}
+    if used := [kind for name, kind in kinds.items() if getattr(parallel, f"{name}_enabled", False)]:
+        problems.append(
+            f"{' and '.join(used).capitalize()} parallelism divides sequences or matrices among processes, and the regularizers "
+            f"need them whole. Leave parallelism_config out, and use FSDP version 2, or {_DDP}."
+        )
     if deepspeed is not None and deepspeed.zero_stage == 3:
         problems.append(
             "DeepSpeed's ZeRO stage 3 partitions the parameters, so the teacher could not be given the initial values. Use "
@@ -116,7 +166,15 @@ def refuse_inactive_adapters(model: nn.Module) -> None:
 
 
 def warn_about_trained_adapter(model: nn.Module) -> None:
-    """Warn if `balora.adapt` did not make the adapter and it may have been trained: the teacher includes that training."""
+    """Warn if `balora.adapt` did not make the adapter and the teacher may not be the pre-trained model."""
+    config = getattr(model, "active_peft_config", None)
+    if config is not None and config.is_prompt_learning:
+        logger.warning(
+            "The adapter is %s, whose virtual tokens change the model from the start. The teacher is the model with the initial "
+            "virtual tokens, so the consistency term keeps the student close to that model, not to the pre-trained one.",
+            config.peft_type.value,
+        )
+        return
     if any(".lora_B." in name and parameter.any() for name, parameter in model.named_parameters()):
         logger.warning(
             "The adapter was not made by balora.adapt and its B is not 0, so the teacher is the model as it is now. If the "

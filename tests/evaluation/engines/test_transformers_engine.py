@@ -12,13 +12,14 @@ import balora
 from balora import BALoraError
 from balora.config.run_config import RunConfig
 from balora.evaluation import EvaluationOptions, evaluate
+from balora.evaluation.engines.next_token import NextToken
 from balora.evaluation.engines.transformers import (
     Answer,
     Sampling,
     TransformersGenerator,
     decode_answer,
     fit_prompt,
-    pad_left,
+    pad,
 )
 from balora.evaluation.model_under_test import LoadedModel, ModelUnderTest
 from balora.evaluation.prompting import Prompting, prompting_for
@@ -121,9 +122,11 @@ def test_an_answer_near_the_last_position_is_as_long_in_any_batch(batch_size: in
     assert [answers[number] for number in range(4)] == alone
 
 
-def test_padding_is_on_the_left_and_masked() -> None:
-    tokens, mask = pad_left([[5, 6, 7], [8]], pad=0)
+def test_padding_is_on_the_left_or_for_encoders_on_the_right_and_masked() -> None:
+    tokens, mask = pad([[5, 6, 7], [8]], 0)
     assert tokens.tolist() == [[5, 6, 7], [0, 0, 8]] and mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+    tokens, mask = pad([[5, 6, 7], [8]], 0, right=True)
+    assert tokens.tolist() == [[5, 6, 7], [8, 0, 0]] and mask.tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
 def test_an_answer_keeps_its_leading_space(stories: Path) -> None:
@@ -265,3 +268,65 @@ def test_a_model_that_cannot_be_evaluated_is_refused(tmp_path: Path) -> None:
     options = EvaluationOptions(data={"gsm8k": str(data)}, engine="vllm")
     with pytest.raises(BALoraError, match="vLLM is not installed"):
         evaluate(generator_at(tmp_path / "w"), ["gsm8k"], output=tmp_path / "v", options=options)
+
+
+@pytest.mark.parametrize("architecture", [tiny_llama, tiny_bart])
+def test_a_sampled_answer_does_not_depend_on_its_batch(architecture) -> None:
+    task = "seq2seq" if architecture is tiny_bart else "generation"
+    sampling = Sampling(max_new_tokens=12, temperature=0.9, top_p=0.95, seed=3)
+    names = [f"{number}/0" for number in range(len(PROMPTS))]
+
+    def texts(batch_size: int, chosen: list[int]) -> dict[str, str]:
+        engine = TransformersGenerator(LoadedModel(architecture(), tiny_tokenizer(), task), batch_size)
+        found = engine.generate([PROMPTS[i] for i in chosen], sampling, [names[i] for i in chosen])
+        return {names[chosen[index]]: answer.text for index, answer in found}
+
+    together = texts(7, list(range(7)))
+    assert len(set(together.values())) > 4
+    for batch_size, chosen in ((1, [0, 1, 2, 3, 4, 5, 6]), (3, [6, 5, 4, 3, 2, 1, 0]), (2, [4, 1])):
+        alone = texts(batch_size, chosen)
+        assert alone == {name: together[name] for name in alone}
+
+
+def test_the_frequencies_of_sampled_tokens_are_those_of_the_distribution() -> None:
+    scores = torch.tensor([[2.0, 1.0, 0.0, -1.0, -torch.inf]]).expand(4000, -1)
+    for temperature, top_p in ((1.0, 1.0), (0.5, 1.0), (1.0, 0.8)):
+        drawn = NextToken(range(4000), temperature, top_p)(torch.zeros(4000, 1), scores).argmax(-1)
+        expected = (scores[0] / temperature).softmax(-1)
+        if top_p < 1:
+            expected = torch.where(torch.arange(5) < 2, expected, 0.0)  # 0.64 and 0.24 are the first that reach 0.8
+            expected = expected / expected.sum()
+        assert torch.allclose(torch.bincount(drawn, minlength=5) / 4000, expected, atol=0.025)
+
+
+def test_a_global_seed_is_left_alone_and_changes_nothing() -> None:
+    sampling = Sampling(max_new_tokens=6, temperature=1.0)
+    torch.manual_seed(1)
+    first = dict(generator(3).generate(PROMPTS, sampling))
+    state = torch.random.get_rng_state()
+    assert dict(generator(3).generate(PROMPTS, sampling)) == first
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_outputs_that_are_nan_are_refused(temperature: float) -> None:
+    model = tiny_llama()
+    model.lm_head.weight.data[3] = torch.nan
+    with pytest.raises(BALoraError, match="outputs are NaN"):
+        list(generator(2, model).generate(PROMPTS, Sampling(max_new_tokens=4, temperature=temperature)))
+
+
+def test_a_sampled_journal_of_an_earlier_version_is_not_continued(tmp_path: Path) -> None:
+    """It was drawn with one seed per batch; greedy journals have kept their meaning and are continued."""
+    data = tmp_path / "test.jsonl"
+    data.write_text("".join(json.dumps({"question": f"{n}?", "answer": "#### 1"}) + "\n" for n in range(3)))
+    model = generator_at(tmp_path / "m")
+
+    def identity(**changes) -> dict:
+        options = EvaluationOptions(data={"gsm8k": str(data)}, max_new_tokens=3, device="cpu", **changes)
+        evaluate(model, ["gsm8k"], output=tmp_path / str(changes), options=options)
+        journal = (tmp_path / str(changes) / "gsm8k.samples.jsonl").read_text()
+        return json.loads(journal.splitlines()[0])["identity"]["generation"]
+
+    assert identity()["temperature"] == 0 and "draws" not in identity()
+    assert identity(temperature=0.5)["draws"] == "transformers, one seed per sample"

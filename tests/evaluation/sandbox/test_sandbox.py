@@ -163,9 +163,38 @@ assert False
     ),
     "builtins are replaced": "import builtins\nbuiltins.BaseException = KeyError\nbuiltins.type = lambda _: int\nassert False",
 }
+MORE_HOSTILE = {
+    "numpy writes over memory": (
+        "import numpy as np\na = np.lib.stride_tricks.as_strided(np.zeros(1), (1 << 16,), (8,))\na[:] = 7.5\nassert False"
+    ),
+    "an exception whose text has no end": "class E(Exception):\n def __str__(self):\n  while True: pass\nraise E",
+    "an exception with a very long text": "raise ValueError('x' * 10**8)",
+    "an exception whose text is of no text type": "class E(Exception):\n def __str__(self): return 7\nraise E",
+    "an exception with line breaks in its name": "raise type('passed\\n', (Exception,), {})('passed\\npassed')",
+    "an exception whose class has a name that raises": (
+        "class M(type(Exception)):\n @property\n def __name__(self): raise SystemExit(0)\n"
+        "raise type.__call__(M, 'E', (Exception,), {})"
+    ),
+    "a null byte in the source": "x = 1\0\nassert False",
+    "nesting without end": "x = " + "(" * 100_000,
+    "recursion beyond the stack": "import sys\nsys.setrecursionlimit(10**9)\ndef f(): return f()\nf()",
+    "an interrupt": "raise KeyboardInterrupt",
+    "a skipped test": "import unittest\nraise unittest.SkipTest('passed')",
+    "a handler at exit": "import atexit, os\natexit.register(os._exit, 0)\nassert False",
+    "an alarm that leaves early": (
+        "import signal, sys\nsignal.signal(signal.SIGALRM, lambda *_: sys.exit(0))\nsignal.setitimer(0, 0.05)\nwhile True: pass"
+    ),
+    "the runner's own functions are replaced": (
+        "import sys\nmain = sys.modules['__main__']\nmain._run = lambda: None\nmain._describe = lambda error: b''\nassert False"
+    ),
+    "threads that go on": "import threading, time\nthreading.Thread(target=time.sleep, args=(99,)).start()\nassert False",
+    "the parent is stopped": "import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)\nassert False",
+    "all files are closed": "import os\nos.closerange(0, 999)\nassert False",
+    "a module of the tests is replaced": "import sys, types\nsys.modules['math'] = types.ModuleType('math')\nimport math\nmath.pi",
+}
 VARIABLES = """
 import os
-known = ("HOME", "PATH", "OMP_NUM_THREADS", "LD_LIBRARY_PATH", "PWD", "LC_CTYPE")
+known = ("HOME", "PATH", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LD_LIBRARY_PATH", "PWD", "LC_CTYPE")
 assert set(os.environ) <= set(known), list(os.environ)
 """
 
@@ -179,6 +208,22 @@ def test_a_hostile_program_does_not_pass(sandbox: Sandbox, name: str) -> None:
     outcome = sandbox.run(HOSTILE[name])
     assert outcome.passed is False and outcome.result not in ("passed", "timed out")
     outcome.result.encode()  # the journal of an evaluation is a UTF-8 file
+
+
+@pytest.mark.parametrize("name", MORE_HOSTILE)
+def test_another_hostile_program_does_not_pass_either(sandbox: Sandbox, name: str) -> None:
+    outcome = Sandbox(Limits(seconds=4.0)).run(MORE_HOSTILE[name])
+    assert outcome.passed is False and outcome.result != "passed"
+    assert outcome.seconds < 10 and len(outcome.result) < 1000
+    outcome.result.encode()
+    assert sandbox.run("assert True").passed
+
+
+def test_numpy_is_available_and_nothing_else_of_the_environment(sandbox: Sandbox) -> None:
+    assert sandbox.run("import numpy as np\nassert (np.ones((90, 90)) @ np.ones(90) == 90).all()").result == "passed"
+    assert "No module named 'pytest'" in sandbox.run("import pytest").result
+    assert "Read-only" in sandbox.run("import numpy\nopen(numpy.__file__, 'w')").result
+    assert Sandbox(Limits(seconds=20), unsafe=True).run("import numpy").passed
 
 
 def test_the_token_is_not_found_by_introspection(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:

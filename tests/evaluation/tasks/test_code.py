@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from balora.evaluation.context import EvaluationContext
 from balora.evaluation.sandbox import sandbox as sandbox_module
 from balora.evaluation.sandbox.sandbox import Outcome, Sandbox
 from balora.evaluation.scoring.pass_at_k import mean_pass_at_k, pass_at_k
-from balora.evaluation.scoring.programs import complete_function, extract_code
+from balora.evaluation.scoring.programs import add_tests, called_names, complete_function, extract_code
 from evaluation_models import generator_at
 
 
@@ -100,7 +101,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, replies) -> None:
 def test_pass_at_k_of_generated_programs(sandbox, tmp_path: Path, problems: Path, monkeypatch) -> None:
     right = {"0/0", "0/1", "1/2", "3/0", "3/1", "3/2"}
     answers(
-        monkeypatch, lambda s: f"    return math.floor(helper(x)) + {s[0]}\n" if s in right else "    return None\n"
+        monkeypatch, lambda s: f"\n    return math.floor(helper(x)) + {s[0]}\n" if s in right else "\n    return None\n"
     )
     options = EvaluationOptions(
         data={"humaneval": str(problems)}, samples=3, ks=(1, 2, 3), temperature=0.8, code_timeout=10
@@ -218,8 +219,147 @@ def test_every_reference_solution_passes(shared_dir: Path, sandbox, tmp_path: Pa
 
 
 def test_wrong_programs_fail_their_tests(shared_dir: Path, sandbox, tmp_path: Path, monkeypatch) -> None:
-    answers(monkeypatch, lambda s: "    return None\n")
+    answers(monkeypatch, lambda s: "\n    return None\n")
     options = EvaluationOptions(data={"humaneval": str(shared_dir / "data/humaneval/HumanEval.jsonl")}, limit=15)
     model = generator_at(tmp_path / "m")
     scores = evaluate(model, ["humaneval"], output=tmp_path / "o", options=options).results["humaneval"]["scores"]
     assert scores["pass@1"] == 0.0
+
+
+HUMANEVAL_ROW = {
+    "task_id": "X/0",
+    "prompt": '\n\ndef double(x):\n    """Return twice x."""\n',
+    "entry_point": "double",
+    "canonical_solution": "    return 2 * x\n",
+    "test": "def check(candidate):\n    assert candidate(2) == 4\n",
+}
+MBPP_ROW = {
+    "task_id": 12,
+    "text": "Double x.",
+    "code": "def f(x):\n    return 2 * x",
+    "test_list": ["assert f(2) == 4", "assert f(3) == 6"],
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "code_prompt", "prompt"),
+    [
+        ("humaneval", HUMANEVAL_ROW, None, 'def double(x):\n    """Return twice x."""'),
+        ("humaneval", HUMANEVAL_ROW, "harness", 'def double(x):\n    """Return twice x."""'),
+        ("humaneval", HUMANEVAL_ROW, "dataset", HUMANEVAL_ROW["prompt"]),
+        ("mbpp", MBPP_ROW, None, '"""\nDouble x.\nassert f(2) == 4\n"""\n'),
+        ("mbpp", MBPP_ROW, "dataset", '"""\nDouble x.\nassert f(2) == 4\nassert f(3) == 6\n"""\n'),
+    ],
+)
+def test_the_prompt_of_a_base_model_is_that_of_the_harness_or_of_the_dataset(
+    sandbox, balora, tmp_path: Path, monkeypatch, task: str, row: dict, code_prompt: str | None, prompt: str
+) -> None:
+    """The harness of the paper strips HumanEval's prompt, and shows one test of MBPP's."""
+    body = {"humaneval": "    return 2 * x\n", "mbpp": "def f(x):\n    return 2 * x\n"}[task]
+    answers(monkeypatch, lambda _: body if prompt.endswith("\n") else "\n" + body)
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    flag = [] if code_prompt is None else ["--code-prompt", code_prompt]
+    model = generator_at(tmp_path / "m")
+    command = [
+        "evaluate",
+        model,
+        "--tasks",
+        task,
+        "--data",
+        f"{task}={tmp_path / 'rows.jsonl'}",
+        "--output",
+        tmp_path / "o",
+    ]
+    outcome = balora(*command, *flag)
+    assert outcome.status == 0, outcome.err
+    result = json.loads((tmp_path / "o" / f"{task}.json").read_text())
+    assert result["samples"][0]["prompt"] == prompt
+    assert result["scores"]["pass@1"] == 1.0
+    assert result["identity"]["prompting"].get("code") == (None if code_prompt == "dataset" else "harness")
+    other = balora(*command, "--code-prompt", "harness" if code_prompt == "dataset" else "dataset")
+    assert other.status == 2
+    assert "made with another" in other.err
+    assert ("--code-prompt dataset continues it" in other.err) is (code_prompt == "dataset")
+
+
+def test_an_unknown_code_prompt_is_refused(balora, tmp_path: Path) -> None:
+    outcome = balora("evaluate", tmp_path, "--tasks", "humaneval", "--code-prompt", "harnes")
+    assert outcome.status == 2
+    assert "--code-prompt must be harness or dataset, not 'harnes'" in outcome.err
+
+
+def test_the_identity_of_reference_solutions_has_not_changed(sandbox, tmp_path: Path, problems: Path) -> None:
+    options = EvaluationOptions(data={"humaneval": str(problems)}, limit=1)
+    result = evaluate("reference", ["humaneval"], output=tmp_path / "out", options=options).results["humaneval"]
+    assert result["identity"]["prompting"] == {"template": "none", "separator": "", "words": False}
+    assert result["identity"]["generation"]["stops"][0] == "\nclass "
+    assert result["scores"]["empty_answers"] == 0 and result["scores"]["answers_at_token_limit"] == 0
+
+
+def test_empty_answers_and_answers_at_the_token_limit_are_counted_and_said(
+    sandbox, tmp_path: Path, problems: Path, monkeypatch
+) -> None:
+    fields = {
+        "0/0": {"output": "", "tokens": 1, "ended": True},
+        "1/0": {"output": " \n", "tokens": 2, "ended": True},
+        "2/0": {"output": "    return None and so on", "tokens": 5, "ended": False},
+        "3/0": {"output": "    return None\n", "tokens": 4, "ended": True},
+    }
+    monkeypatch.setattr(EvaluationContext, "tokenizer", None)
+    monkeypatch.setattr(
+        EvaluationContext, "_generate", lambda self, requests, *_: ((r, fields[r.sample]) for r in requests)
+    )
+    lines: list[str] = []
+    options = EvaluationOptions(data={"humaneval": str(problems)})
+    model = generator_at(tmp_path / "m")
+    result = evaluate(model, ["humaneval"], output=tmp_path / "out", options=options, say=lines.append)
+    scores = result.results["humaneval"]["scores"]
+    assert scores["empty_answers"] == 2 and scores["answers_at_token_limit"] == 1
+    said = "\n".join(lines)
+    assert "2 of 4 answers are empty" in said and "1 of 4 answers reached the token limit" in said
+    assert "empty_answers 2" in said
+
+
+RIGHT = "def f(x):\n    return 2 * x\n"
+WRONG = "def f(x):\n    return x\n"
+
+
+@pytest.mark.parametrize(
+    ("reply", "passes"),
+    [
+        (f"```python\ndef h(x):\n    return 2 * x\n\n{WRONG}```\nNo:\n```python\ndef f(x):\n    return h(x)\n```", True),
+        (f"```\nimport math as m\ndef h(x):\n  return m.floor(2 * x)\n{WRONG}```\n```\ndef f(x):\n  return h(x)\n```", True),
+        (f"```python\n{RIGHT}```\nSo the signature is\n```python\ndef f(x):\n    ...\n```", True),
+        (f"```python\n{RIGHT}```\n```python\n{WRONG}```", False),
+        ('````python\ndef f(x):\n    """\n```\nf(1)\n```\n    """\n    return 2 * x\n````', True),
+        ("```python\ndef f(x):\n    return 2 * x```", True),
+        ("~~~py\r\ndef f(x):\r\n    return 2 * x\r\n~~~\r\n", True),
+        (f"Sure:\n\n{RIGHT}\nDone", True),
+        (f"{RIGHT}\nNote: O(n)", True),
+        (f"First:\n{WRONG}\nThat is wrong, so:\n{RIGHT}\nIt doubles.", True),
+        (f"<think>{RIGHT}</think>{WRONG}", False),
+        (f"<think>\n{WRONG}\n</think>\n{RIGHT}", True),
+        (f"<think>\n```python\n{WRONG}```", False),
+        (f"```python\n{RIGHT}```\n```python\nassert f(1) == 99\n```", True),
+        (f"```python\n{RIGHT}```\nRun it:\n```python\ndef main():\n    print(f(int(input())))\n\nmain()\n```", True),
+        ("```python\n>>> f(2)\n4\n```", False),
+        ("```python\nf = lambda x: 2 * x\n```\nor\n```python\nf(3)\n```", True),
+        ("I can't.", False),
+        ("", False),
+    ],
+)  # fmt: skip
+def test_a_reply_becomes_the_program_that_it_means(reply: str, passes: bool) -> None:
+    program = add_tests(extract_code(reply, *called_names("assert f(3) == 6")), "assert f(3) == 6")
+    try:
+        exec(program, {})
+        passed = True
+    except (Exception, SystemExit):
+        passed = False
+    assert passed is passes, program
+
+
+def test_extraction_of_long_or_odd_replies_is_quick() -> None:
+    for reply in ("```\n" * 2000, "def f(\n" * 500, "~" * 100_000, "x = (" * 5000, "x = 1\n! no\n" * 300):
+        started = time.monotonic()
+        extract_code(reply, "f")
+        assert time.monotonic() - started < 10, reply[:20]

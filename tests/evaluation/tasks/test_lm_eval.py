@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ pytest.importorskip("lm_eval", reason="lm-evaluation-harness is absent: pip inst
 
 from balora import BALoraError
 from balora.evaluation import EvaluationOptions, evaluate
+from balora.evaluation.lm_eval_index import task_names
 from balora.evaluation.registry import find_tasks
 from balora.evaluation.tasks import lm_eval as lm_eval_tasks
 from evaluation_models import classifier_at, generator_at
@@ -171,3 +173,121 @@ def test_other_models_than_language_models_are_refused(tmp_path: Path, arc: Path
         measure(Path("reference"), "arc_easy", arc, tmp_path / "out2")
     with pytest.raises(BALoraError, match="no file or directory"):
         measure(generator_at(tmp_path / "m"), "arc_easy", tmp_path / "absent.jsonl", tmp_path / "out3")
+
+
+TASK = """task: mine
+output_type: generate_until
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+doc_to_text: '{{{{q}}}}:'
+doc_to_target: '{{{{a}}}}'
+generation_kwargs: {generation}
+metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+@pytest.fixture
+def task_file(tmp_path: Path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"q": f"say {'so ' * n}{n}", "a": "never"}) + "\n" for n in range(5)))
+
+    def write(
+        name: str = "mine.yaml", generation: str = "{until: [';;'], max_gen_toks: 6, do_sample: false}", more: str = ""
+    ) -> Path:
+        path = tmp_path / name
+        path.write_text(TASK.format(data=data, generation=generation) + more)
+        return path
+
+    return write
+
+
+def test_a_sampled_task_depends_on_its_seed_and_not_on_the_batch(tmp_path: Path, task_file) -> None:
+    task = str(task_file(generation="{until: [';;'], max_gen_toks: 6, do_sample: true, temperature: 1.0}"))
+    model = generator_at(tmp_path / "m")
+
+    def answers(folder: str, **how) -> list[str]:
+        result = measure(model, task, None, tmp_path / folder, **how)
+        return [sample["resps"][0][0] for sample in result["samples"]]
+
+    first = answers("a", batch_size=1, seed=3)
+    assert answers("b", batch_size=4, seed=3) == first
+    assert answers("c", batch_size=4, seed=3, limit=2) == first[:2]
+    assert answers("c", batch_size=4, seed=3) == first
+    assert answers("a", batch_size=4, seed=4) != first, "the journal of another seed has none of these answers"
+
+
+def test_examples_are_drawn_with_the_seed_of_the_evaluation(tmp_path: Path, arc: Path) -> None:
+    rows = [json.loads(line) for line in arc.read_text().splitlines()]
+    train = [{**row, "question": f"Example {n}?"} for n in range(8) for row in rows[:1]]
+    (arc.parent / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in train))
+    model = generator_at(tmp_path / "m")
+
+    def prompt(seed: int) -> str:
+        result = measure(model, "arc_easy", arc.parent, tmp_path / "out", few_shot=2, limit=1, seed=seed)
+        return result["samples"][0]["arguments"][0][0]
+
+    prompts = [prompt(seed) for seed in (1, 2, 3, 1)]
+    assert prompts[0] == prompts[3] and len(set(prompts)) > 1
+
+
+def test_empty_and_cut_texts_are_counted(tmp_path: Path, task_file) -> None:
+    scores = measure(generator_at(tmp_path / "m"), str(task_file()), None, tmp_path / "out")["scores"]
+    assert scores["empty_answers"] == 0 and scores["answers_at_token_limit"] == 5
+
+
+def test_a_task_file_runs_code_only_if_that_is_allowed(tmp_path: Path, task_file, balora) -> None:
+    mark = tmp_path / "ran"
+    (tmp_path / "code.py").write_text(f"open({str(mark)!r}, 'w').close()\ndef text(doc): return doc['q']\n")
+    direct = task_file("direct.yaml", more="process_results: !function code.text\n")
+    included = tmp_path / "included.yaml"
+    included.write_text("include: direct.yaml\ntask: second\n")
+    grouped = tmp_path / "grouped.yaml"
+    grouped.write_text("group: g\ntask:\n  - include: direct.yaml\n    task: third\n")
+    tagged = task_file("tagged.yaml", more="x: !!python/object/apply:os.system ['true']\n")
+    by_class = task_file("class.yaml", more="class: !function code.Task\n")
+    metric = task_file("metric.yaml", more="filter_list: []\n")
+    metric.write_text(metric.read_text().replace("metric: exact_match,", "metric: exact_match, hf_evaluate: true,"))
+    model = generator_at(tmp_path / "m")
+    for path in (direct, included, grouped, tagged, by_class, metric):
+        outcome = balora("evaluate", model, "--tasks", f"lm_eval:{path}", "--output", tmp_path / "o", "--device", "cpu")
+        assert outcome.status == 2, path
+        assert "names Python code" in outcome.err and "give the option --task-code" in outcome.err, outcome.err
+        with pytest.raises(BALoraError, match="give the option task_code"):
+            measure(model, f"lm_eval:{path}", None, tmp_path / "o")
+    assert not mark.exists()
+    allowed = task_file("allowed.yaml", more="process_docs: !function code.docs\n")
+    (tmp_path / "code.py").write_text(f"open({str(mark)!r}, 'w').close()\ndef docs(rows): return rows\n")
+    measure(model, f"lm_eval:{allowed}", None, tmp_path / "o", task_code=True)
+    assert mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("'{{q}}:'", '"{{ q.__class__.__mro__[1].__subclasses__() }}"', "unsafe"),
+        ("metric: exact_match", "metric: no_such_metric", "--task-code"),
+    ],
+)
+def test_templates_and_metrics_run_no_code(tmp_path: Path, task_file, balora, old: str, new: str, message: str) -> None:
+    path = task_file()
+    path.write_text(path.read_text().replace(old, new))
+    model = generator_at(tmp_path / "m")
+    outcome = balora("evaluate", model, "--tasks", f"lm_eval:{path}", "--output", tmp_path / "o", "--device", "cpu")
+    assert outcome.status == 2, outcome.out
+    assert message in outcome.err
+
+
+@pytest.mark.slow
+def test_the_names_of_the_tasks_are_those_of_the_library() -> None:
+    from lm_eval.tasks import TaskManager
+
+    assert set(TaskManager().all_tasks) <= task_names()
+
+
+@pytest.mark.parametrize("name", ["hellaswagg", "lm_eval:gsm8kk", "absent.yaml"])
+def test_a_misspelt_task_is_answered_at_once(tmp_path: Path, name: str) -> None:
+    started = time.process_time()
+    with pytest.raises(BALoraError, match="There is no task"):
+        find_tasks([name])
+    assert time.process_time() - started < 3

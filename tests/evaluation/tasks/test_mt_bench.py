@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -95,12 +97,62 @@ def test_a_rejected_request_is_not_retried_and_the_key_is_not_leaked(monkeypatch
         ask("http://127.0.0.1:9/v1", attempts=1)
 
 
+@pytest.mark.parametrize("trouble", ["drip", "drip headers", "drip error", "endless", "deep"])
+def test_a_reply_without_end_is_given_up_in_time(trouble: str) -> None:
+    with judge_server(trouble) as server:
+        started = time.monotonic()
+        with pytest.raises(JudgeUnavailable):
+            ask(server.url, attempts=2, timeout=0.5)
+        assert time.monotonic() - started < 3
+
+
+def test_the_key_is_never_repeated(model: Path, bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-1")
+    with judge_server("echo denied") as server, pytest.raises(BALoraError, match=r"401: no: Bearer \(key\)") as refused:
+        ask(server.url)
+    assert "sk-secret" not in "".join(traceback.format_exception(refused.value))
+    with judge_server("echo broken") as server, pytest.raises(JudgeUnavailable, match=r"oops Bearer \(key\) \[31m"):
+        ask(server.url, attempts=1)
+    with judge_server("echo rating") as server:
+        evaluate(model, ["mt_bench"], output=tmp_path / "out", options=options(bench, server.url, limit=1))
+    files = [path.read_text() for path in (tmp_path / "out").iterdir()]
+    assert "You sent Bearer (key)" in "".join(files)
+    assert "sk-secret" not in "".join(files)
+
+
+@pytest.mark.parametrize("key", ["sk-secret\nX: y", "sk-\u2028secret", "schlüssel-secret"])
+def test_a_key_that_no_header_can_have_is_refused_without_being_shown(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with judge_server(7) as server, pytest.raises(BALoraError, match="OPENAI_API_KEY has characters") as refused:
+        ask(server.url)
+    assert "secret" not in "".join(traceback.format_exception(refused.value))
+
+
+def test_passwords_and_queries_of_the_url_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    for url in ("https://me:s3cret@host/v1", "ftp://me:s3cret@host/v1", "https:///v1?key=s3cret"):
+        with pytest.raises(BALoraError, match="The judge's URL") as refused:
+            ask(url)
+        assert "s3cret" not in str(refused.value)
+    with judge_server("broken") as server, pytest.raises(JudgeUnavailable) as failed:
+        ask(f"{server.url}?api-version=s3cret", attempts=1)
+    assert "s3cret" not in str(failed.value)
+    assert server.requests[0]["path"] == "/v1/chat/completions?api-version=s3cret"
+
+
 @pytest.mark.parametrize(
     ("text", "rating"),
     [
         ("Rating: [[5]]", 5), ("[[7.5]]", 7.5), ("[[3]] at first, but [[9]]", 9), ("Rating: [[ 8/10 ]]", 8),
         ("Rating: [6]", 6), ("I like it", None), ("[[0]]", None), ("[[11]]", None), ("[[ten]]", None),
-        ("see [2] and rate [[4]]", 4),
+        ("see [2] and rate [[4]]", 4), ("[[rating]]: 8", 8), ("Rating: 8/10", 8), ("[[Rating: 7]]", 7), ("[[8]]\n\nGood.", 8),
+        ("The answer cites [1] and [2].", None), ("I rate it [[5]] for turn 1 and [[7]] for turn 2", None),
+        ("Rating: [[7]]. On a scale up to [[10]].", 7), ("The list a = [[1]] is wrong. Rating: [4]", 4),
+        ("matrix [[2]] ... no rating given because of the rules", None), ("Rating: [[4]]/5", None), ("Rating: 85/100", None),
+        ("Rating: 7-8", None), ("Rating: 8,5", None), ("Rating (1-10): 8", 8), ("**Rating**: [[7]]", 7), ("[[1e1]]", None),
+        ("I give [[8]] on a scale from [[1]] to [[10]].", None), ("Rating: 8 out of 10", 8), ("Rating: [[6]]. Rating: [[0]]", None),
     ],
 )  # fmt: skip
 def test_ratings_are_parsed(text: str, rating: float | None) -> None:

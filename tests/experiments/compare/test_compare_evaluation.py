@@ -11,6 +11,7 @@ import pytest
 from balora.config.yaml_loader import read_config
 from balora.errors import BALoraError
 from balora.experiments.compare import EvaluationPlan, Variant, compare
+from balora.experiments.compare.evaluation import read_scores
 
 VARIANTS = [Variant.parse("lora"), Variant.parse("full")]
 
@@ -76,3 +77,22 @@ def test_an_invalid_evaluation_plan_is_refused_before_any_run(values: dict, tmp_
     with pytest.raises(BALoraError, match=word):
         compare(values, VARIANTS, [1], output=tmp_path / "out", evaluation=plan)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("tasks", "options", "kept"),
+    [
+        (("gsm8k",), {}, True),
+        (("humaneval",), {}, False),
+        (("gsm8k", "mbpp"), {"code_prompt": "harness"}, False),
+        (("humaneval",), {"code_prompt": "dataset"}, True),
+    ],
+)
+def test_scores_of_an_earlier_version_are_not_mixed_with_those_of_another_prompt(
+    tmp_path: Path, tasks: tuple[str, ...], options: dict, kept: bool
+) -> None:
+    plan = EvaluationPlan(tasks=tasks, options=options)
+    (tmp_path / "evaluation").mkdir()
+    record = {**plan.to_dict(), "values": {"x/pass@1": 0.5}}
+    (tmp_path / "evaluation" / "comparison.json").write_text(json.dumps(record))
+    assert (read_scores(tmp_path, plan) is not None) is kept

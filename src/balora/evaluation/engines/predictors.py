@@ -19,6 +19,8 @@ from balora.data.verbalizer import UNREADABLE, read_class, read_score, score_wor
 from balora.errors import BALoraError
 from balora.evaluation.model_under_test import LoadedModel
 from balora.loading.pretrained import max_positions
+from balora.models.classifier_head import padding_side
+from balora.models.decoding import PLAIN_DECODING
 
 logger = logging.getLogger("balora")
 
@@ -63,7 +65,9 @@ class _RowPredictor:
         order = sorted(range(len(rows)), key=lambda index: (-len(encoded[index]["input_ids"]), index))
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
-            inputs: Any = tokenizer.pad([encoded[index] for index in batch], padding_side="right", return_tensors="pt")
+            rows_of_batch = [encoded[index] for index in batch]
+            side = padding_side(self.loaded.model)
+            inputs: Any = tokenizer.pad(rows_of_batch, padding_side=side, return_tensors="pt")
             yield batch, inputs.to(self.loaded.device)
 
     def _marked(self, texts: Sequence[str]) -> Sequence[str]:
@@ -142,6 +146,7 @@ class TextLabelPredictor(_RowPredictor):
                 do_sample=False,
                 num_beams=1,
                 use_cache=True,
+                **PLAIN_DECODING,
             )
             yield from zip(batch, decoder.batch_decode(answers_BT, skip_special_tokens=True), strict=True)
 
@@ -168,7 +173,10 @@ def match_classes(own: Sequence[str], classes: Sequence[str], task: str) -> list
         if sorted(keys) == sorted(classes):
             return keys
         if sorted(keys) == [str(number) for number in range(len(classes))]:
-            return [classes[int(key)] for key in keys]
+            names = [classes[int(key)] for key in keys]
+            pairs = ", ".join(f"{name} = {theirs}" for name, theirs in zip(names, own, strict=True))
+            logger.warning("%s: the model does not name its classes, so the task's order is assumed: %s.", task, pairs)
+            return names
     model_classes = f"has {', '.join(own)}" if own else "predicts one score"
     raise BALoraError(
         f"{task} has the classes {', '.join(classes)}, but the model {model_classes}. Evaluate a model that was trained for "

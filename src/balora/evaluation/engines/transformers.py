@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
+from balora.evaluation.engines.next_token import NextToken
 from balora.evaluation.model_under_test import LoadedModel
 from balora.loading.pretrained import max_positions
+from balora.models.decoding import PLAIN_DECODING
 
 logger = logging.getLogger("balora")
 _STOP_WINDOW = 24
@@ -36,11 +38,28 @@ class Sampling:
     seed: int = 42
     stops: tuple[str, ...] = ()
     """Strings that end an answer; the answer does not include them."""
+    padding: str = "left"
+    """Side on which the prompts of a batch are padded."""
+    draws: str = ""
+    """Engine that draws the tokens of a sample from the sample's own seed; empty for reference answers."""
 
-    def describe(self) -> dict[str, Any]:
-        """Return the settings that decide the answers, for results and journals."""
-        greedy = {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature, "stops": list(self.stops)}
-        return greedy if self.temperature == 0 else {**greedy, "top_p": self.top_p, "seed": self.seed}
+    def describe(self, sampled: bool | None = None) -> dict[str, Any]:
+        """Return the settings that decide the answers, for results and journals.
+
+        ``sampled`` means that some answers are sampled. Default: whether this temperature is above 0.
+        """
+        greedy: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "stops": list(self.stops),
+        }
+        if self.padding != "left":  # an earlier version padded the prompts of encoders on the left, too
+            greedy["padding"] = self.padding
+        if not (self.temperature > 0 if sampled is None else sampled):
+            return greedy
+        # Journals without "draws" are of a version that drew all answers of a batch from one seed.
+        draws = {"draws": f"{self.draws}, one seed per sample"} if self.draws else {}
+        return {**greedy, "top_p": self.top_p, "seed": self.seed, **draws}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +90,8 @@ class TransformersGenerator:
     ) -> Iterator[tuple[int, Answer]]:
         """Yield each prompt's index and answer, the longest prompts first: too little memory shows in the first batch.
 
-        The names of a batch's samples seed its sampling: the same batch gives the same answers in every call, and another
-        sample of a prompt gives another answer. The default names are the indices.
+        The name of a sample seeds its sampling: a sample gets the same answer in every batch and every call (up to rounding),
+        and another sample of the same prompt gets another answer. The default names are the indices.
         """
         cut = [fit_prompt(ids, sampling.max_new_tokens, self._positions, self._is_encoder_decoder) for ids in prompts]
         order = sorted(range(len(prompts)), key=lambda index: (-len(cut[index]), index))
@@ -83,9 +102,9 @@ class TransformersGenerator:
             # Near the model's last position, a longer prompt in the batch would shorten the answer of a shorter one. So only
             # prompts with the same limit share a batch.
             batch = [index for index in order[:batch_size] if limits[index] == limits[order[0]]]
-            seed = sample_seed(sampling.seed, *(names[index] for index in batch))
+            seeds = [sample_seed(sampling.seed, names[index]) for index in batch]
             try:
-                answers = self._generate_batch([cut[index] for index in batch], sampling, seed)
+                answers = self._generate_batch([cut[index] for index in batch], sampling, seeds)
             except torch.OutOfMemoryError:
                 if len(batch) == 1:
                     raise
@@ -107,29 +126,33 @@ class TransformersGenerator:
         return max(1, min(sampling.max_new_tokens, self._positions - width))
 
     @torch.inference_mode()
-    def _generate_batch(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Answer]:
+    def _generate_batch(self, prompts: list[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Answer]:
         model, device = self.loaded.model, self.loaded.device
-        inputs_BT, mask_BT = pad_left(prompts, int(self.tokenizer.pad_token_id or 0), device)
+        padding = int(self.tokenizer.pad_token_id or 0)
+        inputs_BT, mask_BT = pad(prompts, padding, device, right=self._is_encoder_decoder)
         width = 1 if self._is_encoder_decoder else inputs_BT.shape[1]
         limit = min(self._max_answer_tokens(ids, sampling) for ids in prompts)
         decoder = self.loaded.target_tokenizer or self.tokenizer
         criteria = [_StopStrings(decoder, sampling.stops, width)] if sampling.stops else []
-        if sampling.temperature == 0:  # None: the model's own sampling defaults must not apply
-            choice: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        else:
-            choice = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            output: Any = model.generate(  # type: ignore[operator]
-                input_ids=inputs_BT,
-                attention_mask=mask_BT,
-                max_new_tokens=limit,
-                pad_token_id=decoder.pad_token_id,
-                stopping_criteria=StoppingCriteriaList(criteria),
-                use_cache=True,
-                num_beams=1,
-                **choice,
-            )
+        # `NextToken` draws. None: the model's own sampling defaults must not apply.
+        plain: dict[str, Any] = {
+            **PLAIN_DECODING,
+            "do_sample": False,
+            "temperature": None,
+            "top_p": None,
+            "top_k": None,
+        }
+        output: Any = model.generate(  # type: ignore[operator]
+            input_ids=inputs_BT,
+            attention_mask=mask_BT,
+            max_new_tokens=limit,
+            pad_token_id=decoder.pad_token_id,
+            stopping_criteria=StoppingCriteriaList(criteria),
+            logits_processor=LogitsProcessorList([NextToken(seeds, sampling.temperature, sampling.top_p)]),
+            use_cache=True,
+            num_beams=1,
+            **plain,
+        )
         contexts = [[] if self._is_encoder_decoder else ids[-_PROMPT_CONTEXT:] for ids in prompts]
         rows = zip(output[:, width:].tolist(), contexts, strict=True)
         return [decode_answer(decoder, ids, sampling, limit, context) for ids, context in rows]
@@ -160,16 +183,26 @@ def fit_prompt(ids: list[int], max_new_tokens: int, positions: int | None, encod
     return ids[-length:]
 
 
-def pad_left(prompts: Sequence[list[int]], pad: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Return padded prompts and their attention mask (both B × T). Padding is on the left: generation continues on the right.
+def pad(
+    prompts: Sequence[list[int]], token: int, device: torch.device | str = "cpu", *, right: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return padded prompts and their attention mask (both B × T).
+
+    Padding is on the left, because generation continues on the right. An encoder needs it on the right: many encoders count the
+    positions from the first token, padding included.
 
     Example:
-        >>> pad_left([[5, 6], [7]], pad=0)[0].tolist()
-        [[5, 6], [0, 7]]
+        >>> pad([[5, 6], [7]], 0)[0].tolist(), pad([[5, 6], [7]], 0, right=True)[0].tolist()
+        ([[5, 6], [0, 7]], [[5, 6], [7, 0]])
     """
     longest = max(len(ids) for ids in prompts)
-    tokens = [[pad] * (longest - len(ids)) + ids for ids in prompts]
-    mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
+
+    def filled(row: list[int], fill: int) -> list[int]:
+        padding = [fill] * (longest - len(row))
+        return row + padding if right else padding + row
+
+    tokens = [filled(ids, token) for ids in prompts]
+    mask = [filled([1] * len(ids), 0) for ids in prompts]
     return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)
 
 

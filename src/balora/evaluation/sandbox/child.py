@@ -1,4 +1,4 @@
-"""Child process that runs one program inside the sandbox. It can import only the standard library.
+"""Child process that runs one program inside the sandbox. It imports only the standard library.
 
 It reads a token, a line of settings and then the program from standard input, gives up its privileges, sets the limits, runs
 the program, and reports. The token alone means that the program ran to its end; every other report means that it failed. A
@@ -39,6 +39,7 @@ def _run() -> types.ModuleType:
     with open(0, "rb", closefd=False) as stdin:
         settings: dict[str, Any] = json.loads(stdin.readline())
         program = stdin.read().decode("utf-8", "surrogatepass")
+    sys.path += settings["packages"]
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)

@@ -6,6 +6,8 @@ It has no network and no privileges, sees no other processes, and its time, memo
 
 import contextlib
 import dataclasses
+import functools
+import importlib.util
 import itertools
 import json
 import math
@@ -28,6 +30,9 @@ from balora.evaluation.sandbox.seccomp import seccomp_filter
 _CHILD = Path(__file__).with_name("child.py")
 _CHILD_INSIDE = "/run/child.py"
 _PYTHON_INSIDE = "/run/python"
+_PACKAGES_INSIDE = "/run/packages"
+_PACKAGES = ("numpy",)
+"""Packages beyond the standard library that a program can import, where they are installed."""
 _SYSTEM_DIRECTORIES = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _MAX_OUTPUT = 64 * 1024
 """Bytes. The report of a program has a few hundred."""
@@ -107,6 +112,8 @@ class Sandbox:
             "user": user,
             # Outside the sandbox, this limit would count all processes of the user.
             "limits": self.limits.resources(processes=not self.unsafe),
+            # Without the sandbox, a program can also import the other installed packages.
+            "packages": [str(path.parent) for path in packages().values()] if self.unsafe else [_PACKAGES_INSIDE],
         }
         start_time = time.monotonic()
         with self._process() as process:
@@ -135,7 +142,7 @@ class Sandbox:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 cwd=scratch if self.unsafe else "/",
-                env={"PATH": "/usr/bin:/bin", "HOME": scratch},
+                env={"PATH": "/usr/bin:/bin", "HOME": scratch, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
                 start_new_session=True,
             )
             try:
@@ -166,10 +173,14 @@ class Sandbox:
             *privileges,
             *("--die-with-parent", "--new-session", "--clearenv"),
             *([] if filter_fd is None else ["--seccomp", str(filter_fd)]),
-            *("--setenv", "HOME", "/tmp", "--setenv", "PATH", "/usr/bin:/bin", "--setenv", "OMP_NUM_THREADS", "1"),
+            *("--setenv", "HOME", "/tmp", "--setenv", "PATH", "/usr/bin:/bin"),
+            # More threads would need more memory than a program has.
+            *("--setenv", "OMP_NUM_THREADS", "1", "--setenv", "OPENBLAS_NUM_THREADS", "1"),
             *_system_binds(),
             *_interpreter()[1],
             *("--ro-bind", str(_CHILD), _CHILD_INSIDE),
+            *("--perms", "0755", "--dir", _PACKAGES_INSIDE),
+            *(part for path in packages().values() for part in _package_binds(path)),
             *("--proc", "/proc", "--dev", "/dev"),
             *("--size", str(self.limits.scratch), "--perms", "1777", "--tmpfs", "/dev/shm"),
             *("--size", str(self.limits.scratch), "--perms", "1777", "--tmpfs", "/tmp"),
@@ -291,3 +302,21 @@ def _interpreter() -> tuple[str, list[str]]:
         return str(executable), []
     inside = Path(_PYTHON_INSIDE) / (executable.relative_to(base) if executable.is_relative_to(base) else "bin/python3")
     return str(inside), ["--ro-bind", str(base), _PYTHON_INSIDE, "--setenv", "LD_LIBRARY_PATH", f"{_PYTHON_INSIDE}/lib"]
+
+
+@functools.cache
+def packages() -> dict[str, Path]:
+    """Return the directories of the packages beyond the standard library that programs can import, by name."""
+    found = {}
+    for name in _PACKAGES:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.submodule_search_locations:
+            found[name] = Path(spec.submodule_search_locations[0]).resolve()
+    return found
+
+
+def _package_binds(path: Path) -> Iterator[str]:
+    """Yield the options that show a package and the shared libraries beside it to a program, read-only."""
+    for folder in (path, path.with_name(f"{path.name}.libs")):
+        if folder.is_dir():
+            yield from ("--ro-bind", str(folder), f"{_PACKAGES_INSIDE}/{folder.name}")

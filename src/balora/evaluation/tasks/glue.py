@@ -79,9 +79,12 @@ class GlueTask(Task):
         samples = [str(index) for index in range(len(self.texts[: self.context.options.limit]))]
         pending = [int(sample) for sample in self.journal.missing(samples, "output")]
         if pending:
-            for position, fields in self._predict([self.texts[index] for index in pending]):
-                index = pending[position]
-                self.journal.add(str(index), texts=self.texts[index], label=self.labels[index], **fields)
+            _ = self.context.loaded
+            with self.context.progress("rows", len(pending)) as add:
+                for position, fields in self._predict([self.texts[index] for index in pending]):
+                    index = pending[position]
+                    self.journal.add(str(index), texts=self.texts[index], label=self.labels[index], **fields)
+                    add(1)
         scores = self._scores([self.journal.records[sample] for sample in samples])
         if "not_finite" in scores:
             self.context.say(
@@ -112,6 +115,7 @@ class GlueTask(Task):
         predicted = [self._prediction(record) for record in records]
         scores = classification_metrics(truth, predicted, classes) if classes else regression_metrics(truth, predicted)
         if any(isinstance(record["output"], str) for record in records):
+            scores["empty_answers"] = sum(record["output"] == "" for record in records)
             scores["unreadable"] = sum(value in (NO_CLASS, UNREADABLE) for value in predicted) / len(predicted)
         not_finite = sum(not _is_finite(record["output"]) for record in records)
         return {"main": self.dataset.main, **scores, **({"not_finite": not_finite} if not_finite else {})}

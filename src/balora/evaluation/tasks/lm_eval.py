@@ -16,18 +16,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import evaluate as evaluate_metrics
 import lm_eval
+import lm_eval.utils
+import torch
 import yaml
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from balora.data.hub import looks_local, unreachable
 from balora.data.readers import SUFFIXES
 from balora.errors import BALoraError
+from balora.evaluation.engines.transformers import sample_seed
+from balora.evaluation.lm_eval_index import is_yaml_file
 from balora.evaluation.model_under_test import LoadedModel
+from balora.evaluation.options import InvalidOption
+from balora.evaluation.progress import progress
 from balora.evaluation.prompting import CHAT
 from balora.evaluation.registry import LM_EVAL_PREFIX
-from balora.evaluation.results import Journal, Record
+from balora.evaluation.results import Journal, Record, count_answers
 from balora.evaluation.tasks.task import Task
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -36,16 +44,6 @@ _SPLIT_ALIASES = {"dev": "validation", "valid": "validation", "val": "validation
 _BLOCK = 32
 """Batches between two writes of the journal."""
 _BOOKKEEPING = ("doc_id", "doc_hash", "prompt_hash", "target_hash")
-
-
-def task_names() -> list[str]:
-    """Return the names of all tasks, groups and tags of lm-evaluation-harness."""
-    return list(_task_manager().all_tasks)
-
-
-def is_yaml_file(name: str) -> bool:
-    """Return True if a name is the path of an existing YAML file, which defines a task."""
-    return name.endswith((".yaml", ".yml")) and Path(name).expanduser().is_file()
 
 
 class LMEvalTask(Task):
@@ -66,8 +64,15 @@ class LMEvalTask(Task):
         identity = {"name": name, "version": version, "few_shot": context.options.few_shot, "chat": chat}
         journal = context.journal(f"lm_eval.{Path(name).stem if is_yaml_file(name) else name}", harness=identity)
         data = context.options.data
-        with _errors_only(), _task_spec(name, data.get(LM_EVAL_PREFIX + name, data.get(name))) as spec:
-            model = JournaledModel(context.loaded, context.options.batch_size, journal, context.say)
+        trusted = context.options.task_code or not is_yaml_file(name)
+        with (
+            _errors_only(),
+            _code(allowed=trusted),
+            _task_spec(name, data.get(LM_EVAL_PREFIX + name, data.get(name))) as spec,
+        ):
+            model = JournaledModel(
+                context.loaded, context.options.batch_size, context.options.seed, journal, context.say
+            )
             output = self._run(spec, model, chat)
         results, samples = output["results"], output.get("samples", {})
         # A tag that selects several tasks has no score, only the scores by task.
@@ -83,6 +88,10 @@ class LMEvalTask(Task):
             for task, rows in samples.items()
             for row in rows
         ]
+        if texts := [value for value in model.answered.values() if isinstance(value, str)]:
+            counts = {**count_answers({"output": text} for text in texts), "answers_at_token_limit": model.at_limit()}
+            context.warn_about(counts, len(texts))
+            scores |= counts
         details = {"configs": _as_json(output.get("configs", {})), "versions": output.get("versions", {})}
         return journal.finish(records, scores, details)
 
@@ -99,6 +108,7 @@ class LMEvalTask(Task):
                 random_seed=options.seed,
                 numpy_random_seed=options.seed,
                 torch_random_seed=options.seed,
+                fewshot_random_seed=options.seed,
             )
         except BALoraError:
             raise
@@ -117,9 +127,15 @@ class LMEvalTask(Task):
 class JournaledModel(HFLM):
     """The library's class for transformers models, with a loaded model. Journaled answers are not computed again."""
 
-    def __init__(self, loaded: LoadedModel, batch_size: int, journal: Journal, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, loaded: LoadedModel, batch_size: int, seed: int, journal: Journal, say: Callable[[str], None]
+    ) -> None:
         backend = "seq2seq" if loaded.task == "seq2seq" else "causal"
         super().__init__(pretrained=loaded.model, tokenizer=loaded.tokenizer, backend=backend, batch_size=batch_size)
+        self._seed = seed
+        self.answered: dict[str, Any] = {}
+        """Answer of each request of this evaluation, by name."""
+        self._token_limits: dict[str, int] = {}
         self._journal = journal
         self._block = _BLOCK * batch_size
         self._say = say
@@ -142,30 +158,106 @@ class JournaledModel(HFLM):
         """Return nothing: the library would look the model up on the hub. The result file describes the model."""
         return {}
 
+    def at_limit(self) -> int:
+        """Count the texts that have as many tokens as they may have; stop strings do not count as tokens."""
+        limits = self._token_limits.items()
+        return sum(
+            len(self.tok_encode(self.answered[name], add_special_tokens=False)) >= limit for name, limit in limits
+        )
+
     def _answer(self, kind: str, requests: Sequence[Any], ask: Callable[..., Sequence[Any]]) -> list[Any]:
-        names = _sample_names(kind, requests)
+        names = _sample_names(kind, requests, self._seed)
         missing = set(self._journal.missing(names, "answer"))
         pending = [(name, request) for name, request in zip(names, requests, strict=True) if name in missing]
         if len(pending) < len(requests):
             self._say(f"  {len(requests) - len(pending):,} of {len(requests):,} requests are answered already")
-        for start in range(0, len(pending), self._block):
-            block = pending[start : start + self._block]
-            answers = ask([request for _, request in block], disable_tqdm=True)
-            for (name, _), answer in zip(block, answers, strict=True):
-                self._journal.add(name, answer=answer)
-        return [self._journal.records[name]["answer"] for name in names]
+        greedy = [(name, request) for name, request in pending if not _is_sampled(kind, request)]
+        with progress(self._say, "requests", len(pending)) as add:
+            for start in range(0, len(greedy), self._block):
+                self._ask(greedy[start : start + self._block], ask)
+                add(len(greedy[start : start + self._block]))
+            self._ask_sampled([(name, request) for name, request in pending if _is_sampled(kind, request)], ask, add)
+        self.answered |= {name: self._journal.records[name]["answer"] for name in names}
+        if kind == "generate_until":
+            default = int(self.max_gen_toks)
+            self._token_limits |= {
+                name: int(request.args[1].get("max_gen_toks", default))
+                for name, request in zip(names, requests, strict=True)
+            }
+        return [self.answered[name] for name in names]
+
+    def _ask_sampled(
+        self, pending: Sequence[tuple[str, Any]], ask: Callable[..., Sequence[Any]], add: Callable[[int], None]
+    ) -> None:
+        """Ask one by one: a batch is sampled from one generator, and an answer must depend on its own request and seed alone."""
+        for name, request in pending:
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                torch.manual_seed(sample_seed(self._seed, name))
+                self._ask([(name, request)], ask)
+            add(1)
+
+    def _ask(self, block: Sequence[tuple[str, Any]], ask: Callable[..., Sequence[Any]]) -> None:
+        answers = ask([request for _, request in block], disable_tqdm=True)
+        for (name, _), answer in zip(block, answers, strict=True):
+            self._journal.add(name, answer=answer)
 
 
-def _sample_names(kind: str, requests: Sequence[Any]) -> list[str]:
-    """Name each request by a digest of its content and a number, because sampling makes equal requests."""
+def _is_sampled(kind: str, request: Any) -> bool:
+    """Return True for a request whose answer is drawn at random."""
+    settings = request.args[1] if kind == "generate_until" else {}
+    return bool(settings.get("do_sample", float(settings.get("temperature") or 0) > 0))
+
+
+def _sample_names(kind: str, requests: Sequence[Any], seed: int) -> list[str]:
+    """Name each request by a digest of its content and a number, because sampling makes equal requests.
+
+    The name of a sampled request also has the seed: with another seed it gets another answer.
+    """
     seen: collections.Counter[str] = collections.Counter()
     names = []
     for request in requests:
         content = json.dumps([kind, *request.args], default=str, sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:24]
-        names.append(f"{digest}/{seen[digest]}")
+        name = f"{digest}/{seen[digest]}"
+        names.append(f"{name}/seed {seed}" if _is_sampled(kind, request) else name)
         seen[digest] += 1
     return names
+
+
+@contextlib.contextmanager
+def _code(*, allowed: bool) -> Iterator[None]:
+    """Keep the templates and metrics of a task file from running code, unless it is allowed.
+
+    The library renders templates without jinja's sandbox, and looks up a metric that it does not know in the library `evaluate`,
+    which loads code by name.
+    """
+    if allowed:
+        yield
+        return
+    refused: list[str] = []
+
+    def refuse(name: str, *_: object, **__: object) -> None:
+        refused.append(name)
+        raise ImportError(name)
+
+    plain, load = lm_eval.utils.env, evaluate_metrics.load
+    sandboxed = ImmutableSandboxedEnvironment(
+        loader=plain.loader, undefined=plain.undefined, keep_trailing_newline=plain.keep_trailing_newline
+    )
+    sandboxed.filters |= plain.filters
+    lm_eval.utils.env, evaluate_metrics.load = sandboxed, refuse
+    try:
+        yield
+    except BALoraError as error:
+        if refused:
+            raise InvalidOption(
+                "The metric {name} is none of lm-evaluation-harness, and the library evaluate would load code of that name. If you "
+                "trust it, give the option `task_code`.",
+                name=refused[0],
+            ) from error
+        raise
+    finally:
+        lm_eval.utils.env, evaluate_metrics.load = plain, load
 
 
 def _log_likelihood(value: float | None) -> float:
@@ -187,7 +279,9 @@ def _task_spec(name: str, location: str | None) -> Iterator[str]:
         base = str(entry.yaml_path)
     with tempfile.TemporaryDirectory(prefix="balora-task-") as folder:
         path = Path(folder) / f"{Path(name).stem}.yaml"
-        path.write_text(yaml.safe_dump({"include": base, "task": Path(name).stem, **_local_data(location)}))
+        path.write_text(
+            yaml.safe_dump({"include": base, "task": Path(name).stem, **_local_data(location)}), encoding="utf-8"
+        )
         yield str(path)
 
 

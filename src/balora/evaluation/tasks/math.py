@@ -85,8 +85,9 @@ class _MathTask(GenerationTask):
     def _grade(self, samples: Sequence[str]) -> None:
         """Grade all samples: grades of an earlier version may be wrong. What changes is said."""
         changed = 0
-        with EquivalenceChecker() as checker:
+        with EquivalenceChecker() as checker, self.context.progress("grades", len(samples)) as add:
             for sample in samples:
+                add(1)
                 row, record = self.rows.rows[int(sample)], self.journal.records[sample]
                 truth, extracted = self._truth(row) or "", self._extract(record["output"])
                 correct = self._is_correct(truth, extracted, checker)

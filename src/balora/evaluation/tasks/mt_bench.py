@@ -17,8 +17,15 @@ from balora.evaluation.context import EvaluationContext, Request
 from balora.evaluation.data import HubDataset, Rows, read_rows
 from balora.evaluation.options import JudgeOptions
 from balora.evaluation.prompting import CHAT, Message, Prompting
-from balora.evaluation.results import Journal, Record
-from balora.evaluation.scoring.judge import DEFAULT_PROMPTS, Judge, JudgeUnavailable, parse_rating, read_prompts
+from balora.evaluation.results import Journal, Record, count_answers
+from balora.evaluation.scoring.judge import (
+    DEFAULT_PROMPTS,
+    Judge,
+    JudgeUnavailable,
+    parse_rating,
+    public_url,
+    read_prompts,
+)
 from balora.evaluation.tasks.task import Task
 
 _HUB = HubDataset("HuggingFaceH4/mt_bench_prompts", splits=("train",))
@@ -75,6 +82,8 @@ class MTBenchTask(Task):
     def evaluate(self) -> Record:
         """Answer both turns, then have the answers rated. If ratings are missing, raise; the journals keep the answers."""
         answers = self._answer()
+        counts = count_answers(answers.records[sample] for sample in self.samples)
+        self.context.warn_about(counts, len(self.samples))
         options = self.context.options.judge
         if options is None:
             raise BALoraError(
@@ -86,8 +95,10 @@ class MTBenchTask(Task):
         for sample in self.samples:
             record = answers.records[sample]
             ratings.records.setdefault(sample, {}).update(prompt=record["prompt"], output=record["output"])
-        judge = {"model": options.model, "base_url": options.base_url}
-        return ratings.finish(self.samples, self._scores(ratings), {"data": self.rows.source, "judge": judge})
+        judge = {"model": options.model, "base_url": public_url(options.base_url)}
+        return ratings.finish(
+            self.samples, {**self._scores(ratings), **counts}, {"data": self.rows.source, "judge": judge}
+        )
 
     def _answer(self) -> Journal:
         """Answer both turns of every conversation, the second after the first."""
@@ -105,8 +116,7 @@ class MTBenchTask(Task):
             data=self.rows.digest,
             prompting=dataclasses.asdict(prompting),
             generation={
-                **greedy.describe(),
-                # Some categories are sampled, so the identity has seed and top_p even if the other categories are greedy.
+                **greedy.describe(sampled=temperature != 0),  # some categories are sampled by default
                 "top_p": greedy.top_p,
                 "seed": greedy.seed,
                 "temperature": _TEMPERATURES if temperature is None else temperature,
@@ -144,12 +154,14 @@ class MTBenchTask(Task):
         self.context.say(f"  {total - len(pending):,} of {total:,} answers are rated, {len(pending):,} to go")
         failures: list[str] = []
         consecutive = 0
-        with ThreadPoolExecutor(self.context.options.workers or _PARALLEL_REQUESTS) as pool:
+        workers = self.context.options.workers or _PARALLEL_REQUESTS
+        with self.context.progress("ratings", len(pending)) as add, ThreadPoolExecutor(workers) as pool:
             futures: dict[Future[Record], str] = {
                 pool.submit(_rating, judge, self._judge_messages(sample, answers)): sample for sample in pending
             }
             try:
                 for future in as_completed(futures):
+                    add(1)
                     try:
                         ratings.add(futures[future], **future.result())
                         consecutive = 0

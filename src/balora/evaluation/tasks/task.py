@@ -8,7 +8,7 @@ from typing import Any
 from balora.data.tables import Row
 from balora.evaluation.context import EvaluationContext, Request
 from balora.evaluation.data import HubDataset, Rows, read_rows
-from balora.evaluation.results import Record
+from balora.evaluation.results import Record, count_answers
 
 
 class Task(abc.ABC):
@@ -62,7 +62,10 @@ class GenerationTask(Task):
         self.context.answer(self.journal, requests, self.prompting, self.sampling)
         samples = [request.sample for request in requests]
         self._grade(samples)
-        scores = self._scores({sample: self.journal.records[sample] for sample in samples})
+        records = {sample: self.journal.records[sample] for sample in samples}
+        counts = count_answers(records.values())
+        self.context.warn_about(counts, len(samples))
+        scores = {**self._scores(records), **counts}
         return self.journal.finish(samples, scores, {"data": self.rows.source, **self._result_details()})
 
     def _select(self, rows: Rows) -> Rows:

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from balora.checkpoints.lock import locked
+from balora.config.yaml_loader import dump_yaml
 from balora.errors import BALoraError, suggest
 from balora.experiments.compare.engines import Engine, LocalEngine, Task, failure_reason
 from balora.experiments.compare.evaluation import EvaluationPlan, Say
@@ -128,7 +127,7 @@ def compare(
         )
 
     with locked(directory, "Another comparison is at work", "--output"):
-        write_text(directory / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        write_text(directory / "config.yaml", dump_yaml(dict(config)))
         say(f"{len(cells)} runs in {directory}, of which {len(cells) - len(missing)} are finished already.")
         for cell, reason in _start_runs(missing, directory, engine, say, evaluation):
             if reason is not None:

@@ -168,7 +168,7 @@ class RayEngine:
             return int(self._ray.get(done))
         except self._ray.exceptions.RayError as error:
             line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            with task.log.open("a") as log:
+            with task.log.open("a", encoding="utf-8") as log:
                 log.write(f"{ERROR_PREFIX}Ray could not finish the run: {line.strip()}\n")
             return 1
 
@@ -179,7 +179,7 @@ def failure_reason(log: Path, status: int) -> str:
         return "The process was killed (signal 9). The system does this when memory runs out."
     if status < 0:
         return f"The process was ended by signal {-status}."
-    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     starts = [number for number, line in enumerate(lines) if line.startswith(ERROR_PREFIX)]
     if not starts:
         return f"The process ended with status {status}; see {log}."

@@ -52,8 +52,7 @@ class EvaluationPlan:
         """
         from balora.evaluation.registry import find_tasks
 
-        find_tasks(self.tasks)
-        _evaluation_options(self)
+        find_tasks(self.tasks, task_code=_evaluation_options(self).task_code)
 
 
 def evaluate_run(run: Path, plan: EvaluationPlan, say: Say, scale: float = 1.0) -> None:
@@ -68,7 +67,9 @@ def evaluate_run(run: Path, plan: EvaluationPlan, say: Say, scale: float = 1.0) 
     evaluation = evaluate(run, plan.tasks, options=_evaluation_options(plan, scale), say=say)
     results = evaluation.results
     values = {f"{task}/{name}": value for task in results for name, value in _task_scores(results[task])}
-    write_text(evaluation.folder / SCORES, json.dumps(json_safe({**plan.to_dict(), "values": values}), indent=1) + "\n")
+    write_text(
+        evaluation.folder / SCORES, json.dumps(json_safe({**_identity(plan), "values": values}), indent=1) + "\n"
+    )
 
 
 def read_scores(run: Path, plan: EvaluationPlan, scale: float = 1.0) -> dict[str, float] | None:
@@ -79,9 +80,16 @@ def read_scores(run: Path, plan: EvaluationPlan, scale: float = 1.0) -> dict[str
     folder = run / "evaluation" if scale == 1 else run / "evaluation" / f"scale-{float(scale)!r}"
     path = folder / SCORES
     record = read_json(path, "Delete it; the samples beside it are kept.") if path.is_file() else {}
-    if {key: record.get(key) for key in ("tasks", "options")} != plan.to_dict():
+    if {key: value for key, value in record.items() if key != "values"} != _identity(plan):
         return None
     return {name: math.nan if value is None else float(value) for name, value in record["values"].items()}
+
+
+def _identity(plan: EvaluationPlan) -> dict[str, Any]:
+    """Return what decides the scores of a run. Code tasks had another prompt by default in an earlier version."""
+    is_harness = plan.options.get("code_prompt", "harness") == "harness"
+    code = {"code_prompt": "harness"} if is_harness and {"humaneval", "mbpp"} & set(plan.tasks) else {}
+    return {**plan.to_dict(), **code}
 
 
 def _task_scores(result: Mapping[str, Any]) -> list[tuple[str, float | None]]:

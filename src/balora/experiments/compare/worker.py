@@ -39,7 +39,7 @@ def work(task: Task, threads: int | None = None, device: str | None = None) -> N
     if threads is not None:
         torch.set_num_threads(threads)
     _exit_with_parent()
-    with task.log.open("a", buffering=1) as log:
+    with task.log.open("a", buffering=1, encoding="utf-8", errors="backslashreplace") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         sys.stdout = sys.stderr = log
@@ -48,7 +48,11 @@ def work(task: Task, threads: int | None = None, device: str | None = None) -> N
 
 
 def run_task(task: Task) -> int:
-    """Train and evaluate one run in this process; print an error. Return 0, 2 for a user's mistake, else 1 or 130."""
+    """Train and evaluate one run in this process; print an error.
+
+    Returns:
+        0, 2 for a user's mistake, 130 or 143 after a signal, else 1.
+    """
 
     def say(line: str) -> None:
         sys.stdout.write(line + "\n")
@@ -62,16 +66,16 @@ def run_task(task: Task) -> int:
         scales = read_json(task.scales)["scales"] if task.scales.is_file() else [1.0]
         evaluate_scaled(run_directory, [scale for scale in scales if scale != 1], say)
         if task.evaluation is not None:
-            plan = EvaluationPlan.from_dict(json.loads(task.evaluation.read_text()))
+            plan = EvaluationPlan.from_dict(json.loads(task.evaluation.read_text(encoding="utf-8")))
             for scale in scales:
                 evaluate_run(run_directory, plan, say, scale)
         return 0
     except BALoraError as error:
         say(f"{ERROR_PREFIX}{error}")
         return 2
-    except KeyboardInterrupt:
-        say(f"{ERROR_PREFIX}stopped by the user")
-        return 130
+    except KeyboardInterrupt as error:
+        say(f"{ERROR_PREFIX}{error or 'stopped by the user'}")
+        return getattr(error, "exit_status", 130)
     except Exception as error:
         traceback.print_exc()
         first = next(iter(str(error).strip().splitlines()), "no message")

@@ -97,6 +97,8 @@ class Preparation:
         if missing := self.missing(paths):
             raise BALoraError(f"These files are missing: {'; '.join(missing)}. The step {self.title!r} reads them.")
         with locked(paths.prepared, "Another process is preparing", "--output"):
+            if self.is_made(paths):  # by another process since
+                return
             facts = self.make(paths)
             write_text(paths.prepared / ABOUT, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 

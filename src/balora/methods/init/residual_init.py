@@ -158,9 +158,11 @@ def _residual_problem(model: nn.Module, name: str, layer: LoraLayer, owners: dic
     if not weight.is_floating_point() or weight.element_size() < 2:
         return _QUANTIZED.format(name)
     if len(owners[id(weight)]) > 1:
+        other = next(owner for owner in owners[id(weight)] if not owner.startswith(f"base_model.model.{name}."))
+        other = other.removeprefix("base_model.model.").replace(".base_layer.", ".").removesuffix(".weight")
         return (
-            f"{name} shares its weight with {owners[id(weight)][0]} (tied embeddings), and this method would change both. "
-            "Leave it out of target_modules, or untie the embeddings first."
+            f"{name} shares its weight with {other} (tied weights), and this method would change both. Name it in "
+            "exclude_modules, use method 'lora', or untie the weights first."
         )
     return None
 

@@ -17,6 +17,7 @@ from balora.errors import BALoraError
 from balora.methods.layers.peft_lora import head_names
 from balora.methods.method import AdaptOptions
 from balora.methods.target_modules import linear_layers, stacked_weights
+from balora.models.multimodal import parts_beside_text, say_left_alone
 
 AFTER_ATTENTION = (
     r"(.*\.)?(o_proj|out_proj|attention\.output\.dense|attn\.c_proj|SelfAttention\.o|EncDecAttention\.o|self_attn\.dense"
@@ -56,8 +57,10 @@ def wrap_houlsby(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
     Reference: Houlsby et al., Parameter-efficient transfer learning for NLP, 2019, section 2.1 and figure 2.
     """
     _attach(model, [AFTER_ATTENTION, AFTER_FEED_FORWARD], options)
-    for module in model.modules():
-        if "LayerNorm" in type(module).__name__ or "RMSNorm" in type(module).__name__:
+    beside = tuple(f"{part}." for part in parts_beside_text(model))
+    for name, module in model.named_modules():
+        is_norm = "LayerNorm" in type(module).__name__ or "RMSNorm" in type(module).__name__
+        if is_norm and not name.startswith(beside):
             module.requires_grad_(True)
     return model
 
@@ -73,7 +76,8 @@ def wrap_pfeiffer(model: PreTrainedModel, options: AdaptOptions) -> nn.Module:
 
 def _attach(model: PreTrainedModel, patterns: list[str], options: AdaptOptions) -> None:
     """Freeze the model except for its classification head, and add an adapter to every layer that matches a pattern."""
-    stacks = stacked_weights(model)
+    beside = parts_beside_text(model)
+    stacks = [name for name in stacked_weights(model) if not name.startswith(tuple(f"{part}." for part in beside))]
     if stacks:
         raise BALoraError(
             f"{stacks[0]} stacks the weights of several experts, so there is no single feed-forward layer for a bottleneck "
@@ -86,7 +90,8 @@ def _attach(model: PreTrainedModel, patterns: list[str], options: AdaptOptions) 
             "a low-rank method."
         )
     heads = tuple(f"{name}." for name in head_names(model))
-    linear = {name: module for name, module in linear_layers(model) if not name.startswith(heads)}
+    skipped = (*heads, *(f"{part}." for part in beside))
+    linear = {name: module for name, module in linear_layers(model) if not name.startswith(skipped)}
     targets = [name for name in linear if any(re.fullmatch(pattern, name) for pattern in patterns)]
     _check_blocks(model, list(linear), patterns)
     for name, parameter in model.named_parameters():
@@ -99,6 +104,7 @@ def _attach(model: PreTrainedModel, patterns: list[str], options: AdaptOptions) 
             module.bottleneck = Bottleneck(hidden_size, options.rank, options.extra["activation"])
         module.bottleneck.reset(generator)
         module.register_forward_hook(_apply_bottleneck)
+    say_left_alone(beside)
 
 
 def _check_blocks(model: nn.Module, linear: list[str], patterns: list[str]) -> None:

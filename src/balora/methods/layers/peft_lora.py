@@ -1,12 +1,13 @@
 """LoRA through peft, with checks that peft does not make. All low-rank methods use it."""
 
 import dataclasses
+import logging
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from torch import nn
@@ -14,14 +15,17 @@ from transformers import PreTrainedModel
 
 from balora.deprecation import deprecated_names
 from balora.errors import BALoraError
+from balora.methods.initial_state import NOTICES
 from balora.methods.layers.also_trained import find_also_trained
 from balora.methods.layers.lora_linear import lora_linear
 from balora.methods.method import AdaptOptions
 from balora.methods.quantization.quantize import check_quantizable
-from balora.methods.target_modules import find_targets, no_match_message
+from balora.methods.target_modules import ALL_LINEAR, find_targets
 from balora.models.adapted_model import ADAPTER
 from balora.models.classifier_head import HEAD_NAMES
+from balora.models.multimodal import MULTIMODAL_CLASSES, is_multimodal, parts_beside_text, say_left_alone
 
+logger = logging.getLogger("balora")
 _NF4_BLOCK_SIZE = 64
 
 
@@ -36,25 +40,29 @@ def wrap_lora(
     check_quantizable(model, options.extra)
     heads = head_names(model)
     also_trained = find_also_trained(model, options)
-    layers, stacks = find_targets(model, options.target_modules, heads)
+    outside = [*heads, *_left_alone(model, options.target_modules)]
+    targets = find_targets(model, options, outside)
+    stacks = targets.stacks
     if stacks and (options.dropout > 0 or settings.get("use_dora") or kind is not LoraConfig):
         reason = "dropout on the adapter's input" if options.dropout > 0 else "this method"
         raise BALoraError(
             f"{stacks[0]} stacks the weights of several experts, and {reason} does not work there. Name the layers to adapt "
             f"in target_modules, such as [q_proj, k_proj, v_proj, o_proj]{', or set dropout: 0' if options.dropout else ''}."
         )
+    # peft takes layers with some names for experts of an older transformers version, but only under LoRA and as modules.
+    reserved = [] if issubclass(kind, AdaLoraConfig) else targets.reserved
+    modules = [name for name in targets.modules if name not in reserved] if reserved else targets.modules
     fields = {
         "r": options.rank,
         "lora_alpha": options.alpha,  # an integer by peft's annotation, but a fraction works
         "lora_dropout": options.dropout,
-        "target_modules": layers,
-        "target_parameters": stacks or None,
-        # peft excludes a head by itself only for `all-linear`, and only if the head is a single layer.
-        "exclude_modules": rf"({'|'.join(map(re.escape, heads))})(\..*)?" if heads else None,
+        "target_modules": modules,
+        "target_parameters": [*stacks, *(f"{name}.weight" for name in reserved)] or None,
+        "exclude_modules": _exclusion(outside, targets.excluded),
         # peft adds the usual heads itself.
         "modules_to_save": [*(name for name in heads if name not in SEQ_CLS_HEAD_NAMES), *also_trained.modules] or None,
         "trainable_token_indices": also_trained.tokens or None,
-        "rank_pattern": {f"^{re.escape(name)}$": rank for name, rank in options.ranks.items()},
+        "rank_pattern": {rf"^{re.escape(name)}(\.weight)?$": rank for name, rank in options.ranks.items()},
         "task_type": task_type(model),
     }
     config = kind(**{**fields, **settings})
@@ -66,13 +74,33 @@ def wrap_lora(
             torch.manual_seed(options.seed)
             peft_model = get_peft_model(model, config)
     except ValueError as error:
-        if "not found in the base model" not in str(error) and "No modules were targeted" not in str(error):
-            raise
-        raise BALoraError(no_match_message(model, options.target_modules, heads)) from error
+        raise BALoraError(
+            f"peft cannot adapt the layers that target_modules selects: {' '.join(str(error).split())[:300]} Leave these layers "
+            "out of target_modules, or name them in exclude_modules."
+        ) from error
+    for notice in targets.notices:
+        logger.warning(notice)
+    setattr(peft_model, NOTICES, targets.notices)
     if not options.ranks:
         _check_rank(peft_model, settings.get("init_r", options.rank))
+    say_left_alone(outside[len(heads) :])
     assert isinstance(peft_model, PeftModel)
     return peft_model
+
+
+def _left_alone(model: nn.Module, targets: str | list[str]) -> list[str]:
+    """Return the parts of a multimodal model that get no adapter, unless ``targets`` selects layers by their full names."""
+    by_full_name = targets != ALL_LINEAR if isinstance(targets, str) else any("." in target for target in targets)
+    return [] if by_full_name else parts_beside_text(model)
+
+
+def _exclusion(heads: list[str], names: list[str]) -> str | None:
+    """Return a regular expression for heads with all that they contain, and for further layers by their full names.
+
+    peft excludes a head by itself only for `all-linear`, and only if the head is a single layer.
+    """
+    patterns = [rf"{re.escape(head)}(\..*)?" for head in heads] + [re.escape(name) for name in names]
+    return f"({'|'.join(patterns)})" if patterns else None
 
 
 def check_dora(model: nn.Module, options: AdaptOptions) -> None:
@@ -129,7 +157,11 @@ def task_type(model: nn.Module) -> TaskType | None:
         return TaskType.SEQ_CLS
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return TaskType.SEQ_2_SEQ_LM
-    if name.endswith(("ForCausalLM", "LMHeadModel")):
+    if name.endswith(
+        ("ForCausalLM", "LMHeadModel", "ModelWithLMHead", "GenerationDecoder")
+    ):  # the last two: Reformer, BERT
+        return TaskType.CAUSAL_LM
+    if is_multimodal(model) and (name.endswith("ForConditionalGeneration") or name in MULTIMODAL_CLASSES.values()):
         return TaskType.CAUSAL_LM
     return None
 
@@ -148,7 +180,7 @@ def _check_rank(peft_model: PeftModel, rank: int) -> None:
         name, (rows, columns) = too_small[0]
         raise BALoraError(
             f"Rank {rank} is too high for {len(too_small)} of the target layers: {name} is {rows} × {columns}, so its rank is "
-            f"at most {min(rows, columns)}. Lower method.rank, or leave that layer out of target_modules."
+            f"at most {min(rows, columns)}. Lower method.rank, or name that layer in exclude_modules."
         )
 
 

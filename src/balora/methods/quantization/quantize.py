@@ -19,6 +19,7 @@ from balora.errors import BALoraError
 from balora.methods.quantization.quantized_linear import QuantizedLinear
 from balora.methods.target_modules import linear_layers, stacked_weights
 from balora.models.adapted_model import base_model_of
+from balora.models.multimodal import parts_beside_text
 
 MAX_RELATIVE_ERROR = {4: 0.35, 8: 0.25}
 """Largest allowed quantization error by number of bits, relative to the norm of the weight.
@@ -48,7 +49,8 @@ def check_quantizable(model: nn.Module, options: Mapping[str, Any]) -> None:
             f"The model is loaded in {loaded} bits already, and method.bits asks for {bits}. Load it in bfloat16 or float32, "
             f"or use method 'lora' without bits."
         )
-    stacks = stacked_weights(model)
+    beside = tuple(f"{part}." for part in parts_beside_text(model))
+    stacks = [name for name in stacked_weights(model) if not name.startswith(beside)]
     if stacks:
         raise BALoraError(
             f"{stacks[0]} stacks the weights of several experts. The layers of bitsandbytes do not support such a stack, so most "
@@ -59,12 +61,13 @@ def check_quantizable(model: nn.Module, options: Mapping[str, Any]) -> None:
 def quantizable_layers(model: nn.Module, heads: list[str]) -> list[str]:
     """Return the names of the layers to quantize: all linear layers, with some exceptions.
 
-    The exceptions are heads, tied weights, layers with a single output, and layers that the model's code keeps in float32 (T5
-    casts the input of ``wo`` to the weight's dtype).
+    The exceptions are heads, tied weights, layers with a single output, the vision tower and other parts beside the text part,
+    and layers that the model's code keeps in float32 (T5 casts the input of ``wo`` to the weight's dtype).
     """
     base = base_model_of(model)
     output = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
     excluded = {*(getattr(base, "_keep_in_fp32_modules", None) or ()), *heads}
+    beside = tuple(f"{part}." for part in parts_beside_text(base))
     uses: dict[int, int] = {}
     for _, parameter in base.named_parameters(remove_duplicate=False):
         uses[id(parameter)] = uses.get(id(parameter), 0) + 1
@@ -75,6 +78,7 @@ def quantizable_layers(model: nn.Module, heads: list[str]) -> list[str]:
         and module is not output
         and ".lora_" not in name
         and excluded.isdisjoint(name.split("."))
+        and not name.startswith(beside)
         and uses[id(module.weight)] == 1
         and min(module.weight.shape) > 1
     ]
