@@ -198,7 +198,10 @@ def _objective(config: RunConfig, model: ModelDescription) -> str:
     if not terms.active:
         return f"## Objective\n\nThe task loss alone: all regularizers had weight 0.{notes}"
     weights = {name: getattr(terms, name) for name in _TERMS if getattr(terms, name) > 0}
-    rows = [(name, f"{weight:g}", getattr(terms, _TERMS[name][0]), _TERMS[name][1]) for name, weight in weights.items()]
+    schedules = {name: getattr(terms, _TERMS[name][0]) for name in weights}
+    if terms.consistency_budget is not None:
+        schedules["consistency"] = f"follows a budget of {terms.consistency_budget:g} nats per token"
+    rows = [(name, f"{weight:g}", schedules[name], _TERMS[name][1]) for name, weight in weights.items()]
     table = _table(("Term", "Weight", "Schedule", "Purpose"), rows)
     details = f"Temperature {terms.temperature:g}, top_k {terms.top_k}, spectral rank {terms.spectral_rank}."
     return f"## Objective\n\nThe task loss plus these regularizers:\n\n{table}\n\n{details}{notes}"

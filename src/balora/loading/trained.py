@@ -74,7 +74,11 @@ def initial_values(saved: "SavedModel", base: str | Path | PreTrainedModel | Non
     if saved.method.form != "model":
         return saved.initial.values
     loaded = {name: parameter.detach() for name, parameter in _load_base(saved, base).named_parameters()}
-    return {**loaded, **saved.initial.unstored, **saved.initial.values}  # those that the pre-trained model does not have
+    return {
+        **loaded,
+        **saved.initial.unstored,
+        **saved.initial.values,
+    }  # those that the pre-trained model does not have
 
 
 def scale_of(model: nn.Module) -> float:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from balora.anchoring.budget import WINDOW, BudgetWeight
+from balora.anchoring.budget import BudgetWeight
 from balora.anchoring.rows import AnchorRows, collate, positions, rows_per_step, split_evenly
 from balora.anchoring.teacher import AnchorTeacher
 from balora.anchors import Anchors
@@ -67,7 +67,6 @@ class AnchorTerm:
         self.weight = BudgetWeight(anchors.weight, anchors.budget)
         self.teacher: AnchorTeacher | None = None
         self._micro = (-1, 0)
-        self._seen: list[tuple[int, Tensor]] = []
 
     @property
     def device(self) -> torch.device:
@@ -103,17 +102,6 @@ class AnchorTerm:
         term = self.step.hold(model, batch, labels, teacher, temperature=self.anchors.temperature, num_items=items)
         return term, weight
 
-    def observe(self, step: int, term: Tensor, mean_over_processes: Callable[[Tensor], Tensor]) -> None:
-        """Take one micro-batch's part of the term; with a budget, the weight follows the mean over a window of steps."""
-        if self.anchors.budget is None or self.anchors.measure_only:
-            return
-        if self._seen and step // WINDOW != self._seen[0][0] // WINDOW:
-            steps = len({at for at, _ in self._seen})
-            total = torch.stack([value for _, value in self._seen]).sum()
-            self.weight.observe(float(mean_over_processes(total[None])) / steps)
-            self._seen = []
-        self._seen.append((step, term.detach().float()))
-
     @torch.no_grad()
     def drift(self, model: nn.Module) -> float:
         """Return KL(pre-trained ‖ tuned) in nats per token (regression: the squared difference) on the anchors held out."""
@@ -129,12 +117,11 @@ class AnchorTerm:
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs beside its step."""
-        return {**self.weight.state(), "seen": [(step, float(term)) for step, term in self._seen]}
+        return self.weight.state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up the state of a checkpoint."""
-        self.weight.restore(dict(state))
-        self._seen = [(int(step), torch.tensor(term, device=self.device)) for step, term in state["seen"]]
+        self.weight.restore(state, self.device)
 
     def facts(self) -> dict[str, Any]:
         """Return the record of the anchors: their source and number, and how the teacher is kept."""

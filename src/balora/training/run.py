@@ -135,7 +135,7 @@ def run(
         directory.update_record(
             status="finished", error=None, metrics=metrics, parameters=parameter_counts(trainer.model), notices=notices
         )
-    shown = ("train_loss", "train_runtime", "peak_memory_mib", "eval_", "anchor_")
+    shown = ("train_loss", "train_runtime", "peak_memory_mib", "eval_", "anchor_", "consistency_")
     log("  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith(shown)))
     log(f"Done: {directory.path}")
     return RunResult(directory.path, metrics, trainer)

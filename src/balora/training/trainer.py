@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset, Subset
 from transformers import Trainer
 
+from balora.anchoring.budget import BudgetWeight
 from balora.anchors import Anchors
 from balora.data.collate import shortest_first
 from balora.errors import BALoraError
@@ -96,6 +97,8 @@ class RegularizedTrainerMixin(SavingMixin):
         )
         self.subsampler = Subsampler(regularization, self.args.seed, self.args.process_index)
         self.loss_meter = LossMeter(self.task)
+        budget = regularization.consistency_budget
+        self.consistency_weight = None if budget is None else BudgetWeight(regularization.consistency, budget)
         self.anchors = anchors
         self.anchor_term: AnchorTerm | None = None
         self.anchor_store: Path | None = None
@@ -154,6 +157,13 @@ class RegularizedTrainerMixin(SavingMixin):
                     found["anchor_budget"] = anchors.budget
             result.metrics.update(found)
             self.log(found)
+        if self.consistency_weight is not None:
+            result.metrics.update(
+                consistency_budget=self.consistency_weight.budget,
+                consistency_final_weight=self.consistency_weight.value,
+            )
+            if self.consistency_weight.mean is not None:
+                result.metrics["consistency_reached"] = self.consistency_weight.mean
         return result
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
@@ -171,6 +181,7 @@ class RegularizedTrainerMixin(SavingMixin):
         step, micro_batches = self.state.global_step, getattr(self, "current_gradient_accumulation_steps", 1)
         # The backward of the micro-batch then sends the sum of both gradients to the other processes.
         quiet = model.no_sync() if hasattr(model, "no_sync") else contextlib.nullcontext()  # type: ignore[operator]
+        term_of.weight.advance(step, self._mean_over_processes)
         with quiet:
             with self.compute_loss_context_manager():
                 term, weight = term_of.loss(model, step, micro_batches)
@@ -179,7 +190,7 @@ class RegularizedTrainerMixin(SavingMixin):
                 return None
             if not torch.isfinite(term):
                 raise BALoraError(self._nonfinite_message("anchor term", step + 1))
-            term_of.observe(step, term, self._mean_over_processes)
+            term_of.weight.add(step, term)
             weighted = weight * term
             self.accelerator.backward(weighted)
         return weighted.detach()
@@ -224,6 +235,8 @@ class RegularizedTrainerMixin(SavingMixin):
             self._check_initial_state(model, inputs, labels)
         step = self.state.global_step
         weights = self.objective.weights(step / max(1, self.state.max_steps))
+        if self.consistency_weight is not None:
+            weights["consistency"] = self.consistency_weight.advance(step, self._mean_over_processes)
         weights["consistency"] *= self.subsampler.step_factor(step)
         sequence_mask = self.subsampler.next_mask(step, len(labels), row_keys)
         share = 1.0 / getattr(self, "current_gradient_accumulation_steps", 1)
@@ -236,6 +249,8 @@ class RegularizedTrainerMixin(SavingMixin):
         if broken is not None:
             name = {"task": "task loss", "loss": "total loss"}.get(broken, f"{broken} term")
             raise BALoraError(self._nonfinite_message(name, step + 1))
+        if self.consistency_weight is not None and parts.consistency is not None:
+            self.consistency_weight.add(step, parts.consistency)
         loss = parts.loss
         if not loss.requires_grad:
             raise BALoraError(NO_GRADIENT)
