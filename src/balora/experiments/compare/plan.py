@@ -110,6 +110,28 @@ class Cell:
         return f"{configuration_label(self.variant.name, axes)}, seed {self.seed}"
 
 
+def plan_one_by_one(
+    config: Mapping[str, Any], variants: Sequence[Variant], seeds: Sequence[int], axes: Axes, output: Path
+) -> list[Cell]:
+    """List the runs as `plan` does, but vary one key at a time; the others keep the values of the config.
+
+    A variant that ignores every key runs once for each seed.
+    """
+    cells: dict[str, Cell] = {}
+    problems: list[str] = []
+    unused = [v for v in variants if not any(is_used(key, v, config) for key in axes)]
+    parts: list[tuple[Axes, Sequence[Variant]]] = [
+        ({key: values}, [v for v in variants if is_used(key, v, config)]) for key, values in axes.items()
+    ]
+    for part, users in [*parts, ({}, unused)]:
+        for cell in plan(config, users, seeds, part, output) if users else ():
+            known = cells.setdefault(cell.name, cell)
+            if (known.axes, known.variant) != (cell.axes, cell.variant):
+                problems.append(f"{known.title} and {cell.title} would both use the run directory {cell.name}.")
+    raise_all(problems, "The comparison cannot be run")
+    return sorted(cells.values(), key=lambda cell: seeds.index(cell.seed))
+
+
 def plan(
     config: Mapping[str, Any], variants: Sequence[Variant], seeds: Sequence[int], axes: Axes, output: Path
 ) -> list[Cell]:
@@ -176,10 +198,13 @@ def configure(config: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
     if isinstance(training, Mapping):  # RunConfig reports any other type together with the other problems
         training = {"disable_tqdm": True, **training}  # a progress bar would fill the log file
     changed = {"method": {**method, "name": variant.method}, "regularization": regularization, "training": training}
-    if variant.anchored is False:
+    anchor = config.get("anchor")
+    if variant.measured and not variant.anchored:
+        changed["anchor"] = {**(anchor or {}), "measure_only": True}
+    elif variant.anchored is False:
         config = {key: value for key, value in config.items() if key != "anchor"}
-    elif variant.measured and not variant.anchored:
-        changed["anchor"] = {**(config.get("anchor") or {}), "measure_only": True}
+    elif variant.anchored and isinstance(anchor, Mapping) and anchor.get("measure_only"):
+        changed["anchor"] = {**anchor, "measure_only": False}
     return apply_overrides({**config, **changed}, variant.overrides)
 
 
@@ -234,8 +259,8 @@ def parse_seeds(texts: Sequence[str]) -> list[int]:
     return [int(text) for text in texts]
 
 
-def parse_axes(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """Read varied keys from ``dotted.key=value,value``; values are YAML.
+def parse_axes(texts: Sequence[str], option: str = "--vary") -> dict[str, list[Any]]:
+    """Read varied keys from ``dotted.key=value,value``; values are YAML. ``option`` is the option in messages.
 
     Raises:
         BALoraError: A text does not have this form, or its key cannot vary.
@@ -254,13 +279,13 @@ def parse_axes(texts: Sequence[str]) -> dict[str, list[Any]]:
         except (yaml.YAMLError, ValueError):
             parsed = []
         if not equals or not key or not parsed:
-            problems.append(f"--vary {text!r} does not have the form dotted.key=value,value.")
+            problems.append(f"{option} {text!r} does not have the form dotted.key=value,value.")
         elif key in axes:
-            problems.append(f"--vary names {key} twice. Give all its values in one --vary.")
+            problems.append(f"{option} names {key} twice. Give all its values at once.")
         elif key.startswith("export.") and key != SCALE:
-            problems.append(f"--vary knows no {key}.{suggest(key, [SCALE])}")
+            problems.append(f"{option} knows no {key}.{suggest(key, [SCALE])}")
         elif key in ("seed", "output", "method.name"):
-            problems.append(f"--vary cannot set {key}. Use --seeds, --output or --methods.")
+            problems.append(f"{option} cannot set {key}. Use --seeds, --output or --methods.")
         axes[key] = parsed
     raise_all(problems, "The values to vary cannot be used")
     return axes
