@@ -25,7 +25,10 @@ def write_anchors(config: RunConfig, path: Path, log: Callable[[str], None] = la
     if anchors is None or anchors.generate is None:
         raise BALoraError("--anchors writes the text of `anchor: generated`, and the config has other anchors or none.")
     if config.task != "generation":
-        raise BALoraError(f"anchor: generated is for causal language models, and the task is {config.task}.")
+        raise BALoraError(
+            f"--anchors is for causal language models, and the task is {config.task}. A seq2seq run lets the model answer its own "
+            "training inputs (anchor: generated)."
+        )
     if path.suffix != ".safetensors":
         raise BALoraError(f"--anchors {path}: name a file that ends in .safetensors, by which a run recognises it.")
     if path.exists():

@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock
 from torch.utils.data import IterableDataset
 
+from balora.anchoring.responses import draw_sources, sample_responses
 from balora.anchoring.rows import FILE, AnchorRows, Row, rows_per_step
 from balora.anchoring.sampling import is_degenerate, sample_sequences, start_tokens
 from balora.anchors import Anchors
@@ -93,7 +94,9 @@ def _rows(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int
     assert made is not None
     facts: dict[str, Any] = {"source": anchors.describe(), "identity": identity, "settings": anchors.to_dict()}
     if anchors.generate is not None:
-        facts["degenerate"] = sum(is_degenerate(list(row["input_ids"])) for row in made)
+        facts["degenerate"] = sum(
+            is_degenerate(list(row.get("labels" if trainer.task == "seq2seq" else "input_ids", ()))) for row in made
+        )
     if len(made) < 2:
         raise BALoraError(
             f"anchor: {anchors.describe()} gives {len(made)} sequences of two tokens or more, and 2 are needed."
@@ -109,10 +112,25 @@ def _sample(trainer: Any, tokenizer: Any, anchors: Anchors, count: int) -> list[
         return list(sample_sequences(trainer.model, tokenizer, count, anchors.tokens, trainer.args.seed))
 
 
-def _shared(trainer: Any, anchors: Anchors, count: int, sample: Callable[[], list[Row]]) -> Sequence[Row]:
+def _sources(trainer: Any, count: int) -> list[list[int]]:
+    """Draw inputs of the task, which the model answers."""
+    rows = trainer.train_dataset
+    if rows is None or isinstance(rows, IterableDataset) or not len(rows):
+        raise BALoraError(
+            "anchor: generated takes the inputs of the training rows, and they have no length. Give rows as anchor."
+        )
+    return [list(rows[number]["input_ids"]) for number in draw_sources(rows, count, trainer.args.seed)]
+
+
+def _answer(trainer: Any, tokenizer: Any, anchors: Anchors, sources: list[list[int]]) -> list[Row]:
+    with trainer.teacher.active():
+        return list(sample_responses(trainer.model, tokenizer, sources, anchors.tokens, trainer.args.seed))
+
+
+def _shared(trainer: Any, anchors: Anchors, count: Any, sample: Callable[[], list[Row]]) -> Sequence[Row]:
     """Sample sequences, or read those that another run of the same comparison has sampled.
 
-    The runs must have the same model, settings and seed, and need the same number.
+    The runs must have the same model, settings and seed, and need the same (``count``: a number, and the inputs if there are).
     """
     if trainer.anchor_store is None:
         return sample()
@@ -159,13 +177,16 @@ def _make(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int
         )
     task, seed = trainer.task, trainer.args.seed
     if anchors.generate is not None:
-        if task != "generation":
+        if task not in ("generation", "seq2seq"):
             raise BALoraError(
-                f"anchor: generated is for causal language models, and the task is {task}. Give a text file as anchor "
-                "(for classifiers unlabelled rows)."
+                f"anchor: generated is for models that write text, and the task is {task}. Give unlabelled rows as anchor."
             )
-        start_tokens(tokenizer)
         count = _needed(trainer, anchors, tokens_per_step, processes)
+        if task == "seq2seq":
+            sources = _sources(trainer, count)
+            sample: Callable[[], list[Row]] = lambda: _answer(trainer, tokenizer, anchors, sources)  # noqa: E731
+            return _shared(trainer, anchors, [count, sources], sample)
+        start_tokens(tokenizer)
         return _shared(trainer, anchors, count, lambda: _sample(trainer, tokenizer, anchors, count))
     if isinstance(anchors.text, str) and anchors.text.endswith(".safetensors"):
         return _kept_rows(anchors, seed, trainer.model)
