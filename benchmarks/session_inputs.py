@@ -213,7 +213,8 @@ def _line(arguments: Sequence[object], launcher: Sequence[str]) -> list[str]:
 
 def environment() -> dict[str, str]:
     """Return the environment of a new process that finds this balora and asks no network."""
-    return {**os.environ, "PYTHONPATH": str(SOURCE), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    paths = os.pathsep.join(filter(None, (str(SOURCE), os.environ.get("PYTHONPATH", ""))))
+    return {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def attempt(rows: Any, part: str, work: Callable[[], None]) -> None:

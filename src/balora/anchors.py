@@ -88,8 +88,10 @@ class Anchors:
     share: float = 0.25
     """Anchor tokens per token of the task in an optimizer step, above 0."""
     every: int = 1
-    """n ≥ 1: hold in one of n steps at random, with n times the weight."""
-    weight: float = 10.0
+    """n ≥ 1: hold in one of n steps at random, with n times the anchors and n times the weight; ``share`` stays the average.
+
+    On a GPU a small batch costs almost as much as a large one, so larger batches of anchors more seldom are cheaper."""
+    weight: float = 2.0
     """λ_A > 0; with a budget, the weight to start from."""
     budget: float | None = None
     """Drift in nats per token that may be reached; λ_A then follows it. None for a constant weight."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from transformers import PreTrainedModel
 
 from balora.config.run_config import load_run_config
 from balora.estimation.validate import validate
@@ -22,9 +23,15 @@ def no_weight_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(*_: object, **__: object) -> None:
         raise AssertionError("a weight was read")
 
-    monkeypatch.setattr("balora.loading.pretrained.load_model", read)
+    load = PreTrainedModel.from_pretrained.__func__
+
+    def load_on_meta(cls, *given: object, **options: object):
+        if options.get("device_map") != "meta":
+            read()
+        return load(cls, *given, **options)
+
     monkeypatch.setattr(safetensors.torch, "load_file", read)
-    monkeypatch.setattr("transformers.modeling_utils.PreTrainedModel.from_pretrained", read)
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(load_on_meta))
 
 
 def save(folder: Path, model) -> Path:

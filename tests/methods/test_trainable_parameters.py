@@ -25,7 +25,7 @@ PER_MATRIX = {
         method: lambda o, i: R * (o + i)
         for method in (
             *("lora", "rslora", "loraplus", "loraga", "pissa", "balora", "milora", "olora", "corda"),
-            *("qlora", "qpissa", "qbalora"),
+            *("qlora", "qpissa", "qbalora", "dft", "asft"),
         )
     },
     "lorafa": lambda o, i: R * o,  # only B

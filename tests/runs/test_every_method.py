@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 import balora
 from balora.config.run_config import RunConfig
 from balora.loading.trained import load_untrained
-from balora.methods import METHODS
+from balora.methods import METHODS, find_method
 from balora.regularizers import consistency
 from balora.training.run import RunResult, run
 from bench import SMALL, UNROUNDED
@@ -91,7 +91,9 @@ def test_training_with_every_regularizer_lowers_the_loss(trained):
     for term in ("consistency", "diversity", "spectral"):
         assert lines[STEPS // 2][f"{term}_weighted"] != 0, term
     before, after = (float(outputs(m, trained.batch).loss) for m in (trained.pre_trained(), trained.model))
-    assert after < 0.8 * before, (before, after)
+    # dft and asft learn less from targets that are unlikely at first.
+    least = 1.0 if find_method(trained.result.trainer.method.name).objective else 0.8
+    assert after < least * before, (before, after)
 
 
 def test_the_teacher_is_still_the_pre_trained_model(trained):

@@ -142,7 +142,7 @@ def test_a_budget_moves_the_weight(tmp_path):
     run = trainer(adapted(), tmp_path, config=OFF, anchors=anchors(weight=1e-3, budget=1e-3), max_steps=30)
     metrics = run.train().metrics
     weights = history(run, "anchor_weight")
-    assert weights[0] == pytest.approx(1e-3) and weights[-1] > 1e-2
+    assert weights[0] == pytest.approx(1e-3) and weights[-1] > 4e-3
     assert metrics["anchor_budget"] == 1e-3 and metrics["anchor_final_weight"] >= weights[-1] * 0.99
 
 

@@ -12,17 +12,25 @@ from torch import Tensor
 WINDOW = 5
 """Optimizer steps whose mean drift is one observation: one wait for the device in five steps."""
 RATE = 0.5
-"""η: the weight's logarithm moves by this part of the logarithm of drift over budget."""
-LARGEST_MOVE = math.log(2.0)
+"""η: the weight's logarithm moves by this part of the logarithm of drift over target."""
+LARGEST_MOVE = math.log(1.5)
 """Largest change of the weight's logarithm at one observation."""
 SMOOTHING = 0.5
 """Weight of the past in the moving average of the drift."""
-BOUNDS = (1e-4, 1e5)
-"""Least and largest weight."""
+BOUNDS = (1e-3, 1e3)
+"""Least and largest weight: beyond them the loss is that of one side alone, and Adam's steps no longer change."""
+HEAT = 1.0
+"""Drift above the budget, as a part of it, that is allowed at the largest learning rate: it falls away with the rate."""
 
 
 class BudgetWeight:
-    r"""λ with :math:`\log \lambda \leftarrow \log \lambda + \mathrm{clip}(\eta (\log \bar L_A - \log \mathrm{budget}))`.
+    r"""λ that follows a budget for the drift at the end of the run.
+
+    .. math:: \log \lambda \leftarrow \log \lambda + \mathrm{clip}\big(\eta (\log \bar L_A - \log t)\big), \qquad
+              t = \mathrm{budget} \cdot (1 + (\mathrm{rate} - \mathrm{last\ rate}) / \mathrm{largest\ rate})
+
+    Large steps keep the model away from its minimum, so a part of the drift falls away while the learning rate falls. The
+    target t therefore begins at twice the budget and ends at it.
 
     Args:
         weight: The weight to start from.
@@ -31,7 +39,7 @@ class BudgetWeight:
     Example:
         >>> weight = BudgetWeight(1.0, budget=0.01)
         >>> weight.observe(0.04), weight.observe(0.04)  # the first window is the start of the run, and moves nothing
-        (1.0, 2.0)
+        (1.0, 1.5)
     """
 
     def __init__(self, weight: float, budget: float | None) -> None:
@@ -45,15 +53,16 @@ class BudgetWeight:
         """Moving average of the drift; None before the first window is complete."""
         return self._mean
 
-    def advance(self, step: int, mean_over_processes: Callable[[Tensor], Tensor]) -> float:
+    def advance(self, step: int, mean_over_processes: Callable[[Tensor], Tensor], heat: float = 0.0) -> float:
         """Return the weight of a step, which follows the mean over the window before it; all its micro-batches have the same.
 
-        The parts of all micro-batches of a step add up to its term; those of all processes have it as their mean.
+        ``heat`` is the learning rate that will have fallen away by the end, as a part of the largest. The parts of all
+        micro-batches of a step add up to its term; those of all processes have it as their mean.
         """
         if self._seen and step // WINDOW != self._seen[0][0] // WINDOW:
             steps = len({at for at, _ in self._seen})  # the term may be taken in some of the steps only
             total = torch.stack([value for _, value in self._seen]).sum()
-            self.observe(float(mean_over_processes(total[None])) / steps)
+            self.observe(float(mean_over_processes(total[None])) / steps, heat)
             self._seen = []
         return self.value
 
@@ -62,15 +71,16 @@ class BudgetWeight:
         if self.budget is not None:
             self._seen.append((step, term.detach().float()))
 
-    def observe(self, drift: float) -> float:
-        """Take the mean drift of one window; return the new weight."""
+    def observe(self, drift: float, heat: float = 0.0) -> float:
+        """Take the mean drift of one window and its learning rate as a part of the largest; return the new weight."""
         if self.budget is None or not math.isfinite(drift):
             return self.value
         first = self._mean is None
         drift = max(drift, 1e-12)
         self._mean = drift if self._mean is None else SMOOTHING * self._mean + (1.0 - SMOOTHING) * drift
         if not first:
-            move = RATE * (math.log(self._mean) - math.log(self.budget))
+            target = self.budget * (1.0 + HEAT * heat)
+            move = RATE * (math.log(self._mean) - math.log(target))
             self.value *= math.exp(min(max(move, -LARGEST_MOVE), LARGEST_MOVE))
             self.value = min(max(self.value, BOUNDS[0]), BOUNDS[1])
         return self.value

@@ -155,7 +155,7 @@ def _memory_bound() -> Iterator[None]:
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = int(statm.read_text().split()[0]) * resource.getpagesize() + MEMORY
+    limit = int(statm.read_text(encoding="ascii").split()[0]) * resource.getpagesize() + MEMORY
     bounds = [value for value in (soft, hard) if value != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_AS, (min([limit, *bounds]), hard))
     try:

@@ -206,7 +206,7 @@ def _needed(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: i
         steps = math.ceil(args.num_train_epochs * math.ceil(len(trainer.train_dataset) / rows_of_step))
     per_step = rows_per_step(anchors.share, tokens_per_step, float(anchors.tokens), processes)
     # A third more than full-length sequences would need, because sequences may end early.
-    drawn = -(-4 * per_step * steps // (3 * anchors.every))
+    drawn = -(-4 * per_step * steps // 3)
     return max(min(anchors.generate, round(drawn / (1.0 - anchors.held_out))), 16)
 
 

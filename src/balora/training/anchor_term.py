@@ -63,7 +63,8 @@ class AnchorTerm:
         if not all(self.counts):
             raise BALoraError("An anchor has no position to compare; leave out texts of a single token.")
         lengths = [len(row["input_ids"]) for row in rows.rows]
-        self.per_step = rows_per_step(anchors.share, tokens_per_step, sum(lengths) / len(lengths), processes)
+        share = anchors.share * anchors.every
+        self.per_step = rows_per_step(share, tokens_per_step, sum(lengths) / len(lengths), processes)
         self.weight = BudgetWeight(anchors.weight, anchors.budget)
         self.teacher: AnchorTeacher | None = None
         self._micro = (-1, 0)
@@ -143,7 +144,7 @@ class AnchorTerm:
 
     def _drawn(self, step: int, micro: int, micro_batches: int) -> tuple[list[int], float]:
         """Return this process's rows of a micro-batch, and the compared positions of the whole optimizer step."""
-        rows = self.rows.at(step * self.per_step, self.per_step)
+        rows = self.rows.at(step // self.anchors.every * self.per_step, self.per_step)
         per_process = list(range(self.per_step // self.processes))
         sizes = [len(split_evenly(per_process, micro_batches, part)) for part in range(micro_batches)]
         first = sum(sizes[:micro]) * self.processes

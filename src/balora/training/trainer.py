@@ -181,7 +181,7 @@ class RegularizedTrainerMixin(SavingMixin):
         step, micro_batches = self.state.global_step, getattr(self, "current_gradient_accumulation_steps", 1)
         # The backward of the micro-batch then sends the sum of both gradients to the other processes.
         quiet = model.no_sync() if hasattr(model, "no_sync") else contextlib.nullcontext()  # type: ignore[operator]
-        term_of.weight.advance(step, self._mean_over_processes)
+        term_of.weight.advance(step, self._mean_over_processes, self._heat())
         with quiet:
             with self.compute_loss_context_manager():
                 term, weight = term_of.loss(model, step, micro_batches)
@@ -194,6 +194,15 @@ class RegularizedTrainerMixin(SavingMixin):
             weighted = weight * term
             self.accelerator.backward(weighted)
         return weighted.detach()
+
+    def _heat(self) -> float:
+        """Return the part of the learning rate that will have fallen away by the end of the run; 0 if it stays constant."""
+        largest = self.args.learning_rate
+        if not largest or self.lr_scheduler is None:
+            return 0.0
+        functions = getattr(self.lr_scheduler, "lr_lambdas", None)
+        last = float(functions[0](self.state.max_steps)) if functions else 0.0
+        return min(max(self._get_learning_rate() / largest - last, 0.0), 1.0)
 
     def get_train_dataloader(self) -> Any:
         """Return the Trainer's data loader; if the teacher is cached, its batches also carry the keys of their rows."""
@@ -236,7 +245,7 @@ class RegularizedTrainerMixin(SavingMixin):
         step = self.state.global_step
         weights = self.objective.weights(step / max(1, self.state.max_steps))
         if self.consistency_weight is not None:
-            weights["consistency"] = self.consistency_weight.advance(step, self._mean_over_processes)
+            weights["consistency"] = self.consistency_weight.advance(step, self._mean_over_processes, self._heat())
         weights["consistency"] *= self.subsampler.step_factor(step)
         sequence_mask = self.subsampler.next_mask(step, len(labels), row_keys)
         share = 1.0 / getattr(self, "current_gradient_accumulation_steps", 1)

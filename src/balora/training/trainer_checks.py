@@ -78,6 +78,11 @@ def check_arguments(trainer: Any) -> None:
             "The training argument average_tokens_across_devices=False is not supported with several processes: the objective "
             "divides by the targets of all devices. Leave it out."
         )
+    if args.torch_compile and args.device.type == "cuda":
+        problems.append(
+            "training.torch_compile is not supported on a GPU: measured there, the gradient of a compiled model was wrong and its "
+            "step slower (docs/results/gpu.md). Leave it out."
+        )
     if getattr(trainer, "model_init", None) is not None:
         problems.append(
             "model_init is not supported: train() would make a new model, and the teacher would have the initial values of "

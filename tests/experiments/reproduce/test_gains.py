@@ -58,7 +58,7 @@ def test_the_noisier_model_is_an_encoder_that_noise_has_changed(tmp_path: Path, 
     assert about["rows"] == 32
     assert about["weights_moved"] > 1e-4
     made = Path(noisier_model.noisier_minilm(asked.own_paths))
-    assert sorted(path.name for path in asked.own_paths.prepared.iterdir()) == ["about.json", made.name]
+    assert sorted(path.name for path in asked.own_paths.prepared.iterdir()) == [".lock", "about.json", made.name]
     before, after = AutoModel.from_pretrained(model), AutoModel.from_pretrained(made)
     assert not torch.equal(before.encoder.layer[0].output.dense.weight, after.encoder.layer[0].output.dense.weight)
     heads = [AutoModelForSequenceClassification.from_pretrained(made, num_labels=3).classifier.weight for _ in range(2)]
