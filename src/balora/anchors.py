@@ -39,6 +39,7 @@ _REQUIREMENTS: dict[str, Requirement] = {
     "held_out": ("a fraction above 0 and below 1", lambda value: _is_number(value) and 0 < value < 1),
     "teacher_cache": ("auto or off", ("auto", "off").__contains__),
     "memory": _whole(1),
+    "measure_only": ("true or false", lambda value: isinstance(value, bool)),
 }
 
 
@@ -102,6 +103,8 @@ class Anchors:
     """``auto`` runs the pre-trained model once over all anchors; ``off`` runs it at every step."""
     memory: int = 1024
     """MiB of host memory for its exact hidden states. What needs more is kept as its 64 likeliest tokens and their tail."""
+    measure_only: bool = False
+    """True: hold nothing, and measure the drift on the anchors held out after the training."""
 
     def __post_init__(self) -> None:
         problems = [

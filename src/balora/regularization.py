@@ -47,6 +47,10 @@ def _one_of(known: Collection[str]) -> Requirement:
 _FRACTION: Requirement = ("a fraction of training, from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
 _REQUIREMENTS: dict[str, Requirement] = {
     **dict.fromkeys(WEIGHTS, ("a number of at least 0", lambda value: _is_number(value) and value >= 0)),
+    "consistency_budget": (
+        "a number of nats per token above 0",
+        lambda value: value is None or (_is_number(value) and value > 0),
+    ),
     "temperature": ("above 0", lambda value: _is_number(value) and value > 0),
     "top_k": _at_least(2),
     "spectral_rank": _at_least(1),
@@ -105,6 +109,11 @@ class RegularizationConfig:
     """f in (0, 1]: take the consistency term over a random fraction f of the sequences, with 1 / f of the weight.
 
     Not in the paper. The expected gradient is unchanged, its variance is not; see cost.md."""
+    consistency_budget: float | None = None
+    """Drift in nats per token that the consistency term may reach; its weight starts at `consistency` and follows the budget.
+
+    Not in the paper. The weight has no schedule then. Drift is the value of the term itself: at temperature 1 it is the KL
+    divergence per target; for regression the squared difference. None for the scheduled weight."""
     consistency_tokens: Literal["all", "non_target"] = "all"
     """`non_target` compares both models without the target, the rest renormalised, so that the term does not oppose the task.
 
@@ -136,6 +145,8 @@ class RegularizationConfig:
                     "a finite number" if isinstance(value, float) and not math.isfinite(value) else requirement
                 )
                 problems.append(f"regularization.{name} must be {requirement}, not {shown(value)}.{hint}")
+        if self.consistency_budget is not None and self.consistency == 0:
+            problems.append("regularization.consistency_budget needs a weight to start from: set consistency above 0.")
         raise_all(problems, "The regularization settings cannot be used")
 
     @classmethod

@@ -61,14 +61,14 @@ def sample_sequences(
         BALoraError: The tokenizer has neither a start token nor an end token to begin with.
     """
     start, turn = start_tokens(tokenizer), chat_turn(tokenizer)
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     plans: list[tuple[list[int], list[int] | None, int]] = [
         (start, None, count if turn is None else count - count // 2)
     ]
     if turn is not None:
         plans.append((turn.opening, turn.closing, count // 2))
     rows: list[dict[str, list[int]]] = []
-    with _plain_generation(model):
+    with plain_generation(model):
         for number, (opening, closing, wanted) in enumerate(plans):
             for begin in range(0, wanted, batch_size):
                 size = min(batch_size, wanted - begin)
@@ -115,14 +115,15 @@ def chat_turn(tokenizer: Any) -> ChatTurn | None:
     return ChatTurn(*parts) if found and all(parts) else None
 
 
-def _end_tokens(model: nn.Module, tokenizer: Any) -> set[int]:
+def end_tokens(model: nn.Module, tokenizer: Any) -> set[int]:
+    """Return the tokens that end a text of a model."""
     config = getattr(base_model_of(model), "generation_config", None)
     found = getattr(config, "eos_token_id", None)
     ends = found if isinstance(found, list) else [found]
     return {int(token) for token in (*ends, tokenizer.eos_token_id) if token is not None}
 
 
-class _plain_generation:
+class plain_generation:
     """Leave out every setting of the model's generation config: penalties and truncation would change the distribution."""
 
     def __init__(self, model: nn.Module) -> None:

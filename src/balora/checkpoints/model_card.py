@@ -66,6 +66,7 @@ class ModelDescription:
     rank: int | None = None  # rank of the exported LoRA
     comparison: str | None = None  # result of the comparison with the trained model
     quantization_note: str | None = None
+    scale: float = 1.0  # a in W + a·ΔW
     quantization: BitsAndBytesConfig | None = None
     """Quantization with which the LoRA's base must be loaded."""
     auto_class: str | None = None
@@ -155,6 +156,10 @@ def _summary(config: RunConfig | None, model: ModelDescription, form: Form, adap
         ("Classes", ", ".join(f"{i} = {name}" for i, name in enumerate(model.labels or ()))),
         ("Adapter", settings),
         ("In this folder", content),
+        (
+            "Scale of the change",
+            model.scale != 1 and f"{model.scale:g}: W + {model.scale:g} · ΔW, ΔW the change by training",
+        ),
         ("Compared with the trained model", model.comparison),
         ("Trained in few bits", model.quantization_note),
     )
@@ -193,7 +198,10 @@ def _objective(config: RunConfig, model: ModelDescription) -> str:
     if not terms.active:
         return f"## Objective\n\nThe task loss alone: all regularizers had weight 0.{notes}"
     weights = {name: getattr(terms, name) for name in _TERMS if getattr(terms, name) > 0}
-    rows = [(name, f"{weight:g}", getattr(terms, _TERMS[name][0]), _TERMS[name][1]) for name, weight in weights.items()]
+    schedules = {name: getattr(terms, _TERMS[name][0]) for name in weights}
+    if terms.consistency_budget is not None:
+        schedules["consistency"] = f"follows a budget of {terms.consistency_budget:g} nats per token"
+    rows = [(name, f"{weight:g}", schedules[name], _TERMS[name][1]) for name, weight in weights.items()]
     table = _table(("Term", "Weight", "Schedule", "Purpose"), rows)
     details = f"Temperature {terms.temperature:g}, top_k {terms.top_k}, spectral rank {terms.spectral_rank}."
     return f"## Objective\n\nThe task loss plus these regularizers:\n\n{table}\n\n{details}{notes}"

@@ -36,6 +36,7 @@ def evaluate(
     dtype: Annotated[
         str | None, Option(help="float32, bfloat16 or float16. Default: that of the run or checkpoint.")
     ] = None,
+    scale: Annotated[float, Option(help="Part a of a run's change to evaluate: W + a·ΔW.")] = 1.0,
     revision: Annotated[str | None, Option(help="Branch, tag or commit of a hub model.")] = None,
     trust_remote_code: Annotated[
         bool, Option("--trust-remote-code", help="Let Python code from the model's repository run.")

@@ -40,13 +40,26 @@ def teacher(
             min=1, help="Tokens to store for each position; the probability of the others is stored as one sum."
         ),
     ] = 64,
+    anchors: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to write the anchors to that the model writes itself (anchor: generated).", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Build the teacher cache that CONFIG names (teacher_cache: DIR), or add the rows that it lacks.
 
-    Runs on the same data can use the same cache, also with different methods and seeds.
+    Runs on the same data can use the same cache, also with different methods and seeds. With --anchors, the model also writes
+    its anchors, which runs read as anchor.text=FILE; without teacher_cache in CONFIG, only these are made.
     """
     run_config = read_run_config(config, overrides)
     quiet_libraries()
+    if anchors is not None:
+        from balora.training.anchor_file import write_anchors
+
+        write_anchors(run_config, anchors, typer.echo)
+        if run_config.teacher_cache in ("auto", "off"):
+            return
     from balora.teacher.cache_builder import build_teacher_cache
 
     typer.echo("\n".join(build_teacher_cache(run_config, top_k, typer.echo).lines()))
@@ -58,6 +71,9 @@ def export(
         str, typer.Option(help="lora: a plain LoRA for the original model; merged: a plain transformers model.")
     ],
     output: Annotated[Path, typer.Option(help="Folder to write; it must be new or empty.")],
+    scale: Annotated[
+        float, typer.Option(help="Part a of the change to export, W + a·ΔW; below 1 less is forgotten and less learnt.")
+    ] = 1.0,
 ) -> None:
     """Write the trained model of RUN in a form that works without balora, and compare it with the trained model."""
     if to not in ("lora", "merged"):
@@ -67,7 +83,7 @@ def export(
     from balora.exporting.export import Form
     from balora.exporting.export import export as write
 
-    typer.echo(write(run, to=cast(Form, to), output=output).describe())
+    typer.echo(write(run, to=cast(Form, to), output=output, scale=scale).describe())
 
 
 def report(

@@ -93,7 +93,7 @@ def data_problems(data: Mapping[str, Any], task: str) -> list[str]:
     also = data.get("also")
     for number, entry in enumerate(also if isinstance(also, list | tuple) else ()):
         if isinstance(entry, Mapping):
-            own = {key: value for key, value in entry.items() if value is not None}
+            own = {key: value for key, value in entry.items() if value is not None and key != "weight"}
             merged = data_problems({**data, **own, "also": None}, task)
             problems += [f"In data.also.{number}: {problem}" for problem in merged if problem not in problems]
     return problems

@@ -85,6 +85,12 @@ class FurtherData(Section):
     text: str | tuple[str, ...] | None = None
     label: str | None = None
     score: str | None = None
+    weight: Number = Field(
+        default=1.0,
+        gt=0,
+        le=1000,
+        description="how often each row is trained on, relative to the rows of the data section",
+    )
 
 
 class DataConfig(Section):
@@ -184,7 +190,7 @@ class DataConfig(Section):
     def sources(self) -> tuple[DataConfig, ...]:
         """One section for each source of training rows: this section, then those under ``also``."""
         reset: dict[str, Any] = {"also": None, "name": None, "split": None, "eval": None}
-        further = [entry.model_dump(exclude_none=True) for entry in self.also or ()]
+        further = [entry.model_dump(exclude_none=True, exclude={"weight"}) for entry in self.also or ()]
         return (self, *(self.model_copy(update={**reset, **entry}) for entry in further))
 
     @property

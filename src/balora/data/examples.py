@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -92,8 +93,15 @@ def load_examples(data: DataConfig, task: str, seed: int = 42, *, head: Sequence
     form: Form = "pair" if as_text else data.form
     bad = BadRows()
     rows = [convert(table, data, labels, bad, as_text=as_text) for table in (train, evaluation) if table is not None]
-    for part, table in further:
-        rows[0] += convert(table, part, labels, bad, as_text=as_text)
+    weights = [entry.weight for entry in data.also or ()]
+    for number, ((part, table), weight) in enumerate(zip(further, weights, strict=True)):
+        drawn = repeated(convert(table, part, labels, bad, as_text=as_text), weight, f"{seed} {number}")
+        if not drawn and table.rows:
+            raise BALoraError(
+                f"data.also.{number}.weight {weight:g} takes none of the {len(table.rows)} rows of {table.name}. Raise it, or "
+                "leave the source out."
+            )
+        rows[0] += drawn
     bad.raise_if_any()
     if evaluation is not None:
         _warn_of_overlap(*rows)
@@ -103,11 +111,32 @@ def load_examples(data: DataConfig, task: str, seed: int = 42, *, head: Sequence
         train=_dataset(rows[0], form),
         eval=_dataset(rows[1], form) if evaluation is not None else None,
         label_names=labels.names if labels else None,
-        train_source=" + ".join([train.name, *(table.name for _, table in further)]),
+        train_source=" + ".join(
+            [train.name, *(_weighted(t.name, w) for (_, t), w in zip(further, weights, strict=True))]
+        ),
         eval_source=evaluation.name if evaluation is not None else None,
         perturbations=perturbations,
         digest=_digest(rows),
     )
+
+
+def _weighted(name: str, weight: float) -> str:
+    return name if weight == 1 else f"{weight:g} × {name}"
+
+
+def repeated(rows: Sequence[Row], weight: float, seed: str) -> list[Row]:
+    """Return each row ``weight`` times: as many copies as its whole part, and once more a random fraction of the rows.
+
+    Example:
+        >>> repeated([{"text": "a"}, {"text": "b"}], 2.0, "0")
+        [{'text': 'a'}, {'text': 'b'}, {'text': 'a'}, {'text': 'b'}]
+        >>> len(repeated([{"text": letter} for letter in "abcdefgh"], 0.25, "0"))
+        2
+    """
+    whole = int(weight)
+    extra = round((weight - whole) * len(rows))
+    chosen = sorted(random.Random(f"weight {seed}").sample(range(len(rows)), extra))
+    return [*(row for _ in range(whole) for row in rows), *(rows[number] for number in chosen)]
 
 
 def _read(data: DataConfig, seed: int) -> tuple[Table, Table | None]:

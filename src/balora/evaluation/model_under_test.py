@@ -24,6 +24,7 @@ from balora.loading.pretrained import fit_tokenizer, load_config, load_model, lo
 from balora.loading.source import Location, ModelSource
 from balora.loading.trained import SavedModel, find_saved, load
 from balora.logging_control import quiet
+from balora.methods.scale import check_scale
 from balora.models.adapted_model import base_model_of
 
 REFERENCE = "reference"
@@ -78,6 +79,11 @@ class ModelUnderTest:
         self.adapter: Path | None = None
         self.base = Location(name)
         path = self.base.directory
+        plain = self.is_reference or path is None or _is_plain(path, CONFIG_NAME) or _is_plain(path, "config.json")
+        if plain and self.options.scale != 1:
+            raise BALoraError(
+                f"{name} is no run of balora, and only the change of a run can be scaled. Leave scale out."
+            )
         if self.is_reference or path is None:
             return
         if _is_plain(path, CONFIG_NAME):
@@ -89,6 +95,7 @@ class ModelUnderTest:
             self.adapter, self.base = path, Location(str(base))
         elif not _is_plain(path, "config.json"):
             self.saved = find_saved(path)
+            check_scale(self.options.scale, self.saved.method)
 
     @property
     def settings(self) -> RunConfig | None:
@@ -111,7 +118,9 @@ class ModelUnderTest:
         """Default directory of the results: inside the run directory, or else under the model's name."""
         if self.saved is not None:
             folder = (self.saved.run or self.saved.folder) / "evaluation"
-            return folder / self.saved.folder.name if self.saved.folder.name.startswith("checkpoint-") else folder
+            if self.saved.folder.name.startswith("checkpoint-"):
+                folder /= self.saved.folder.name
+            return folder if self.options.scale == 1 else folder / f"scale-{float(self.options.scale)!r}"
         local = Location(self.name).directory is not None
         return Path("evaluation") / (Path(self.name).name if local else self.name.replace("/", "--"))
 
@@ -123,7 +132,8 @@ class ModelUnderTest:
         dtype = {} if self.dtype is None else {"dtype": self.dtype}
         if self.saved is not None:
             manifest = (self.saved.folder / ckpt.MANIFEST).read_bytes()
-            return {"kind": "run", "weights": hashlib.sha256(manifest).hexdigest(), **dtype}
+            scale = {} if self.options.scale == 1 else {"scale": self.options.scale}
+            return {"kind": "run", "weights": hashlib.sha256(manifest).hexdigest(), **dtype, **scale}
         adapter = {} if self.adapter is None else {"adapter": _digest(self.adapter)}
         if self.base.directory is not None and not self.base.missing:
             return {"kind": "model", "weights": _digest(self.base.directory), **adapter, **dtype}
@@ -144,7 +154,7 @@ class ModelUnderTest:
         return loaded
 
     def _load_run(self, saved: SavedModel) -> LoadedModel:
-        model = load(saved.folder)
+        model = load(saved.folder, scale=self.options.scale)
         if self.dtype not in (None, "auto"):
             model = model.to(getattr(torch, str(self.dtype)))
         tokenizer = saved.tokenizer()

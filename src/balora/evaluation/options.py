@@ -1,6 +1,7 @@
 """Options of an evaluation, checked on construction."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -114,6 +115,8 @@ class EvaluationOptions:
     """Device such as cpu or cuda:1. Default: a GPU if there is one."""
     dtype: str | None = None
     """Dtype of the weights: float32, bfloat16, float16 or auto. Default: the run's, else the stored one."""
+    scale: float = 1.0
+    """Part a of a run's change to evaluate: W + a·ΔW."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     trust_remote_code: bool = False
@@ -159,6 +162,8 @@ class EvaluationOptions:
                 )
         if not 0 < self.code_timeout < float("inf"):
             raise InvalidOption("`code_timeout` must be above 0 seconds, not {value:g}.", value=self.code_timeout)
+        if isinstance(self.scale, bool) or not math.isfinite(self.scale):
+            raise InvalidOption("`scale` must be a finite number, not {value!r}.", value=self.scale)
         if self.prompt_template is not None:
             check_prompt_template(self.prompt_template)
         self._check_choice("dtype", (None, "auto", "float32", "bfloat16", "float16"))

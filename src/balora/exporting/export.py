@@ -27,11 +27,13 @@ from balora.exporting.weights import Change, change_of, merge_into, write_lora
 from balora.files import apply_umask, fsync
 from balora.loading.pretrained import auto_class, load_target_tokenizer
 from balora.loading.source import Location, ModelSource
-from balora.loading.trained import SavedModel, load, saved_of
+from balora.loading.trained import SavedModel, initial_values, load, saved_of, scale_of
 from balora.logging_control import quiet
 from balora.methods import METHODS, Method
 from balora.methods.initial_state import initial_state_of
 from balora.methods.layers.peft_lora import lora_layers
+from balora.methods.scale import check_scale, scale_notice
+from balora.methods.scaling import scale_change, scale_other_tensors
 from balora.models.adapted_model import base_model_of
 from balora.teacher.pretrained import PretrainedTeacher
 from balora.training.train_step import infer_task
@@ -56,6 +58,8 @@ class ExportReport:
     """Comparison with the trained model; None without ``check``."""
     note: str | None = None
     """Note on how the base of a LoRA must be loaded."""
+    scale: float = 1.0
+    """a in W + a·ΔW."""
 
     @property
     def largest_difference(self) -> float | None:
@@ -66,7 +70,9 @@ class ExportReport:
         """Return one sentence for the user."""
         what = f"a LoRA of rank {self.rank}" if self.to == "lora" else "a merged model"
         compared = "not compared with the trained model" if self.agreement is None else str(self.agreement)
-        return f"Wrote {what} to {self.output}: {compared}." + (f" {self.note}" if self.note else "")
+        scaled = f" with {self.scale:g} of the change" if self.scale != 1 else ""
+        notes = (note for note in (self.note, scale_notice(self.scale)) if note)
+        return " ".join([f"Wrote {what}{scaled} to {self.output}: {compared}.", *notes])
 
     __str__ = describe
 
@@ -84,6 +90,10 @@ class _Trained:
     task: str
     tokenizer: PreTrainedTokenizerBase | None
     saved: SavedModel | None
+    scale: float = 1.0
+    """a in W + a·ΔW, of the model as it is exported."""
+    unscaled: float = 1.0
+    """Part of ``scale`` that ``model`` does not have yet: that of an adapter on a quantized residual."""
     vocabulary: int | None = None
     """Number of tokens, if the embeddings were resized."""
 
@@ -106,6 +116,7 @@ def export(
     check: bool = True,
     initial: Mapping[str, Tensor] | PretrainedTeacher | None = None,
     base: str | Path | None = None,
+    scale: float = 1.0,
 ) -> ExportReport:
     """Write a trained model in plain peft's or plain transformers' form.
 
@@ -120,6 +131,8 @@ def export(
         initial: For a model in memory: the initial values of the adapter, or the `PretrainedTeacher` that has them.
             ``lora`` needs them if the method moved weights into the adapter.
         base: Hub id or directory of the pre-trained model, if it has moved since the training.
+        scale: a in W + a·ΔW: how much of the change to export. Below 1 the model forgets less and has learnt less. A model in
+            memory is scaled in place.
 
     Returns:
         The files and the largest logit difference.
@@ -141,6 +154,7 @@ def export(
     if to not in ("lora", "merged"):
         raise BALoraError(f"to is lora or merged, not {to!r}.{suggest(str(to), ['lora', 'merged'])}")
     form: Form = "lora" if to == "lora" else "merged"
+    scale = check_scale(scale)
     output = Path(output)
     if output.is_symlink():
         raise BALoraError(
@@ -159,6 +173,8 @@ def export(
         if tokenizer is not None:
             is_name = isinstance(tokenizer, str | Path)
             trained.tokenizer = AutoTokenizer.from_pretrained(tokenizer) if is_name else tokenizer
+        if scale != 1:
+            _scale(trained, form, scale, initial, base)
         return _export(trained, form, output, check)
 
 
@@ -194,7 +210,35 @@ def _from_model(
         values = None if initial is None else initial.initial
     source = None if base is None else ModelSource(model=Location(str(base)))
     plain = dataclasses.replace(BaseModel.under(model, source), adapted=model)
-    return _Trained(model, method, values, plain, infer_task(model), saved.tokenizer() if saved else None, saved)
+    tokenizer = saved.tokenizer() if saved else None
+    return _Trained(model, method, values, plain, infer_task(model), tokenizer, saved, scale_of(model))
+
+
+def _scale(
+    trained: _Trained,
+    to: Form,
+    scale: float,
+    initial: Mapping[str, Tensor] | PretrainedTeacher | None,
+    base: str | Path | None,
+) -> None:
+    """Scale the change of the trained model in place."""
+    check_scale(scale, trained.method)
+    assert trained.model is not None
+    values = initial.initial if isinstance(initial, PretrainedTeacher) else initial or trained.initial
+    if values is None and trained.saved is not None:
+        values = initial_values(trained.saved, base)
+    if values is None and trained.method.residual_base:
+        raise BALoraError(
+            f"Method {trained.method.name} moved part of the pre-trained weights into the adapter, so scaling its change needs "
+            "the initial values: pass initial= (a PretrainedTeacher made before training), or give the run's folder."
+        )
+    # The export of a quantized residual as a LoRA scales the frozen weights after the comparison with what was quantized.
+    later = to == "lora" and trained.base.bits is not None and trained.method.residual_base
+    residual = trained.method.residual_base
+    trained.unscaled = scale if later else 1.0
+    if not later:
+        scale_change(trained.model, scale, values or {}, residual_base=residual)
+    trained.scale = scale * trained.scale
 
 
 def _check_possible(trained: _Trained, to: Form) -> None:
@@ -227,9 +271,15 @@ def _export(trained: _Trained, to: Form, output: Path, check: bool) -> ExportRep
         note = f"Load the base in {bits} bits, as it was trained on; the README there shows how."
         if trained.initial is not None:
             base = trained.base.load(trained.initial)
-            expected, note = verification.quantized_lora_outputs(model, base, trained.initial, probe, expected)
+            expected, note = verification.quantized_lora_outputs(
+                model, base, trained.initial, probe, expected, trained.unscaled
+            )
             del base
+    if trained.unscaled != 1:
+        scale_other_tensors(model, trained.unscaled, trained.initial or {})
     change = _change(trained, to) if trained.method.low_rank else None
+    if change is not None and trained.unscaled != 1:
+        change = change.scaled(trained.unscaled)
     bits_note = note
     if to == "lora" and trained.vocabulary:
         resize = f"The vocabulary was resized: call resize_token_embeddings({trained.vocabulary}) on the base first."
@@ -256,7 +306,7 @@ def _export(trained: _Trained, to: Form, output: Path, check: bool) -> ExportRep
                     "another with base=."
                 )
         rank = change.config.r if change is not None and to == "lora" else None
-        report = ExportReport(to, output, (), rank, agreement, note)
+        report = ExportReport(to, output, (), rank, agreement, note, trained.scale)
         _write_tokenizers(trained, staging)
         if to == "lora" and trained.task == "classification":
             names = [trained.base.config.id2label[row] for row in range(trained.base.config.num_labels)]
@@ -330,6 +380,7 @@ def _card(trained: _Trained, report: ExportReport, bits_note: str | None) -> str
         comparison=None if report.agreement is None else str(report.agreement),
         quantization_note=bits_note,
         quantization=base.quantization if report.to == "lora" else None,
+        scale=report.scale,
         auto_class=auto_class(trained.task, base.config).__name__,
         vocabulary=trained.vocabulary,
         first_token=base.generation.forced_bos_token_id if base.generation and trained.task == "seq2seq" else None,

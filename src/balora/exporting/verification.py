@@ -23,6 +23,7 @@ from balora.loading.pretrained import max_positions
 from balora.methods.layers.peft_lora import lora_layers
 from balora.methods.quantization.quantize import MAX_RELATIVE_ERROR
 from balora.methods.quantization.quantized_linear import QuantizedLinear
+from balora.methods.scaling import scale_change
 from balora.models.adapted_model import base_model_of, evaluating
 
 _TEXTS = (
@@ -149,18 +150,28 @@ def narrowest_dtype(model: nn.Module) -> torch.dtype:
 
 
 def quantized_lora_outputs(
-    model: nn.Module, base: nn.Module, initial: Mapping[str, Tensor], probe: Probe, trained: Sequence[Tensor]
+    model: nn.Module,
+    base: nn.Module,
+    initial: Mapping[str, Tensor],
+    probe: Probe,
+    trained: Sequence[Tensor],
+    scale: float = 1.0,
 ) -> tuple[list[Tensor], str]:
     """Return the probe outputs that a LoRA on the full-precision ``base`` must agree with, and a note for the user.
 
     ``initial`` has the initial values of the adapter, and ``trained`` the probe outputs of the quantized ``model``.
+    The outputs are those of the model with ``scale`` times its change.
     """
     assert isinstance(model, PeftModel)
     bits = next(module.bits for module in model.modules() if isinstance(module, QuantizedLinear))
-    exact = probe_outputs(_unquantized(model, base, initial), probe)
+    twin = _unquantized(model, base, initial)
+    exact = probe_outputs(twin, probe)
     moved = ""
     if probe:
         moved = f", which moves its logits by up to {compare(exact, trained, model.dtype).largest_difference:.2g}"
+    if scale != 1:
+        scale_change(twin, scale, initial, residual_base=True)
+        exact = probe_outputs(twin, probe)
     return exact, (
         "It is for the base in full precision: compared with the trained adapter on the weights as they were before they were "
         f"rounded to {bits} bits{moved}. --to merged keeps them rounded."

@@ -84,6 +84,11 @@ class Change:
     config: LoraConfig
     """peft's config of the LoRA that `write_lora` writes: alpha = rank, and the same rank in every layer."""
 
+    def scaled(self, scale: float) -> Change:
+        """Return the change with its low-rank part multiplied by a number."""
+        factors = {n: dataclasses.replace(f, scaling=scale * f.scaling) for n, f in self.factors.items()}
+        return dataclasses.replace(self, factors=factors)
+
 
 @torch.no_grad()
 def change_of(model: PeftModel, initial: Mapping[str, Tensor] | None = None) -> Change:

@@ -25,38 +25,65 @@ from balora.loading.source import Location, ModelSource
 from balora.logging_control import quiet
 from balora.methods import Method, adapt, find_method, load_trainable
 from balora.methods.initial_state import RESIDUAL_ADAPTER_MARKER, trainable_parameters
+from balora.methods.scale import check_scale, scale_notice
+from balora.methods.scaling import scale_change
 from balora.models.adapted_model import ADAPTER
 
 logger = logging.getLogger("balora")
 _TRAINED_HEAD = f".modules_to_save.{ADAPTER}."
-_ATTRIBUTE = "balora_saved"
+_ATTRIBUTE, _SCALE = "balora_saved", "balora_scale"
 
 
-def load(run_dir: str | Path, *, base: str | Path | PreTrainedModel | None = None) -> nn.Module:
+def load(run_dir: str | Path, *, base: str | Path | PreTrainedModel | None = None, scale: float = 1.0) -> nn.Module:
     """Load a trained model.
 
     Args:
         run_dir: A run directory, or its ``adapter/``, ``model/`` or a ``checkpoint-N/`` alone.
         base: The pre-trained model: a hub id, a directory, or a freshly loaded model, which is then changed in place.
             Default: the model named by the run's config, or else by the adapter's. Needed if that model has moved.
+        scale: a in W + a·ΔW: how much of the training's change the model has. Below 1 it forgets less and has learnt less.
 
     Returns:
         The model in eval mode, on the CPU (or on the device of ``base``): a `peft.PeftModel`, or for method full a
         transformers model. `saved_of` returns its `SavedModel`, which has the tokenizer.
 
     Raises:
-        BALoraError: The directory has no result of balora, an unfinished run or damaged files, or ``base`` is not the
-            model that was trained.
+        BALoraError: The directory has no result of balora, an unfinished run or damaged files, ``base`` is not the
+            model that was trained, or the method's change cannot be scaled.
     """
     saved = find_saved(run_dir)
+    scale = check_scale(scale, saved.method)
     if saved.method.form == "model":
         # The directory has all weights, so the pre-trained model is not needed.
         model: nn.Module = load_model(saved.source(saved.folder), *_head_of(saved), tokenizer=saved.tokenizer())
     else:
         model = _adapted(saved, base)
         load_trainable(model, ckpt.read_trained(saved.folder, model))
+    if scale != 1:
+        notice = scale_notice(scale)
+        if notice:
+            logger.warning(notice)
+        scale_change(model, scale, initial_values(saved, base), residual_base=saved.method.residual_base)
+        setattr(model, _SCALE, scale)
     setattr(model, _ATTRIBUTE, saved)
     return model.eval()
+
+
+def initial_values(saved: "SavedModel", base: str | Path | PreTrainedModel | None = None) -> dict[str, Tensor]:
+    """Return every trained tensor's value before the training; if all weights were trained, the pre-trained model's."""
+    if saved.method.form != "model":
+        return saved.initial.values
+    loaded = {name: parameter.detach() for name, parameter in _load_base(saved, base).named_parameters()}
+    return {
+        **loaded,
+        **saved.initial.unstored,
+        **saved.initial.values,
+    }  # those that the pre-trained model does not have
+
+
+def scale_of(model: nn.Module) -> float:
+    """Return the ``scale`` with which `load` loaded a model; 1 for any other model."""
+    return float(getattr(model, _SCALE, 1.0))
 
 
 def load_untrained(run_dir: str | Path, *, base: str | Path | PreTrainedModel | None = None) -> nn.Module:

@@ -7,21 +7,28 @@ import json
 import logging
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch.utils.data import IterableDataset
 
+from balora.anchoring.responses import draw_sources, sample_responses
 from balora.anchoring.rows import FILE, AnchorRows, Row, rows_per_step
 from balora.anchoring.sampling import is_degenerate, sample_sequences, start_tokens
 from balora.anchors import Anchors
 from balora.data.anchor_texts import read_anchor_texts
-from balora.errors import BALoraError
+from balora.errors import BALoraError, suggest_path
+from balora.methods.quantization.quantized_linear import QuantizedLinear
+from balora.models.adapted_model import base_model_of
 from balora.training.anchor_term import AnchorTerm
 
 logger = logging.getLogger("balora")
+_WITHOUT_EFFECT_ON_ROWS = (
+    *("weight", "budget", "temperature", "every", "teacher_cache", "memory", "held_out", "measure_only"),
+)
 _ROW_SAMPLE = 1000
 """Rows whose lengths are read to estimate the tokens of a step."""
 
@@ -49,7 +56,8 @@ def make_anchor_term(trainer: Any, anchors: Anchors) -> AnchorTerm:
     logger.info(
         "Anchors: %s rows from %s, %s held out, %s in each step; %s%s",
         facts["rows"], anchors.describe(), facts["held_out"], facts["per_step"],
-        f"budget {anchors.budget:g} nats per token" if anchors.budget is not None else f"weight {anchors.weight:g}",
+        "only to measure" if anchors.measure_only
+        else f"budget {anchors.budget:g} nats per token" if anchors.budget is not None else f"weight {anchors.weight:g}",
         f"; {facts['degenerate']} of them are loops" if facts.get("degenerate") else "",
     )  # fmt: skip
     return term
@@ -76,7 +84,7 @@ def _rows(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int
         kept = AnchorRows.load(folder / FILE, anchors.held_out, seed)
         if kept.facts.get("identity") == identity:
             return kept
-    made: list[Row] | None = None
+    made: Sequence[Row] | None = None
     if trainer.accelerator.is_main_process or processes == 1:
         made = _make(trainer, anchors, tokens_per_step, processes)
     if processes > 1:
@@ -86,7 +94,9 @@ def _rows(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int
     assert made is not None
     facts: dict[str, Any] = {"source": anchors.describe(), "identity": identity, "settings": anchors.to_dict()}
     if anchors.generate is not None:
-        facts["degenerate"] = sum(is_degenerate(list(row["input_ids"])) for row in made)
+        facts["degenerate"] = sum(
+            is_degenerate(list(row.get("labels" if trainer.task == "seq2seq" else "input_ids", ()))) for row in made
+        )
     if len(made) < 2:
         raise BALoraError(
             f"anchor: {anchors.describe()} gives {len(made)} sequences of two tokens or more, and 2 are needed."
@@ -97,7 +107,67 @@ def _rows(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int
     return rows
 
 
-def _make(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int) -> list[Row]:
+def _sample(trainer: Any, tokenizer: Any, anchors: Anchors, count: int) -> list[Row]:
+    with trainer.teacher.active():
+        return list(sample_sequences(trainer.model, tokenizer, count, anchors.tokens, trainer.args.seed))
+
+
+def _sources(trainer: Any, count: int) -> list[list[int]]:
+    """Draw inputs of the task, which the model answers."""
+    rows = trainer.train_dataset
+    if rows is None or isinstance(rows, IterableDataset) or not len(rows):
+        raise BALoraError(
+            "anchor: generated takes the inputs of the training rows, and they have no length. Give rows as anchor."
+        )
+    return [list(rows[number]["input_ids"]) for number in draw_sources(rows, count, trainer.args.seed)]
+
+
+def _answer(trainer: Any, tokenizer: Any, anchors: Anchors, sources: list[list[int]]) -> list[Row]:
+    with trainer.teacher.active():
+        return list(sample_responses(trainer.model, tokenizer, sources, anchors.tokens, trainer.args.seed))
+
+
+def _shared(trainer: Any, anchors: Anchors, count: Any, sample: Callable[[], list[Row]]) -> Sequence[Row]:
+    """Sample sequences, or read those that another run of the same comparison has sampled.
+
+    The runs must have the same model, settings and seed, and need the same (``count``: a number, and the inputs if there are).
+    """
+    if trainer.anchor_store is None:
+        return sample()
+    model, seed = base_model_of(trainer.model), trainer.args.seed
+    bits = next((module.bits for module in model.modules() if isinstance(module, QuantizedLinear)), None)
+    writer = [getattr(model, "name_or_path", None), str(model.dtype), bits]
+    digest = hashlib.sha256(json.dumps([_identity(anchors, seed), count, writer]).encode()).hexdigest()[:16]
+    path = trainer.anchor_store / f"{digest}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):  # runs at the same time wait for the one that samples
+        if path.is_file():
+            logger.info("Anchors: read from %s", path)
+            return AnchorRows.load(path, anchors.held_out, seed).rows
+        rows = sample()
+        AnchorRows(rows, anchors.held_out, seed, {"source": anchors.describe()}).save(path)
+        return rows
+
+
+def _kept_rows(anchors: Anchors, seed: int, model: Any) -> Sequence[Row]:
+    """Read a file of anchors that a run or `balora teacher` kept; draw some of them if there are more than asked for."""
+    path = Path(str(anchors.text)).expanduser()
+    if not path.is_file():
+        raise BALoraError(f"There is no file {path} (anchor.text).{suggest_path(path)}")
+    rows = AnchorRows.load(path, anchors.held_out, seed).rows
+    size = len(base_model_of(model).get_input_embeddings().weight)
+    largest = max(max(row["input_ids"]) for row in rows)
+    if largest >= size:
+        raise BALoraError(
+            f"{path} has token {largest}, and the model has {size:,} tokens: the anchors are another model's."
+        )
+    if len(rows) > anchors.sequences:
+        chosen = random.Random(f"anchors {seed}").sample(range(len(rows)), anchors.sequences)
+        rows = [rows[number] for number in sorted(chosen)]
+    return rows
+
+
+def _make(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int) -> Sequence[Row]:
     tokenizer = getattr(trainer, "processing_class", None)
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
     if tokenizer is None:
@@ -107,15 +177,19 @@ def _make(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int
         )
     task, seed = trainer.task, trainer.args.seed
     if anchors.generate is not None:
-        if task != "generation":
+        if task not in ("generation", "seq2seq"):
             raise BALoraError(
-                f"anchor: generated is for causal language models, and the task is {task}. Give a text file as anchor "
-                "(for classifiers unlabelled rows)."
+                f"anchor: generated is for models that write text, and the task is {task}. Give unlabelled rows as anchor."
             )
-        start_tokens(tokenizer)
         count = _needed(trainer, anchors, tokens_per_step, processes)
-        with trainer.teacher.active():
-            return list(sample_sequences(trainer.model, tokenizer, count, anchors.tokens, seed))
+        if task == "seq2seq":
+            sources = _sources(trainer, count)
+            sample: Callable[[], list[Row]] = lambda: _answer(trainer, tokenizer, anchors, sources)  # noqa: E731
+            return _shared(trainer, anchors, [count, sources], sample)
+        start_tokens(tokenizer)
+        return _shared(trainer, anchors, count, lambda: _sample(trainer, tokenizer, anchors, count))
+    if isinstance(anchors.text, str) and anchors.text.endswith(".safetensors"):
+        return _kept_rows(anchors, seed, trainer.model)
     texts = read_anchor_texts(anchors, tokenizer)
     return list(text_rows(texts, tokenizer, anchors.tokens, anchors.sequences, seed))
 
@@ -162,9 +236,5 @@ def _pad_token(trainer: Any) -> int:
 
 def _identity(anchors: Anchors, seed: int) -> str:
     """Return a digest of the settings that decide the rows."""
-    decisive = {
-        name: value
-        for name, value in anchors.to_dict().items()
-        if name not in ("weight", "budget", "temperature", "every", "teacher_cache", "memory", "held_out")
-    }
+    decisive = {name: value for name, value in anchors.to_dict().items() if name not in _WITHOUT_EFFECT_ON_ROWS}
     return hashlib.sha256(json.dumps([decisive, seed], sort_keys=True).encode()).hexdigest()[:16]

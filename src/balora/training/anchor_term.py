@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from balora.anchoring.budget import WINDOW, BudgetWeight
+from balora.anchoring.budget import BudgetWeight
 from balora.anchoring.rows import AnchorRows, collate, positions, rows_per_step, split_evenly
 from balora.anchoring.teacher import AnchorTeacher
 from balora.anchors import Anchors
@@ -68,7 +68,6 @@ class AnchorTerm:
         self.weight = BudgetWeight(anchors.weight, anchors.budget)
         self.teacher: AnchorTeacher | None = None
         self._micro = (-1, 0)
-        self._seen: list[tuple[int, Tensor]] = []
 
     @property
     def device(self) -> torch.device:
@@ -77,7 +76,7 @@ class AnchorTerm:
 
     def cache_teacher(self) -> None:
         """Run the pre-trained model once over all anchors, unless ``teacher_cache`` is off."""
-        if self.teacher is not None or self.anchors.teacher_cache == "off":
+        if self.teacher is not None or self.anchors.teacher_cache == "off" or self.anchors.measure_only:
             return
         self.teacher = AnchorTeacher(
             lambda rows: self._online(self.step.model, rows),
@@ -104,22 +103,6 @@ class AnchorTerm:
         term = self.step.hold(model, batch, labels, teacher, temperature=self.anchors.temperature, num_items=items)
         return term, weight
 
-    def observe(
-        self, step: int, term: Tensor, mean_over_processes: Callable[[Tensor], Tensor], heat: float = 0.0
-    ) -> None:
-        """Take one micro-batch's part of the term; with a budget, the weight follows the mean over a window of steps.
-
-        ``heat`` is the learning rate as a part of its largest value.
-        """
-        if self.anchors.budget is None:
-            return
-        if self._seen and step // WINDOW != self._seen[0][0] // WINDOW:
-            steps = len({at for at, _ in self._seen})
-            total = torch.stack([value for _, value in self._seen]).sum()
-            self.weight.observe(float(mean_over_processes(total[None])) / steps, heat)
-            self._seen = []
-        self._seen.append((step, term.detach().float()))
-
     @torch.no_grad()
     def drift(self, model: nn.Module) -> float:
         """Return KL(pre-trained ‖ tuned) in nats per token (regression: the squared difference) on the anchors held out."""
@@ -135,12 +118,11 @@ class AnchorTerm:
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs beside its step."""
-        return {**self.weight.state(), "seen": [(step, float(term)) for step, term in self._seen]}
+        return self.weight.state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take up the state of a checkpoint."""
-        self.weight.restore(dict(state))
-        self._seen = [(int(step), torch.tensor(term, device=self.device)) for step, term in state["seen"]]
+        self.weight.restore(state, self.device)
 
     def facts(self) -> dict[str, Any]:
         """Return the record of the anchors: their source and number, and how the teacher is kept."""
@@ -151,6 +133,7 @@ class AnchorTerm:
             "held_out": len(self.rows.held_out),
             "per_step": self.per_step,
             "teacher": kept or "online",
+            **({"measure_only": True} if self.anchors.measure_only else {}),
         }
 
     def _step_factor(self, step: int) -> float:

@@ -58,12 +58,15 @@ class RunResult:
 
 
 @deprecated_keywords(settings="config", say="log")
-def run(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> RunResult:
+def run(
+    config: RunConfig, log: Callable[[str], None] = lambda line: None, *, anchor_store: Path | None = None
+) -> RunResult:
     """Train as a config says, or resume the interrupted run in its run directory.
 
     Args:
         config: Config of the run.
         log: Function that gets lines for the user.
+        anchor_store: Directory of generated anchors that this run shares with others.
 
     Raises:
         BALoraError: Bad input, or training that cannot continue. Earlier checkpoints stay.
@@ -75,6 +78,7 @@ def run(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> Ru
         log(f"Resuming from {checkpoint}")
     # All input is checked before the run directory is written to.
     trainer, tokenizer, examples = prepare(config, checkpoint)
+    trainer.anchor_store = anchor_store
     resumed_at = 0
     loss_before: float | None = 0.0
     if checkpoint is not None:
@@ -131,7 +135,7 @@ def run(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> Ru
         directory.update_record(
             status="finished", error=None, metrics=metrics, parameters=parameter_counts(trainer.model), notices=notices
         )
-    shown = ("train_loss", "train_runtime", "peak_memory_mib", "eval_", "anchor_")
+    shown = ("train_loss", "train_runtime", "peak_memory_mib", "eval_", "anchor_", "consistency_")
     log("  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith(shown)))
     log(f"Done: {directory.path}")
     return RunResult(directory.path, metrics, trainer)

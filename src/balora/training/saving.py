@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import rotate_checkpoints
 
+from balora.anchoring.budget import BudgetWeight
 from balora.checkpoints import checkpoint as ckpt
 from balora.checkpoints.run_directory import RestoreBestCheckpoint, check_resumable, find_best_checkpoint
 from balora.config.validation import NO_PUSH
@@ -26,6 +27,9 @@ from balora.training.anchor_term import STATE as ANCHOR_STATE
 from balora.training.anchor_term import AnchorTerm
 from balora.training.stopping import StopRequest
 
+CONSISTENCY_STATE = "consistency_state.json"
+"""File of a checkpoint with the consistency weight that follows a budget."""
+
 # At run time the mixin has no base: it is placed before a Trainer class.
 if TYPE_CHECKING:
     from transformers import Trainer as _Base
@@ -41,6 +45,7 @@ class SavingMixin(_Base):
     method: Method | None
     logit_cache: LogitCache | None
     anchor_term: AnchorTerm | None
+    consistency_weight: BudgetWeight | None
     _origin: ckpt.InitialWeights | None = None
     _keep_best: RestoreBestCheckpoint | None = None
     _staging: Path | None = None
@@ -117,6 +122,8 @@ class SavingMixin(_Base):
                 self.logit_cache.save(checkpoint)
             if self.anchor_term is not None:
                 write_text(checkpoint / ANCHOR_STATE, json.dumps(self.anchor_term.state()))
+            if self.consistency_weight is not None:
+                write_text(checkpoint / CONSISTENCY_STATE, json.dumps(self.consistency_weight.state()))
             self.state.save_to_json(str(checkpoint / "trainer_state.json"))
             for pickled in checkpoint.glob("pytorch_model_fsdp*.bin"):  # a second copy of the weights, never read
                 pickled.unlink()
@@ -203,6 +210,8 @@ class SavingMixin(_Base):
             self.logit_cache.load(checkpoint, self.args.device)
         if self.anchor_term is not None:
             self.anchor_term.restore(read_json(checkpoint / ANCHOR_STATE))
+        if self.consistency_weight is not None:
+            self.consistency_weight.restore(read_json(checkpoint / CONSISTENCY_STATE), self.args.device)
         if self._keep_best is None:
             self._keep_best = RestoreBestCheckpoint()
             self.add_callback(self._keep_best)

@@ -7,6 +7,7 @@ everything else: optimizer, learning-rate schedule, precision, devices, evaluati
 import contextlib
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset, Subset
 from transformers import Trainer
 
+from balora.anchoring.budget import BudgetWeight
 from balora.anchors import Anchors
 from balora.data.collate import shortest_first
 from balora.errors import BALoraError
@@ -95,8 +97,12 @@ class RegularizedTrainerMixin(SavingMixin):
         )
         self.subsampler = Subsampler(regularization, self.args.seed, self.args.process_index)
         self.loss_meter = LossMeter(self.task)
+        budget = regularization.consistency_budget
+        self.consistency_weight = None if budget is None else BudgetWeight(regularization.consistency, budget)
         self.anchors = anchors
         self.anchor_term: AnchorTerm | None = None
+        self.anchor_store: Path | None = None
+        """Directory of generated anchors that several runs share; None for none."""
         self.loss_is_scaled_for_ga = True  # by num_items and share, see compute_loss
         self._initial_state_checked = False
         initial_state = initial_state_of(model)
@@ -143,17 +149,27 @@ class RegularizedTrainerMixin(SavingMixin):
             self.anchor_term = make_anchor_term(self, self.anchors)
         result = super().train(*args, **kwargs)
         if self.anchor_term is not None:
-            drift = self.anchor_term.drift(self.model)
-            found = {"anchor_drift": drift, "anchor_final_weight": self.anchor_term.weight.value}
-            if self.anchors is not None and self.anchors.budget is not None:
-                found["anchor_budget"] = self.anchors.budget
+            anchors = self.anchor_term.anchors
+            found = {"anchor_drift": self.anchor_term.drift(self.model)}
+            if not anchors.measure_only:
+                found["anchor_final_weight"] = self.anchor_term.weight.value
+                if anchors.budget is not None:
+                    found["anchor_budget"] = anchors.budget
             result.metrics.update(found)
             self.log(found)
+        if self.consistency_weight is not None:
+            result.metrics.update(
+                consistency_budget=self.consistency_weight.budget,
+                consistency_final_weight=self.consistency_weight.value,
+            )
+            if self.consistency_weight.mean is not None:
+                result.metrics["consistency_reached"] = self.consistency_weight.mean
         return result
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """Run the anchors' forward and backward, then the Trainer's step; return the sum of both losses."""
-        held = self._hold_anchors(model) if self.anchor_term is not None else None
+        holds = self.anchor_term is not None and not self.anchor_term.anchors.measure_only
+        held = self._hold_anchors(model) if holds else None
         loss: Tensor = super().training_step(model, *args, **kwargs)
         return loss if held is None else loss + held
 
@@ -165,6 +181,7 @@ class RegularizedTrainerMixin(SavingMixin):
         step, micro_batches = self.state.global_step, getattr(self, "current_gradient_accumulation_steps", 1)
         # The backward of the micro-batch then sends the sum of both gradients to the other processes.
         quiet = model.no_sync() if hasattr(model, "no_sync") else contextlib.nullcontext()  # type: ignore[operator]
+        term_of.weight.advance(step, self._mean_over_processes, self._heat())
         with quiet:
             with self.compute_loss_context_manager():
                 term, weight = term_of.loss(model, step, micro_batches)
@@ -173,11 +190,19 @@ class RegularizedTrainerMixin(SavingMixin):
                 return None
             if not torch.isfinite(term):
                 raise BALoraError(self._nonfinite_message("anchor term", step + 1))
-            rate = self._get_learning_rate() / self.args.learning_rate if self.args.learning_rate else 0.0
-            term_of.observe(step, term, self._mean_over_processes, min(rate, 1.0))
+            term_of.weight.add(step, term)
             weighted = weight * term
             self.accelerator.backward(weighted)
         return weighted.detach()
+
+    def _heat(self) -> float:
+        """Return the part of the learning rate that will have fallen away by the end of the run; 0 if it stays constant."""
+        largest = self.args.learning_rate
+        if not largest or self.lr_scheduler is None:
+            return 0.0
+        functions = getattr(self.lr_scheduler, "lr_lambdas", None)
+        last = float(functions[0](self.state.max_steps)) if functions else 0.0
+        return min(max(self._get_learning_rate() / largest - last, 0.0), 1.0)
 
     def get_train_dataloader(self) -> Any:
         """Return the Trainer's data loader; if the teacher is cached, its batches also carry the keys of their rows."""
@@ -219,6 +244,8 @@ class RegularizedTrainerMixin(SavingMixin):
             self._check_initial_state(model, inputs, labels)
         step = self.state.global_step
         weights = self.objective.weights(step / max(1, self.state.max_steps))
+        if self.consistency_weight is not None:
+            weights["consistency"] = self.consistency_weight.advance(step, self._mean_over_processes, self._heat())
         weights["consistency"] *= self.subsampler.step_factor(step)
         sequence_mask = self.subsampler.next_mask(step, len(labels), row_keys)
         share = 1.0 / getattr(self, "current_gradient_accumulation_steps", 1)
@@ -231,6 +258,8 @@ class RegularizedTrainerMixin(SavingMixin):
         if broken is not None:
             name = {"task": "task loss", "loss": "total loss"}.get(broken, f"{broken} term")
             raise BALoraError(self._nonfinite_message(name, step + 1))
+        if self.consistency_weight is not None and parts.consistency is not None:
+            self.consistency_weight.add(step, parts.consistency)
         loss = parts.loss
         if not loss.requires_grad:
             raise BALoraError(NO_GRADIENT)

@@ -42,7 +42,7 @@ class VllmGenerator:
         else:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="balora-merged-"))
             path = str(Path(folder) / "model")
-            export(model.saved.run or model.saved.folder, to="merged", output=path)
+            export(model.saved.run or model.saved.folder, to="merged", output=path, scale=model.options.scale)
             self.tokenizer = model.saved.tokenizer()
         assert self.tokenizer is not None, "a run has a tokenizer"
         ensure_pad_token(self.tokenizer)

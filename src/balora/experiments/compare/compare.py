@@ -12,7 +12,7 @@ from balora.config.yaml_loader import dump_yaml
 from balora.errors import BALoraError, suggest
 from balora.experiments.compare.engines import Engine, LocalEngine, Task, failure_reason
 from balora.experiments.compare.evaluation import EvaluationPlan, Say
-from balora.experiments.compare.plan import Axes, Cell, Variant, plan
+from balora.experiments.compare.plan import Axes, Cell, Variant, plan, plan_one_by_one
 from balora.experiments.compare.rows import (
     NOT_RUN,
     TRAIN_LOSS,
@@ -38,6 +38,7 @@ def lay_out(
     *,
     axes: Axes | None = None,
     output: str | Path | None = None,
+    one_by_one: bool = False,
 ) -> tuple[list[Cell], Path]:
     """List the runs of a comparison, and name its directory, without writing anything. The arguments are those of `compare`.
 
@@ -52,7 +53,7 @@ def lay_out(
     directory = Path(output)
     if (directory / _RUN_RECORD).exists():
         raise BALoraError(f"{directory} is the directory of a single run. Choose another --output for the comparison.")
-    return plan(config, variants, seeds, axes or {}, directory), directory
+    return (plan_one_by_one if one_by_one else plan)(config, variants, seeds, axes or {}, directory), directory
 
 
 def compare(
@@ -67,6 +68,7 @@ def compare(
     evaluation: EvaluationPlan | None = None,
     engine: Engine | None = None,
     say: Say = lambda line: None,
+    one_by_one: bool = False,
 ) -> Comparison:
     """Start the runs that have no result yet, then write the tables over all runs.
 
@@ -81,6 +83,7 @@ def compare(
         evaluation: Tasks to evaluate every run on after its training; the scores are named ``task/name``.
         engine: Starter of the runs; default one process at a time on this machine.
         say: Callback for lines to the user.
+        one_by_one: Whether to vary one of the axes at a time instead of all combinations.
 
     Returns:
         The content of the tables.
@@ -94,7 +97,7 @@ def compare(
     if baseline is not None and baseline not in names:
         problem = f"The baseline {baseline} is not among the methods {', '.join(names)}."
         raise BALoraError(problem + suggest(baseline, names))
-    cells, directory = lay_out(config, variants, seeds, axes=axes, output=output)
+    cells, directory = lay_out(config, variants, seeds, axes=axes, output=output, one_by_one=one_by_one)
     if evaluation is not None:
         evaluation.check()
     missing = [cell for cell in cells if not is_finished(cell, evaluation)]
@@ -147,28 +150,38 @@ def _start_runs(
     if evaluation is not None:
         plan_file = directory / "evaluation.json"
         write_text(plan_file, json.dumps(evaluation.to_dict(), indent=1) + "\n")
-    tasks: dict[Task, Cell] = {}
-    for cell in cells:
-        task = Task(directory / "configs" / f"{cell.name}.yaml", directory / "logs" / f"{cell.name}.log", plan_file)
+    tasks: dict[Task, list[Cell]] = {}
+    for members in _by_run(cells):
+        cell, name = members[0], members[0].run_directory.name
+        task = Task(directory / "configs" / f"{name}.yaml", directory / "logs" / f"{name}.log", plan_file)
         for path in (task.config, task.log):
             path.parent.mkdir(parents=True, exist_ok=True)
         write_text(task.config, cell.config.dump_yaml())
+        write_text(task.scales, json.dumps({"scales": [member.scale for member in members]}) + "\n")
         task.log.unlink(missing_ok=True)
-        tasks[task] = cell
+        tasks[task] = members
     start_times: dict[Task, float] = {}
     durations: list[float] = []
 
     def started(task: Task) -> None:
         start_times[task] = time.monotonic()
-        say(f"[{len(start_times)}/{len(tasks)}] {tasks[task].title} ...")
+        say(f"[{len(start_times)}/{len(tasks)}] {tasks[task][0].run_title} ...")
 
     for task, status in engine(list(tasks), started):
-        cell = tasks[task]
         durations.append(time.monotonic() - start_times[task])
         left = statistics.fmean(durations) * (len(tasks) - len(durations)) / min(engine.jobs or 1, len(tasks))
         reason = None if status == 0 else failure_reason(task.log, status)
-        say(f"      {cell.title}: {_outcome(read_row(cell, reason or NOT_RUN, evaluation))}{_time_left(left)}")
-        yield cell, reason
+        for cell in tasks[task]:
+            say(f"      {cell.title}: {_outcome(read_row(cell, reason or NOT_RUN, evaluation))}{_time_left(left)}")
+            yield cell, reason
+
+
+def _by_run(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Group the cells that need the same training."""
+    groups: dict[Path, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.run_directory, []).append(cell)
+    return list(groups.values())
 
 
 def _outcome(row: Row) -> str:

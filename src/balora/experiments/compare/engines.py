@@ -23,6 +23,11 @@ class Task:
     log: Path
     evaluation: Path | None = None
 
+    @property
+    def scales(self) -> Path:
+        """File with the scales to evaluate the run's change at; without it the change itself is evaluated."""
+        return self.config.with_suffix(".scales.json")
+
 
 class Engine(Protocol):
     """Starter of runs."""

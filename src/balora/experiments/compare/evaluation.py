@@ -55,13 +55,16 @@ class EvaluationPlan:
         find_tasks(self.tasks, task_code=_evaluation_options(self).task_code)
 
 
-def evaluate_run(run: Path, plan: EvaluationPlan, say: Say) -> None:
-    """Evaluate a finished run and write its scores for the comparison. Samples that are evaluated already are not repeated."""
+def evaluate_run(run: Path, plan: EvaluationPlan, say: Say, scale: float = 1.0) -> None:
+    """Evaluate a finished run and write its scores for the comparison. Samples that are evaluated already are not repeated.
+
+    ``scale`` is the part of the run's change that the evaluated model has.
+    """
     # Imported here: a comparison without evaluations does not need these modules.
     from balora.evaluation.evaluate import evaluate
     from balora.evaluation.results import json_safe
 
-    evaluation = evaluate(run, plan.tasks, options=_evaluation_options(plan), say=say)
+    evaluation = evaluate(run, plan.tasks, options=_evaluation_options(plan, scale), say=say)
     results = evaluation.results
     values = {f"{task}/{name}": value for task in results for name, value in _task_scores(results[task])}
     write_text(
@@ -69,12 +72,13 @@ def evaluate_run(run: Path, plan: EvaluationPlan, say: Say) -> None:
     )
 
 
-def read_scores(run: Path, plan: EvaluationPlan) -> dict[str, float] | None:
+def read_scores(run: Path, plan: EvaluationPlan, scale: float = 1.0) -> dict[str, float] | None:
     """Read the scores of a run's evaluation by ``task/score``; return None if the run was not evaluated by this plan.
 
     An undefined score, such as a correlation of constant predictions, is NaN.
     """
-    path = run / "evaluation" / SCORES
+    folder = run / "evaluation" if scale == 1 else run / "evaluation" / f"scale-{float(scale)!r}"
+    path = folder / SCORES
     record = read_json(path, "Delete it; the samples beside it are kept.") if path.is_file() else {}
     if {key: value for key, value in record.items() if key != "values"} != _identity(plan):
         return None
@@ -96,10 +100,10 @@ def _task_scores(result: Mapping[str, Any]) -> list[tuple[str, float | None]]:
     return [(name, scores[name]) for name in (main, *others)]
 
 
-def _evaluation_options(plan: EvaluationPlan) -> Any:
+def _evaluation_options(plan: EvaluationPlan, scale: float = 1.0) -> Any:
     from balora.evaluation.options import EvaluationOptions, JudgeOptions
 
-    values = dict(plan.options)
+    values = {**plan.options, **({} if scale == 1 else {"scale": scale})}
     try:
         if isinstance(values.get("judge"), Mapping):
             values["judge"] = JudgeOptions(**values["judge"])

@@ -16,12 +16,17 @@ from typing import Any
 
 import yaml
 
+from balora.anchors import GENERATED
 from balora.config.run_config import MethodConfig, RunConfig
 from balora.config.yaml_loader import apply_overrides, parse_yaml
 from balora.errors import BALoraError, raise_all, suggest
 from balora.methods import METHODS, find_method
+from balora.methods.scale import check_scale
 
 REGULARIZED = "+reg"
+ANCHORED = "+anchor"
+SCALE = "export.scale"
+"""Axis of a comparison that is no key of a config: the part of the change that is evaluated, without training again."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,10 +41,14 @@ class Variant:
     """True: the regularizers of the config, or the paper's if the config has none. False: no regularizers."""
     overrides: tuple[str, ...] = ()
     """Further changes to the config, each as ``dotted.key=value``."""
+    anchored: bool | None = None
+    """True: held by the config's anchors, or by generated ones if it has none. False: not held. None: as the config says."""
+    measured: bool = False
+    """True: the drift is measured on the config's anchors also if they do not hold the model."""
 
     @classmethod
     def parse(cls, name: str, overrides: Sequence[str] = ()) -> Variant:
-        """Read a variant from a method name; ``+reg`` after the name turns the regularizers on.
+        """Read a variant from a method name; after the name, ``+reg`` turns the regularizers on and ``+anchor`` the anchors.
 
         Raises:
             BALoraError: The method does not exist; the message names the nearest one.
@@ -48,9 +57,18 @@ class Variant:
             >>> Variant.parse("lora+reg").regularized, Variant.parse("lora").regularized, Variant.parse("balora").regularized
             (True, False, True)
         """
-        method = find_method(name.removesuffix(REGULARIZED))
-        regularized = method.regularized or name.endswith(REGULARIZED)
-        return cls(name=name, method=method.name, regularized=regularized, overrides=tuple(overrides))
+        plain, added = name, set[str]()
+        while suffix := next((s for s in (REGULARIZED, ANCHORED) if plain.endswith(s) and s not in added), None):
+            plain = plain.removesuffix(suffix)
+            added.add(suffix)
+        method = find_method(plain)
+        return cls(
+            name=name,
+            method=method.name,
+            regularized=method.regularized or REGULARIZED in added,
+            overrides=tuple(overrides),
+            anchored=True if ANCHORED in added else None,
+        )
 
 
 Axes = Mapping[str, Sequence[Any]]
@@ -67,6 +85,8 @@ class Cell:
     seed: int
     config: RunConfig
     """Config of the run, output included."""
+    scale: float = 1.0
+    """Part of the run's change that is evaluated. Cells that differ in it alone share a run."""
 
     @property
     def run_directory(self) -> Path:
@@ -75,13 +95,41 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Name of the run directory."""
-        return self.run_directory.name
+        """Name of the run directory, with the scale if it is not 1."""
+        return self.run_directory.name + ("" if self.scale == 1 else f"_scale-{self.scale!r}")
 
     @property
     def title(self) -> str:
         """Name for the screen and for messages."""
         return f"{configuration_label(self.variant.name, self.axes)}, seed {self.seed}"
+
+    @property
+    def run_title(self) -> str:
+        """Name of the run without the scale."""
+        axes = {key: value for key, value in self.axes.items() if key != SCALE}
+        return f"{configuration_label(self.variant.name, axes)}, seed {self.seed}"
+
+
+def plan_one_by_one(
+    config: Mapping[str, Any], variants: Sequence[Variant], seeds: Sequence[int], axes: Axes, output: Path
+) -> list[Cell]:
+    """List the runs as `plan` does, but vary one key at a time; the others keep the values of the config.
+
+    A variant that ignores every key runs once for each seed.
+    """
+    cells: dict[str, Cell] = {}
+    problems: list[str] = []
+    unused = [v for v in variants if not any(is_used(key, v, config) for key in axes)]
+    parts: list[tuple[Axes, Sequence[Variant]]] = [
+        ({key: values}, [v for v in variants if is_used(key, v, config)]) for key, values in axes.items()
+    ]
+    for part, users in [*parts, ({}, unused)]:
+        for cell in plan(config, users, seeds, part, output) if users else ():
+            known = cells.setdefault(cell.name, cell)
+            if (known.axes, known.variant) != (cell.axes, cell.variant):
+                problems.append(f"{known.title} and {cell.title} would both use the run directory {cell.name}.")
+    raise_all(problems, "The comparison cannot be run")
+    return sorted(cells.values(), key=lambda cell: seeds.index(cell.seed))
 
 
 def plan(
@@ -98,19 +146,27 @@ def plan(
     cells: dict[str, Cell] = {}
     problems: list[str] = []
     for seed, combination, variant in itertools.product(seeds, itertools.product(*axes.values()), variants):
-        used = {key: value for key, value in zip(axes, combination, strict=True) if _is_used(key, variant)}
-        slugs = [f"{_slug(key.rpartition('.')[2])}-{_slug(format_value(v), exact=True)}" for key, v in used.items()]
-        name = "_".join([_slug(variant.name), *slugs, f"seed-{seed}"])
+        used = {key: value for key, value in zip(axes, combination, strict=True) if is_used(key, variant, config)}
+        trained = {key: value for key, value in used.items() if key != SCALE}
+        slugs = [f"{_slug(key.rpartition('.')[2])}-{_slug(format_value(v), exact=True)}" for key, v in trained.items()]
+        run = "_".join([_slug(variant.name), *slugs, f"seed-{seed}"])
+        try:
+            scale = check_scale(used.get(SCALE, 1.0), find_method(variant.method))
+        except BALoraError as error:
+            problems.append(f"{variant.name}: {error}")
+            continue
+        name = run if scale == 1 else f"{run}_scale-{scale!r}"
         if name in cells:
             if cells[name].axes != used or cells[name].variant != variant:
                 both = f"{cells[name].title} and {configuration_label(variant.name, used)}"
                 problems.append(f"{both} would both use the run directory {name}. Rename one of the values.")
             continue
-        changes = [f"{key}={json.dumps(value)}" for key, value in used.items()]
+        changes = [f"{key}={json.dumps(value)}" for key, value in trained.items()]
         try:
-            values = configure(apply_overrides(dict(config), changes), variant)
-            values |= {"seed": seed, "output": str(output / "runs" / name)}
-            cells[name] = Cell(variant=variant, axes=used, seed=seed, config=RunConfig.from_dict(values))
+            values = configure(apply_overrides(with_anchor_section(config, variant), changes), variant)
+            values |= {"seed": seed, "output": str(output / "runs" / run)}
+            own = RunConfig.from_dict(values)
+            cells[name] = Cell(variant=variant, axes=used, seed=seed, config=own, scale=scale)
         except BALoraError as error:
             problems.append(f"{variant.name}: {error}")
     raise_all(list(dict.fromkeys(problems)), "The comparison cannot be run")
@@ -142,7 +198,29 @@ def configure(config: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
     if isinstance(training, Mapping):  # RunConfig reports any other type together with the other problems
         training = {"disable_tqdm": True, **training}  # a progress bar would fill the log file
     changed = {"method": {**method, "name": variant.method}, "regularization": regularization, "training": training}
+    anchor = config.get("anchor")
+    if variant.measured and not variant.anchored:
+        changed["anchor"] = {**(anchor or {}), "measure_only": True}
+    elif variant.anchored is False:
+        config = {key: value for key, value in config.items() if key != "anchor"}
+    elif variant.anchored and isinstance(anchor, Mapping) and anchor.get("measure_only"):
+        changed["anchor"] = {**anchor, "measure_only": False}
     return apply_overrides({**config, **changed}, variant.overrides)
+
+
+def with_anchor_section(config: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
+    """Return a config whose ``anchor`` is a section, so that single keys of it can be changed.
+
+    A variant that is held, or whose drift is measured, gets ``generated`` if the config has no anchors.
+    """
+    given = config.get("anchor")
+    if given in (None, False, "off"):
+        if not (variant.anchored or variant.measured):
+            return dict(config)
+        given = "generated"
+    if isinstance(given, str):
+        given = {"generate": GENERATED} if given == "generated" else {"text": given}
+    return {**config, "anchor": given}
 
 
 def read_variants(names: Sequence[str], overrides: Sequence[str]) -> tuple[list[str], list[Variant]]:
@@ -167,7 +245,10 @@ def read_variants(names: Sequence[str], overrides: Sequence[str]) -> tuple[list[
         else:
             problem = f"The override {override!r} is for {name}, which is not among the methods."
             raise BALoraError(problem + suggest(name, own))
-    return general, [Variant.parse(name, own[name]) for name in names]
+    variants = [Variant.parse(name, own[name]) for name in names]
+    if any(variant.anchored for variant in variants):
+        variants = [v if v.anchored else dataclasses.replace(v, anchored=False) for v in variants]
+    return general, variants
 
 
 def parse_seeds(texts: Sequence[str]) -> list[int]:
@@ -178,8 +259,8 @@ def parse_seeds(texts: Sequence[str]) -> list[int]:
     return [int(text) for text in texts]
 
 
-def parse_axes(texts: Sequence[str]) -> dict[str, list[Any]]:
-    """Read varied keys from ``dotted.key=value,value``; values are YAML.
+def parse_axes(texts: Sequence[str], option: str = "--vary") -> dict[str, list[Any]]:
+    """Read varied keys from ``dotted.key=value,value``; values are YAML. ``option`` is the option in messages.
 
     Raises:
         BALoraError: A text does not have this form, or its key cannot vary.
@@ -198,11 +279,13 @@ def parse_axes(texts: Sequence[str]) -> dict[str, list[Any]]:
         except (yaml.YAMLError, ValueError):
             parsed = []
         if not equals or not key or not parsed:
-            problems.append(f"--vary {text!r} does not have the form dotted.key=value,value.")
+            problems.append(f"{option} {text!r} does not have the form dotted.key=value,value.")
         elif key in axes:
-            problems.append(f"--vary names {key} twice. Give all its values in one --vary.")
+            problems.append(f"{option} names {key} twice. Give all its values at once.")
+        elif key.startswith("export.") and key != SCALE:
+            problems.append(f"{option} knows no {key}.{suggest(key, [SCALE])}")
         elif key in ("seed", "output", "method.name"):
-            problems.append(f"--vary cannot set {key}. Use --seeds, --output or --methods.")
+            problems.append(f"{option} cannot set {key}. Use --seeds, --output or --methods.")
         axes[key] = parsed
     raise_all(problems, "The values to vary cannot be used")
     return axes
@@ -223,10 +306,13 @@ def configuration_label(variant: str, axes: Mapping[str, Any]) -> str:
     return ", ".join([variant, *(f"{key} {format_value(value)}" for key, value in axes.items())])
 
 
-def _is_used(key: str, variant: Variant) -> bool:
+def is_used(key: str, variant: Variant, config: Mapping[str, Any]) -> bool:
     """Return whether a config key has an effect on a variant. Methods that train existing weights have no rank."""
     if key.partition(".")[0] == "regularization":
         return variant.regularized
+    if key.startswith("anchor."):
+        as_written = config.get("anchor") not in (None, False, "off") and not variant.measured
+        return as_written if variant.anchored is None else variant.anchored
     return key not in ("method.rank", "method.alpha") or variant.method not in ("full", "bitfit")
 
 

@@ -16,6 +16,8 @@ from balora.experiments.compare.plan import Cell
 Status = Literal["finished", "failed", "missing"]
 _NOT_SCORES = {"runtime", "samples_per_second", "steps_per_second", "model_preparation_time"}
 TRAIN_LOSS = "train_loss"
+DRIFT = "anchor_drift"
+"""Drift on the anchors held out, in nats per token, of a run that has anchors."""
 NOT_RUN = "It has not been run yet."
 
 
@@ -92,9 +94,13 @@ def read_row(cell: Cell, reason: str = NOT_RUN, evaluation: EvaluationPlan | Non
 
     record = read_record(cell.run_directory) or {}
     trained = record.get("status") == "finished"
-    task_scores = read_scores(cell.run_directory, evaluation) if trained and evaluation else {}
+    task_scores = read_scores(cell.run_directory, evaluation, cell.scale) if trained and evaluation else {}
     status: Status = "finished"
-    if not trained or task_scores is None:
+    metrics = record.get("metrics")
+    if trained and cell.scale != 1:
+        metrics = _scaled_metrics(cell)
+        record = {**record, "metrics": {**_costs(record), **(metrics or {})}}
+    if not trained or task_scores is None or (cell.scale != 1 and metrics is None):
         status = "missing" if reason == NOT_RUN else "failed"
         if trained:
             reason = f"It is trained, but not evaluated. {'' if reason == NOT_RUN else reason}".strip()
@@ -112,7 +118,7 @@ def metric_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
         >>> metric_scores({"eval_accuracy": 0.5, "eval_runtime": 3.0, "train_loss": 1.0, "train_runtime": 9.0})
         {'accuracy': 0.5, 'train_loss': 1.0}
     """
-    evaluation = {k.removeprefix("eval_"): v for k, v in metrics.items() if k.startswith("eval_")}
+    evaluation = {k.removeprefix("eval_"): v for k, v in metrics.items() if k.startswith("eval_") or k == DRIFT}
     scores = {k: float(v) for k, v in evaluation.items() if isinstance(v, int | float) and k not in _NOT_SCORES}
     return {**scores, **({TRAIN_LOSS: float(metrics[TRAIN_LOSS])} if TRAIN_LOSS in metrics else {})}
 
@@ -129,7 +135,21 @@ def is_finished(cell: Cell, evaluation: EvaluationPlan | None = None) -> bool:
             f"{cell.run_directory} holds a finished run with other settings ({', '.join(changed)}). Choose another --output, or "
             "delete that directory to run it again."
         )
-    return evaluation is None or read_scores(cell.run_directory, evaluation) is not None
+    if cell.scale != 1 and _scaled_metrics(cell) is None:
+        return False
+    return evaluation is None or read_scores(cell.run_directory, evaluation, cell.scale) is not None
+
+
+def _scaled_metrics(cell: Cell) -> dict[str, float] | None:
+    from balora.training.scaled_evaluation import scaled_metrics  # imports torch
+
+    return scaled_metrics(cell.run_directory, cell.scale)
+
+
+def _costs(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metrics of a run that are the same at every scale of its change."""
+    metrics: Mapping[str, Any] = record.get("metrics") or {}
+    return {name: metrics[name] for name in ("train_runtime", "peak_memory_mib") if name in metrics}
 
 
 def score_names(rows: Sequence[Row]) -> list[str]:

@@ -61,12 +61,15 @@ class Difference:
     @property
     def t_interval(self) -> tuple[float, float] | None:
         """Student's 95 % interval of the mean difference, wide for few pairs; None for one pair."""
-        if self.deviation is None:
-            return None
-        import scipy.stats  # slow to import, and only the paper's tables need it
+        return None if self.deviation is None else t_interval(self.mean, self.deviation, self.pairs)
 
-        reach = float(scipy.stats.t.ppf((1 + COVERAGE) / 2, self.pairs - 1)) * self.deviation / math.sqrt(self.pairs)
-        return self.mean - reach, self.mean + reach
+
+def t_interval(mean: float, deviation: float, count: int) -> tuple[float, float]:
+    """Return Student's 95 % interval of a mean, from the sample standard deviation of at least two values."""
+    import scipy.stats  # slow to import, and few tables need it
+
+    reach = float(scipy.stats.t.ppf((1 + COVERAGE) / 2, count - 1)) * deviation / math.sqrt(count)
+    return mean - reach, mean + reach
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

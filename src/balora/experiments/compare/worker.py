@@ -20,8 +20,13 @@ from balora.config.run_config import load_run_config
 from balora.errors import BALoraError
 from balora.experiments.compare.engines import ERROR_PREFIX, Task
 from balora.experiments.compare.evaluation import EvaluationPlan, evaluate_run
+from balora.files import read_json
 from balora.logging_control import quiet_libraries
 from balora.training.run import run
+from balora.training.scaled_evaluation import evaluate_scaled
+
+ANCHORS = "anchors"
+"""Directory of the generated anchors that the runs of a comparison share."""
 
 
 def work(task: Task, threads: int | None = None, device: str | None = None) -> None:
@@ -56,12 +61,14 @@ def run_task(task: Task) -> int:
         config = load_run_config(task.config)
         run_directory = Path(config.output)
         if (read_record(run_directory) or {}).get("status") != "finished":
-            run(config, log=say)
+            run(config, log=say, anchor_store=task.config.parent.parent / ANCHORS)
+        gc.collect()  # free the memory of training
+        scales = read_json(task.scales)["scales"] if task.scales.is_file() else [1.0]
+        evaluate_scaled(run_directory, [scale for scale in scales if scale != 1], say)
         if task.evaluation is not None:
-            gc.collect()  # free the memory of training
-            evaluate_run(
-                run_directory, EvaluationPlan.from_dict(json.loads(task.evaluation.read_text(encoding="utf-8"))), say
-            )
+            plan = EvaluationPlan.from_dict(json.loads(task.evaluation.read_text(encoding="utf-8")))
+            for scale in scales:
+                evaluate_run(run_directory, plan, say, scale)
         return 0
     except BALoraError as error:
         say(f"{ERROR_PREFIX}{error}")
