@@ -22,6 +22,7 @@ from balora.models.hidden_states import HiddenStateExtractor, valid_targets
 from balora.objective import Objective
 from balora.teacher.cache import TeacherCache
 from balora.teacher.pretrained import PretrainedTeacher
+from balora.training.repeated_rows import without_repeated_labels
 from balora.training.subsampling import SequenceMask, select_rows
 from balora.training.train_step import TASK_LOSS_ONLY, TrainStep
 
@@ -119,10 +120,11 @@ class GenerationStep(TrainStep):
         return form(student, labels_M, terms, teacher, num_items).loss
 
     def evaluate(
-        self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, *, keep_logits: bool
+        self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, *, keep_logits: bool, real: int | None = None
     ) -> tuple[Tensor, Any]:
         """Return the mean task loss over the batch's targets, and outputs with logits if ``keep_logits``."""
         inputs = self._prepared(inputs, labels)
+        labels = without_repeated_labels(labels, real)
         mask_BT, labels_M = valid_targets(labels, shift=self.shift)
         fused = not keep_logits and self._use_fused(model, inputs)
         student, outputs = self._student_outputs(model, inputs, mask_BT, fused)
@@ -233,7 +235,7 @@ class GenerationStep(TrainStep):
                 "A teacher cache cannot be used: the batches do not say which rows they are made of. Train on a dataset with a "
                 "length, in batches of unchanged rows, or leave teacher_cache out."
             )
-        cached = cache.read(mask.row_keys, mask_BT.device)
+        cached = cache.read(mask.row_keys[: mask.real], mask_BT.device)  # repeated rows have no target
         if not self._cache_checked:
             self._cache_checked = True
             with self.teacher.active():

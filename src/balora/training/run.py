@@ -172,7 +172,6 @@ def prepare(
         stored = {name: stored.get(name, p) for name, p in adapted.named_parameters() if p.requires_grad}
     eval_rows = rows.eval
     if eval_rows is not None and config.task in ("classification", "regression"):
-        # A generator's rows stay in their order, because its loss is a mean over batches.
         eval_rows = shortest_first(eval_rows)
     generative = generative_metrics_for(config, examples, rows, target or tokenizer)
     metrics: dict[str, Any] = (
@@ -243,9 +242,9 @@ def save_result(trainer: BALoraTrainer, tokenizer: PreTrainedTokenizerBase, run:
     """Write trained tensors, initial weights and tokenizer to ``adapter/``, or ``model/`` if every weight was trained."""
     name = "model" if ckpt.form_of(trainer.model) == "model" else "adapter"
     with trainer.staged() as staging:
+        folder = staging / name
+        trainer._save(str(folder))  # in every process, because sharded tensors are gathered from all of them
         if trainer.args.should_save:
-            folder = staging / name
-            trainer._save(str(folder))
             ckpt.write_initial_weights(folder, trainer.origin())
             tokenizer.save_pretrained(folder)
     return run / name

@@ -5,6 +5,7 @@ everything else: optimizer, learning-rate schedule, precision, devices, evaluati
 """
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -33,6 +34,7 @@ from balora.training.classification_step import ClassificationStep
 from balora.training.generation_step import GenerationStep
 from balora.training.linear_probe import MAX_ROWS, fit_head
 from balora.training.loss_meter import LossMeter
+from balora.training.repeated_rows import REAL_ROWS, num_real_rows, num_sampled_rows, without_repeated_labels
 from balora.training.saving import SavingMixin
 from balora.training.subsampling import Subsampler
 from balora.training.train_step import TrainStep, infer_task
@@ -93,6 +95,7 @@ class RegularizedTrainerMixin(SavingMixin):
         )
         self.subsampler = Subsampler(regularization, self.args.seed, self.args.process_index)
         self.loss_meter = LossMeter(self.task)
+        self._eval_losses: list[tuple[Tensor, Tensor]] = []  # mean loss and number of targets of each batch
         self.anchors = anchors
         self.anchor_term: AnchorTerm | None = None
         self.loss_is_scaled_for_ga = True  # by num_items and share, see compute_loss
@@ -176,6 +179,7 @@ class RegularizedTrainerMixin(SavingMixin):
             loader = super().get_train_dataloader()
         finally:
             self.data_collator = collate
+        self._train_rows = num_sampled_rows(loader)
         refuse_training_without_step(
             loader, self.train_dataset, self._train_batch_size * self.accelerator.num_processes
         )
@@ -194,13 +198,15 @@ class RegularizedTrainerMixin(SavingMixin):
     ) -> Any:
         """Return the weighted sum of the parts of one micro-batch; in evaluation, the task loss alone."""
         inputs = {name: value for name, value in inputs.items() if name != "num_items_in_batch"}
-        row_keys = inputs.pop(KEYS, None)
+        row_keys, real = inputs.pop(KEYS, None), inputs.pop(REAL_ROWS, None)
         labels = inputs.pop("labels", None)
         if labels is None:
             raise BALoraError(f"The batch has no labels, only {', '.join(sorted(inputs))}. Check the data collator.")
         if not self.model.training:
             keep_logits = not (self.objective.generates and self._loss_only)
-            loss, outputs = self.step.evaluate(model, inputs, labels, keep_logits=keep_logits)
+            real = num_real_rows(self.accelerator, self._eval_rows, len(labels), self.args.eval_batch_size)
+            loss, outputs = self.step.evaluate(model, inputs, labels, keep_logits=keep_logits, real=real)
+            self._eval_losses.append((loss.detach().float(), self.step.count_items(labels[:real])))
             return (loss, outputs) if return_outputs else loss
         if not self._initial_state_checked:
             self._check_initial_state(model, inputs, labels)
@@ -208,6 +214,8 @@ class RegularizedTrainerMixin(SavingMixin):
         weights = self.objective.weights(step / max(1, self.state.max_steps))
         weights["consistency"] *= self.subsampler.step_factor(step)
         sequence_mask = self.subsampler.next_mask(step, len(labels), row_keys)
+        if real is not None:
+            sequence_mask = dataclasses.replace(sequence_mask, real=real)
         share = 1.0 / getattr(self, "current_gradient_accumulation_steps", 1)
         # DDP averages gradients over the processes, so a sum over items is divided by their mean number per process.
         items = None if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
@@ -227,6 +235,34 @@ class RegularizedTrainerMixin(SavingMixin):
 
     _loss_only = False
     _num_targets: Tensor | int = 0
+    _train_rows: int | None = None
+    _eval_rows: int | None = None
+
+    def _rows_per_process(self, batch_size: int) -> int:
+        return batch_size // self.accelerator.num_processes if self.accelerator.split_batches else batch_size
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """Run the Trainer's loop; its loss becomes the mean over all targets (tokens or examples) of the dataset.
+
+        The Trainer's is a mean over batches, which depends on the batch size and on the number of processes.
+        """
+        self._eval_rows, self._eval_losses = num_sampled_rows(dataloader), []
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        losses, self._eval_losses = self._eval_losses, []
+        if losses:
+            values, counts = (torch.stack([torch.as_tensor(pair[i]).cpu() for pair in losses]).double() for i in (0, 1))
+            sums = torch.stack([(values * counts).sum(), counts.sum()])
+            if self.accelerator.num_processes > 1:
+                sums = self.accelerator.gather(sums.to(self.args.device)[None]).sum(0).cpu()
+            output.metrics[f"{metric_key_prefix}_loss"] = float(sums[0] / sums[1].clamp_min(1))
+        return output
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -242,7 +278,16 @@ class RegularizedTrainerMixin(SavingMixin):
         """Count the targets (tokens or examples) of the accumulated batch on all devices; at least 1."""
         if not batch_samples or "labels" not in batch_samples[0]:
             return None
-        count = torch.stack([self.step.count_items(batch["labels"]) for batch in batch_samples]).sum().to(device)
+        newest = batch_samples[-1]
+        real = num_real_rows(
+            self.accelerator, self._train_rows, len(newest["labels"]), self._rows_per_process(self._train_batch_size)
+        )
+        if real is not None:
+            newest[REAL_ROWS] = real
+            if self.objective.generates:
+                newest["labels"] = without_repeated_labels(newest["labels"], real)
+        counts = [self.step.count_items(batch["labels"][: batch.get(REAL_ROWS)]) for batch in batch_samples]
+        count = torch.stack(counts).sum().to(device)
         if self.accelerator.num_processes > 1:
             count = self.accelerator.gather(count).sum()
         self._num_targets = self._num_targets + count
