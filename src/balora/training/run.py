@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,13 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from balora.checkpoints import checkpoint as ckpt
 from balora.checkpoints.model_card import model_card
 from balora.checkpoints.provenance import peak_memory_mib, provenance
-from balora.checkpoints.run_directory import RunDirectory, metrics_over_all_steps, read_record, step_and_loss_sum
+from balora.checkpoints.run_directory import (
+    CONFIG,
+    RunDirectory,
+    metrics_over_all_steps,
+    read_record,
+    step_and_loss_sum,
+)
 from balora.config.run_config import RunConfig
 from balora.config.training_arguments import optimizer_steps
 from balora.data.collate import make_collator, shortest_first
@@ -36,6 +41,15 @@ from balora.training.arguments import training_arguments
 from balora.training.callbacks import LogLines, MetricsFile, ProgressBar
 from balora.training.generative_eval import GenerativeEvalTrainer, generative_metrics_for
 from balora.training.metrics import metrics_for
+from balora.training.peers import Peers
+from balora.training.processes import (
+    asked_processes,
+    check_shared_directory,
+    describe_processes,
+    explain,
+    ignored_sharding,
+    refuse_separate_processes,
+)
 from balora.training.stopping import StopRequest
 from balora.training.trainer import BALoraTrainer
 
@@ -69,16 +83,27 @@ def run(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> Ru
         BALoraError: Bad input, or training that cannot continue. Earlier checkpoints stay.
     """
     directory = RunDirectory(config)
+    refuse_separate_processes(bool(config.training.get("use_cpu")))
+    peers = Peers(directory.record_failure)
+    log = log if peers.rank == 0 else lambda line: None
+    with peers.watched():
+        return _run(config, log, directory, peers)
+
+
+def _run(config: RunConfig, log: Callable[[str], None], directory: RunDirectory, peers: Peers) -> RunResult:
+    """Train as `run` does, while ``peers`` watches the other processes."""
     checkpoint = directory.resume_checkpoint()
     resumed = checkpoint is not None
     if resumed:
         log(f"Resuming from {checkpoint}")
     # All input is checked before the run directory is written to.
     trainer, tokenizer, examples = prepare(config, checkpoint)
+    peers.connect()
     resumed_at = 0
     loss_before: float | None = 0.0
     if checkpoint is not None:
         directory.check_data(examples.digest)
+        directory.check_world_size(trainer.accelerator.num_processes)
         # Read before the training, which may delete the checkpoint.
         resumed_at, loss_before = step_and_loss_sum(checkpoint, read_record(directory.path) or {})
     data = {
@@ -89,7 +114,11 @@ def run(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> Ru
         "labels": list(examples.label_names) if examples.label_names else None,
     }
     with directory.lock(checkpoint):
+        check_shared_directory(directory.path, checkpoint, CONFIG)
         notices = trainer.objective.notices  # the first batch may add some
+        for ignored in ignored_sharding(trainer.args, trainer.accelerator):
+            notices.append(ignored)
+            log(ignored)
         if resumed and config.training.get("ignore_data_skip"):
             notices.append(IGNORED_DATA_SKIP)
             log(IGNORED_DATA_SKIP)
@@ -98,6 +127,7 @@ def run(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> Ru
             resumed=resumed,
             loss_logged=loss_before is not None,
             provenance=provenance(),
+            processes=describe_processes(trainer.accelerator),
             **({} if trainer.anchors is None else {"anchor": trainer.anchors.to_dict()}),
             data=data,  # written before the training, because a resume compares it
             notices=notices,
@@ -105,7 +135,8 @@ def run(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> Ru
         log(_summary(config, examples, trainer))
         if examples.perturbations:
             log(describe_perturbations(examples.perturbations))
-        stop = StopRequest(lambda: directory.update_record(status="interrupted"))
+        is_futile = None if peers.size == 1 else lambda: peers.failed() is not None
+        stop = StopRequest(lambda: directory.update_record(status="interrupted"), is_futile)
         try:
             metrics = _train(trainer, directory.path, checkpoint, log, stop)
             # Saved before the evaluation, which may round the model in place (bf16_full_eval).
@@ -119,6 +150,9 @@ def run(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> Ru
             directory.update_record(status="failed", error=str(error), notices=notices)
             raise
         except BaseException as error:
+            if (known := explain(error)) is not None:
+                directory.update_record(status="failed", error=known, notices=notices)
+                raise BALoraError(known) from error
             # After a signal another error can follow from it: Ctrl-C also ends the processes that load data.
             if not isinstance(error, KeyboardInterrupt) and stop.signal_number is None:
                 raise
@@ -164,7 +198,7 @@ def prepare(
         config.method.name,
         **adapter_arguments(config),
         initial=stored,
-        total_steps=optimizer_steps(len(rows.train), config.training, int(os.environ.get("WORLD_SIZE", "1"))),
+        total_steps=optimizer_steps(len(rows.train), config.training, asked_processes()),
         calibration=functools.partial(calibration_rows, rows.train, collator, config.seed),
         **config.method.options,
     )

@@ -34,6 +34,7 @@ from balora.training.classification_step import ClassificationStep
 from balora.training.generation_step import GenerationStep
 from balora.training.linear_probe import MAX_ROWS, fit_head
 from balora.training.loss_meter import LossMeter
+from balora.training.processes import check_processes, refuse_reentrant_checkpointing
 from balora.training.repeated_rows import REAL_ROWS, num_real_rows, num_sampled_rows, without_repeated_labels
 from balora.training.saving import SavingMixin
 from balora.training.subsampling import Subsampler
@@ -67,7 +68,9 @@ class RegularizedTrainerMixin(SavingMixin):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        check_processes(self.accelerator)
         check_arguments(self)
+        refuse_reentrant_checkpointing(self.args, self.accelerator)
         model: nn.Module = self.model
         self.task = infer_task(model)
         classifies = self.task in ("classification", "regression")
