@@ -82,9 +82,13 @@ class Peers:
         write: Writes the text of a failure into the run's record. Called in at most one process per failure besides rank 0.
     """
 
+    _runs = 0
+
     def __init__(self, write: Callable[[str], None] = lambda text: None) -> None:
         self.rank, self.size = rank(), int(os.environ.get("WORLD_SIZE", "1"))
         self._write = write
+        Peers._runs += 1
+        self._number = Peers._runs
         self._store: Any = None
         self._members: dict[int, tuple[int, str]] = {}
         self._ended = threading.Event()
@@ -101,11 +105,13 @@ class Peers:
         try:
             yield
         except BaseException as error:
-            _ignore_sigterm()
+            before = _ignore_sigterm()
             failure = self._cause_of(error)
             self._ended.set()
             if failure is None:
                 self._leave()
+                if before is not None:
+                    signal.signal(signal.SIGTERM, before)
                 raise
             if failure.rank == self.rank:
                 self._write(failure.text())
@@ -121,7 +127,8 @@ class Peers:
         host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
         if not host or not port:
             return
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        # Neither an earlier start of the launcher nor an earlier run of these processes counts.
+        attempt = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{self._number}"
         try:
             store = dist.TCPStore(host, int(port), is_master=False, timeout=datetime.timedelta(seconds=60))
             self._store = dist.PrefixStore(f"balora/{attempt}/", store)
@@ -248,7 +255,11 @@ def _start_of(pid: int) -> str:
     return "" if fields[0] in ("Z", "X") else fields[19]
 
 
-def _ignore_sigterm() -> None:
-    """Ignore SIGTERM from now on. The launcher sends it to the remaining processes, and a second message would hide the first."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _ignore_sigterm() -> Any:
+    """Ignore SIGTERM from now on, and return the handler before; None in a thread, which cannot set handlers.
+
+    The launcher sends SIGTERM to the remaining processes, and a second message would hide the first.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, signal.SIG_IGN)

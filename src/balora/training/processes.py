@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType, gather_object, str_to_bool
+from accelerate.utils import DistributedType, gather_object
 
 from balora.errors import BALoraError
 
@@ -23,6 +24,7 @@ _DDP_ERRORS = {
         "training.ddp_find_unused_parameters: true, or train only layers that every row uses."
     ),
 }
+_TRUE = ("1", "true", "True", "yes")
 _WAIT = 10.0
 """Seconds that a network disk has to show a file which another machine has written."""
 
@@ -32,14 +34,15 @@ def asked_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def refuse_separate_processes(use_cpu: bool) -> None:
-    """Refuse several processes on a machine without an accelerator, unless ``use_cpu``: each would train alone.
+def refuse_separate_processes(training: Mapping[str, Any]) -> None:
+    """Refuse several processes on a machine without an accelerator, unless they are to use the CPU: each would train alone.
 
-    It needs no model; `check_processes` compares the numbers when accelerate has set up its processes.
+    ``training`` is the section of the config. This needs no model; `check_processes` compares the numbers when accelerate has set up its processes.
     """
     asked = asked_processes()
-    use_cpu = use_cpu or bool(str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false")))
-    if asked > 1 and not use_cpu and not torch.accelerator.is_available():
+    # DeepSpeed has an accelerator of its own, which can be the CPU.
+    together = training.get("use_cpu") or training.get("deepspeed") or os.environ.get("ACCELERATE_USE_CPU", "") in _TRUE
+    if asked > 1 and not together and not torch.accelerator.is_available():
         raise BALoraError(
             f"{asked} processes were started, and each would train alone, because this machine has no accelerator. Set "
             "training.use_cpu: true to train on the CPU together, or start one process."

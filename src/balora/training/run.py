@@ -83,7 +83,7 @@ def run(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> Ru
         BALoraError: Bad input, or training that cannot continue. Earlier checkpoints stay.
     """
     directory = RunDirectory(config)
-    refuse_separate_processes(bool(config.training.get("use_cpu")))
+    refuse_separate_processes(config.training)
     peers = Peers(directory.record_failure)
     log = log if peers.rank == 0 else lambda line: None
     with peers.watched():
