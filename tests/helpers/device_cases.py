@@ -23,7 +23,7 @@ INTERRUPTED = "interrupted"
 def training_of(kind: str, task: str) -> dict:
     """Return the settings of a way to share the model."""
     if kind == "one":
-        return {"gradient_accumulation_steps": 2}
+        return {"per_device_train_batch_size": 8}
     if kind == "FSDP2":
         # By default accelerate shards BERT's embeddings twice, which torch refuses.
         layers = {"transformer_layer_cls_to_wrap": ["BertLayer"]} if task == "classification" else {}
@@ -47,7 +47,7 @@ def sections_of(folder: Path, task: str, form: str) -> dict:
         weights |= {"spectral": 0.2, "batch_statistics": "global"}
     sections: dict = {"regularization": weights, "teacher_cache": "off"}
     if form == "anchored":
-        sections["anchor"] = {"text": str(folder / "anchors.txt"), "share": 0.5, "weight": 2.0}
+        sections["anchor"] = {"text": str(folder / "anchors.txt"), "share": 1.0, "weight": 2.0}
     if form == "cached":
         sections["teacher_cache"] = "auto" if task == "classification" else str(folder / f"cache-{task}")
     return sections
@@ -60,9 +60,7 @@ def write_configs(folder: Path, kind: str, tasks=TASKS, forms=FORMS) -> list[str
         for form in forms:
             for end in ("", f"-{INTERRUPTED}") if kind != "one" else ("",):
                 name = f"{kind}-{task}-{form}{end}"
-                launched.write_config(
-                    folder, name, task, training_of(kind, task), **sections_of(folder, task, form)
-                )
+                launched.write_config(folder, name, task, training_of(kind, task), **sections_of(folder, task, form))
                 names.append(name)
     return names
 
@@ -123,7 +121,12 @@ def compare(folder: Path, kind: str, task: str, form: str) -> dict[str, float | 
     one, two, again = (folder / n for n in (f"one-{task}-{form}", name, f"{name}-{INTERRUPTED}"))
     expected, found, resumed = (_weights(run) for run in (one, two, again))
     losses = [
-        [line[key] for line in read_metrics(run / "metrics.jsonl") for key in ("task", "eval_loss", "anchor") if key in line]
+        [
+            line[key]
+            for line in read_metrics(run / "metrics.jsonl")
+            for key in ("task", "eval_loss", "anchor")
+            if key in line
+        ]
         for run in (one, two)
     ]
     size = max(float(value.abs().max()) for value in expected.values())
@@ -145,7 +148,11 @@ def compare(folder: Path, kind: str, task: str, form: str) -> dict[str, float | 
 def _weights(run: Path) -> dict:
     from safetensors.torch import load_file
 
-    return {key: value for file in sorted((run / "adapter").glob("adapter*.safetensors")) for key, value in load_file(file).items()}
+    return {
+        key: value
+        for file in sorted((run / "adapter").glob("adapter*.safetensors"))
+        for key, value in load_file(file).items()
+    }
 
 
 def main(folder: Path, names: list[str]) -> None:

@@ -94,6 +94,10 @@ def pretend() -> None:
         return arguments
 
     run.training_arguments = pretending
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        # DeepSpeed runs on the CPU. accelerate asks for the backend of an accelerator first.
+        PartialState._prepare_backend = lambda self, *args, **kwargs: ("gloo", DistributedType.MULTI_GPU)
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
 
 
 if __name__ == "__main__":

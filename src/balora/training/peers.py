@@ -164,7 +164,11 @@ class Peers:
         """Report a failure; return the one that was reported first."""
         content = json.dumps(dataclasses.asdict(failure))
         try:
-            first = Failure(**json.loads(self._store.compare_set(_FAILURE, "", content))) if self._store else failure
+            first = (
+                Failure(**json.loads(self._store.compare_set(_FAILURE, "", content)))
+                if self._store is not None
+                else failure
+            )
         except RuntimeError:
             first = self._seen or failure
         self._seen = self._seen or first
