@@ -116,7 +116,7 @@ def test_a_process_that_is_gone_without_a_word_is_named(monkeypatch):
     gone = {"host": peers.socket.gethostname(), "pid": 2**22 + 1, "start": "1"}
     store["member/0"] = json.dumps(gone)
     begun = time.monotonic()
-    with pytest.raises(PeerFailed, match="Process 0 of 2 .* was killed") as caught, survivor.watched():
+    with pytest.raises(PeerFailed, match=r"Process 0 of 2 .* was killed") as caught, survivor.watched():
         raise RuntimeError("gloo: Connection closed by peer")
     assert time.monotonic() - begun < 2.0
     assert not caught.value.spoken and written, "this process prints and records it"

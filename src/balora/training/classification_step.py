@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from balora.losses import Logits, LossParts
-from balora.losses.collectives import world_size
+from balora.losses.collectives import agreed, world_size
 from balora.losses.distributed_statistics import global_logit_variance
 from balora.models.classifier_head import pooled_features
 from balora.objective import Objective
@@ -125,8 +125,10 @@ class ClassificationStep(TrainStep):
                 return logits_KD
 
         rows = list(range(count)) if mask.rows is None else mask.rows.tolist()
-        if self.logit_cache is None or mask.row_keys is None or len(mask.row_keys) != count:
+        keyed = mask.row_keys is not None and len(mask.row_keys) == count
+        if self.logit_cache is None or not agreed(keyed, inputs["input_ids"].device):
             return compute(rows)
+        assert mask.row_keys is not None
         keys = [mask.row_keys[row] for row in rows]
         return self.logit_cache.get_or_compute(keys, lambda missing: compute([rows[index] for index in missing]))
 

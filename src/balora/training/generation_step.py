@@ -14,6 +14,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from balora.data.collate import decoder_shift
 from balora.errors import BALoraError
 from balora.losses import HiddenStates, LinearHead, Logits, LossParts, LossTerms, SpectralBasis, TopKTeacher
+from balora.losses.collectives import agreed
 from balora.losses.generation import fused_loss
 from balora.losses.reference import reference_loss
 from balora.models.adapted_model import base_model_of
@@ -154,7 +155,7 @@ class GenerationStep(TrainStep):
     def _use_fused(self, model: nn.Module, inputs: dict[str, Any]) -> bool:
         """Return whether the head is the linear map that the fused loss assumes; tested on the first batch."""
         if self._fused is None:
-            self._fused = self.headless.head_matches(model, inputs)
+            self._fused = agreed(self.headless.head_matches(model, inputs), next(self.model.parameters()).device)
             if not self._fused:
                 logger.warning(
                     "The head of %s is not a plain linear map, so the loss is taken over full logits (loss_path: plain), "

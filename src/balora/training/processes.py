@@ -37,7 +37,8 @@ def asked_processes() -> int:
 def refuse_separate_processes(training: Mapping[str, Any]) -> None:
     """Refuse several processes on a machine without an accelerator, unless they are to use the CPU: each would train alone.
 
-    ``training`` is the section of the config. This needs no model; `check_processes` compares the numbers when accelerate has set up its processes.
+    ``training`` is the section of the config. This needs no model.
+    `check_processes` compares the numbers when accelerate has set up its processes.
     """
     asked = asked_processes()
     # DeepSpeed has an accelerator of its own, which can be the CPU.

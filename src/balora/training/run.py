@@ -35,6 +35,7 @@ from balora.loading.head import head_classes
 from balora.loading.pretrained import load_model, load_target_tokenizer, load_tokenizer, max_positions
 from balora.loading.source import ModelSource
 from balora.methods import adapt, find_method
+from balora.methods.init.by_turns import divided_among_processes
 from balora.teacher.cache import TeacherIdentity, open_cache, tokenizer_digest
 from balora.teacher.row_keys import row_key
 from balora.training.arguments import training_arguments
@@ -183,6 +184,8 @@ def prepare(
     tokenizer, target = load_tokenizer(source), load_target_tokenizer(source)
     examples = load_examples(config.data, config.task, config.seed, head=head_classes(source))
     model = load_model(source, examples.num_labels, examples.id2label, tokenizer=tokenizer)
+    # After load_model, because arguments for DeepSpeed or FSDP change how models are loaded. They start the process group.
+    arguments = training_arguments(config)
     positions = max_positions(model.config)
     rows = tokenize_examples(
         examples, tokenizer, config.data, config.task, target_tokenizer=target, max_positions=positions
@@ -193,15 +196,16 @@ def prepare(
         identity = TeacherIdentity.of_run(config, model, tokenizer_digest(tokenizer, target))
         cache.require(identity, [row_key(row) for row in rows.train])
     stored = None if checkpoint is None else ckpt.read_initial_weights(checkpoint).values
-    adapted = adapt(
-        model,
-        config.method.name,
-        **adapter_arguments(config),
-        initial=stored,
-        total_steps=optimizer_steps(len(rows.train), config.training, asked_processes()),
-        calibration=functools.partial(calibration_rows, rows.train, collator, config.seed),
-        **config.method.options,
-    )
+    with divided_among_processes():
+        adapted = adapt(
+            model,
+            config.method.name,
+            **adapter_arguments(config),
+            initial=stored,
+            total_steps=optimizer_steps(len(rows.train), config.training, asked_processes()),
+            calibration=functools.partial(calibration_rows, rows.train, collator, config.seed),
+            **config.method.options,
+        )
     if stored is not None:  # full fine-tuning stores only the values that the pre-trained model does not have
         stored = {name: stored.get(name, p) for name, p in adapted.named_parameters() if p.requires_grad}
     eval_rows = rows.eval
@@ -213,8 +217,7 @@ def prepare(
     )
     trainer = (GenerativeEvalTrainer if generative else BALoraTrainer)(
         model=adapted,
-        # Made after load_model, because arguments for DeepSpeed or FSDP change how models are loaded.
-        args=training_arguments(config),
+        args=arguments,
         train_dataset=rows.train,
         eval_dataset=eval_rows,
         data_collator=collator,

@@ -88,9 +88,9 @@ class RegularizedTrainerMixin(SavingMixin):
             self._fit_head()
         # The teacher and the checkpoints use the same copy of the initial values.
         self.teacher = PretrainedTeacher(model, initial, offload=teacher_offload)
-        self.teacher_cache, self.logit_cache = select_caches(
-            self.objective, teacher_cache, self.accelerator.num_processes
-        )
+        self.teacher_cache, self.logit_cache = select_caches(self.objective, teacher_cache)
+        if self.logit_cache is not None:
+            self.logit_cache.device = self.args.device
         self.step: TrainStep = (
             GenerationStep(model, self.objective, self.teacher, self.teacher_cache)
             if self.objective.generates
@@ -147,30 +147,38 @@ class RegularizedTrainerMixin(SavingMixin):
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """Run the anchors' forward and backward, then the Trainer's step; return the sum of both losses."""
-        held = self._hold_anchors(model) if self.anchor_term is not None else None
+        # DeepSpeed takes one backward in a micro-batch, so there `compute_loss` adds the term.
+        apart = self.anchor_term is not None and not self.is_deepspeed_enabled
+        held = self._hold_anchors(model) if apart else None
         loss: Tensor = super().training_step(model, *args, **kwargs)
         return loss if held is None else loss + held
 
     def _hold_anchors(self, model: nn.Module) -> Tensor | None:
         """Add the gradient of the anchors' term to the parameters; return the weighted term, detached."""
-        term_of = self.anchor_term
-        assert term_of is not None
         model.train()
-        step, micro_batches = self.state.global_step, getattr(self, "current_gradient_accumulation_steps", 1)
         # The backward of the micro-batch then sends the sum of both gradients to the other processes.
         quiet = model.no_sync() if hasattr(model, "no_sync") else contextlib.nullcontext()  # type: ignore[operator]
         with quiet:
             with self.compute_loss_context_manager():
-                term, weight = term_of.loss(model, step, micro_batches)
-            self.loss_meter.add_part("anchor", term, weight, 1.0 / micro_batches)
-            if term is None:
+                weighted = self._anchor_loss(model)
+            if weighted is None:
                 return None
-            if not torch.isfinite(term):
-                raise BALoraError(self._nonfinite_message("anchor term", step + 1))
-            term_of.observe(step, term, self._mean_over_processes)
-            weighted = weight * term
             self.accelerator.backward(weighted)
         return weighted.detach()
+
+    def _anchor_loss(self, model: nn.Module) -> Tensor | None:
+        """Return the weighted anchors' term of a micro-batch, on the graph; None if it holds no anchor."""
+        term_of = self.anchor_term
+        assert term_of is not None
+        step, micro_batches = self.state.global_step, getattr(self, "current_gradient_accumulation_steps", 1)
+        term, weight = term_of.loss(model, step, micro_batches)
+        self.loss_meter.add_part("anchor", term, weight, 1.0 / micro_batches)
+        if term is None:
+            return None
+        if not torch.isfinite(term):
+            raise BALoraError(self._nonfinite_message("anchor term", step + 1))
+        term_of.observe(step, term, self._mean_over_processes)
+        return weight * term
 
     def get_train_dataloader(self) -> Any:
         """Return the Trainer's data loader; if the teacher is cached, its batches also carry the keys of their rows."""
@@ -230,6 +238,9 @@ class RegularizedTrainerMixin(SavingMixin):
             name = {"task": "task loss", "loss": "total loss"}.get(broken, f"{broken} term")
             raise BALoraError(self._nonfinite_message(name, step + 1))
         loss = parts.loss
+        if self.anchor_term is not None and self.is_deepspeed_enabled:
+            held = self._anchor_loss(model)
+            loss = loss if held is None else loss + held
         if self.method is not None and self.method.penalty is not None:
             penalty = self.method.penalty(self.model)
             loss, extra = loss + share * penalty, {**extra, "penalty": penalty.detach()}
@@ -350,7 +361,7 @@ class BALoraTrainer(RegularizedTrainerMixin, Trainer):
         regularization: Weights, schedules and targets of the regularizers; default: the paper's values for the model's task.
         loss_path: ``fused`` (no logits are computed) or ``plain`` (the formulas over full logits), to check one by the other.
         initial: Initial values of the trainable tensors by name. Required if ``model`` has been trained since it was adapted.
-        teacher_cache: ``auto`` caches a classifier's teacher logits in memory (in one process); ``off`` runs the teacher at
+        teacher_cache: ``auto`` caches a classifier's teacher logits in memory; ``off`` runs the teacher at
             every step; a `balora.teacher.cache.TeacherCache` replaces the teacher's forward in generation.
         teacher_offload: Whether the initial values stay in the host's memory between the teacher's forwards.
         anchors: Text on which the model is held to the pre-trained one (`balora.Anchors`); default none.
