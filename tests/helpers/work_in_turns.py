@@ -1,4 +1,7 @@
-"""Work that two processes divide: the adapter's start, a classifier's teacher, the anchors' teacher. Run by test_divided_work.py."""
+"""Work that two processes divide: the adapter's start, and the teacher of a classifier and of anchors.
+
+Run by test_divided_work.py.
+"""
 
 from __future__ import annotations
 
