@@ -7,6 +7,7 @@ installed is left out and named. Arguments are the ways to train again; the rows
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import re
 import sys
@@ -39,10 +40,7 @@ def main(kinds: list[str]) -> None:
         for kind in ["one", *kinds]:
             train(folder, kind)
         rows = {
-            (kind, task, form): row(folder, kind, task, form)
-            for kind in kinds
-            for task in device_cases.TASKS
-            for form in device_cases.FORMS
+            (kind, task, form): row(folder, kind, task, form) for kind in kinds for task, form in device_cases.CASES
         }
     write(rows)
 
@@ -62,6 +60,8 @@ def train(folder: Path, kind: str) -> None:
     print(f"{kind}: status {done.returncode} after {time.monotonic() - begun:.0f} s")
     if done.returncode:
         print(done.stderr[-3000:])
+    problems = json.loads((folder / f"{names[0]}.problems.json").read_text())
+    print("\n".join(f"  {name}: {problem}" for name, problem in problems.items()) or "  without a problem")
 
 
 def row(folder: Path, kind: str, task: str, form: str) -> str:
@@ -69,7 +69,8 @@ def row(folder: Path, kind: str, task: str, form: str) -> str:
     try:
         found = device_cases.compare(folder, kind, task, form)
     except Exception as error:
-        return f"| {kind} | {task} | {form} | failed: {str(error)[:120]} | | | | |"
+        print(f"{kind} {task} {form}: {type(error).__name__}: {error}")
+        return f"| {kind} | {task} | {form} | failed | | | | |"
     resumed = f"{found['resumed']:.1e}" if found["resumed"] else "equal"
     yes = {True: "yes", False: "no"}
     return (
@@ -85,9 +86,7 @@ def write(rows: dict[tuple[str, str, str], str]) -> None:
     kept = {tuple(re.findall(r"[^|]+", line)[:3]): line for line in table.splitlines() if line.startswith("| ")}
     merged = {tuple(name.strip() for name in names): line for names, line in kept.items()} | rows
     merged = {names: line for names, line in merged.items() if names[0] in device_cases.KINDS}
-    order = [
-        (kind, task, form) for kind in device_cases.KINDS for task in device_cases.TASKS for form in device_cases.FORMS
-    ]
+    order = [(kind, task, form) for kind in device_cases.KINDS for task, form in device_cases.CASES]
     lines = [merged[names] for names in order if names in merged]
     PAGE.write_text("\n".join([before + BEGIN, HEAD, *lines, END]) + after, encoding="utf-8")
 

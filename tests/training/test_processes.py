@@ -161,15 +161,16 @@ def test_the_command_gives_the_result_of_one_process(kind, folder):
         pytest.skip("DeepSpeed is not installed")
     tasks, forms = ("generation",), ("anchored",)
     for each, count in (("one", 1), (kind, 2)):
+        if (folder / f"{each}-{tasks[0]}-{forms[0]}").exists():  # of an earlier parameter
+            continue
         names = device_cases.write_configs(folder, each, tasks, forms)
         environment = {"DS_ACCELERATOR": "cpu"} if each.startswith("ZeRO") else {}
         done = launched.launch(folder, *names, script=Path(device_cases.__file__), processes=count, **environment)
         assert done.returncode == 0, done.stderr[-3000:]
         assert json.loads((folder / f"{names[0]}.problems.json").read_text()) == {}
-        for name in names:
-            (folder / f"{name}.yaml").unlink()
     found = device_cases.compare(folder, kind, tasks[0], forms[0])
-    assert found["weights"] <= 1e-5 and found["losses"] <= 1e-5
+    # The anchors' divergence is small after three steps, and its rounding large beside it.
+    assert found["weights"] <= 1e-6 and found["losses"] <= 1e-4
     assert found["resumed"] == 0.0 and found["was_resumed"]
     assert found["loaded"] and found["exported"] and found["world_size"] == 2
     assert found["sharding"] == {"DDP": "none", "FSDP2": "fsdp2", "ZeRO-2": "zero2"}[kind]

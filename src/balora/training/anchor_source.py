@@ -116,6 +116,11 @@ def _make(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int
         count = _needed(trainer, anchors, tokens_per_step, processes)
         with trainer.teacher.active():
             return list(sample_sequences(trainer.model, tokenizer, count, anchors.tokens, seed))
+    if task == "seq2seq":
+        raise BALoraError(
+            "anchor: a text has no targets for an encoder-decoder, so it cannot anchor a seq2seq run. Leave anchor out, or in "
+            "Python give rows with input_ids and labels (balora.Anchors(rows=...))."
+        )
     texts = read_anchor_texts(anchors, tokenizer)
     return list(text_rows(texts, tokenizer, anchors.tokens, anchors.sequences, seed))
 

@@ -14,7 +14,12 @@ from accelerate.utils import DistributedType, gather_object
 
 from balora.errors import BALoraError
 
-_DDP_ERRORS = {
+_ERRORS = {
+    "already managed by another FSDP group": (
+        "FSDP version 2 cannot shard this model as accelerate divides it: a weight that two layers share (an embedding) would be "
+        "sharded twice. Name the repeated layers of the model, for example training.fsdp_config: {version: 2, "
+        "transformer_layer_cls_to_wrap: [BertLayer]} (T5Block for T5), or train with DDP."
+    ),
     "mark a variable ready only once": (
         "Reentrant gradient checkpointing does not work when several processes train (DDP). Set "
         "training.gradient_checkpointing_kwargs: {use_reentrant: false}."
@@ -115,8 +120,8 @@ def check_shared_directory(run: Path, checkpoint: Path | None, file: str) -> Non
 
 
 def explain(error: BaseException) -> str | None:
-    """Return a sentence for an error of DDP that has a known cause in the settings."""
-    return next((text for words, text in _DDP_ERRORS.items() if words in str(error)), None)
+    """Return a sentence for an error of DDP or FSDP that has a known cause in the settings."""
+    return next((text for words, text in _ERRORS.items() if words in str(error)), None)
 
 
 def refuse_reentrant_checkpointing(args: Any, accelerator: Any) -> None:
@@ -127,4 +132,4 @@ def refuse_reentrant_checkpointing(args: Any, accelerator: Any) -> None:
         DistributedType.DEEPSPEED,
     )
     if ddp and args.gradient_checkpointing and kwargs.get("use_reentrant"):
-        raise BALoraError(_DDP_ERRORS["mark a variable ready only once"])
+        raise BALoraError(_ERRORS["mark a variable ready only once"])
