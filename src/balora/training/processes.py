@@ -17,8 +17,8 @@ from balora.errors import BALoraError
 _ERRORS = {
     "already managed by another FSDP group": (
         "FSDP version 2 cannot shard this model as accelerate divides it: a weight that two layers share (an embedding) would be "
-        "sharded twice. Name the repeated layers of the model, for example training.fsdp_config: {version: 2, "
-        "transformer_layer_cls_to_wrap: [BertLayer]} (T5Block for T5), or train with DDP."
+        "sharded twice. For BERT, name the layers: training.fsdp_config: {version: 2, transformer_layer_cls_to_wrap: [BertLayer]}. "
+        "T5 cannot be sharded so; train with one unsharded model per process, or with DeepSpeed's ZeRO stage 2."
     ),
     "mark a variable ready only once": (
         "Reentrant gradient checkpointing does not work when several processes train (DDP). Set "
