@@ -53,7 +53,7 @@ def sections_of(folder: Path, task: str, form: str) -> dict:
     sections: dict = {"regularization": weights, "teacher_cache": "off"}
     if form == "anchored":
         # Such shares that the anchors of a step are an even number: processes hold equally many.
-        share = 0.8 if task == "classification" else 1.0
+        share = 1.75 if task == "classification" else 1.0
         sections["anchor"] = {"text": str(folder / "anchors.txt"), "share": share, "weight": 2.0}
     if form == "cached":
         sections["teacher_cache"] = "auto" if task == "classification" else str(folder / f"cache-{task}")
