@@ -193,10 +193,12 @@ class Objective:
                 f"labels of {rows} rows are {labels_N.dtype} of shape {tuple(labels_N.shape)}."
             )
         if num_items is None:
-            num_items = rows if self.task == "regression" else labels_N.ne(-100).sum().clamp(min=1)
+            num_items = max(rows, 1) if self.task == "regression" else labels_N.ne(-100).sum().clamp(min=1)
         scale = rows / num_items
         raw: dict[str, Tensor] = {}
-        if self.task == "regression":
+        if rows == 0:  # a process that has only repeated rows: every mean is 0, and on the graph
+            task = logits_ND.sum()
+        elif self.task == "regression":
             # Reshape both: mse_loss would broadcast N × 1 against N without an error.
             task = F.mse_loss(logits_ND.reshape(rows), labels_N.reshape(rows).float())
         else:
@@ -205,11 +207,14 @@ class Objective:
         if weights["consistency"] > 0:
             assert teacher_logits_ND is not None
             student_ND = logits_ND if consistency_rows is None else logits_ND[consistency_rows]
-            raw["consistency"] = (scale * len(student_ND) / (rows * keep_prob)) * (
-                consistency_mse(student_ND, teacher_logits_ND)
-                if self.task == "regression"
-                else consistency(student_ND, teacher_logits_ND, self.config.temperature)
-            )
+            if len(student_ND) == 0:
+                raw["consistency"] = logits_ND.sum() * 0.0
+            else:
+                raw["consistency"] = (scale * len(student_ND) / (rows * keep_prob)) * (
+                    consistency_mse(student_ND, teacher_logits_ND)
+                    if self.task == "regression"
+                    else consistency(student_ND, teacher_logits_ND, self.config.temperature)
+                )
         for part in BATCH_STATISTICS[self.task]:
             if weights[part] > 0:
                 target = self.config.spectral_target if part == "spectral" else self.config.diversity_target

@@ -36,7 +36,7 @@ def trainer(
     folder, *, kind: type = BALoraSFTTrainer, config=ALL_TERMS, data=PAIRS, make=tiny_llama, method="balora", **changes
 ):
     quiet = {
-        "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "max_steps": 3, "learning_rate": 1e-2,
+        "per_device_train_batch_size": 4, "per_device_eval_batch_size": 8, "max_steps": 3, "learning_rate": 1e-2,
         "logging_steps": 1, "save_strategy": "no", "report_to": [], "use_cpu": True, "disable_tqdm": True, "bf16": False,
         "max_length": 64, "dataloader_pin_memory": False,
     }  # fmt: skip

@@ -165,6 +165,7 @@ def test_two_steps_equal_the_plain_formulas(tmp_path):
 @pytest.mark.parametrize("path", ["fused", "plain"])
 def test_with_all_weights_0_every_step_equals_the_stock_trainers(path, tmp_path):
     settings = {"max_steps": 6, "gradient_accumulation_steps": 2, "eval_strategy": "steps", "eval_steps": 3}
+    settings["per_device_eval_batch_size"] = 10  # one batch: over several, the stock loss is a mean of their means
     rows, held_out = token_rows(), token_rows(10, seed=9)
     ours = trainer(
         pissa(tiny_llama), tmp_path, config=OFF, rows=rows, eval_dataset=held_out, loss_path=path, **settings
@@ -184,7 +185,9 @@ def test_an_encoder_decoder_with_labels_only_equals_the_stock_trainers(make, tmp
     rows, held_out = pair_rows(), pair_rows(6, seed=9)
     runs = {}
     for kind in (BALoraTrainer, Trainer):
-        runs[kind] = trainer(pissa(make), tmp_path, kind=kind, config=OFF, rows=rows, eval_dataset=held_out)
+        runs[kind] = trainer(
+            pissa(make), tmp_path, kind=kind, config=OFF, rows=rows, eval_dataset=held_out, per_device_eval_batch_size=6
+        )
         runs[kind].train()
         runs[kind].log(runs[kind].evaluate())
     for name in ("loss", "eval_loss"):

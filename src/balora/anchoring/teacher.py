@@ -8,9 +8,11 @@ Shapes: N positions of all rows, M positions of some rows, d hidden size, V voca
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from balora.losses import HiddenStates, LinearHead, Logits, TopKTeacher
 from balora.losses.loss_parts import Teacher
@@ -18,6 +20,13 @@ from balora.losses.loss_parts import Teacher
 TOP_K = 64
 """Tokens of each position that are kept where exact outputs need too much memory."""
 BATCH = 16
+
+
+def _from_process(rank: int, part: Any) -> Any:
+    """Return what the process of a rank passes, in all processes."""
+    parts = [part]
+    dist.broadcast_object_list(parts, src=rank)
+    return parts[0]
 
 
 class AnchorTeacher:
@@ -30,6 +39,8 @@ class AnchorTeacher:
         temperature: T, for the top-k form.
         head_learns: Whether the student's head will differ from the pre-trained one, which is then kept too.
         progress: Called with the number of rows done.
+        processes: Processes that divide the batches among them and exchange the results; all must make the same object.
+            ``compute`` must not wait for the other processes, except in its first call.
     """
 
     def __init__(
@@ -41,6 +52,7 @@ class AnchorTeacher:
         temperature: float,
         head_learns: bool = False,
         progress: Callable[[int], None] = lambda done: None,
+        processes: int = 1,
     ) -> None:
         self.temperature = temperature
         self._starts = [0]
@@ -50,10 +62,14 @@ class AnchorTeacher:
         self._head: LinearHead | None = None
         self._outputs_NX: Tensor | None = None
         self._topk: TopKTeacher | None = None
-        parts: list[Tensor | TopKTeacher] = []
+        parts: list[Tensor | TopKTeacher | None] = []
         exact = None
-        for first in range(0, len(counts), BATCH):
+        own = dist.get_rank() if processes > 1 else 0
+        for number, first in enumerate(range(0, len(counts), BATCH)):
             rows = list(range(first, min(first + BATCH, len(counts))))
+            if number and number % processes != own:  # the first batch also tells each process what to keep
+                parts.append(None)
+                continue
             outputs = compute(rows)
             values = outputs.hidden_MD if isinstance(outputs, HiddenStates) else outputs.logits_MV
             if exact is None:
@@ -64,6 +80,8 @@ class AnchorTeacher:
                     self._head = outputs.head.detach().clone()
             parts.append(values.detach().cpu() if exact else self._reduced(outputs))
             progress(rows[-1] + 1)
+        if processes > 1:  # after the forwards, so that no process waits for those of another
+            parts = [_from_process(number % processes, part) for number, part in enumerate(parts)]
         self.exact = bool(exact)
         if self.exact:
             self._outputs_NX = torch.cat([part for part in parts if isinstance(part, Tensor)])

@@ -42,6 +42,7 @@ class RunDirectory:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.path = Path(config.output)
+        self._is_locked = False
 
     @contextlib.contextmanager
     def lock(self, checkpoint: Path | None = None) -> Iterator[None]:
@@ -51,6 +52,7 @@ class RunDirectory:
         `resume_checkpoint` returned ``checkpoint``.
         """
         if not IS_MAIN:
+            self._is_locked = True
             yield
             return
         with locked(self.path, "Another process is running"):
@@ -62,6 +64,7 @@ class RunDirectory:
                 )
             ckpt.discard_staging(self.path)
             write_text(self.path / CONFIG, self.config.dump_yaml())
+            self._is_locked = True
             yield
 
     def resume_checkpoint(self) -> Path | None:
@@ -86,6 +89,22 @@ class RunDirectory:
                 f"{self.path} holds an interrupted run on other data: the training or evaluation examples have changed since "
                 "it started. Put the data back as they were to resume it, or choose another output."
             )
+
+    def check_world_size(self, processes: int) -> None:
+        """Refuse to resume with another number of processes: every later step would have other rows than it was to have."""
+        before = ((read_record(self.path) or {}).get("processes") or {}).get("world_size")
+        if before is not None and before != processes:
+            raise BALoraError(
+                f"{self.path} holds an interrupted run of {before} {'process' if before == 1 else 'processes'}, and now there "
+                f"{'is 1' if processes == 1 else f'are {processes}'}: the batches of the remaining steps would be others. Start "
+                f"{before} to resume it, or choose another output."
+            )
+
+    def record_failure(self, text: str) -> None:
+        """Write the failure of any process into ``run.json``. The main process may be dead, so any process may call this."""
+        record = read_record(self.path) if self._is_locked else None
+        if record is not None and record.get("status") != "finished":
+            write_text(self.path / RECORD, json.dumps({**record, "status": "failed", "error": text}, indent=2) + "\n")
 
     def update_record(self, **entries: Any) -> None:
         """Write entries into ``run.json``; the other entries stay."""

@@ -70,6 +70,8 @@ def main() -> None:
             except _PastTyper as envelope:
                 raise envelope.interrupt from None
     except BALoraError as error:
+        if getattr(error, "spoken", False):  # another process of the run has printed it
+            sys.exit(2)
         _stop(str(error), 2)
     except KeyboardInterrupt as error:
         message = str(error) or "stopped. Run the same command again to continue."

@@ -43,6 +43,15 @@ def gather_rows(rows_ND: Tensor) -> Tensor:
     return rows
 
 
+def agreed(answer: bool, device: torch.device) -> bool:
+    """Return whether every process answers True, so that all take the same way. Every process must call it."""
+    if world_size() == 1:
+        return answer
+    count = torch.tensor(int(answer), device=device)
+    dist.all_reduce(count)
+    return int(count) == world_size()
+
+
 def row_counts(rows_ND: Tensor) -> list[int]:
     """Return the number of rows in each process, by rank. Waits for the device."""
     processes = world_size()

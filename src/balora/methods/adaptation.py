@@ -87,7 +87,10 @@ def adapt(
     if getattr(model, "peft_config", None):
         raise BALoraError("The model already has an adapter. Merge it (merge_and_unload) or load the model again.")
     if any(is_dtensor(parameter) for parameter in model.parameters()):
-        raise BALoraError("The model is already sharded over devices. Adapt it first, and shard it afterwards.")
+        raise BALoraError(
+            "The model is already sharded over devices. Load it without tp_plan (tensor parallelism is not supported), adapt it, "
+            "and let the Trainer shard it afterwards (FSDP version 2)."
+        )
     stored = _stored_in_model(model, initial or {})
     quantizes = checked.extra.get("bits") and not any(p.is_meta for p in model.parameters())
     with restored_on_failure(model, [parameter for parameter, _ in stored]):

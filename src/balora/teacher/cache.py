@@ -138,8 +138,10 @@ class TeacherCache:
                 "with `balora teacher`, or leave teacher_cache out."
             )
         pieces: dict[str, list[Tensor]] = {"tokens": [], "log_probs": [], "log_tail": []}
-        for key in keys:
-            shard, start, stop = self._rows[key]
+        places = [self._rows[key] for key in keys]
+        # Without a row, no position of any row: the tensors have the shapes of the cache.
+        for shard, start, stop in places or [(*next(iter(self._rows.values()))[:2], 0)]:
+            stop = stop if places else start
             for name, tensors in pieces.items():
                 tensors.append(self._shards[shard].get_slice(name)[start:stop])
         tokens, log_probs, log_tail = (torch.cat(tensors).to(device, non_blocking=True) for tensors in pieces.values())

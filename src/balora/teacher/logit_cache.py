@@ -17,19 +17,20 @@ from torch import Tensor
 
 from balora.checkpoints.checkpoint import read_tensors
 from balora.errors import BALoraError
+from balora.losses.collectives import agreed, gather_rows, world_size
 from balora.objective import Objective
 from balora.teacher.cache import TeacherCache
+from balora.teacher.row_keys import KEY_BYTES
 
 FILE = "teacher_logits.safetensors"
 
 
 def select_caches(
-    objective: Objective, teacher_cache: TeacherCache | str, processes: int
+    objective: Objective, teacher_cache: TeacherCache | str
 ) -> tuple[TeacherCache | None, LogitCache | None]:
     """Return the teacher cache of a generation run and the logit cache of a classifier; None if not used.
 
-    ``teacher_cache`` is ``auto``, ``off``, or for generation an opened cache. With several processes no logits are cached: each
-    process would lack the examples of the others, and their forwards wait for each other.
+    ``teacher_cache`` is ``auto``, ``off``, or for generation an opened cache.
     """
     if isinstance(teacher_cache, str) and teacher_cache not in ("auto", "off"):
         raise BALoraError(f"teacher_cache is auto, off or TeacherCache(Path({teacher_cache!r})).")
@@ -37,7 +38,7 @@ def select_caches(
         return (None if isinstance(teacher_cache, str) else teacher_cache), None
     if not isinstance(teacher_cache, str):
         raise BALoraError("A classifier's teacher is cached in memory: teacher_cache is auto or off.")
-    use_logits = teacher_cache == "auto" and objective.needs_teacher and processes == 1
+    use_logits = teacher_cache == "auto" and objective.needs_teacher
     return None, LogitCache() if use_logits else None
 
 
@@ -52,7 +53,9 @@ class LogitCache:
         [[2.0], [3.0]]
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        """Device of the process group's tensors, with several processes."""
         self._slots: dict[bytes, int] = {}
         self._table_ND: Tensor | None = None
 
@@ -62,15 +65,38 @@ class LogitCache:
     def get_or_compute(self, keys: Sequence[bytes], compute: Callable[[list[int]], Tensor]) -> Tensor:
         """Return the logits of some examples, K × D, float32 or wider; compute and store those that are missing.
 
+        With several processes, every process must call this, with at least one example.
         ``compute`` turns positions in ``keys`` into the teacher's logits of these examples.
         """
-        # Only the first position of each key: a batch may contain an example twice.
-        missing = [at for at, key in enumerate(keys) if key not in self._slots and key not in keys[:at]]
-        if missing:
+        missing = self.missing(keys)
+        if world_size() > 1:
+            self._exchange([keys[at] for at in missing], missing, compute)
+        elif missing:
             self._store([keys[at] for at in missing], compute(missing))
         assert self._table_ND is not None
         slots = torch.tensor([self._slots[key] for key in keys])
         return self._table_ND.index_select(0, slots.to(self._table_ND.device))
+
+    def missing(self, keys: Sequence[bytes]) -> list[int]:
+        """Return the positions of the examples that are not cached; of an example that occurs twice, the first."""
+        return [at for at, key in enumerate(keys) if key not in self._slots and key not in keys[:at]]
+
+    def _exchange(self, keys: Sequence[bytes], missing: list[int], compute: Callable[[list[int]], Tensor]) -> None:
+        """Compute the missing examples of all processes, each its own, and store them in every process.
+
+        If any process lacks an example, all run the teacher: a sharded model gathers its weights from all processes.
+        """
+        device = self.device
+        if agreed(not missing, device):
+            return
+        logits_KD = compute(missing or [0])[: len(missing)].detach().contiguous()
+        names_KB = torch.frombuffer(bytearray(b"".join(keys)) or bytearray(1), dtype=torch.uint8)
+        names_KB = names_KB[: KEY_BYTES * len(keys)].view(len(keys), KEY_BYTES).to(logits_KD.device)
+        all_keys = [bytes(row) for row in gather_rows(names_KB).cpu().numpy()]
+        logits_ND = gather_rows(logits_KD)
+        # Two processes may have computed the same example; the first one's logits count in all.
+        new = [at for at, key in enumerate(all_keys) if key not in self._slots and key not in all_keys[:at]]
+        self._store([all_keys[at] for at in new], logits_ND[new])
 
     def save(self, directory: Path) -> None:
         """Write the cached logits into a checkpoint."""

@@ -190,6 +190,11 @@ def _make(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int
         return _shared(trainer, anchors, count, lambda: _sample(trainer, tokenizer, anchors, count))
     if isinstance(anchors.text, str) and anchors.text.endswith(".safetensors"):
         return _kept_rows(anchors, seed, trainer.model)
+    if task == "seq2seq":
+        raise BALoraError(
+            "anchor: a text has no targets for an encoder-decoder, so it cannot anchor a seq2seq run. Use anchor: generated, or in "
+            "Python give rows with input_ids and labels (balora.Anchors(rows=...))."
+        )
     texts = read_anchor_texts(anchors, tokenizer)
     return list(text_rows(texts, tokenizer, anchors.tokens, anchors.sequences, seed))
 

@@ -22,6 +22,7 @@ from balora.anchors import Anchors
 from balora.errors import BALoraError
 from balora.losses.loss_parts import Teacher
 from balora.models.adapted_model import evaluating
+from balora.models.fsdp import is_sharded
 from balora.training.train_step import TrainStep
 
 logger = logging.getLogger("balora")
@@ -84,6 +85,8 @@ class AnchorTerm:
             memory=self.anchors.memory * 2**20,
             temperature=self.anchors.temperature,
             head_learns=self.step.head_learns(),
+            # A sharded model runs in all processes together.
+            processes=1 if is_sharded(self.step.model) else self.processes,
         )
 
     def loss(self, model: nn.Module, step: int, micro_batches: int) -> tuple[Tensor | None, float]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from balora.losses import Logits, LossParts
-from balora.losses.collectives import world_size
+from balora.losses.collectives import agreed, world_size
 from balora.losses.distributed_statistics import global_logit_variance
 from balora.models.classifier_head import pooled_features
 from balora.objective import Objective
@@ -54,24 +54,32 @@ class ClassificationStep(TrainStep):
         recording = pooled_features(self.model, inputs) if self.objective.needs_features else nullcontext([None])
         with recording as captured:
             outputs = model(**inputs)
-        logits_ND = outputs.logits
+        logits_ND, features_Nd, rows_K = outputs.logits, captured[-1], mask.rows
         self._check_batch_size(logits_ND.shape[0])
+        if mask.real is not None:
+            # The model has run on the repeated rows, because processes may wait for each other in the forward.
+            logits_ND, labels = logits_ND[: mask.real], labels[: mask.real]
+            features_Nd = None if features_Nd is None else features_Nd[: mask.real]
+            if teacher_KD is not None:
+                kept = slice(mask.real) if rows_K is None else rows_K < mask.real
+                teacher_KD = teacher_KD[kept]
+            rows_K = None if rows_K is None else rows_K[rows_K < mask.real]
         parts = self.objective.classification(
             logits_ND,
             labels,
             teacher_KD,
-            captured[-1],
+            features_Nd,
             weights,
             num_items=num_items,
             share=share,
             keep_prob=mask.keep_prob,
-            consistency_rows=None if mask.rows is None else mask.rows.to(logits_ND.device),
+            consistency_rows=None if rows_K is None else rows_K.to(logits_ND.device),
         )
         detached_ND = logits_ND.detach().float()
         if self.objective.across_processes:
             variance = global_logit_variance(detached_ND)
         else:
-            variance = detached_ND.var(0, correction=0).mean()
+            variance = detached_ND.var(0, correction=0).mean() if len(detached_ND) else detached_ND.sum()
         return parts, {"logit_variance": variance}, outputs
 
     def teacher_on_anchors(self, model: nn.Module, inputs: dict[str, Any], labels: Tensor | None) -> Logits:
@@ -96,12 +104,12 @@ class ClassificationStep(TrainStep):
         return consistency(logits_ND, teacher.logits_MV, temperature) * len(logits_ND) / num_items
 
     def evaluate(
-        self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, *, keep_logits: bool
+        self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, *, keep_logits: bool, real: int | None = None
     ) -> tuple[Tensor, Any]:
-        """Return the mean task loss of a batch, and outputs with logits."""
-        logits = model(**inputs).logits
-        parts = self.objective.classification(logits, labels, None, None, TASK_LOSS_ONLY)
-        return parts.loss, SequenceClassifierOutput(loss=parts.loss, logits=logits)
+        """Return the mean task loss over the batch's labelled examples, and outputs with logits."""
+        logits_ND = model(**inputs).logits
+        parts = self.objective.classification(logits_ND[:real], labels[:real], None, None, TASK_LOSS_ONLY)
+        return parts.loss, SequenceClassifierOutput(loss=parts.loss, logits=logits_ND)
 
     def target_logits(self, model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> Tensor:
         """Return the logits of all examples, N × D."""
@@ -117,8 +125,10 @@ class ClassificationStep(TrainStep):
                 return logits_KD
 
         rows = list(range(count)) if mask.rows is None else mask.rows.tolist()
-        if self.logit_cache is None or mask.row_keys is None or len(mask.row_keys) != count:
+        keyed = mask.row_keys is not None and len(mask.row_keys) == count
+        if self.logit_cache is None or not agreed(keyed, inputs["input_ids"].device):
             return compute(rows)
+        assert mask.row_keys is not None
         keys = [mask.row_keys[row] for row in rows]
         return self.logit_cache.get_or_compute(keys, lambda missing: compute([rows[index] for index in missing]))
 

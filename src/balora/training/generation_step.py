@@ -14,6 +14,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from balora.data.collate import decoder_shift
 from balora.errors import BALoraError
 from balora.losses import HiddenStates, LinearHead, Logits, LossParts, LossTerms, SpectralBasis, TopKTeacher
+from balora.losses.collectives import agreed
 from balora.losses.generation import fused_loss
 from balora.losses.reference import reference_loss
 from balora.models.adapted_model import base_model_of
@@ -23,6 +24,7 @@ from balora.models.router_loss import router_loss
 from balora.objective import Objective
 from balora.teacher.cache import TeacherCache
 from balora.teacher.pretrained import PretrainedTeacher
+from balora.training.repeated_rows import without_repeated_labels
 from balora.training.subsampling import SequenceMask, select_rows
 from balora.training.train_step import TASK_LOSS_ONLY, TrainStep
 
@@ -120,10 +122,11 @@ class GenerationStep(TrainStep):
         return form(student, labels_M, terms, teacher, num_items).loss
 
     def evaluate(
-        self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, *, keep_logits: bool
+        self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, *, keep_logits: bool, real: int | None = None
     ) -> tuple[Tensor, Any]:
         """Return the mean task loss over the batch's targets, and outputs with logits if ``keep_logits``."""
         inputs = self._prepared(inputs, labels)
+        labels = without_repeated_labels(labels, real)
         mask_BT, labels_M = valid_targets(labels, shift=self.shift)
         fused = not keep_logits and self._use_fused(model, inputs)
         student, outputs = self._student_outputs(model, inputs, mask_BT, fused)
@@ -153,7 +156,7 @@ class GenerationStep(TrainStep):
     def _use_fused(self, model: nn.Module, inputs: dict[str, Any]) -> bool:
         """Return whether the head is the linear map that the fused loss assumes; tested on the first batch."""
         if self._fused is None:
-            self._fused = self.headless.head_matches(model, inputs)
+            self._fused = agreed(self.headless.head_matches(model, inputs), next(self.model.parameters()).device)
             if not self._fused:
                 logger.warning(
                     "The head of %s is not a plain linear map, so the loss is taken over full logits (loss_path: plain), "
@@ -235,7 +238,7 @@ class GenerationStep(TrainStep):
                 "A teacher cache cannot be used: the batches do not say which rows they are made of. Train on a dataset with a "
                 "length, in batches of unchanged rows, or leave teacher_cache out."
             )
-        cached = cache.read(mask.row_keys, mask_BT.device)
+        cached = cache.read(mask.row_keys[: mask.real], mask_BT.device)  # repeated rows have no target
         if not self._cache_checked:
             self._cache_checked = True
             with self.teacher.active():

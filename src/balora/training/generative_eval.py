@@ -19,6 +19,7 @@ from balora.data.tokenize import Tokenized
 from balora.data.verbalizer import UNREADABLE, read_class, read_score
 from balora.errors import BALoraError
 from balora.models.decoding import PLAIN_DECODING
+from balora.models.fsdp import is_sharded
 from balora.training.metrics import class_scores, regression_scores
 from balora.training.trainer import BALoraTrainer
 
@@ -106,6 +107,13 @@ class GenerativeEvalTrainer(BALoraTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             limit = self.generative_metrics.max_new_tokens
             answers = self.model.generate(
-                **source, max_new_tokens=limit, do_sample=False, num_beams=1, use_cache=True, **PLAIN_DECODING
+                **source,
+                max_new_tokens=limit,
+                do_sample=False,
+                num_beams=1,
+                use_cache=True,
+                # A process whose answers have ended must still gather the weights of a sharded model with the others.
+                synced_gpus=is_sharded(self.model) or None,
+                **PLAIN_DECODING,
             )
         return loss, answers, inputs["labels"].to(answers.device)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,13 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from balora.checkpoints import checkpoint as ckpt
 from balora.checkpoints.model_card import model_card
 from balora.checkpoints.provenance import peak_memory_mib, provenance
-from balora.checkpoints.run_directory import RunDirectory, metrics_over_all_steps, read_record, step_and_loss_sum
+from balora.checkpoints.run_directory import (
+    CONFIG,
+    RunDirectory,
+    metrics_over_all_steps,
+    read_record,
+    step_and_loss_sum,
+)
 from balora.config.run_config import RunConfig
 from balora.config.training_arguments import optimizer_steps
 from balora.data.collate import make_collator, shortest_first
@@ -30,12 +35,22 @@ from balora.loading.head import head_classes
 from balora.loading.pretrained import load_model, load_target_tokenizer, load_tokenizer, max_positions
 from balora.loading.source import ModelSource
 from balora.methods import adapt, find_method
+from balora.methods.init.by_turns import divided_among_processes
 from balora.teacher.cache import TeacherIdentity, open_cache, tokenizer_digest
 from balora.teacher.row_keys import row_key
 from balora.training.arguments import training_arguments
 from balora.training.callbacks import LogLines, MetricsFile, ProgressBar
 from balora.training.generative_eval import GenerativeEvalTrainer, generative_metrics_for
 from balora.training.metrics import metrics_for
+from balora.training.peers import Peers
+from balora.training.processes import (
+    asked_processes,
+    check_shared_directory,
+    describe_processes,
+    explain,
+    ignored_sharding,
+    refuse_separate_processes,
+)
 from balora.training.stopping import StopRequest
 from balora.training.trainer import BALoraTrainer
 
@@ -72,6 +87,17 @@ def run(
         BALoraError: Bad input, or training that cannot continue. Earlier checkpoints stay.
     """
     directory = RunDirectory(config)
+    refuse_separate_processes(config.training)
+    peers = Peers(directory.record_failure)
+    log = log if peers.rank == 0 else lambda line: None
+    with peers.watched():
+        return _run(config, log, directory, peers, anchor_store)
+
+
+def _run(
+    config: RunConfig, log: Callable[[str], None], directory: RunDirectory, peers: Peers, anchor_store: Path | None
+) -> RunResult:
+    """Train as `run` does, while ``peers`` watches the other processes."""
     checkpoint = directory.resume_checkpoint()
     resumed = checkpoint is not None
     if resumed:
@@ -79,10 +105,12 @@ def run(
     # All input is checked before the run directory is written to.
     trainer, tokenizer, examples = prepare(config, checkpoint)
     trainer.anchor_store = anchor_store
+    peers.connect()
     resumed_at = 0
     loss_before: float | None = 0.0
     if checkpoint is not None:
         directory.check_data(examples.digest)
+        directory.check_world_size(trainer.accelerator.num_processes)
         # Read before the training, which may delete the checkpoint.
         resumed_at, loss_before = step_and_loss_sum(checkpoint, read_record(directory.path) or {})
     data = {
@@ -93,7 +121,11 @@ def run(
         "labels": list(examples.label_names) if examples.label_names else None,
     }
     with directory.lock(checkpoint):
+        check_shared_directory(directory.path, checkpoint, CONFIG)
         notices = trainer.objective.notices  # the first batch may add some
+        for ignored in ignored_sharding(trainer.args, trainer.accelerator):
+            notices.append(ignored)
+            log(ignored)
         if resumed and config.training.get("ignore_data_skip"):
             notices.append(IGNORED_DATA_SKIP)
             log(IGNORED_DATA_SKIP)
@@ -102,6 +134,7 @@ def run(
             resumed=resumed,
             loss_logged=loss_before is not None,
             provenance=provenance(),
+            processes=describe_processes(trainer.accelerator),
             **({} if trainer.anchors is None else {"anchor": trainer.anchors.to_dict()}),
             data=data,  # written before the training, because a resume compares it
             notices=notices,
@@ -109,7 +142,8 @@ def run(
         log(_summary(config, examples, trainer))
         if examples.perturbations:
             log(describe_perturbations(examples.perturbations))
-        stop = StopRequest(lambda: directory.update_record(status="interrupted"))
+        is_futile = None if peers.size == 1 else lambda: peers.failed() is not None
+        stop = StopRequest(lambda: directory.update_record(status="interrupted"), is_futile)
         try:
             metrics = _train(trainer, directory.path, checkpoint, log, stop)
             # Saved before the evaluation, which may round the model in place (bf16_full_eval).
@@ -123,6 +157,9 @@ def run(
             directory.update_record(status="failed", error=str(error), notices=notices)
             raise
         except BaseException as error:
+            if (known := explain(error)) is not None:
+                directory.update_record(status="failed", error=known, notices=notices)
+                raise BALoraError(known) from error
             # After a signal another error can follow from it: Ctrl-C also ends the processes that load data.
             if not isinstance(error, KeyboardInterrupt) and stop.signal_number is None:
                 raise
@@ -153,6 +190,8 @@ def prepare(
     tokenizer, target = load_tokenizer(source), load_target_tokenizer(source)
     examples = load_examples(config.data, config.task, config.seed, head=head_classes(source))
     model = load_model(source, examples.num_labels, examples.id2label, tokenizer=tokenizer)
+    # After load_model, because arguments for DeepSpeed or FSDP change how models are loaded. They start the process group.
+    arguments = training_arguments(config)
     positions = max_positions(model.config)
     rows = tokenize_examples(
         examples, tokenizer, config.data, config.task, target_tokenizer=target, max_positions=positions
@@ -163,20 +202,20 @@ def prepare(
         identity = TeacherIdentity.of_run(config, model, tokenizer_digest(tokenizer, target))
         cache.require(identity, [row_key(row) for row in rows.train])
     stored = None if checkpoint is None else ckpt.read_initial_weights(checkpoint).values
-    adapted = adapt(
-        model,
-        config.method.name,
-        **adapter_arguments(config),
-        initial=stored,
-        total_steps=optimizer_steps(len(rows.train), config.training, int(os.environ.get("WORLD_SIZE", "1"))),
-        calibration=functools.partial(calibration_rows, rows.train, collator, config.seed),
-        **config.method.options,
-    )
+    with divided_among_processes():
+        adapted = adapt(
+            model,
+            config.method.name,
+            **adapter_arguments(config),
+            initial=stored,
+            total_steps=optimizer_steps(len(rows.train), config.training, asked_processes()),
+            calibration=functools.partial(calibration_rows, rows.train, collator, config.seed),
+            **config.method.options,
+        )
     if stored is not None:  # full fine-tuning stores only the values that the pre-trained model does not have
         stored = {name: stored.get(name, p) for name, p in adapted.named_parameters() if p.requires_grad}
     eval_rows = rows.eval
     if eval_rows is not None and config.task in ("classification", "regression"):
-        # A generator's rows stay in their order, because its loss is a mean over batches.
         eval_rows = shortest_first(eval_rows)
     generative = generative_metrics_for(config, examples, rows, target or tokenizer)
     metrics: dict[str, Any] = (
@@ -184,8 +223,7 @@ def prepare(
     )
     trainer = (GenerativeEvalTrainer if generative else BALoraTrainer)(
         model=adapted,
-        # Made after load_model, because arguments for DeepSpeed or FSDP change how models are loaded.
-        args=training_arguments(config),
+        args=arguments,
         train_dataset=rows.train,
         eval_dataset=eval_rows,
         data_collator=collator,
@@ -247,9 +285,9 @@ def save_result(trainer: BALoraTrainer, tokenizer: PreTrainedTokenizerBase, run:
     """Write trained tensors, initial weights and tokenizer to ``adapter/``, or ``model/`` if every weight was trained."""
     name = "model" if ckpt.form_of(trainer.model) == "model" else "adapter"
     with trainer.staged() as staging:
+        folder = staging / name
+        trainer._save(str(folder))  # in every process, because sharded tensors are gathered from all of them
         if trainer.args.should_save:
-            folder = staging / name
-            trainer._save(str(folder))
             ckpt.write_initial_weights(folder, trainer.origin())
             tokenizer.save_pretrained(folder)
     return run / name

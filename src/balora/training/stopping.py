@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from balora.signals import signal_handlers
@@ -18,8 +19,15 @@ class StopRequest:
     SIGTERMs change nothing, because launchers such as torchrun repeat every signal as SIGTERM.
     """
 
-    def __init__(self, on_request: Callable[[], None] = lambda: None) -> None:
-        """``on_request`` is called in the signal handler at the first signal; its errors are ignored."""
+    def __init__(
+        self, on_request: Callable[[], None] = lambda: None, is_futile: Callable[[], bool] | None = None
+    ) -> None:
+        """``on_request`` is called in the signal handler at the first signal; its errors are ignored.
+
+        ``is_futile``, for a run of several processes, returns whether another process has failed, which is why the launcher
+        sends the signal. Then no checkpoint can be written, and the user is told nothing.
+        """
+        self._is_futile = is_futile
         self.signal_number: int | None = None
         self._on_request = on_request
         self._wakeup: int | None = None
@@ -44,9 +52,19 @@ class StopRequest:
         self._exit_at_second_interrupt()
         # Not print: the signal may have come in the middle of another print.
         hint = _ONCE_MORE.get(signal.Signals(number), "")
-        os.write(2, f"\nbalora: stopping after this step, with a checkpoint.{hint}\n".encode())
+        message = f"\nbalora: stopping after this step, with a checkpoint.{hint}\n".encode()
+        if self._is_futile is None:
+            os.write(2, message)
+        else:  # in a thread, because the question takes time
+            threading.Thread(target=self._announce, args=(message, self._is_futile), daemon=True).start()
         with contextlib.suppress(Exception):
             self._on_request()
+
+    @staticmethod
+    def _announce(message: bytes, is_futile: Callable[[], bool]) -> None:
+        time.sleep(1.0)  # a dead process is found within this time
+        if not is_futile():
+            os.write(2, message)
 
     def _exit_at_second_interrupt(self) -> None:
         """Let a thread wait for the next Ctrl-C: Python's own handlers wait until the main thread leaves a long call into C."""

@@ -101,9 +101,12 @@ class TrainStep(abc.ABC):
 
     @abc.abstractmethod
     def evaluate(
-        self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, *, keep_logits: bool
+        self, model: nn.Module, inputs: dict[str, Any], labels: Tensor, *, keep_logits: bool, real: int | None = None
     ) -> tuple[Tensor, Any]:
-        """Return the mean task loss of a batch, and outputs with logits (if ``keep_logits``, or always if they are small)."""
+        """Return the mean task loss over the targets of a batch's first ``real`` rows (default: all), and outputs.
+
+        The outputs have logits if ``keep_logits``, or always if they are small.
+        """
 
     @abc.abstractmethod
     def target_logits(self, model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ everything else: optimizer, learning-rate schedule, precision, devices, evaluati
 """
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +37,8 @@ from balora.training.classification_step import ClassificationStep
 from balora.training.generation_step import GenerationStep
 from balora.training.linear_probe import MAX_ROWS, fit_head
 from balora.training.loss_meter import LossMeter
+from balora.training.processes import check_processes, refuse_reentrant_checkpointing
+from balora.training.repeated_rows import REAL_ROWS, num_real_rows, num_sampled_rows, without_repeated_labels
 from balora.training.saving import SavingMixin
 from balora.training.subsampling import Subsampler
 from balora.training.train_step import TrainStep, infer_task
@@ -69,7 +72,9 @@ class RegularizedTrainerMixin(SavingMixin):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        check_processes(self.accelerator)
         check_arguments(self)
+        refuse_reentrant_checkpointing(self.args, self.accelerator)
         model: nn.Module = self.model
         self.task = infer_task(model)
         classifies = self.task in ("classification", "regression")
@@ -87,9 +92,9 @@ class RegularizedTrainerMixin(SavingMixin):
             self._fit_head()
         # The teacher and the checkpoints use the same copy of the initial values.
         self.teacher = PretrainedTeacher(model, initial, offload=teacher_offload)
-        self.teacher_cache, self.logit_cache = select_caches(
-            self.objective, teacher_cache, self.accelerator.num_processes
-        )
+        self.teacher_cache, self.logit_cache = select_caches(self.objective, teacher_cache)
+        if self.logit_cache is not None:
+            self.logit_cache.device = self.args.device
         self.step: TrainStep = (
             GenerationStep(model, self.objective, self.teacher, self.teacher_cache)
             if self.objective.generates
@@ -99,6 +104,7 @@ class RegularizedTrainerMixin(SavingMixin):
         self.loss_meter = LossMeter(self.task)
         budget = regularization.consistency_budget
         self.consistency_weight = None if budget is None else BudgetWeight(regularization.consistency, budget)
+        self._eval_losses: list[tuple[Tensor, Tensor]] = []  # mean loss and number of targets of each batch
         self.anchors = anchors
         self.anchor_term: AnchorTerm | None = None
         self.anchor_store: Path | None = None
@@ -168,32 +174,43 @@ class RegularizedTrainerMixin(SavingMixin):
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """Run the anchors' forward and backward, then the Trainer's step; return the sum of both losses."""
-        holds = self.anchor_term is not None and not self.anchor_term.anchors.measure_only
-        held = self._hold_anchors(model) if holds else None
+        # DeepSpeed takes one backward in a micro-batch, so there `compute_loss` adds the term.
+        held = self._hold_anchors(model) if self._holds and not self.is_deepspeed_enabled else None
         loss: Tensor = super().training_step(model, *args, **kwargs)
         return loss if held is None else loss + held
 
     def _hold_anchors(self, model: nn.Module) -> Tensor | None:
         """Add the gradient of the anchors' term to the parameters; return the weighted term, detached."""
-        term_of = self.anchor_term
-        assert term_of is not None
         model.train()
-        step, micro_batches = self.state.global_step, getattr(self, "current_gradient_accumulation_steps", 1)
         # The backward of the micro-batch then sends the sum of both gradients to the other processes.
         quiet = model.no_sync() if hasattr(model, "no_sync") else contextlib.nullcontext()  # type: ignore[operator]
-        term_of.weight.advance(step, self._mean_over_processes, self._heat())
         with quiet:
             with self.compute_loss_context_manager():
-                term, weight = term_of.loss(model, step, micro_batches)
-            self.loss_meter.add_part("anchor", term, weight, 1.0 / micro_batches)
-            if term is None:
+                weighted = self._anchor_loss(model)
+            if weighted is None:
                 return None
-            if not torch.isfinite(term):
-                raise BALoraError(self._nonfinite_message("anchor term", step + 1))
-            term_of.weight.add(step, term)
-            weighted = weight * term
             self.accelerator.backward(weighted)
         return weighted.detach()
+
+    @property
+    def _holds(self) -> bool:
+        """True if the run has anchors that it trains on."""
+        return self.anchor_term is not None and not self.anchor_term.anchors.measure_only
+
+    def _anchor_loss(self, model: nn.Module) -> Tensor | None:
+        """Return the weighted anchors' term of a micro-batch, on the graph; None if it holds no anchor."""
+        term_of = self.anchor_term
+        assert term_of is not None
+        step, micro_batches = self.state.global_step, getattr(self, "current_gradient_accumulation_steps", 1)
+        term_of.weight.advance(step, self._mean_over_processes, self._heat())
+        term, weight = term_of.loss(model, step, micro_batches)
+        self.loss_meter.add_part("anchor", term, weight, 1.0 / micro_batches)
+        if term is None:
+            return None
+        if not torch.isfinite(term):
+            raise BALoraError(self._nonfinite_message("anchor term", step + 1))
+        term_of.weight.add(step, term)
+        return weight * term
 
     def _heat(self) -> float:
         """Return the part of the learning rate that will have fallen away by the end of the run; 0 if it stays constant."""
@@ -214,6 +231,7 @@ class RegularizedTrainerMixin(SavingMixin):
             loader = super().get_train_dataloader()
         finally:
             self.data_collator = collate
+        self._train_rows = num_sampled_rows(loader)
         refuse_training_without_step(
             loader, self.train_dataset, self._train_batch_size * self.accelerator.num_processes
         )
@@ -232,13 +250,15 @@ class RegularizedTrainerMixin(SavingMixin):
     ) -> Any:
         """Return the weighted sum of the parts of one micro-batch; in evaluation, the task loss alone."""
         inputs = {name: value for name, value in inputs.items() if name != "num_items_in_batch"}
-        row_keys = inputs.pop(KEYS, None)
+        row_keys, real = inputs.pop(KEYS, None), inputs.pop(REAL_ROWS, None)
         labels = inputs.pop("labels", None)
         if labels is None:
             raise BALoraError(f"The batch has no labels, only {', '.join(sorted(inputs))}. Check the data collator.")
         if not self.model.training:
             keep_logits = not (self.objective.generates and self._loss_only)
-            loss, outputs = self.step.evaluate(model, inputs, labels, keep_logits=keep_logits)
+            real = num_real_rows(self.accelerator, self._eval_rows, len(labels), self.args.eval_batch_size)
+            loss, outputs = self.step.evaluate(model, inputs, labels, keep_logits=keep_logits, real=real)
+            self._eval_losses.append((loss.detach().float(), self.step.count_items(labels[:real])))
             return (loss, outputs) if return_outputs else loss
         if not self._initial_state_checked:
             self._check_initial_state(model, inputs, labels)
@@ -248,6 +268,8 @@ class RegularizedTrainerMixin(SavingMixin):
             weights["consistency"] = self.consistency_weight.advance(step, self._mean_over_processes, self._heat())
         weights["consistency"] *= self.subsampler.step_factor(step)
         sequence_mask = self.subsampler.next_mask(step, len(labels), row_keys)
+        if real is not None:
+            sequence_mask = dataclasses.replace(sequence_mask, real=real)
         share = 1.0 / getattr(self, "current_gradient_accumulation_steps", 1)
         # DDP averages gradients over the processes, so a sum over items is divided by their mean number per process.
         items = None if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
@@ -263,6 +285,9 @@ class RegularizedTrainerMixin(SavingMixin):
         loss = parts.loss
         if not loss.requires_grad:
             raise BALoraError(NO_GRADIENT)
+        if self._holds and self.is_deepspeed_enabled:
+            held = self._anchor_loss(model)
+            loss = loss if held is None else loss + held
         if self.method is not None and self.method.penalty is not None:
             penalty = self.method.penalty(self.model)
             loss, extra = loss + share * penalty, {**extra, "penalty": penalty.detach()}
@@ -271,6 +296,34 @@ class RegularizedTrainerMixin(SavingMixin):
 
     _loss_only = False
     _num_targets: Tensor | int = 0
+    _train_rows: int | None = None
+    _eval_rows: int | None = None
+
+    def _rows_per_process(self, batch_size: int) -> int:
+        return batch_size // self.accelerator.num_processes if self.accelerator.split_batches else batch_size
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """Run the Trainer's loop; its loss becomes the mean over all targets (tokens or examples) of the dataset.
+
+        The Trainer's is a mean over batches, which depends on the batch size and on the number of processes.
+        """
+        self._eval_rows, self._eval_losses = num_sampled_rows(dataloader), []
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        losses, self._eval_losses = self._eval_losses, []
+        if losses:
+            values, counts = (torch.stack([torch.as_tensor(pair[i]).cpu() for pair in losses]).double() for i in (0, 1))
+            sums = torch.stack([(values * counts).sum(), counts.sum()])
+            if self.accelerator.num_processes > 1:
+                sums = self.accelerator.gather(sums.to(self.args.device)[None]).sum(0).cpu()
+            output.metrics[f"{metric_key_prefix}_loss"] = float(sums[0] / sums[1].clamp_min(1))
+        return output
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -286,7 +339,16 @@ class RegularizedTrainerMixin(SavingMixin):
         """Count the targets (tokens or examples) of the accumulated batch on all devices; at least 1."""
         if not batch_samples or "labels" not in batch_samples[0]:
             return None
-        count = torch.stack([self.step.count_items(batch["labels"]) for batch in batch_samples]).sum().to(device)
+        newest = batch_samples[-1]
+        real = num_real_rows(
+            self.accelerator, self._train_rows, len(newest["labels"]), self._rows_per_process(self._train_batch_size)
+        )
+        if real is not None:
+            newest[REAL_ROWS] = real
+            if self.objective.generates:
+                newest["labels"] = without_repeated_labels(newest["labels"], real)
+        counts = [self.step.count_items(batch["labels"][: batch.get(REAL_ROWS)]) for batch in batch_samples]
+        count = torch.stack(counts).sum().to(device)
         if self.accelerator.num_processes > 1:
             count = self.accelerator.gather(count).sum()
         self._num_targets = self._num_targets + count
@@ -346,7 +408,7 @@ class BALoraTrainer(RegularizedTrainerMixin, Trainer):
         regularization: Weights, schedules and targets of the regularizers; default: the paper's values for the model's task.
         loss_path: ``fused`` (no logits are computed) or ``plain`` (the formulas over full logits), to check one by the other.
         initial: Initial values of the trainable tensors by name. Required if ``model`` has been trained since it was adapted.
-        teacher_cache: ``auto`` caches a classifier's teacher logits in memory (in one process); ``off`` runs the teacher at
+        teacher_cache: ``auto`` caches a classifier's teacher logits in memory; ``off`` runs the teacher at
             every step; a `balora.teacher.cache.TeacherCache` replaces the teacher's forward in generation.
         teacher_offload: Whether the initial values stay in the host's memory between the teacher's forwards.
         anchors: Text on which the model is held to the pre-trained one (`balora.Anchors`); default none.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from balora.deprecation import deprecated_names
 from balora.errors import BALoraError
+from balora.methods.init.by_turns import computed_by_turns
 from balora.methods.init.svd import truncated_svd
 from balora.methods.layers.peft_lora import lora_layers
 from balora.methods.layers.weight_views import WeightMatrix, frozen_parameter, weight_matrices
@@ -70,9 +71,13 @@ def initialize_from_weights(model: nn.Module, decompose: Decompose, seed: int) -
         decompose: Function that returns the two factors of one weight.
         seed: Seed of the first matrix; each further matrix has the next seed.
     """
-    for index, matrix in enumerate(weight_matrices(model)):
-        weight_OI = matrix.weight_OI.float()
-        factor_a_RI, factor_b_OR = decompose(weight_OI, matrix.rank, seed + index)
+    matrices = list(weight_matrices(model))
+
+    def factors_of(index: int) -> tuple[Tensor, Tensor]:
+        matrix = matrices[index]
+        return decompose(matrix.weight_OI.float(), matrix.rank, seed + index)
+
+    for matrix, (factor_a_RI, factor_b_OR) in zip(matrices, computed_by_turns(factors_of, len(matrices)), strict=True):
         root = matrix.scaling**0.5
         matrix.set_factors(factor_a_RI / root, factor_b_OR / root)
     store_all_residuals(model)
