@@ -116,6 +116,10 @@ class DataConfig(Section):
     system: str | Literal[False] | None = Field(
         default=None, description="with messages: column of the system message; default system; false: none"
     )
+    chat_template: str | None = Field(
+        default=None,
+        description="with messages: zephyr, chatml, or a file with a Jinja template, in place of the tokenizer's own",
+    )
     text: str | tuple[str, ...] | None = Field(
         default=None, description="column of plain text; with a label or score, one column or a list of two"
     )
