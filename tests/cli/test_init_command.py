@@ -10,7 +10,7 @@ import pytest
 from balora.config.run_config import load_run_config
 from balora.config.scaffold import scalar
 from balora.config.yaml_loader import parse_yaml
-from command import Command, balora, model_dir  # noqa: F401 - fixtures
+from command import Command
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def chat_rows(count: int) -> list[dict]:
     ]
 
 
-def test_the_config_of_a_chat_can_be_validated(balora: Command, model_dir: Path) -> None:  # noqa: F811
+def test_the_config_of_a_chat_can_be_validated(balora: Command, model_dir: Path) -> None:
     write("chat.jsonl", chat_rows(50))
     outcome = balora("init", "chat.jsonl", "--model", model_dir, "method.rank=4")
     assert outcome.status == 0, outcome.err
@@ -51,7 +51,7 @@ def test_the_config_of_a_chat_can_be_validated(balora: Command, model_dir: Path)
     assert "This config can be run." in validated.out
 
 
-def test_a_config_of_a_single_line_of_data_can_be_validated(balora: Command, model_dir: Path) -> None:  # noqa: F811
+def test_a_config_of_a_single_line_of_data_can_be_validated(balora: Command, model_dir: Path) -> None:
     write("pairs.jsonl", [{"question": f"{n}?", "answer": f"{n}."} for n in range(8)])
     Path("run.yaml").write_text(
         f"{{model: {model_dir}, data: {{train: pairs.jsonl}}, method: {{rank: 4}}, output: out}}"
@@ -62,7 +62,7 @@ def test_a_config_of_a_single_line_of_data_can_be_validated(balora: Command, mod
     assert "Task: generation." in outcome.err
 
 
-def test_classes_are_counted_and_validation_files_found(balora: Command) -> None:  # noqa: F811
+def test_classes_are_counted_and_validation_files_found(balora: Command) -> None:
     rows = [{"text": f"t{n}", "label": "good" if n % 3 else "bad"} for n in range(30)]
     write("train.jsonl", rows)
     write("dev.jsonl", rows[:6])
@@ -73,7 +73,7 @@ def test_classes_are_counted_and_validation_files_found(balora: Command) -> None
     assert (config.task, config.data.eval, config.data.text) == ("classification", "dev.jsonl", "text")
 
 
-def test_an_existing_config_is_not_overwritten(balora: Command) -> None:  # noqa: F811
+def test_an_existing_config_is_not_overwritten(balora: Command) -> None:
     write("chat.jsonl", chat_rows(3))
     Path("run.yaml").write_text("mine")
     outcome = balora("init", "chat.jsonl")
@@ -83,7 +83,7 @@ def test_an_existing_config_is_not_overwritten(balora: Command) -> None:  # noqa
     assert balora("init", "chat.jsonl", "--force").status == 0
 
 
-def test_unknown_columns_are_shown_and_can_be_named(balora: Command) -> None:  # noqa: F811
+def test_unknown_columns_are_shown_and_can_be_named(balora: Command) -> None:
     write("odd.jsonl", [{"ask": "x", "reply": "y"}] * 4)
     outcome = balora("init", "odd.jsonl")
     assert outcome.status == 2
@@ -92,7 +92,7 @@ def test_unknown_columns_are_shown_and_can_be_named(balora: Command) -> None:  #
     assert load_run_config("run.yaml").data.form == "pair"
 
 
-def test_a_wrong_override_is_refused_and_nothing_written(balora: Command) -> None:  # noqa: F811
+def test_a_wrong_override_is_refused_and_nothing_written(balora: Command) -> None:
     write("chat.jsonl", chat_rows(3))
     outcome = balora("init", "chat.jsonl", "method.name=pisa")
     assert outcome.status == 2

@@ -14,6 +14,7 @@ import balora
 from balora.cli.compare import compare
 from balora.cli.evaluate import evaluate
 from balora.cli.init import init
+from balora.cli.inspect import inspect
 from balora.cli.methods import methods
 from balora.cli.reproduce import reproduce
 from balora.cli.screen import say
@@ -44,7 +45,20 @@ class _PastTyper(Exception):
 
 
 app = typer.Typer(name="balora", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for verb in (init, train, validate, teacher, methods, compare, reproduce, export, evaluate, report, quickstart):
+for verb in (
+    init,
+    inspect,
+    train,
+    validate,
+    teacher,
+    methods,
+    compare,
+    reproduce,
+    export,
+    evaluate,
+    report,
+    quickstart,
+):
     app.command()(_reporting_interrupts(verb))
 
 
