@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 import balora
+from balora.cli.chat import chat
 from balora.cli.compare import compare
 from balora.cli.evaluate import evaluate
 from balora.cli.init import init
@@ -49,6 +50,7 @@ for verb in (
     init,
     inspect,
     train,
+    chat,
     validate,
     teacher,
     methods,
