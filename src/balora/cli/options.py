@@ -41,7 +41,7 @@ class Engine(enum.Enum):
 EngineOption = Annotated[Engine, typer.Option(help="local: processes on this machine; ray: a Ray cluster.")]
 
 
-def read_run_config(config: Path, overrides: list[str] | None) -> RunConfig:
+def read_run_config(config: Path, overrides: list[str] | None, *, quiet: bool = False) -> RunConfig:
     """Read and check the config of a run, without importing anything heavier than pydantic.
 
     Columns and the task that the config leaves out are read off the data, where these leave no doubt.
@@ -51,7 +51,7 @@ def read_run_config(config: Path, overrides: list[str] | None) -> RunConfig:
 
     said: list[str] = []
     try:
-        values, said = completed(apply_overrides(read_config(config), overrides or []))
+        values, said = completed(apply_overrides(read_config(config), overrides or []), quiet=quiet)
         return RunConfig.from_dict(values, source=str(config))
     except BALoraError as error:
         hints = [line for line in said if "not recognised" in line]
@@ -59,7 +59,7 @@ def read_run_config(config: Path, overrides: list[str] | None) -> RunConfig:
         raise
 
 
-def completed(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def completed(values: dict[str, Any], *, quiet: bool = False) -> tuple[dict[str, Any], list[str]]:
     """Fill in the columns and the task that a config leaves out (`balora.data.completion.complete`), and say so."""
     data = values.get("data")
     if isinstance(data, dict) and any(data.get(key) is not None for key in _COLUMNS):
@@ -68,7 +68,7 @@ def completed(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
     values, said = complete(values)
     for line in said:
-        if "not recognised" not in line:
+        if not quiet and "not recognised" not in line:
             say(line, err=True)
     return values, said
 

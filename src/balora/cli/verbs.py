@@ -6,17 +6,27 @@ from typing import Annotated, cast
 import typer
 
 from balora.cli.options import Config, Overrides, read_run_config, require_path
+from balora.cli.screen import say
 from balora.errors import BALoraError, suggest
 from balora.logging_control import quiet_libraries
 
 
-def train(config: Config, overrides: Overrides = None) -> None:
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show every logged step above the bar, too.")
+    ] = False,
+) -> None:
     """Fine-tune a model as CONFIG says. If a run was interrupted, the same command resumes it."""
-    run_config = read_run_config(config, overrides)
-    quiet_libraries()
+    if quiet and verbose:
+        raise BALoraError("--quiet and --verbose contradict each other; choose one.")
+    run_config = read_run_config(config, overrides, quiet=quiet)
+    quiet_libraries(warnings_only=quiet)
     from balora.training.run import run
 
-    run(run_config, log=typer.echo)
+    run(run_config, log=say, detail="quiet" if quiet else "verbose" if verbose else "normal", bars=None)
 
 
 def validate(config: Config, overrides: Overrides = None) -> None:

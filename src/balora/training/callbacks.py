@@ -1,4 +1,4 @@
-"""Trainer callbacks of a run: the metrics file, log lines on the screen, and a method's work after each optimizer step."""
+"""Trainer callbacks of a run: the metrics file and a method's work after each optimizer step."""
 
 import json
 from collections.abc import Callable
@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ProgressCallback
 
 from balora.files import open_to_append, write_text
 
@@ -73,30 +72,3 @@ def format_logs(state: TrainerState, logs: Logs) -> str | None:
     """Format the main values of a log as one line that fits the screen; None if the log has no such value."""
     shown = [f"{n} {logs[n]:.4g}" for n in _DISPLAYED if logs and isinstance(logs.get(n), int | float)]
     return f"step {state.global_step}/{state.max_steps}  " + "  ".join(shown) if shown else None
-
-
-class ProgressBar(ProgressCallback):
-    """transformers' progress bar (steps, time left) that shows `format_logs` instead of the full log."""
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Logs = None, **_: Any
-    ) -> None:
-        """Write one line above the bar."""
-        line = format_logs(state, logs)
-        if state.is_world_process_zero and self.training_bar is not None and line:
-            self.training_bar.write(line)
-
-
-class LogLines(TrainerCallback):
-    """Log lines without a progress bar, for a log file."""
-
-    def __init__(self, log: Callable[[str], None]) -> None:
-        self.log = log
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Logs = None, **_: Any
-    ) -> None:
-        """Log one line."""
-        line = format_logs(state, logs)
-        if state.is_world_process_zero and line:
-            self.log(line)

@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset, Subset
 from transformers import Trainer
 
 from balora.anchors import Anchors
-from balora.data.collate import shortest_first
+from balora.data.collate import IGNORED, shortest_first
 from balora.errors import BALoraError
 from balora.methods.initial_state import initial_state_of, refresh_initial_state
 from balora.methods.registry import Method, find_method
@@ -202,6 +202,7 @@ class RegularizedTrainerMixin(SavingMixin):
             keep_logits = not (self.objective.generates and self._loss_only)
             loss, outputs = self.step.evaluate(model, inputs, labels, keep_logits=keep_logits)
             return (loss, outputs) if return_outputs else loss
+        self._tokens = self._tokens + count_tokens(inputs, labels, self.task)
         if not self._initial_state_checked:
             self._check_initial_state(model, inputs, labels)
         step = self.state.global_step
@@ -227,6 +228,12 @@ class RegularizedTrainerMixin(SavingMixin):
 
     _loss_only = False
     _num_targets: Tensor | int = 0
+    _tokens: Tensor | int = 0
+
+    def take_tokens(self) -> int:
+        """Return the tokens, without padding, that were trained on since the last call, estimated over all processes."""
+        tokens, self._tokens = int(self._tokens) * self.accelerator.num_processes, 0
+        return tokens
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -293,6 +300,13 @@ class RegularizedTrainerMixin(SavingMixin):
         if self.accelerator.num_processes == 1:
             return values
         return self.accelerator.reduce(values.to(self.args.device), reduction="mean").cpu()
+
+
+def count_tokens(inputs: dict[str, Any], labels: Tensor, task: str) -> Tensor | int:
+    """Count the tokens of a micro-batch without its padding, on their device; for seq2seq those of both sides."""
+    mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
+    count = mask.detach().sum() if mask is not None and mask.dim() == 2 else 0 if ids is None else ids.numel()
+    return count + (labels != IGNORED).sum() if task == "seq2seq" else count
 
 
 class BALoraTrainer(RegularizedTrainerMixin, Trainer):
