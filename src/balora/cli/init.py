@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,10 @@ def init(
         str | None, typer.Option("--model", "-m", help="Hub id or folder of the model to train.", show_default=False)
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Config to write.")] = Path("run.yaml"),
+    theirs: Annotated[
+        Path | None,
+        typer.Option("--from", help="Translate a config of TRL, axolotl or LLaMA-Factory.", show_default=False),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the config if it exists.")] = False,
 ) -> None:
     """Write a commented config for DATA: its columns, its form (chat, prompt and response, classes, ...) and the task."""
@@ -52,22 +57,31 @@ def init(
         overrides, data = [data, *(overrides or [])], None
     if output.exists() and not force:
         raise BALoraError(f"{output} exists already. Give another name (--output), or --force to overwrite it.")
-    values, said, hints = _values(data or _only_file(), overrides or [], model)
+    if theirs is not None:
+        from balora.cli.init_from import translated
+
+        values, said, hints = translated(theirs, data, overrides or [], model)
+    else:
+        values, said, hints = _values(data or _only_file(), overrides or [], model)
     from balora.config.run_config import RunConfig
     from balora.config.scaffold import render
+    from balora.config.schema import FILE as SCHEMA
+    from balora.config.schema import config_schema
     from balora.config.yaml_loader import parse_yaml
     from balora.files import write_text
 
     name = shlex.quote(str(output))
     heading = [
+        f"yaml-language-server: $schema={SCHEMA}",
         f"Written by `balora init`. {said[0]}",
         f"Check: balora validate {name}    Look: balora inspect {name}    Train: balora train {name}",
     ]
     text = render(values, heading, hints)
-    RunConfig.from_dict(parse_yaml(text), source=f"The config for {data or 'the data'}")
+    RunConfig.from_dict(parse_yaml(text), source=f"The config for {theirs or data or 'the data'}")
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, text)
-    say("\n".join([*said, f"Wrote {output}. Next:"]))
+    write_text(output.with_name(SCHEMA), json.dumps(config_schema(), indent=1, ensure_ascii=False) + "\n")
+    say("\n".join([*said, f"Wrote {output}, and {SCHEMA} for editors. Next:"]))
     for command, purpose in (
         (f"balora inspect {name}", "the rows as the model sees them"),
         (f"balora train {name}", "train"),

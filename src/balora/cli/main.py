@@ -18,6 +18,7 @@ from balora.cli.init import init
 from balora.cli.inspect import inspect
 from balora.cli.methods import methods
 from balora.cli.reproduce import reproduce
+from balora.cli.schema import schema
 from balora.cli.screen import say
 from balora.cli.verbs import export, quickstart, report, teacher, train, validate
 from balora.errors import BALoraError, Interrupted, hide_passwords
@@ -60,6 +61,7 @@ for verb in (
     evaluate,
     report,
     quickstart,
+    schema,
 ):
     app.command()(_reporting_interrupts(verb))
 

@@ -197,6 +197,19 @@ class DataConfig(Section):
         return form_of(self.model_dump())
 
 
+class EarlyStopping(Section):
+    """Stop a run whose evaluations no longer improve. A number alone is the patience."""
+
+    patience: Whole = Field(ge=1, description="evaluations without a better score after which the run stops")
+    min_delta: Number = Field(default=0.0, ge=0, description="a score counts as better if it differs by more than this")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number(cls, values: Any) -> Any:
+        is_number = isinstance(values, int) and not isinstance(values, bool)
+        return {"patience": values} if is_number else values
+
+
 class MethodConfig(Section):
     """Fine-tuning method and its size. The method's own options may be written beside these keys."""
 

@@ -54,6 +54,37 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+class EarlyStop(TrainerCallback):
+    """Stop when the evaluations no longer improve.
+
+    It reads the scores from the log of the Trainer's state, which a checkpoint has: a resumed run stops where an uninterrupted one
+    would.
+    """
+
+    def __init__(self, patience: int, min_delta: float, log: Callable[[str], None]) -> None:
+        self.patience, self.min_delta, self.log = patience, min_delta, log
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Count the evaluations since the last better one."""
+        name = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
+        scores = [(entry["step"], entry[name]) for entry in state.log_history if name in entry]
+        sign = 1 if args.greater_is_better else -1
+        best: tuple[int, float] | None = None
+        since = 0
+        for step, score in scores:
+            if best is None or sign * (score - best[1]) > self.min_delta:
+                best, since = (step, score), 0
+            else:
+                since += 1
+        if best is not None and since >= self.patience and not control.should_training_stop:
+            control.should_training_stop = True
+            if state.is_world_process_zero and state.global_step < state.max_steps:
+                self.log(
+                    f"Stopping early at step {state.global_step} of {state.max_steps}: {name} was best at step {best[0]} "
+                    f"({best[1]:.4g}), and {since} evaluations since then were not better."
+                )
+
+
 class AfterOptimizerStep(TrainerCallback):
     """Call a method's own step (AdaLoRA's pruning) after the optimizer step, before the gradients are cleared."""
 

@@ -33,7 +33,7 @@ from balora.methods import adapt, find_method
 from balora.teacher.cache import TeacherIdentity, open_cache, tokenizer_digest
 from balora.teacher.row_keys import row_key
 from balora.training.arguments import training_arguments
-from balora.training.callbacks import MetricsFile
+from balora.training.callbacks import EarlyStop, MetricsFile
 from balora.training.generative_eval import GenerativeEvalTrainer, generative_metrics_for
 from balora.training.metrics import metrics_for
 from balora.training.progress import Detail, ProgressBar, RunScreen, next_commands, result_lines
@@ -236,6 +236,9 @@ def _train(
     """Train and return the metrics; if a stop is requested, save a checkpoint and raise `Interrupted`."""
     for unwanted in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(unwanted)
+    if config.early_stopping is not None:
+        stopping = config.early_stopping
+        trainer.add_callback(EarlyStop(stopping.patience, stopping.min_delta, screen.log))
     progress = screen.callback(trainer, config)
     trainer.add_callback(progress)
     trainer.add_callback(MetricsFile(Path(config.output)))
