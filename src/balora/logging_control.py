@@ -54,10 +54,11 @@ class _EachOnce(logging.Filter):
         return False
 
 
-def quiet_libraries(*, warnings_only: bool = False) -> None:
+def quiet_libraries(*, warnings_only: bool = False, errors_only: bool = False) -> None:
     """Show balora's log messages, each warning once, and silence the libraries, for the rest of the process.
 
-    With ``warnings_only`` balora's own remarks that are no warnings are left out as well. Imports transformers.
+    With ``warnings_only`` balora's own remarks that are no warnings are left out as well, and with ``errors_only`` its warnings:
+    of several processes one shows them. Imports transformers.
     """
     import transformers  # not at import time: this module must stay light
 
@@ -65,7 +66,8 @@ def quiet_libraries(*, warnings_only: bool = False) -> None:
     handler.setFormatter(_ForScreen("%(message)s"))
     handler.addFilter(_EachOnce())
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    logging.getLogger("balora").setLevel(logging.WARNING if warnings_only else logging.INFO)
+    level = logging.ERROR if errors_only else logging.WARNING if warnings_only else logging.INFO
+    logging.getLogger("balora").setLevel(level)
     # These look for faster kernels, devices and versions, and warn if there are none, which no user of balora can act on.
     for library in ("bitsandbytes", "torch", "datasets", "accelerate", "peft", "huggingface_hub", "filelock"):
         logging.getLogger(library).setLevel(logging.ERROR)

@@ -5,6 +5,7 @@ from typing import Annotated, cast
 
 import typer
 
+from balora.cli.launch import launch, rank
 from balora.cli.options import Config, Overrides, read_run_config, require_path
 from balora.cli.screen import say
 from balora.errors import BALoraError, suggest
@@ -14,6 +15,9 @@ from balora.logging_control import quiet_libraries
 def train(
     config: Config,
     overrides: Overrides = None,
+    nproc: Annotated[
+        int, typer.Option(min=1, help="Processes on this machine, one for each GPU, as torchrun starts them.")
+    ] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show every logged step above the bar, too.")
@@ -22,8 +26,13 @@ def train(
     """Fine-tune a model as CONFIG says. If a run was interrupted, the same command resumes it."""
     if quiet and verbose:
         raise BALoraError("--quiet and --verbose contradict each other; choose one.")
-    run_config = read_run_config(config, overrides, quiet=quiet)
-    quiet_libraries(warnings_only=quiet)
+    further = rank() > 0  # the first process speaks for all
+    run_config = read_run_config(config, overrides, quiet=quiet or further)
+    if nproc > 1:
+        flags = ["--quiet"] * quiet + ["--verbose"] * verbose
+        raise typer.Exit(launch(nproc, ["train", *flags, "--", str(config), *(overrides or [])]))
+    quiet_libraries(warnings_only=quiet or further, errors_only=further)
+    quiet = quiet or further
     from balora.training.run import run
 
     run(run_config, log=say, detail="quiet" if quiet else "verbose" if verbose else "normal", bars=None)
@@ -65,6 +74,9 @@ def export(
         str, typer.Option(help="lora: a plain LoRA for the original model; merged: a plain transformers model.")
     ],
     output: Annotated[Path, typer.Option(help="Folder to write; it must be new or empty.")],
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Cut a LoRA to this lower rank; the error is printed.", show_default=False)
+    ] = None,
 ) -> None:
     """Write the trained model of RUN in a form that works without balora, and compare it with the trained model."""
     if to not in ("lora", "merged"):
@@ -73,8 +85,22 @@ def export(
     quiet_libraries()
     from balora.exporting.export import Form
     from balora.exporting.export import export as write
+    from balora.exporting.serving import serving_lines
 
-    typer.echo(write(run, to=cast(Form, to), output=output).describe())
+    say(write(run, to=cast(Form, to), output=output, rank=rank).describe())
+    lines = serving_lines(output, _task_of(run))
+    if lines:
+        say("\n".join(["Serve it:", *(f"  {line}" for line in lines)]))
+
+
+def _task_of(run: Path) -> str | None:
+    """Return the task of a run, or None if its folder does not say."""
+    from balora.loading.trained import find_saved
+
+    try:
+        return find_saved(run).task
+    except (BALoraError, KeyError):
+        return None
 
 
 def report(

@@ -23,6 +23,7 @@ from balora.checkpoints.run_directory import read_record
 from balora.errors import BALoraError, suggest
 from balora.exporting import verification
 from balora.exporting.base_model import BaseModel, add_unstored_layers
+from balora.exporting.truncation import Cut, truncate
 from balora.exporting.weights import Change, change_of, merge_into, write_lora
 from balora.files import apply_umask, fsync
 from balora.loading.pretrained import auto_class, load_target_tokenizer
@@ -56,6 +57,8 @@ class ExportReport:
     """Comparison with the trained model; None without ``check``."""
     note: str | None = None
     """Note on how the base of a LoRA must be loaded."""
+    cut: Cut | None = None
+    """Error of a lower rank, if one was asked for."""
 
     @property
     def largest_difference(self) -> float | None:
@@ -66,7 +69,8 @@ class ExportReport:
         """Return one sentence for the user."""
         what = f"a LoRA of rank {self.rank}" if self.to == "lora" else "a merged model"
         compared = "not compared with the trained model" if self.agreement is None else str(self.agreement)
-        return f"Wrote {what} to {self.output}: {compared}." + (f" {self.note}" if self.note else "")
+        notes = [self.cut.describe() if self.cut else None, self.note]
+        return " ".join([f"Wrote {what} to {self.output}: {compared}.", *filter(None, notes)])
 
     __str__ = describe
 
@@ -106,6 +110,7 @@ def export(
     check: bool = True,
     initial: Mapping[str, Tensor] | PretrainedTeacher | None = None,
     base: str | Path | None = None,
+    rank: int | None = None,
 ) -> ExportReport:
     """Write a trained model in plain peft's or plain transformers' form.
 
@@ -120,6 +125,8 @@ def export(
         initial: For a model in memory: the initial values of the adapter, or the `PretrainedTeacher` that has them.
             ``lora`` needs them if the method moved weights into the adapter.
         base: Hub id or directory of the pre-trained model, if it has moved since the training.
+        rank: Cut the LoRA to a lower rank by SVD, for servers with a limit. The result then differs from the trained model, by
+            the error that the report has.
 
     Returns:
         The files and the largest logit difference.
@@ -142,6 +149,8 @@ def export(
         raise BALoraError(f"to is lora or merged, not {to!r}.{suggest(str(to), ['lora', 'merged'])}")
     form: Form = "lora" if to == "lora" else "merged"
     output = Path(output)
+    if rank is not None and form != "lora":
+        raise BALoraError("A rank is for --to lora; a merged model has none.")
     if output.is_symlink():
         raise BALoraError(
             f"{output} is a symbolic link, and an export does not write through links. Name the folder that is meant."
@@ -159,7 +168,7 @@ def export(
         if tokenizer is not None:
             is_name = isinstance(tokenizer, str | Path)
             trained.tokenizer = AutoTokenizer.from_pretrained(tokenizer) if is_name else tokenizer
-        return _export(trained, form, output, check)
+        return _export(trained, form, output, check, rank)
 
 
 def _from_run(path: str | Path, base: str | Path | None) -> _Trained:
@@ -216,7 +225,7 @@ def _check_possible(trained: _Trained, to: Form) -> None:
         )
 
 
-def _export(trained: _Trained, to: Form, output: Path, check: bool) -> ExportReport:
+def _export(trained: _Trained, to: Form, output: Path, check: bool, lower_rank: int | None = None) -> ExportReport:
     model = trained.model
     assert model is not None
     dtype = verification.narrowest_dtype(model)
@@ -230,6 +239,9 @@ def _export(trained: _Trained, to: Form, output: Path, check: bool) -> ExportRep
             expected, note = verification.quantized_lora_outputs(model, base, trained.initial, probe, expected)
             del base
     change = _change(trained, to) if trained.method.low_rank else None
+    cut = None
+    if lower_rank is not None and change is not None:
+        change, cut = truncate(change, lower_rank)
     bits_note = note
     if to == "lora" and trained.vocabulary:
         resize = f"The vocabulary was resized: call resize_token_embeddings({trained.vocabulary}) on the base first."
@@ -248,7 +260,7 @@ def _export(trained: _Trained, to: Form, output: Path, check: bool) -> ExportRep
             else:
                 exported = trained.base.model_class.from_pretrained(staging).to(trained.base.device)
             agreement = verification.compare(expected, verification.probe_outputs(exported, probe), dtype)
-            if not agreement.holds:
+            if not agreement.holds and cut is None:
                 where = f" at {trained.base.address}" if trained.base.address else ""
                 raise BALoraError(
                     f"The exported {'LoRA' if to == 'lora' else 'model'} does not agree with the trained model and was not "
@@ -256,7 +268,7 @@ def _export(trained: _Trained, to: Form, output: Path, check: bool) -> ExportRep
                     "another with base=."
                 )
         rank = change.config.r if change is not None and to == "lora" else None
-        report = ExportReport(to, output, (), rank, agreement, note)
+        report = ExportReport(to, output, (), rank, agreement, note, cut)
         _write_tokenizers(trained, staging)
         if to == "lora" and trained.task == "classification":
             names = [trained.base.config.id2label[row] for row in range(trained.base.config.num_labels)]
