@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from balora.cli.options import Config, Engine, EngineOption, Jobs, Overrides, Seeds, listed
+from balora.cli.options import Config, Engine, EngineOption, Jobs, Overrides, Seeds, completed, listed
 from balora.config.yaml_loader import apply_overrides, read_config
 from balora.errors import BALoraError, suggest
 
@@ -65,7 +65,7 @@ def compare(
     from balora.experiments import compare as comparison
 
     general, variants = comparison.read_variants(listed(methods), overrides or [])
-    values = apply_overrides(written, general)
+    values, _ = completed(apply_overrides(written, general))
     axes = comparison.parse_axes(vary or [])
     numbers = comparison.parse_seeds(listed(seeds))
     levels = {"at_drift": _levels("--at-drift", at_drift), "at_score": _levels("--at-score", at_score)}

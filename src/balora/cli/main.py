@@ -11,10 +11,15 @@ from typing import Annotated, Any
 import typer
 
 import balora
+from balora.cli.chat import chat
 from balora.cli.compare import compare
 from balora.cli.evaluate import evaluate
+from balora.cli.init import init
+from balora.cli.inspect import inspect
 from balora.cli.methods import methods
 from balora.cli.reproduce import reproduce
+from balora.cli.schema import schema
+from balora.cli.screen import say
 from balora.cli.verbs import export, quickstart, report, teacher, train, validate
 from balora.errors import BALoraError, Interrupted, hide_passwords
 from balora.signals import signal_handlers
@@ -42,7 +47,22 @@ class _PastTyper(Exception):
 
 
 app = typer.Typer(name="balora", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for verb in (train, validate, teacher, methods, compare, reproduce, export, evaluate, report, quickstart):
+for verb in (
+    init,
+    inspect,
+    train,
+    chat,
+    validate,
+    teacher,
+    methods,
+    compare,
+    reproduce,
+    export,
+    evaluate,
+    report,
+    quickstart,
+    schema,
+):
     app.command()(_reporting_interrupts(verb))
 
 
@@ -94,7 +114,7 @@ def _interrupted_by_sigterm() -> Iterator[None]:
 
 
 def _stop(message: str, status: int) -> None:
-    print(f"balora: {hide_passwords(message)}", file=sys.stderr)
+    say(f"balora: {hide_passwords(message)}", err=True)
     sys.exit(status)
 
 

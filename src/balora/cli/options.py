@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from balora.cli.screen import say
 from balora.errors import BALoraError, hide_passwords, raise_all, suggest_path
 
 if TYPE_CHECKING:
     from balora.config.run_config import RunConfig
 
+_COLUMNS = ("prompt", "response", "messages", "text", "label", "score")
 Config = Annotated[Path, typer.Argument(help="Path of a YAML config.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
@@ -39,15 +41,36 @@ class Engine(enum.Enum):
 EngineOption = Annotated[Engine, typer.Option(help="local: processes on this machine; ray: a Ray cluster.")]
 
 
-def read_run_config(config: Path, overrides: list[str] | None) -> RunConfig:
-    """Read and check the config of a run, without importing anything heavier than pydantic."""
-    from balora.config.run_config import load_run_config
+def read_run_config(config: Path, overrides: list[str] | None, *, quiet: bool = False) -> RunConfig:
+    """Read and check the config of a run, without importing anything heavier than pydantic.
 
+    Columns and the task that the config leaves out are read off the data, where these leave no doubt.
+    """
+    from balora.config.run_config import RunConfig
+    from balora.config.yaml_loader import apply_overrides, read_config
+
+    said: list[str] = []
     try:
-        return load_run_config(config, overrides or [])
+        values, said = completed(apply_overrides(read_config(config), overrides or []), quiet=quiet)
+        return RunConfig.from_dict(values, source=str(config))
     except BALoraError as error:
-        raise_all([*error.problems, *_missing_files(config, overrides or [])], f"{config} cannot be used")
+        hints = [line for line in said if "not recognised" in line]
+        raise_all([*error.problems, *hints, *_missing_files(config, overrides or [])], f"{config} cannot be used")
         raise
+
+
+def completed(values: dict[str, Any], *, quiet: bool = False) -> tuple[dict[str, Any], list[str]]:
+    """Fill in the columns and the task that a config leaves out (`balora.data.completion.complete`), and say so."""
+    data = values.get("data")
+    if isinstance(data, dict) and any(data.get(key) is not None for key in _COLUMNS):
+        return values, []  # the usual case, which needs no import
+    from balora.data.completion import complete
+
+    values, said = complete(values)
+    for line in said:
+        if not quiet and "not recognised" not in line:
+            say(line, err=True)
+    return values, said
 
 
 def _missing_files(config: Path, overrides: list[str]) -> list[str]:

@@ -5,18 +5,37 @@ from typing import Annotated, cast
 
 import typer
 
+from balora.cli.launch import launch, rank
 from balora.cli.options import Config, Overrides, read_run_config, require_path
+from balora.cli.screen import say
 from balora.errors import BALoraError, suggest
 from balora.logging_control import quiet_libraries
 
 
-def train(config: Config, overrides: Overrides = None) -> None:
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    nproc: Annotated[
+        int, typer.Option(min=1, help="Processes on this machine, one for each GPU, as torchrun starts them.")
+    ] = 1,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show warnings and errors only.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show every logged step above the bar, too.")
+    ] = False,
+) -> None:
     """Fine-tune a model as CONFIG says. If a run was interrupted, the same command resumes it."""
-    run_config = read_run_config(config, overrides)
-    quiet_libraries()
+    if quiet and verbose:
+        raise BALoraError("--quiet and --verbose contradict each other; choose one.")
+    further = rank() > 0  # the first process speaks for all
+    run_config = read_run_config(config, overrides, quiet=quiet or further)
+    if nproc > 1:
+        flags = ["--quiet"] * quiet + ["--verbose"] * verbose
+        raise typer.Exit(launch(nproc, ["train", *flags, "--", str(config), *(overrides or [])]))
+    quiet_libraries(warnings_only=quiet or further, errors_only=further)
+    quiet = quiet or further
     from balora.training.run import run
 
-    run(run_config, log=typer.echo)
+    run(run_config, log=say, detail="quiet" if quiet else "verbose" if verbose else "normal", bars=None)
 
 
 def validate(config: Config, overrides: Overrides = None) -> None:
@@ -74,6 +93,9 @@ def export(
     scale: Annotated[
         float, typer.Option(help="Part a of the change to export, W + a·ΔW; below 1 less is forgotten and less learnt.")
     ] = 1.0,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Cut a LoRA to this lower rank; the error is printed.", show_default=False)
+    ] = None,
 ) -> None:
     """Write the trained model of RUN in a form that works without balora, and compare it with the trained model."""
     if to not in ("lora", "merged"):
@@ -82,8 +104,22 @@ def export(
     quiet_libraries()
     from balora.exporting.export import Form
     from balora.exporting.export import export as write
+    from balora.exporting.serving import serving_lines
 
-    typer.echo(write(run, to=cast(Form, to), output=output, scale=scale).describe())
+    say(write(run, to=cast(Form, to), output=output, rank=rank, scale=scale).describe())
+    lines = serving_lines(output, _task_of(run))
+    if lines:
+        say("\n".join(["Serve it:", *(f"  {line}" for line in lines)]))
+
+
+def _task_of(run: Path) -> str | None:
+    """Return the task of a run, or None if its folder does not say."""
+    from balora.loading.trained import find_saved
+
+    try:
+        return find_saved(run).task
+    except (BALoraError, KeyError):
+        return None
 
 
 def report(

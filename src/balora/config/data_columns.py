@@ -20,7 +20,7 @@ _SEQ2SEQ = ("prompt_template", "max_target_length", "target_tokenizer", "source_
 # Optional keys of a task and form.
 _OPTIONAL: dict[tuple[str, Form], tuple[str, ...]] = {
     ("generation", "pair"): ("input", "prompt_template", "separator"),
-    ("generation", "messages"): ("tools", "system"),
+    ("generation", "messages"): ("tools", "system", "chat_template"),
     ("seq2seq", "pair"): ("input", *_SEQ2SEQ),
     ("seq2seq", "labelled"): ("labels", *_SEQ2SEQ),
     ("seq2seq", "scored"): _SEQ2SEQ,

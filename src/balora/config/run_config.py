@@ -16,7 +16,7 @@ from balora.anchors import Anchors
 from balora.config.data_columns import data_problems
 from balora.config.foreign_keys import program_of
 from balora.config.plain_values import value_problems
-from balora.config.sections import DataConfig, MethodConfig, Section, Whole
+from balora.config.sections import DataConfig, EarlyStopping, MethodConfig, Section, Whole
 from balora.config.validation import (
     Problems,
     build_regularization,
@@ -89,6 +89,11 @@ class RunConfig(Section):
     )
     training: Annotated[dict[str, Any], PlainValidator(check_training)] = Field(
         default_factory=dict, description="fields of transformers.TrainingArguments"
+    )
+    early_stopping: EarlyStopping | None = Field(
+        default=None,
+        description="evaluations without a better training.metric_for_best_model (default: loss) after which the run stops, and "
+        "takes the best checkpoint; a number, or a section with patience and min_delta",
     )
     output: str = Field(min_length=1, description="the run directory")
     seed: Whole = Field(

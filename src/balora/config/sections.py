@@ -122,6 +122,10 @@ class DataConfig(Section):
     system: str | Literal[False] | None = Field(
         default=None, description="with messages: column of the system message; default system; false: none"
     )
+    chat_template: str | None = Field(
+        default=None,
+        description="with messages: zephyr, chatml, or a file with a Jinja template, in place of the tokenizer's own",
+    )
     text: str | tuple[str, ...] | None = Field(
         default=None, description="column of plain text; with a label or score, one column or a list of two"
     )
@@ -197,6 +201,19 @@ class DataConfig(Section):
     def form(self) -> Form:
         """Form of example that the named columns make."""
         return form_of(self.model_dump())
+
+
+class EarlyStopping(Section):
+    """Stop a run whose evaluations no longer improve. A number alone is the patience."""
+
+    patience: Whole = Field(ge=1, description="evaluations without a better score after which the run stops")
+    min_delta: Number = Field(default=0.0, ge=0, description="a score counts as better if it differs by more than this")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number(cls, values: Any) -> Any:
+        is_number = isinstance(values, int) and not isinstance(values, bool)
+        return {"patience": values} if is_number else values
 
 
 class MethodConfig(Section):

@@ -26,7 +26,7 @@ NO_PUSH = (
 
 _HUB = ("hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision")
 # Fields of TrainingArguments that the training section must not hold.
-_SET_ELSEWHERE = {
+SET_ELSEWHERE = {
     "output_dir": "is set by the top-level key output; leave it out.",
     "seed": "is set by the top-level key seed; leave it out.",
     "resume_from_checkpoint": "is set by the top-level key resume; leave it out.",
@@ -292,8 +292,8 @@ def check_training(values: Any) -> dict[str, Any]:
 def _check_field(name: str, value: Any) -> Any:
     """Return the value of one training field in its declared type. A ValueError contains the sentence for the user."""
     fields = training_fields()
-    if name in _SET_ELSEWHERE:
-        raise ValueError(f"training.{name} {_SET_ELSEWHERE[name]}")
+    if name in SET_ELSEWHERE:
+        raise ValueError(f"training.{name} {SET_ELSEWHERE[name]}")
     if name not in fields:
         hint = f". {_RENAMED[name]}" if name in _RENAMED else explain(name) or f".{suggest(name, fields)}"
         raise ValueError(f"Unknown key training.{name}{hint}")

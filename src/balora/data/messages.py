@@ -45,6 +45,25 @@ def context_columns(data: DataConfig, columns: Mapping[str, Any] | None = None) 
     return {kind: str(named.get(kind) or kind) for kind in kinds if named.get(kind) is not False}
 
 
+def chat_style(value: Any) -> str | None:
+    """Return the style of a conversation, ``OpenAI`` or ``ShareGPT``; None for any other value.
+
+    Example:
+        >>> chat_style([{"from": "human", "value": "Hi."}]), chat_style('[{"role": "user", "content": "Hi."}]'), chat_style("Hi.")
+        ('ShareGPT', 'OpenAI', None)
+    """
+    if isinstance(value, str) and not value.lstrip().startswith(("[", "{")):
+        return None
+    try:
+        messages = _listed(value, "")
+    except RowProblem:
+        return None
+    for style, role, content in (("OpenAI", "role", ("content", "tool_calls")), ("ShareGPT", "from", ("value",))):
+        if messages and all(role in message and any(key in message for key in content) for message in messages):
+            return style
+    return None
+
+
 def conversation(row: Row, value: Any, data: DataConfig) -> Row:
     """Return a row's conversation: ``messages``, and ``context`` if the row has further variables for the template.
 

@@ -41,8 +41,9 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
     name = tokenizer.name_or_path
     if not tokenizer.chat_template:
         raise BALoraError(
-            f"The tokenizer {name} has no chat template, so data.messages cannot be rendered. Use the tokenizer of a chat "
-            "model (tokenizer: ...), or use prompt and response columns."
+            f"The tokenizer {name} has no chat template, so data.messages cannot be rendered. Give it one "
+            "(data.chat_template: zephyr, or a file), use the tokenizer of a chat model (tokenizer: ...), or use prompt and "
+            "response columns."
         )
     if not tokenizer.is_fast:
         raise BALoraError(f"The tokenizer {name} has no fast form (tokenizer.json), which data.messages needs.")

@@ -270,7 +270,8 @@ def _seq2seq(
     answers = _with_special_tokens(targets.tokenizer, {"text_target": responses}, target_limit)
     for source, response in zip(sources, answers, strict=True):
         labels = response.input_ids
-        yield Encoded(source.input_ids, labels, needed=1 if labels else 0, cut=source.cut + response.cut)
+        cut = source.cut + response.cut
+        yield Encoded(source.input_ids, labels, needed=1 if labels else 0, total=source.total, cut=cut)
 
 
 def _labelled(marker: Marker, limit: Limit, batch: Batch) -> Iterator[Encoded]:
@@ -291,7 +292,7 @@ def _with_special_tokens(
     if long:
         again = {name: [values[at] for at in long] for name, values in texts.items()}
         for at, row in zip(long, _encode(tokenizer, again, truncation=True, max_length=limit.tokens), strict=True):
-            rows[at] = dataclasses.replace(row, cut=(limit,))
+            rows[at] = dataclasses.replace(row, total=rows[at].total, cut=(limit,))
     return rows
 
 
@@ -304,4 +305,6 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: dict[str, list[str]], **o
         }
     encoded: Any = tokenizer(**texts, verbose=False, **options)
     types = encoded.get("token_type_ids") or [None] * len(encoded["input_ids"])
-    return [Encoded(list(i), [], token_type_ids=t) for i, t in zip(encoded["input_ids"], types, strict=True)]
+    return [
+        Encoded(list(i), [], total=len(i), token_type_ids=t) for i, t in zip(encoded["input_ids"], types, strict=True)
+    ]

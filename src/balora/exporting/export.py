@@ -23,6 +23,7 @@ from balora.checkpoints.run_directory import read_record
 from balora.errors import BALoraError, suggest
 from balora.exporting import verification
 from balora.exporting.base_model import BaseModel, add_unstored_layers
+from balora.exporting.truncation import Cut, truncate
 from balora.exporting.weights import Change, change_of, merge_into, write_lora
 from balora.files import apply_umask, fsync
 from balora.loading.pretrained import auto_class, load_target_tokenizer
@@ -60,6 +61,8 @@ class ExportReport:
     """Note on how the base of a LoRA must be loaded."""
     scale: float = 1.0
     """a in W + a·ΔW."""
+    cut: Cut | None = None
+    """Error of a lower rank, if one was asked for."""
 
     @property
     def largest_difference(self) -> float | None:
@@ -71,7 +74,9 @@ class ExportReport:
         what = f"a LoRA of rank {self.rank}" if self.to == "lora" else "a merged model"
         compared = "not compared with the trained model" if self.agreement is None else str(self.agreement)
         scaled = f" with {self.scale:g} of the change" if self.scale != 1 else ""
-        notes = (note for note in (self.note, scale_notice(self.scale)) if note)
+        notes = (
+            note for note in (self.cut.describe() if self.cut else None, self.note, scale_notice(self.scale)) if note
+        )
         return " ".join([f"Wrote {what}{scaled} to {self.output}: {compared}.", *notes])
 
     __str__ = describe
@@ -117,6 +122,7 @@ def export(
     initial: Mapping[str, Tensor] | PretrainedTeacher | None = None,
     base: str | Path | None = None,
     scale: float = 1.0,
+    rank: int | None = None,
 ) -> ExportReport:
     """Write a trained model in plain peft's or plain transformers' form.
 
@@ -133,6 +139,8 @@ def export(
         base: Hub id or directory of the pre-trained model, if it has moved since the training.
         scale: a in W + a·ΔW: how much of the change to export. Below 1 the model forgets less and has learnt less. A model in
             memory is scaled in place.
+        rank: Cut the LoRA to a lower rank by SVD, for servers with a limit. The result then differs from the trained model, by
+            the error that the report has.
 
     Returns:
         The files and the largest logit difference.
@@ -156,6 +164,8 @@ def export(
     form: Form = "lora" if to == "lora" else "merged"
     scale = check_scale(scale)
     output = Path(output)
+    if rank is not None and form != "lora":
+        raise BALoraError("A rank is for --to lora; a merged model has none.")
     if output.is_symlink():
         raise BALoraError(
             f"{output} is a symbolic link, and an export does not write through links. Name the folder that is meant."
@@ -175,7 +185,7 @@ def export(
             trained.tokenizer = AutoTokenizer.from_pretrained(tokenizer) if is_name else tokenizer
         if scale != 1:
             _scale(trained, form, scale, initial, base)
-        return _export(trained, form, output, check)
+        return _export(trained, form, output, check, rank)
 
 
 def _from_run(path: str | Path, base: str | Path | None) -> _Trained:
@@ -260,7 +270,7 @@ def _check_possible(trained: _Trained, to: Form) -> None:
         )
 
 
-def _export(trained: _Trained, to: Form, output: Path, check: bool) -> ExportReport:
+def _export(trained: _Trained, to: Form, output: Path, check: bool, lower_rank: int | None = None) -> ExportReport:
     model = trained.model
     assert model is not None
     dtype = verification.narrowest_dtype(model)
@@ -280,6 +290,9 @@ def _export(trained: _Trained, to: Form, output: Path, check: bool) -> ExportRep
     change = _change(trained, to) if trained.method.low_rank else None
     if change is not None and trained.unscaled != 1:
         change = change.scaled(trained.unscaled)
+    cut = None
+    if lower_rank is not None and change is not None:
+        change, cut = truncate(change, lower_rank)
     bits_note = note
     if to == "lora" and trained.vocabulary:
         resize = f"The vocabulary was resized: call resize_token_embeddings({trained.vocabulary}) on the base first."
@@ -298,7 +311,7 @@ def _export(trained: _Trained, to: Form, output: Path, check: bool) -> ExportRep
             else:
                 exported = trained.base.model_class.from_pretrained(staging).to(trained.base.device)
             agreement = verification.compare(expected, verification.probe_outputs(exported, probe), dtype)
-            if not agreement.holds:
+            if not agreement.holds and cut is None:
                 where = f" at {trained.base.address}" if trained.base.address else ""
                 raise BALoraError(
                     f"The exported {'LoRA' if to == 'lora' else 'model'} does not agree with the trained model and was not "
@@ -306,7 +319,7 @@ def _export(trained: _Trained, to: Form, output: Path, check: bool) -> ExportRep
                     "another with base=."
                 )
         rank = change.config.r if change is not None and to == "lora" else None
-        report = ExportReport(to, output, (), rank, agreement, note, trained.scale)
+        report = ExportReport(to, output, (), rank, agreement, note, trained.scale, cut)
         _write_tokenizers(trained, staging)
         if to == "lora" and trained.task == "classification":
             names = [trained.base.config.id2label[row] for row in range(trained.base.config.num_labels)]

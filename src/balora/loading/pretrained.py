@@ -14,6 +14,7 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto import modeling_auto
 
+from balora.data.chat_templates import set_chat_template
 from balora.data.collate import ensure_pad_token
 from balora.data.hub import unreachable
 from balora.errors import BALoraError, raise_all
@@ -54,7 +55,10 @@ def load_tokenizer(source: ModelSource, *, languages_required: bool = True) -> P
 
     With ``languages_required`` a multilingual tokenizer without languages is refused for seq2seq.
     """
-    return _load_tokenizer(source.tokenizer or source.model, source, languages_required=languages_required)
+    tokenizer = _load_tokenizer(source.tokenizer or source.model, source, languages_required=languages_required)
+    if source.chat_template is not None:
+        set_chat_template(tokenizer, source.chat_template)
+    return tokenizer
 
 
 def load_target_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase | None:

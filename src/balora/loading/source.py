@@ -62,6 +62,8 @@ class ModelSource:
     """Language of the encoder's text, for a multilingual tokenizer (seq2seq)."""
     target_language: str | None = None
     """Language of the decoder's text, for a multilingual tokenizer (seq2seq)."""
+    chat_template: str | None = None
+    """Name or file of a chat template in place of the tokenizer's own."""
     allow_pickle: bool = False
     trust_remote_code: bool = False
 
@@ -76,6 +78,7 @@ class ModelSource:
             target_tokenizer=None if target is None else Location(target, "data.target_tokenizer"),
             source_language=config.data.source_language,
             target_language=config.data.target_language,
+            chat_template=config.data.chat_template,
             **{name: getattr(config, name) for name in same},
         )
 

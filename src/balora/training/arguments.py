@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+from typing import Any
 
 from transformers import Trainer, TrainingArguments
 
@@ -31,7 +32,7 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         "label_names": ["labels"],
     }
     # Copied, because transformers writes into its arguments (fsdp_config), and a resume compares the config.
-    values = {**DEFAULTS, **copy.deepcopy(config.training), **fixed}
+    values = {**DEFAULTS, **_early_stopping_defaults(config), **copy.deepcopy(config.training), **fixed}
     try:
         arguments = TrainingArguments(**values)
     except Exception as error:  # any exception, because the values are the user's
@@ -42,6 +43,18 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
     return arguments
 
 
+def _early_stopping_defaults(config: RunConfig) -> dict[str, Any]:
+    """Return the arguments that early stopping needs: a score, and a checkpoint at every evaluation to go back to."""
+    if config.early_stopping is None:
+        return {}
+    same = {
+        f"save_{name}": config.training[f"eval_{name}"]
+        for name in ("strategy", "steps")
+        if f"eval_{name}" in config.training
+    }
+    return {"metric_for_best_model": "loss", "load_best_model_at_end": True, **same}
+
+
 def _missing_requirements(arguments: TrainingArguments, config: RunConfig) -> list[str]:
     """List what the arguments need and the run does not have; the Trainer would notice after the model is loaded."""
     problems = []
@@ -49,6 +62,10 @@ def _missing_requirements(arguments: TrainingArguments, config: RunConfig) -> li
         problems.append(
             f"training.eval_strategy is {arguments.eval_strategy.value}, and there are no rows to evaluate on. Name them in "
             "data.eval (0.05 takes 5 % of the training rows), or leave eval_strategy out."
+        )
+    if config.early_stopping is not None and arguments.eval_strategy == "no":
+        problems.append(
+            "early_stopping needs evaluations during training: set training.eval_strategy (epoch or steps) and data.eval."
         )
     optimizer = _optimizer_problem(arguments, config.method.name)
     problems += [optimizer] if optimizer else []

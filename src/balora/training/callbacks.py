@@ -1,4 +1,4 @@
-"""Trainer callbacks of a run: the metrics file, log lines on the screen, and a method's work after each optimizer step."""
+"""Trainer callbacks of a run: the metrics file and a method's work after each optimizer step."""
 
 import json
 import logging
@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ProgressCallback
 
 from balora.files import open_to_append, write_text
 
@@ -55,6 +54,37 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return lines
+
+
+class EarlyStop(TrainerCallback):
+    """Stop when the evaluations no longer improve.
+
+    It reads the scores from the log of the Trainer's state, which a checkpoint has: a resumed run stops where an uninterrupted one
+    would.
+    """
+
+    def __init__(self, patience: int, min_delta: float, log: Callable[[str], None]) -> None:
+        self.patience, self.min_delta, self.log = patience, min_delta, log
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Count the evaluations since the last better one."""
+        name = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
+        scores = [(entry["step"], entry[name]) for entry in state.log_history if name in entry]
+        sign = 1 if args.greater_is_better else -1
+        best: tuple[int, float] | None = None
+        since = 0
+        for step, score in scores:
+            if best is None or sign * (score - best[1]) > self.min_delta:
+                best, since = (step, score), 0
+            else:
+                since += 1
+        if best is not None and since >= self.patience and not control.should_training_stop:
+            control.should_training_stop = True
+            if state.is_world_process_zero and state.global_step < state.max_steps:
+                self.log(
+                    f"Stopping early at step {state.global_step} of {state.max_steps}: {name} was best at step {best[0]} "
+                    f"({best[1]:.4g}), and {since} evaluations since then were not better."
+                )
 
 
 class AfterOptimizerStep(TrainerCallback):
@@ -120,30 +150,3 @@ def format_logs(state: TrainerState, logs: Logs) -> str | None:
     """Format the main values of a log as one line that fits the screen; None if the log has no such value."""
     shown = [f"{n} {logs[n]:.4g}" for n in _DISPLAYED if logs and isinstance(logs.get(n), int | float)]
     return f"step {state.global_step}/{state.max_steps}  " + "  ".join(shown) if shown else None
-
-
-class ProgressBar(ProgressCallback):
-    """transformers' progress bar (steps, time left) that shows `format_logs` instead of the full log."""
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Logs = None, **_: Any
-    ) -> None:
-        """Write one line above the bar."""
-        line = format_logs(state, logs)
-        if state.is_world_process_zero and self.training_bar is not None and line:
-            self.training_bar.write(line)
-
-
-class LogLines(TrainerCallback):
-    """Log lines without a progress bar, for a log file."""
-
-    def __init__(self, log: Callable[[str], None]) -> None:
-        self.log = log
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Logs = None, **_: Any
-    ) -> None:
-        """Log one line."""
-        line = format_logs(state, logs)
-        if state.is_world_process_zero and line:
-            self.log(line)

@@ -39,7 +39,7 @@ from balora.methods.init.by_turns import divided_among_processes
 from balora.teacher.cache import TeacherIdentity, open_cache, tokenizer_digest
 from balora.teacher.row_keys import row_key
 from balora.training.arguments import training_arguments
-from balora.training.callbacks import LogLines, MetricsFile, ProgressBar
+from balora.training.callbacks import EarlyStop, MetricsFile
 from balora.training.generative_eval import GenerativeEvalTrainer, generative_metrics_for
 from balora.training.metrics import metrics_for
 from balora.training.peers import Peers
@@ -51,6 +51,7 @@ from balora.training.processes import (
     ignored_sharding,
     refuse_separate_processes,
 )
+from balora.training.progress import Detail, ProgressBar, RunScreen, next_commands, result_lines
 from balora.training.stopping import StopRequest
 from balora.training.trainer import BALoraTrainer
 
@@ -74,13 +75,21 @@ class RunResult:
 
 @deprecated_keywords(settings="config", say="log")
 def run(
-    config: RunConfig, log: Callable[[str], None] = lambda line: None, *, anchor_store: Path | None = None
+    config: RunConfig,
+    log: Callable[[str], None] = lambda line: None,
+    *,
+    detail: Detail = "normal",
+    bars: bool | None = False,
+    anchor_store: Path | None = None,
 ) -> RunResult:
     """Train as a config says, or resume the interrupted run in its run directory.
 
     Args:
         config: Config of the run.
         log: Function that gets lines for the user.
+        detail: ``quiet`` calls ``log`` for nothing; ``verbose`` also for every logged step while a bar is shown.
+        bars: Whether to show bars on the error output; None: if both outputs are a
+            terminal. ``training.disable_tqdm`` hides them.
         anchor_store: Directory of generated anchors that this run shares with others.
 
     Raises:
@@ -89,21 +98,22 @@ def run(
     directory = RunDirectory(config)
     refuse_separate_processes(config.training)
     peers = Peers(directory.record_failure)
-    log = log if peers.rank == 0 else lambda line: None
+    screen = RunScreen(log if peers.rank == 0 else lambda line: None, detail, bars)
     with peers.watched():
-        return _run(config, log, directory, peers, anchor_store)
+        return _run(config, screen, directory, peers, anchor_store)
 
 
 def _run(
-    config: RunConfig, log: Callable[[str], None], directory: RunDirectory, peers: Peers, anchor_store: Path | None
+    config: RunConfig, screen: RunScreen, directory: RunDirectory, peers: Peers, anchor_store: Path | None
 ) -> RunResult:
     """Train as `run` does, while ``peers`` watches the other processes."""
+    log = screen.log
     checkpoint = directory.resume_checkpoint()
     resumed = checkpoint is not None
     if resumed:
         log(f"Resuming from {checkpoint}")
     # All input is checked before the run directory is written to.
-    trainer, tokenizer, examples = prepare(config, checkpoint)
+    trainer, tokenizer, examples = prepare(config, checkpoint, screen)
     trainer.anchor_store = anchor_store
     peers.connect()
     resumed_at = 0
@@ -145,9 +155,10 @@ def _run(
         is_futile = None if peers.size == 1 else lambda: peers.failed() is not None
         stop = StopRequest(lambda: directory.update_record(status="interrupted"), is_futile)
         try:
-            metrics = _train(trainer, directory.path, checkpoint, log, stop)
+            metrics = _train(trainer, config, checkpoint, screen, stop)
             # Saved before the evaluation, which may round the model in place (bf16_full_eval).
-            save_result(trainer, tokenizer, directory.path)
+            with screen.stage("saving"):
+                saved = save_result(trainer, tokenizer, directory.path)
             if trainer.eval_dataset is not None:
                 metrics |= trainer.evaluate()
             metrics["peak_memory_mib"] = peak_memory_mib()
@@ -172,37 +183,42 @@ def _run(
         directory.update_record(
             status="finished", error=None, metrics=metrics, parameters=parameter_counts(trainer.model), notices=notices
         )
-    shown = ("train_loss", "train_runtime", "peak_memory_mib", "eval_", "anchor_", "consistency_")
-    log("  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name.startswith(shown)))
-    log(f"Done: {directory.path}")
+    if trainer.is_world_process_zero():
+        trainable = parameter_counts(trainer.model)["trainable"]
+        log("\n".join(result_lines(config, metrics, trainer.state.global_step, saved, trainable)))
+        log("\n".join(["Next:", *(f"  {command}" for command in next_commands(config, directory.path))]))
     return RunResult(directory.path, metrics, trainer)
 
 
 def prepare(
-    config: RunConfig, checkpoint: Path | None = None
+    config: RunConfig, checkpoint: Path | None = None, screen: RunScreen | None = None
 ) -> tuple[BALoraTrainer, PreTrainedTokenizerBase, Examples]:
     """Load and check all that a run needs before its first step, and write nothing.
 
     The initial values of a resumed run are read from its checkpoint, without a new decomposition.
     """
+    stage = screen.stage if screen is not None else RunScreen(lambda line: None, "quiet").stage
     set_seed(config.seed)  # for a new classification head, which the global generator makes
     source = ModelSource.from_config(config)
     tokenizer, target = load_tokenizer(source), load_target_tokenizer(source)
-    examples = load_examples(config.data, config.task, config.seed, head=head_classes(source))
-    model = load_model(source, examples.num_labels, examples.id2label, tokenizer=tokenizer)
+    with stage("reading the data"):
+        examples = load_examples(config.data, config.task, config.seed, head=head_classes(source))
+    with stage("loading the model"):
+        model = load_model(source, examples.num_labels, examples.id2label, tokenizer=tokenizer)
     # After load_model, because arguments for DeepSpeed or FSDP change how models are loaded. They start the process group.
     arguments = training_arguments(config)
     positions = max_positions(model.config)
-    rows = tokenize_examples(
-        examples, tokenizer, config.data, config.task, target_tokenizer=target, max_positions=positions
-    )
+    with stage("tokenizing"):
+        rows = tokenize_examples(
+            examples, tokenizer, config.data, config.task, target_tokenizer=target, max_positions=positions
+        )
     collator = make_collator(config.task, tokenizer, model)
     cache = open_cache(config)
     if cache is not None:
         identity = TeacherIdentity.of_run(config, model, tokenizer_digest(tokenizer, target))
         cache.require(identity, [row_key(row) for row in rows.train])
     stored = None if checkpoint is None else ckpt.read_initial_weights(checkpoint).values
-    with divided_among_processes():
+    with stage(f"making the initial values of {config.method.name}"), divided_among_processes():
         adapted = adapt(
             model,
             config.method.name,
@@ -254,18 +270,26 @@ def calibration_rows(rows: Dataset, collator: Callable[..., Any], seed: int, cou
 
 
 def _train(
-    trainer: BALoraTrainer, directory: Path, checkpoint: Path | None, log: Callable[[str], None], stop: StopRequest
+    trainer: BALoraTrainer, config: RunConfig, checkpoint: Path | None, screen: RunScreen, stop: StopRequest
 ) -> dict[str, float]:
     """Train and return the metrics; if a stop is requested, save a checkpoint and raise `Interrupted`."""
     for unwanted in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(unwanted)
-    trainer.add_callback(LogLines(log) if trainer.args.disable_tqdm else ProgressBar())
-    trainer.add_callback(MetricsFile(directory))
+    if config.early_stopping is not None:
+        stopping = config.early_stopping
+        trainer.add_callback(EarlyStop(stopping.patience, stopping.min_delta, screen.log))
+    progress = screen.callback(trainer, config)
+    trainer.add_callback(progress)
+    trainer.add_callback(MetricsFile(Path(config.output)))
     if checkpoint is not None:
         trainer.args.eval_on_start = False  # the Trainer would evaluate at every resume, and log it as a step's result
     trainer.stop_request = stop
-    with stop.listening():
-        metrics = dict(trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics)
+    try:
+        with stop.listening():
+            metrics = dict(trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics)
+    finally:
+        if isinstance(progress, ProgressBar):
+            progress.close()
     if stop.signal_number is not None:  # during or after the last step
         raise Interrupted
     return metrics

@@ -18,8 +18,9 @@ from transformers import Trainer
 
 from balora.anchoring.budget import BudgetWeight
 from balora.anchors import Anchors
-from balora.data.collate import shortest_first
-from balora.errors import BALoraError
+from balora.config.validation import Problems, build_regularization
+from balora.data.collate import IGNORED, shortest_first
+from balora.errors import BALoraError, raise_all
 from balora.methods.initial_state import initial_state_of, refresh_initial_state
 from balora.methods.registry import Method, find_method
 from balora.models.adapted_model import base_model_of
@@ -63,7 +64,7 @@ class RegularizedTrainerMixin(SavingMixin):
     def __init__(
         self,
         *args: Any,
-        regularization: RegularizationConfig | None = None,
+        regularization: RegularizationConfig | Mapping[str, Any] | str | bool | None = None,
         loss_path: str = "fused",
         initial: Mapping[str, Tensor] | None = None,
         teacher_cache: TeacherCache | str = "auto",
@@ -78,12 +79,10 @@ class RegularizedTrainerMixin(SavingMixin):
         model: nn.Module = self.model
         self.task = infer_task(model)
         classifies = self.task in ("classification", "regression")
-        paper = RegularizationConfig.for_classification if classifies else RegularizationConfig.for_generation
         initial_state = initial_state_of(model)
         self.method: Method | None = find_method(initial_state.method) if initial_state else None
-        if regularization is None and self.method is not None and self.method.objective:
-            regularization = RegularizationConfig.of_objective(self.method.objective)
-        self.regularization = regularization = paper() if regularization is None else regularization
+        own = self.method.objective if self.method is not None else None
+        self.regularization = regularization = regularization_of(regularization, self.task, own)
         num_labels = getattr(model.config, "num_labels", None)
         self.objective = Objective(regularization, self.task, num_labels=num_labels, loss_path=loss_path)
         for notice in self.objective.notices:
@@ -260,6 +259,7 @@ class RegularizedTrainerMixin(SavingMixin):
             loss, outputs = self.step.evaluate(model, inputs, labels, keep_logits=keep_logits, real=real)
             self._eval_losses.append((loss.detach().float(), self.step.count_items(labels[:real])))
             return (loss, outputs) if return_outputs else loss
+        self._tokens = self._tokens + count_tokens(inputs, labels, self.task)
         if not self._initial_state_checked:
             self._check_initial_state(model, inputs, labels)
         step = self.state.global_step
@@ -324,6 +324,13 @@ class RegularizedTrainerMixin(SavingMixin):
                 sums = self.accelerator.gather(sums.to(self.args.device)[None]).sum(0).cpu()
             output.metrics[f"{metric_key_prefix}_loss"] = float(sums[0] / sums[1].clamp_min(1))
         return output
+
+    _tokens: Tensor | int = 0
+
+    def take_tokens(self) -> int:
+        """Return the tokens, without padding, that were trained on since the last call, estimated over all processes."""
+        tokens, self._tokens = int(self._tokens) * self.accelerator.num_processes, 0
+        return tokens
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -401,11 +408,45 @@ class RegularizedTrainerMixin(SavingMixin):
         return self.accelerator.reduce(values.to(self.args.device), reduction="mean").cpu()
 
 
+def regularization_of(value: Any, task: str, objective: Mapping[str, Any] | None = None) -> RegularizationConfig:
+    """Return the regularization that a value means: an object, ``on``, ``off``, or changes to the paper's values for the task.
+
+    Args:
+        value: `RegularizationConfig`, ``on`` or ``off`` (or true or false), a mapping of its fields, or None for the default.
+        task: Task of the model.
+        objective: Settings of the method's own objective, which then are the default.
+
+    Raises:
+        BALoraError: A field is unknown, or a value is not allowed.
+
+    Example:
+        >>> regularization_of("off", "generation") == RegularizationConfig.off()
+        True
+        >>> regularization_of({"consistency": 0.1}, "generation").diversity  # the paper's
+        0.005
+    """
+    if value is None and objective:
+        return RegularizationConfig.of_objective(objective)
+    try:
+        return build_regularization(value, task, True, objective)
+    except Problems as error:
+        raise_all(error.problems, "The argument regularization cannot be used")
+        raise
+
+
+def count_tokens(inputs: dict[str, Any], labels: Tensor, task: str) -> Tensor | int:
+    """Count the tokens of a micro-batch without its padding, on their device; for seq2seq those of both sides."""
+    mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
+    count = mask.detach().sum() if mask is not None and mask.dim() == 2 else 0 if ids is None else ids.numel()
+    return count + (labels != IGNORED).sum() if task == "seq2seq" else count
+
+
 class BALoraTrainer(RegularizedTrainerMixin, Trainer):
     """Fine-tune a causal, sequence-to-sequence, classification or regression model with the three regularizers.
 
     Args:
-        regularization: Weights, schedules and targets of the regularizers; default: the paper's values for the model's task.
+        regularization: Weights, schedules and targets of the regularizers: ``"on"``, ``"off"``, a dict of changes to the paper's
+            values for the model's task, or a `RegularizationConfig`. Default: the paper's values.
         loss_path: ``fused`` (no logits are computed) or ``plain`` (the formulas over full logits), to check one by the other.
         initial: Initial values of the trainable tensors by name. Required if ``model`` has been trained since it was adapted.
         teacher_cache: ``auto`` caches a classifier's teacher logits in memory; ``off`` runs the teacher at

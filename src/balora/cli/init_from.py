@@ -1,0 +1,75 @@
+"""`balora init --from`: a config of TRL, axolotl or LLaMA-Factory in balora's keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from balora.config.foreign import Translation, translate
+from balora.config.yaml_loader import apply_overrides, read_config
+from balora.errors import BALoraError
+
+
+def translated(
+    path: Path, data: str | None, overrides: Sequence[str], model: str | None
+) -> tuple[dict[str, Any], list[str], dict[str, list[str]]]:
+    """Return the values of a config, sentences about the translation, and comments by section.
+
+    Args:
+        path: Config of the other tool, in YAML or JSON.
+        data: Data in place of those that the config names.
+        overrides: Keys that win over the translation.
+        model: Model in place of the one that the config names.
+    """
+    from balora.data.completion import COLUMN_KEYS, task_for
+
+    given = read_config(path)
+    if data is not None:
+        given = (
+            {**given, "dataset_name": data} if "base_model" not in given else {**given, "datasets": [{"path": data}]}
+        )
+        given = {key: value for key, value in given.items() if key != "dataset"}
+    found = translate(given, path.parent)
+    values = found.values
+    values["model"] = model or values["model"]
+    section: dict[str, Any] = values["data"]
+    said = [f"{path} is a config of {found.tool}."]
+    form = None
+    if not any(section.get(key) for key in COLUMN_KEYS):
+        form = _detected(found)
+    values["task"] = "generation" if form is None else task_for(form, values["model"], guess=True)
+    values = apply_overrides(
+        {key: values[key] for key in ("model", "task", *(k for k in values if k not in ("model", "task")))}, overrides
+    )
+    values = {key: value for key, value in values.items() if value != {}}
+    said += found.remarks
+    if found.left_out:
+        said += ["Not translated:", *(f"  {line}" for line in found.left_out)]
+    hints = {
+        "method": ["name: balora    # BA-LoRA instead: remove alpha, and compare with `balora compare`"],
+        "": [f"not translated: {line}" for line in found.left_out],
+    }
+    return values, said, hints
+
+
+def _detected(found: Translation) -> Any:
+    """Read the columns off the data, and write them into the translation; a form that is not clear becomes a remark."""
+    from balora.data.completion import sample_of
+    from balora.data.detection import detect
+
+    section = found.values["data"]
+    name = section["train"] if isinstance(section["train"], str) else section["train"][0]
+    try:
+        table = sample_of(name, section.get("name"), section.get("split"))
+        forms = detect(table.columns, table.rows) if table is not None else []
+    except BALoraError as error:
+        forms = []
+        found.remarks.append(f"The data were not looked at: {error}")
+    if len(forms) == 1:
+        section |= forms[0].keys
+        found.remarks.append(f"Data: {forms[0].describe()}.")
+        return forms[0]
+    section["messages"] = "messages"
+    found.remarks.append("data.messages: messages is a guess; name the columns that the data have.")
+    return None
