@@ -35,6 +35,7 @@ from balora.teacher.row_keys import row_key
 from balora.training.arguments import training_arguments
 from balora.training.callbacks import LogLines, MetricsFile, ProgressBar
 from balora.training.generative_eval import GenerativeEvalTrainer, generative_metrics_for
+from balora.training.item_results import ItemRecorder
 from balora.training.metrics import metrics_for
 from balora.training.stopping import StopRequest
 from balora.training.trainer import BALoraTrainer
@@ -111,7 +112,11 @@ def run(config: RunConfig, log: Callable[[str], None] = lambda line: None) -> Ru
             # Saved before the evaluation, which may round the model in place (bf16_full_eval).
             save_result(trainer, tokenizer, directory.path)
             if trainer.eval_dataset is not None:
-                metrics |= trainer.evaluate()
+                generative = getattr(trainer, "generative_metrics", None)
+                recorder = ItemRecorder(trainer, config.task, generative and generative.read)
+                metrics |= recorder.evaluate()
+                if trainer.args.should_save:
+                    recorder.write(directory.path)
             metrics["peak_memory_mib"] = peak_memory_mib()
             if resumed:
                 metrics = metrics_over_all_steps(metrics, loss_before, resumed_at, trainer.state.global_step)

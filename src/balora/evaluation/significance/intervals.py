@@ -28,6 +28,7 @@ RESAMPLES = 1000
 COVERAGE = 0.95
 _CHUNK = 100  # resamples drawn at once: 16 MB for 20,000 items
 _SEED = 1319
+_ROUNDING = 1e-9  # differences of equal scores differ by rounding
 Basis = Literal["seeds", "items", "seeds and items"]
 """What the standard error covers: other seeds on this test set, other items for these models, or both."""
 
@@ -84,6 +85,8 @@ def estimate(
         return None
     mean, count = statistics.fmean(values), len(values)
     between = statistics.variance(values) / count if count > 1 else 0.0
+    if between <= (_ROUNDING * mean) ** 2:
+        between = 0.0
     if not comparable([*own, *other], score) or len(own) != count or (other and len(other) != count):
         if count < 2 or (between == 0.0 and mean != 0.0):
             return None
