@@ -58,4 +58,6 @@ def recompute(results: Path) -> list[str]:
 
 if __name__ == "__main__":
     if pages := recompute(Path(sys.argv[1])):
-        print(f"The pages of {', '.join(pages)} need their runs and were left as they are; their studies' tables are new.")
+        print(
+            f"The pages of {', '.join(pages)} need their runs and were left as they are; their studies' tables are new."
+        )

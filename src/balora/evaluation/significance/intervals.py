@@ -174,3 +174,27 @@ def holm_levels(p_values: Sequence[float], alpha: float = 1 - COVERAGE) -> list[
         if not p_values[index] < levels[index]:
             stopped = levels[index]
     return levels
+
+
+def seeds_needed(effect: float, deviation: float, *, power: float = 0.8, comparisons: int = 1, most: int = 1000) -> str:
+    """Return the number of seeds at which a paired test over seeds finds an effect with this power, or that it is above ``most``.
+
+    Args:
+        effect: True mean difference, above 0.
+        deviation: Standard deviation of the differences over seeds.
+        power: Probability that the interval excludes 0.
+        comparisons: Number of comparisons that the level is divided by (Bonferroni, Holm's first step).
+        most: Largest number that is tried.
+
+    Example:
+        >>> seeds_needed(1.0, 1.0), seeds_needed(1.0, 1.0, comparisons=10)
+        ('10', '17')
+
+    Reference: Cohen, Statistical power analysis for the behavioral sciences, 1988, chapter 2 (noncentral t).
+    """
+    for count in range(2, most + 1):
+        critical = scipy.stats.t.ppf(1 - (1 - COVERAGE) / (2 * comparisons), count - 1)
+        shift = effect * math.sqrt(count) / deviation if deviation > 0 else math.inf
+        if math.isinf(shift) or scipy.stats.nct.sf(critical, count - 1, shift) >= power:
+            return str(count)
+    return f"more than {most:,}"

@@ -207,6 +207,8 @@ class Experiment:
     """True: runs go one after the other, because runs that share a machine take longer."""
     preparation: Preparation | None = None
     """Step of the small scale before its runs."""
+    always_prepared: bool = False
+    """True: the step comes before the runs of the paper's scale, too."""
 
     def studies(self, scale: Scale) -> Sequence[Study]:
         """Return the studies of a scale."""
