@@ -12,12 +12,17 @@ import dataclasses
 import json
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from balora.experiments.compare import Comparison, Row, summarise
-from balora.experiments.compare.tables import to_json, to_markdown
+from balora.experiments.compare.plan import format_value
+from balora.experiments.compare.statistics import Difference, correct
+from balora.experiments.compare.tables import is_loss, to_json, to_markdown
 from balora.experiments.reproduce import EXPERIMENTS, Paths, Request
+from balora.experiments.reproduce.experiment import Study
 from balora.experiments.reproduce.run import render_page
+from balora.plots.forest import ForestLine, forest_plot
 
 NEEDS_RUNS = ("figure2", "figure3")
 """Pages with parts that are made from the runs themselves."""
@@ -32,9 +37,36 @@ def read_comparison(path: Path) -> Comparison:
     return Comparison(groups=groups, rows=rows, **kept)
 
 
+def forest(results: Path, studies: Mapping[str, Mapping[str, tuple[Study, Comparison]]]) -> None:
+    """Draw every difference in the main score of every study to its baseline, corrected for all of them together."""
+    named: list[tuple[str, str, bool, Difference]] = []
+    for experiment, found in studies.items():
+        for study, made in found.values():
+            for group in made.groups:
+                if (gap := group.differences.get(study.score)) is not None:
+                    label = " ".join([group.variant, *(format_value(value) for value in group.axes.values())])
+                    named.append((f"{experiment}, {study.name}: {label}", study.score, is_loss(study.score), gap))
+    corrected = correct([gap for *_, gap in named])
+    panels = []
+    for losses, title, axis in (
+        (True, "Losses (below 0 is better)", "difference in the loss, nats per token"),
+        (False, "Accuracies, F1 and correlations (above 0 is better)", "difference in the score"),
+    ):
+        lines = [
+            ForestLine(label=label, mean=gap.mean, low=gap.low, high=gap.high)
+            for (label, _, is_a_loss, _), gap in zip(named, corrected, strict=True)
+            if is_a_loss is losses
+        ]
+        panels.append((title, axis, lines))
+    forest_plot(panels, results / "forest")
+    decided = sum(gap.low is not None and gap.high is not None and (gap.low > 0 or gap.high < 0) for gap in corrected)
+    print(f"forest: {decided} of {len(corrected)} differences exclude 0 after a correction for all of them.")
+
+
 def recompute(results: Path) -> list[str]:
     """Write tables and pages below ``results``; return the names of the pages that were left as they are."""
     left = []
+    kept: dict[str, dict[str, tuple[Study, Comparison]]] = {}
     for name, experiment in EXPERIMENTS.items():
         comparisons = {}
         for study in experiment.small:
@@ -44,6 +76,7 @@ def recompute(results: Path) -> list[str]:
                 path.write_text(to_json(made), encoding="utf-8")
                 path.with_suffix(".md").write_text(to_markdown(made), encoding="utf-8")
                 comparisons[study.name] = dataclasses.replace(made, baseline=study.baseline)
+                kept.setdefault(name, {})[study.name] = (study, made)
         if comparisons and name in NEEDS_RUNS:
             left.append(name)
         elif comparisons:
@@ -53,7 +86,22 @@ def recompute(results: Path) -> list[str]:
                     experiment=experiment, scale="small", output=Path(scratch), paths=Paths(), seeds=seeds
                 )  # fmt: skip
                 (results / name / "index.md").write_text(render_page(asked, comparisons), encoding="utf-8")
+    forest(results, kept)
+    page = results / "methods.md"
+    text = page.read_text(encoding="utf-8")
+    for name in ("methods-gsm8k", "methods-sst2"):
+        made = read_comparison(results / f"{name}.json")
+        (results / f"{name}.json").write_text(to_json(made), encoding="utf-8")
+        text = _replace_tables(text, name, to_markdown(made))
+    page.write_text(text, encoding="utf-8")
     return left
+
+
+def _replace_tables(text: str, name: str, tables: str) -> str:
+    """Replace what stands between the command that names a comparison's config and the link to its rows."""
+    start = text.index("```\n", text.index(f"examples/{name}.yaml")) + len("```\n")
+    end = text.index("\n([every run", start)
+    return f"{text[:start]}\n{tables}{text[end:]}"
 
 
 if __name__ == "__main__":

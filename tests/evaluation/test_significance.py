@@ -9,34 +9,9 @@ import pytest
 import scipy.stats
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, recall_score
 
-from balora.evaluation.significance.intervals import Estimate, estimate, holm_levels, mcnemar
+from balora.evaluation.significance.intervals import Estimate, estimate, holm_levels, mcnemar, seeds_needed
 from balora.evaluation.significance.items import Items, items_from_dict, items_of_result
-
-ITEMS, SEEDS = 1319, 3
-NAMES = tuple(map(str, range(ITEMS)))
-
-
-def two_methods(rng: np.random.Generator, gap: float, seed_spread: float) -> tuple[list[Items], list[Items]]:
-    """Two methods on GSM8K's number of items: items differ in difficulty, methods in the items that they like, seeds at random."""
-    difficulty, liked = rng.normal(0, 1.5, ITEMS), rng.normal(0, 0.5, ITEMS)
-
-    def answers(extra) -> Items:
-        right = difficulty + extra + rng.normal(0, seed_spread) + rng.normal(0, 1.0, ITEMS) > 0
-        return Items.of_values(NAMES, {"accuracy": right})
-
-    return [answers(gap + liked) for _ in range(SEEDS)], [answers(0.0) for _ in range(SEEDS)]
-
-
-def found(repeats: int, gap: float, seed_spread: float) -> tuple[float, float]:
-    """Share of simulations in which the crossed interval excludes 0, and in which the t interval over seeds does."""
-    rng, crossed, student = np.random.default_rng(1), 0, 0
-    for _ in range(repeats):
-        own, other = two_methods(rng, gap, seed_spread)
-        values = [a.value("accuracy") - b.value("accuracy") for a, b in zip(own, other, strict=True)]
-        both, seeds = estimate(values, own, other, "accuracy"), estimate(values)
-        crossed += both is not None and both.p < 0.05
-        student += seeds is not None and seeds.p < 0.05
-    return crossed / repeats, student / repeats
+from simulated_methods import ITEMS, SEEDS, found, two_methods
 
 
 @pytest.mark.parametrize("seed_spread", [0.0, 0.1])
@@ -44,9 +19,9 @@ def test_false_positives_are_near_5_percent_and_power_is_above_the_t_interval_ov
     seed_spread: float, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("balora.evaluation.significance.intervals.RESAMPLES", 200)
-    false, _ = found(400, 0.0, seed_spread)
+    false, _, _ = found(400, 0.0, seed_spread)
     assert false < 0.085, "5 %, and three standard errors of 400 simulations"
-    power, power_of_seeds = found(200, 0.15, seed_spread)
+    power, power_of_seeds, _ = found(200, 0.15, seed_spread)
     assert power > power_of_seeds
 
 
@@ -157,3 +132,14 @@ def test_an_interval_at_holms_level_excludes_0_exactly_if_holm_rejects():
             low, high = gap.interval(1 - levels[index])
             assert (low > 0 or high < 0) == (index in rejected)
     assert holm_levels([]) == []
+
+
+def test_the_number_of_seeds_has_the_power_that_it_promises():
+    count, rng = int(seeds_needed(1.0, 1.2)), np.random.default_rng(0)
+
+    def power(size: int) -> float:
+        return float(np.mean(scipy.stats.ttest_1samp(rng.normal(1.0, 1.2, (4000, size)), 0, axis=1).pvalue < 0.05))
+
+    assert power(count) > 0.785 and power(count - 1) < 0.805
+    assert seeds_needed(0.001, 1.0) == "more than 1,000"
+    assert seeds_needed(1.0, 0.0) == "2"
