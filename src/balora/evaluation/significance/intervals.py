@@ -188,7 +188,7 @@ def seeds_needed(effect: float, deviation: float, *, power: float = 0.8, compari
 
     Example:
         >>> seeds_needed(1.0, 1.0), seeds_needed(1.0, 1.0, comparisons=10)
-        ('10', '17')
+        ('10', '18')
 
     Reference: Cohen, Statistical power analysis for the behavioral sciences, 1988, chapter 2 (noncentral t).
     """
