@@ -35,8 +35,9 @@ FLAWS = {
 """Flaws of the two texts. A share of 0.5 is no skew, and a class of five that has 0.2 of the animals is not rare."""
 NOISE_SHARE = 0.03
 """Fraction of the flawed text's documents that are duplicated noise; the clean text has none."""
-STEPS = 1500
-"""Steps of either pre-training; the packaged model has 4,000."""
+STEPS = 4000
+"""Steps of either pre-training, as many as the packaged model has. After 1,500 a model knows a quarter of the facts and learns the
+task on no start, so that neither wrong facts nor gains can be compared (a pilot)."""
 SEED = 0
 ANCHOR_DOCUMENTS = 600
 TASK_NOISE = {"clean": 0.0, "noisy": 0.2}
@@ -102,5 +103,5 @@ STARTS = Preparation(
     title="Two pre-trainings of one architecture: a clean and a flawed text",
     needs=lambda paths: (),
     make=make,
-    seconds=400.0,
+    seconds=1050.0,
 )
