@@ -19,7 +19,18 @@ CONFIG = "config.yaml"
 RECORD = "run.json"
 _BEFORE_CONFIG = (LOCK, ckpt.STAGING, temporary_path(Path(CONFIG)).name)
 """Entries that a run may have made when it is killed before its config is written."""
-_WRITTEN = (CONFIG, RECORD, "README.md", "metrics.jsonl", "adapter", "model", "checkpoint-*", "runs", ".*")
+_WRITTEN = (
+    CONFIG,
+    RECORD,
+    "README.md",
+    "metrics.jsonl",
+    "items.json",
+    "adapter",
+    "model",
+    "checkpoint-*",
+    "runs",
+    ".*",
+)
 """Patterns of the entries that a run writes or deletes."""
 IS_MAIN = os.environ.get("RANK", "0") == "0"
 """True in the one process that writes, of all processes that torchrun or accelerate start for a run."""

@@ -22,7 +22,17 @@ _MODEL_HELP = "A run directory, a model's folder or hub id, or 'reference'."
 def evaluate(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help=_MODEL_HELP, show_default=False)],
-    tasks: Annotated[str, Option(help="Names, separated by commas; 'list' prints all names.", show_default=False)],
+    tasks: Annotated[
+        str, Option(help="Names, separated by commas; 'list' prints all names. Only with --against may it be left out.")
+    ] = "",
+    against: Annotated[
+        str | None,
+        Option(
+            metavar="OTHER",
+            help="Compare the finished evaluation of RUN with that of OTHER; nothing is evaluated. Several seeds: names separated "
+            "by commas on both sides, in the same order.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None, Option(help="Folder of the results. Default: RUN/evaluation or evaluation/MODEL.")
     ] = None,
@@ -75,12 +85,30 @@ def evaluate(
 
         typer.echo("\n".join(describe_tasks()))
         return
+    if against is not None:
+        _compare(listed(model), listed(against), listed(tasks) if tasks else [], output)
+        return
+    if not tasks:
+        raise BALoraError("Name the tasks with --tasks, separated by commas; --tasks list prints all names.")
     try:
         _evaluate(context, model, tasks, output, _paths(data or []), _numbers(k))
     except InvalidOption as error:
         raise BALoraError(error.for_command()) from error
     except BALoraError as error:
         raise BALoraError(_with_flags(str(error))) from error
+
+
+def _compare(own: list[str], other: list[str], tasks: list[str], output: Path | None) -> None:
+    """Print the comparison of finished evaluations; with ``output``, also write it as JSON."""
+    from balora.evaluation.significance.against import compare_evaluations, lines, to_json
+    from balora.files import write_text
+
+    found = compare_evaluations(own, other, tasks)
+    typer.echo("\n".join(lines(found)))
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        write_text(output / "against.json", to_json(found))
+        typer.echo(f"Comparison: {output / 'against.json'}")
 
 
 def _evaluate(

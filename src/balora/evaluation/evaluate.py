@@ -98,5 +98,7 @@ def format_scores(result: Record) -> str:
         if value is None:
             parts.append(f"{name} undefined")
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            parts.append(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4f}")
+            error = result.get("standard_errors", {}).get(name)
+            suffix = "" if error is None else f" (se {error:.4f})"
+            parts.append(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:.4f}{suffix}")
     return "  ".join(parts)

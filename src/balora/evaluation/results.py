@@ -55,11 +55,13 @@ class Journal:
         result = {
             "task": self.task,
             "scores": scores,
+            "standard_errors": {},
             "identity": self.identity,
             **details,
             "provenance": provenance(),
             "samples": [{"id": name, **self.records[name]} if isinstance(name, str) else name for name in samples],
         }
+        result["standard_errors"] = standard_errors(result)
         write_text(self.result_path, _json_text(result, indent=1))
         return result
 
@@ -92,6 +94,29 @@ class Journal:
                 f"{self.path} has samples that were made with another {', '.join(changed)}. Choose another output, or delete "
                 "the file to evaluate this task again."
             )
+
+
+def standard_errors(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the standard error of each score that is a function of the items, for other items like these.
+
+    Example:
+        >>> samples = [{"id": str(n), "correct": n < 50, "extracted": "1"} for n in range(100)]
+        >>> errors = standard_errors({"scores": {"main": "accuracy", "accuracy": 0.5}, "samples": samples})
+        >>> round(errors["accuracy"], 2)
+        0.05
+    """
+    from balora.evaluation.significance.intervals import estimate  # imports scipy.stats, which a journal does not need
+    from balora.evaluation.significance.items import items_of_result
+
+    items = items_of_result(result)
+    found = {}
+    for name in items.scores if items else ():
+        value = result["scores"].get(name)
+        if items is not None and isinstance(value, int | float) and math.isfinite(value):
+            error = estimate([float(value)], [items], (), name)
+            if error is not None and error.error > 0:
+                found[name] = error.error
+    return found
 
 
 def count_answers(records: Iterable[Record]) -> dict[str, int]:

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from balora.errors import BALoraError, suggest
+from balora.evaluation.significance.items import Items
 from balora.experiments.compare import tables
+from balora.experiments.compare.evaluation import EvaluationPlan
 from balora.experiments.compare.plan import configuration_label, format_value
-from balora.experiments.compare.rows import score_names
+from balora.experiments.compare.rows import Row, read_items, score_names
 from balora.experiments.compare.statistics import summarise
 from balora.experiments.compare.tables import Comparison
 from balora.plots.inline_svg import InlineFigure, interval_figure
@@ -44,8 +46,14 @@ def compare_rows(section: Section, baseline: str | None) -> Comparison:
     if baseline not in {row.variant for row in section.rows}:
         baseline = about.get("baseline")
     scores = about.get("scores") or score_names(section.rows)
-    groups = summarise(section.rows, scores, baseline)
-    return Comparison(groups=groups, rows=section.rows, scores=scores, baseline=baseline, about=about)
+    directories = {run.row.run: run.directory for run in section.runs}
+
+    def items(row: Row) -> Mapping[str, Items]:
+        tasks = tuple((about.get("evaluation") or {}).get("tasks", ()))
+        return read_items(directories[row.run], EvaluationPlan(tasks=tasks)) if row.run in directories else {}
+
+    groups = summarise(section.rows, scores, baseline, items)
+    return Comparison(groups=groups, rows=section.rows, scores=scores, baseline=baseline, about=about, items=items)
 
 
 def score_tables(section: Section, comparison: Comparison) -> list[Table]:

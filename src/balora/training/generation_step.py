@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
@@ -131,7 +132,22 @@ class GenerationStep(TrainStep):
         fused = not keep_logits and self._use_fused(model, inputs)
         student, outputs = self._student_outputs(model, inputs, mask_BT, fused)
         parts = self.objective.language_modeling(student, labels_M, None, TASK_LOSS_ONLY, task_loss="nll")
+        if self.row_losses is not None:
+            self._report_rows(student, labels_M, mask_BT)
         return parts.loss, CausalLMOutput(loss=parts.loss, logits=outputs.logits if keep_logits else None)
+
+    def _report_rows(self, student: HiddenStates | Logits, labels_M: Tensor, mask_BT: Tensor) -> None:
+        """Give ``row_losses`` the loss of each row: the head is applied again, to the targets of one row at a time."""
+        assert self.row_losses is not None
+        counts_B = mask_BT.sum(1)
+        losses, start = [], 0
+        for count in counts_B.tolist():
+            own = slice(start, start + count)
+            outputs = student.at(own) if isinstance(student, HiddenStates) else Logits(student.logits_MV[own])
+            loss = self.objective.language_modeling(outputs, labels_M[own], None, TASK_LOSS_ONLY, task_loss="nll").loss
+            losses.append(loss.detach().double() * count)
+            start += count
+        self.row_losses(torch.stack(losses), counts_B)
 
     def target_logits(self, model: nn.Module, inputs: dict[str, Any], labels: Tensor) -> Tensor:
         """Return logits at the first valid targets of the batch, M × V."""

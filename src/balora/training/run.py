@@ -41,6 +41,7 @@ from balora.teacher.row_keys import row_key
 from balora.training.arguments import training_arguments
 from balora.training.callbacks import EarlyStop, MetricsFile
 from balora.training.generative_eval import GenerativeEvalTrainer, generative_metrics_for
+from balora.training.item_results import ItemRecorder
 from balora.training.metrics import metrics_for
 from balora.training.peers import Peers
 from balora.training.processes import (
@@ -160,7 +161,11 @@ def _run(
             with screen.stage("saving"):
                 saved = save_result(trainer, tokenizer, directory.path)
             if trainer.eval_dataset is not None:
-                metrics |= trainer.evaluate()
+                generative = getattr(trainer, "generative_metrics", None)
+                recorder = ItemRecorder(trainer, config.task, generative and generative.read)
+                metrics |= recorder.evaluate()
+                if trainer.args.should_save:
+                    recorder.write(directory.path)
             metrics["peak_memory_mib"] = peak_memory_mib()
             if resumed:
                 metrics = metrics_over_all_steps(metrics, loss_before, resumed_at, trainer.state.global_step)

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -98,6 +99,9 @@ class TrainStep(abc.ABC):
         num_items: float,
     ) -> Tensor:
         """Return the divergence of the student from ``teacher`` on a batch of anchors: a sum over ``num_items``, on the graph."""
+
+    row_losses: Callable[[Tensor, Tensor], None] | None = None
+    """Function that gets the loss of each row of an evaluation batch (sum over its targets, nats), and its number of targets."""
 
     @abc.abstractmethod
     def evaluate(

@@ -112,7 +112,7 @@ def test_figure4_draws_each_weight_at_its_position(tmp_path: Path):
     for panel in (sweep, balance):
         assert panel.level is not None and (panel.level[1].mean, panel.level[1].deviation) == (9.0, 0.0)
     text = "\n\n".join(experiment.render([study], {study.name: made}, tmp_path))
-    assert "better: λ1 = 0 (-8.4500" in text
+    assert "no interval: λ1 = 0," in text, "no seed differs from another"
     assert "10% (weak chaos), 50% (optimal), 90% (weak order)" in text
     assert (tmp_path / "figure4.png").stat().st_size > 10_000
 
@@ -122,9 +122,12 @@ def test_figure5_shows_each_method_in_both_precisions(tmp_path: Path):
     study = experiment.small[0]
     values = {"lora": 3.0, "qlora": 3.5, "pissa": 2.0, "qpissa": 2.5, "balora": 1.9, "qbalora": 2.6}
     cells = cells_of("figure5", study)
-    made = scored(study, cells, lambda cell: values[cell.variant.name])
+    jitter = {"balora": 1e-5, "qlora": 1e-5}
+    made = scored(
+        study, cells, lambda cell: values[cell.variant.name] + jitter.get(cell.variant.name, 0.0) * (cell.seed % 7)
+    )
     panel = precision_panel(made, study, IN_4_BITS)
-    assert {name: tuple(dot.mean for dot in pair) for name, pair in panel.rows.items()} == {
+    assert {name: tuple(round(dot.mean, 3) for dot in pair) for name, pair in panel.rows.items()} == {
         "lora": (3.0, 3.5), "pissa": (2.0, 2.5), "balora": (1.9, 2.6),
     }  # fmt: skip
     text = "\n\n".join(experiment.render([study], {study.name: made}, tmp_path))

@@ -25,11 +25,11 @@ def test_the_gain_on_the_noisier_model_is_compared_with_that_on_the_cleaner():
         "noisier_sst2": made_up({"pissa": (0.6, 0.6), "balora": (0.4, 0.7)}, "pissa", "accuracy"),
     }
     text = "\n".join(TABLE3.render(TABLE3.small, made, Path()))
-    assert "| cleaner | +0.1000 [+0.1000, +0.1000] | -0.0500 [-0.1000, +0.0000] | +0.0250 [" in text
-    assert "| noisier | +0.4500 [+0.4000, +0.5000] | -0.0500 [-0.2000, +0.1000] | +0.2000 [+0.1000, +0.3000] |" in text
-    assert "| noisier minus cleaner | +0.3500 [+0.3000, +0.4000] | +0.0000 [-0.2000, +0.2000] | +0.1750" in text
-    assert "- stsb: on the noisier model the gain is larger, by the bootstrap interval of 2 seeds (+0.3500" in text
-    assert "- sst2: on the noisier model the gain is not clearly different" in text
+    assert "| cleaner | +0.1000 | -0.0500 [" in text
+    assert "| noisier | +0.4500 [" in text
+    assert "| noisier minus cleaner | +0.3500 [" in text
+    assert "- stsb: the two gains are not told apart (+0.3500" in text
+    assert "- sst2: the two gains are not told apart" in text
     assert "over `ours: none` on either model" not in text, "these runs were not made"
     assert "The paper's numbers, not ours" in text
 
@@ -37,7 +37,7 @@ def test_the_gain_on_the_noisier_model_is_compared_with_that_on_the_cleaner():
 def test_an_unfinished_experiment_shows_the_finished_studies():
     made = {"cleaner_stsb": made_up({"pissa": (0.1, 0.2), "balora": (0.2, 0.3)}, "pissa", "pearson")}
     text = "\n".join(TABLE3.render(TABLE3.small, made, Path()))
-    assert "| cleaner | +0.1000 [+0.1000, +0.1000] | - |" in text, "no mean over tasks that are not there"
+    assert "| cleaner | +0.1000 | - |" in text, "no mean over tasks that are not there"
     assert "on the noisier model" not in text
 
 

@@ -1,54 +1,59 @@
-"""Statements about differences, and how far a page says that its intervals can be trusted."""
+"""Statements about differences, and the correction for all comparisons of a page."""
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
+from pathlib import Path
 
-from balora.experiments.compare import summarise
-from balora.experiments.compare.statistics import bootstrap
-from balora.experiments.reproduce.verdicts import false_positive_rate, interval_caution, verdict
+from balora.experiments.reproduce import EXPERIMENTS
+from balora.experiments.reproduce.verdicts import differences_to, interval_caution, verdict
 from comparisons import made_up
 
 
-@pytest.mark.parametrize("pairs", [2, 3, 10])
-def test_the_false_positive_rate_is_how_often_an_interval_excludes_0(pairs: int):
-    drawn = np.random.default_rng(pairs).standard_normal((1500, pairs))
-    intervals = [bootstrap(row, resamples=1000) for row in drawn]
-    share = np.mean([low > 0 or high < 0 for low, high in intervals])
-    assert share == pytest.approx(false_positive_rate(pairs), abs=0.03)
+def differences(comparison):
+    return [gap for group in comparison.groups for gap in group.differences.values()]
 
 
-def test_a_page_states_how_many_seeds_its_intervals_have():
-    three = {"pissa": [0.1, 0.2, 0.3], "lora": [0.2, 0.4, 0.3]}
-    of_three = interval_caution([made_up(three, "pissa")])
-    assert of_three.startswith("With 3 seeds the bootstrap interval is too narrow")
-    assert "one interval in 4 would still exclude 0" in of_three
-    ten = {name: [0.1 * n for n in range(10)] for name in three}
-    of_ten = interval_caution([made_up(ten, "pissa")])
-    assert of_ten.startswith("With 10 seeds ") and "one interval in 10 would" in of_ten
-    # The fewest seeds of the page count; a single pair has no interval at all.
-    assert interval_caution([made_up(ten, "pissa"), made_up(three, "pissa")]) == of_three
-    assert interval_caution([made_up({"pissa": [0.1], "lora": [0.2]}, "pissa")]).startswith("One seed has no interval")
+def test_a_page_states_what_its_intervals_cover():
+    three = made_up({"pissa": [0.1, 0.2, 0.3], "lora": [0.2, 0.4, 0.3]}, "pissa")
+    text = interval_caution(differences(three))
+    assert "over 3 seeds" in text and "1 comparison of this page by Holm's method" in text
+    assert "other seeds on this test set, not other items" in text
+    ten = made_up({name: [0.1 * n * n for n in range(10)] for name in ("pissa", "lora")}, "pissa")
+    assert "over 3 to 10 seeds" in interval_caution([*differences(three), *differences(ten)])
+    single = made_up({"pissa": [0.1], "lora": [0.2]}, "pissa")
+    assert interval_caution(differences(single)).startswith("No difference has an interval")
 
 
 def test_a_variant_with_one_pair_is_listed_as_such():
-    comparison = made_up({"pissa": [0.5, 0.5, 0.5], "lora": [0.6], "dora": [0.7, 0.8, 0.9]}, "pissa")
+    comparison = made_up({"pissa": [0.5, 0.5, 0.5], "lora": [0.6], "dora": [0.7, 0.71, 0.72]}, "pissa")
     text = verdict(comparison, "accuracy")
-    assert "better: dora" in text
-    assert text.endswith("no clear difference: none; only one pair: lora.")
-    assert interval_caution([comparison]).startswith("With 3 seeds")
+    assert "better: dora (+0.2100)" in text
+    assert text.endswith("not told apart: none; no interval: lora.")
 
 
-def test_two_pairs_exclude_0_if_both_have_one_sign():
-    assert false_positive_rate(2) == 0.5
-    assert "one interval in 2 would" in interval_caution([made_up({"pissa": [0.5, 0.5], "lora": [0.6, 0.7]}, "pissa")])
+def test_one_sign_on_three_seeds_is_no_verdict():
+    comparison = made_up({"a": (0.0, 0.0, 0.0), "b": (1.0, 2.0, 3.0)}, "a", "loss")
+    assert verdict(comparison, "loss") == "compared with a: better: none; worse: none; not told apart: b."
 
 
-def test_students_interval_is_wider_than_the_bootstraps_with_few_pairs():
-    rows = made_up({"a": (0.0, 0.0, 0.0), "b": (1.0, 2.0, 3.0)}, "a", "loss").rows
-    gap = summarise(rows, ["loss"], "a")[1].differences["loss"]
-    # Mean 2, deviation 1, three pairs: 2 ± 4.3027 / √3.
-    assert gap.t_interval == pytest.approx((2 - 2.48414, 2 + 2.48414), abs=1e-4)
-    assert gap.low is not None
-    assert gap.t_interval[0] < 0 < gap.low
+def test_another_baseline_gives_its_own_differences():
+    comparison = made_up({"a": (0.1, 0.2), "b": (0.3, 0.5), "c": (0.3, 0.6)}, "a")
+    ((name, gap),) = differences_to(comparison, "accuracy", "b", ["c"])
+    assert name == "c" and abs(gap.mean - 0.05) < 1e-9
+
+
+def test_a_page_with_more_comparisons_has_wider_intervals():
+    experiment = EXPERIMENTS["table2"]
+    few, many = experiment.small[:1], experiment.small
+    values = {"pissa": (0.50, 0.51, 0.52), "lora": (0.60, 0.635, 0.60), "balora": (0.5, 0.52, 0.515)}
+    noise = {"pissa": (0.5, 0.6, 0.7), "lora": (0.6, 0.5, 0.8), "balora": (0.7, 0.5, 0.6)}
+    made = {
+        study.name: made_up(values if n == 0 else noise, "pissa", study.score)
+        for n, study in enumerate(experiment.small)
+    }
+    one = "\n".join(experiment.render(few, {few[0].name: made[few[0].name]}, Path()))
+    assert "better: lora (+0.1017)" in one and "2 comparisons of this page" in one
+    page = "\n".join(experiment.render(many, made, Path()))
+    assert "better: lora" not in page and "8 comparisons of this page" in page, (
+        "the same numbers, among eight comparisons"
+    )

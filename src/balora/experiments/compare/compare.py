@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from balora.checkpoints.lock import locked
 from balora.config.yaml_loader import dump_yaml
@@ -19,12 +19,16 @@ from balora.experiments.compare.rows import (
     Row,
     differing_provenance,
     is_finished,
+    read_items,
     read_row,
     score_names,
 )
 from balora.experiments.compare.statistics import summarise
 from balora.experiments.compare.tables import Comparison, to_csv, to_json, to_latex, to_markdown
 from balora.files import write_text
+
+if TYPE_CHECKING:
+    from balora.evaluation.significance.items import Items
 
 ROWS = "rows.jsonl"
 _RUN_RECORD = "run.json"  # `checkpoints.run_directory.RECORD`, without its import of torch
@@ -105,6 +109,9 @@ def compare(
 
     from balora.checkpoints.provenance import provenance  # imports torch, which an invalid argument need not wait for
 
+    def items(row: Row) -> "Mapping[str, Items]":
+        return read_items(directory / "runs" / row.run, evaluation)
+
     def collect() -> Comparison:
         rows = [read_row(cell, reasons.get(cell.name, NOT_RUN), evaluation) for cell in cells]
         reported = list(scores) if scores else score_names(rows)
@@ -120,8 +127,9 @@ def compare(
             "data_digests": [digest for digest in digests if digest],
         }
         return Comparison(
-            groups=summarise(rows, reported, baseline),
+            groups=summarise(rows, reported, baseline, items),
             rows=rows,
+            items=items,
             scores=reported,
             baseline=baseline,
             about=about,

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from balora.config.run_config import differences, load_run_config
 from balora.errors import BALoraError
 from balora.experiments.compare.evaluation import EvaluationPlan, read_scores
 from balora.experiments.compare.plan import Cell
+
+if TYPE_CHECKING:
+    from balora.evaluation.significance.items import Items
 
 Status = Literal["finished", "failed", "missing"]
 _NOT_SCORES = {"runtime", "samples_per_second", "steps_per_second", "model_preparation_time"}
@@ -109,6 +114,29 @@ def read_row(cell: Cell, reason: str = NOT_RUN, evaluation: EvaluationPlan | Non
     return Row.from_record(
         record, status, reason, task_scores, run=cell.name, axes=cell.axes, seed=cell.seed, **identity
     )
+
+
+def read_items(run: Path, evaluation: EvaluationPlan | None = None) -> dict[str, Items]:
+    """Read the results by item that a run keeps: those of its own evaluation rows under "", those of a task under its name.
+
+    A file that cannot be read counts as not kept: the intervals then cover seeds alone, and the table says so.
+    """
+    files = {"": run / "items.json"}
+    files |= {task: run / "evaluation" / f"{task}.json" for task in (evaluation.tasks if evaluation else ())}
+    found = {name: _read_items(path, path.stat().st_mtime_ns) for name, path in files.items() if path.is_file()}
+    return {name: items for name, items in found.items() if items is not None}
+
+
+@functools.lru_cache(maxsize=512)
+def _read_items(path: Path, changed: int) -> Items | None:
+    """Read a file with results by item; ``changed`` is its time, because a resumed run may write it again."""
+    from balora.evaluation.significance.items import items_from_dict, items_of_result
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return items_from_dict(content) if path.name == "items.json" else items_of_result(content)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def metric_scores(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -1,17 +1,25 @@
-"""Statistics over seeds: mean, standard deviation, and the difference to a baseline, paired by seed."""
+"""Statistics over seeds and items: means, and differences to a baseline with intervals for all comparisons of a table."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from balora.experiments.compare.rows import Row
 
-RESAMPLES = 10_000
+if TYPE_CHECKING:
+    from balora.evaluation.significance.intervals import Basis, Estimate
+    from balora.evaluation.significance.items import Items
+
+ItemsOf = Callable[[Row], "Mapping[str, Items]"]
+"""Function that returns the kept items of a run: those of its own evaluation under "", those of a task under its name."""
+
+
 COVERAGE = 0.95
+"""Coverage of every interval."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +29,8 @@ class MeanStd:
     mean: float
     deviation: float | None
     count: int
+    error: float | None = None
+    """Standard error of the mean: over seeds and, if they were kept, items. None if nothing gives one."""
 
     @classmethod
     def of(cls, values: Sequence[float | None]) -> MeanStd | None:
@@ -28,7 +38,7 @@ class MeanStd:
 
         Example:
             >>> MeanStd.of([1.0, 3.0, None])
-            MeanStd(mean=2.0, deviation=1.4142135623730951, count=2)
+            MeanStd(mean=2.0, deviation=1.4142135623730951, count=2, error=None)
         """
         finite = [value for value in values if value is not None and math.isfinite(value)]
         if not finite:
@@ -39,29 +49,70 @@ class MeanStd:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Mean of the differences to the baseline, paired by seed.
+    """Mean of the differences to the baseline, paired by seed, with its interval.
 
-    ``low`` and ``high`` are the ends of its bootstrap interval; ``deviation`` is the sample standard deviation of the differences.
-    All three are None for one pair.
+    ``low`` and ``high`` are the ends of the 95 % interval, corrected for ``comparisons`` comparisons by Holm's method. They are
+    None if nothing gives an error: one pair, or equal differences that are not 0.
     """
 
     mean: float
     low: float | None
     high: float | None
     pairs: int
-    deviation: float | None = None
+    error: float | None = None
+    """Standard error of the mean difference."""
+    degrees: float | None = None
+    """Degrees of freedom of the error."""
+    p: float | None = None
+    """Probability of such a difference if there is none, not corrected."""
+    basis: Basis | None = None
+    """What the error covers: other seeds on this test set, or other seeds and other items."""
+    comparisons: int = 1
+    name: str = ""
+    """Name that tells the comparison from all others of a page; empty where it is not needed."""
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Difference | None:
-        """Average the differences of all pairs; return None if there are none."""
-        if len(values) < 2:
-            return cls(values[0], None, None, 1) if values else None
-        return cls(statistics.fmean(values), *bootstrap(values), len(values), statistics.stdev(values))
+        """Average the differences of all pairs, with Student's interval over seeds; return None if there are none."""
+        from balora.evaluation.significance.intervals import estimate
 
-    @property
-    def t_interval(self) -> tuple[float, float] | None:
-        """Student's 95 % interval of the mean difference, wide for few pairs; None for one pair."""
-        return None if self.deviation is None else t_interval(self.mean, self.deviation, self.pairs)
+        return cls.from_estimate(values, estimate(values)) if values else None
+
+    @classmethod
+    def from_estimate(cls, values: Sequence[float], found: Estimate | None) -> Difference:
+        """Return the difference with the interval of an estimate; an estimate of one seed is no statement about a method."""
+        mean = statistics.fmean(values)
+        if found is None or len(values) < 2:
+            return cls(mean, None, None, len(values))
+        return cls(mean, *found.interval(), len(values), found.error, found.degrees, found.p, found.basis)
+
+    def interval(self, coverage: float) -> tuple[float, float] | None:
+        """Return the interval of another coverage, not corrected; None if there is none."""
+        from balora.evaluation.significance.intervals import Estimate
+
+        if self.error is None or self.degrees is None or self.basis is None:
+            return None
+        return Estimate(self.mean, self.error, self.degrees, self.basis).interval(coverage)
+
+
+def correct(differences: Sequence[Difference]) -> list[Difference]:
+    """Correct the intervals of all comparisons of a table or page by Holm's method. Differences without an interval stay.
+
+    Example:
+        >>> alone, = correct([Difference.of([1.0, 2.0, 3.0])])
+        >>> first, _ = correct([Difference.of([1.0, 2.0, 3.0]), Difference.of([0.0, 1.0, -1.0])])
+        >>> alone.low > first.low, first.comparisons
+        (True, 2)
+    """
+    from balora.evaluation.significance.intervals import holm_levels
+
+    tested = [n for n, difference in enumerate(differences) if difference.p is not None]
+    levels = dict(zip(tested, holm_levels([differences[n].p or 0.0 for n in tested]), strict=True))
+    corrected = list(differences)
+    for n, level in levels.items():
+        low, high = differences[n].interval(1 - level) or (None, None)
+        corrected[n] = dataclasses.replace(differences[n], low=low, high=high, comparisons=len(tested))
+    return corrected
 
 
 def t_interval(mean: float, deviation: float, count: int) -> tuple[float, float]:
@@ -88,10 +139,13 @@ class Group:
     trainable: MeanStd | None
 
 
-def summarise(rows: Sequence[Row], scores: Sequence[str], baseline: str | None = None) -> list[Group]:
+def summarise(
+    rows: Sequence[Row], scores: Sequence[str], baseline: str | None = None, items: ItemsOf | None = None
+) -> list[Group]:
     """Average ``scores`` over the seeds of each variant and take differences to the baseline, in the order of the rows.
 
-    The baseline is compared at the same varied values, except for keys that it ignores.
+    The baseline is compared at the same varied values, except for keys that it ignores. The intervals are corrected for all
+    differences that are returned. With ``items``, errors cover items as well as seeds, where both models answered the same items.
     """
     members: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
@@ -100,8 +154,8 @@ def summarise(rows: Sequence[Row], scores: Sequence[str], baseline: str | None =
     for group in members.values():
         first, finished = group[0], [row for row in group if row.status == "finished"]
         partners = {} if first.variant == baseline else _baseline_runs(rows, first.axes, baseline)
-        means = {name: MeanStd.of([row.scores.get(name) for row in finished]) for name in scores}
-        differences = {name: Difference.of(_paired_differences(finished, partners, name)) for name in scores}
+        means = {name: _mean(finished, name, items) for name in scores}
+        differences = {name: _difference(finished, partners, name, items) for name in scores}
         groups.append(
             Group(
                 variant=first.variant,
@@ -115,27 +169,16 @@ def summarise(rows: Sequence[Row], scores: Sequence[str], baseline: str | None =
                 trainable=MeanStd.of([row.trainable for row in finished]),
             )
         )
-    return groups
+    return correct_groups(groups)
 
 
-def bootstrap(values: Sequence[float], resamples: int = RESAMPLES, coverage: float = COVERAGE) -> tuple[float, float]:
-    """Compute the percentile bootstrap interval of a mean of at least two values, with a fixed seed.
-
-    With few values it is too narrow: three values have only ten different resamples, and the true coverage of a 95 % interval is
-    near 75 %.
-
-    Example:
-        >>> bootstrap([1.0, 1.0, 1.0])
-        (1.0, 1.0)
-
-    Reference: Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
-    """
-    import numpy as np
-
-    drawn_RN = np.random.default_rng(0).choice(np.asarray(values, dtype=np.float64), size=(resamples, len(values)))
-    tail = (1 - coverage) / 2
-    low, high = np.quantile(drawn_RN.mean(axis=1), [tail, 1 - tail])
-    return float(low), float(high)
+def correct_groups(groups: Sequence[Group]) -> list[Group]:
+    """Correct the intervals of all differences of some groups for their number."""
+    corrected = iter(correct([difference for group in groups for difference in group.differences.values()]))
+    return [
+        dataclasses.replace(group, differences={name: next(corrected) for name in group.differences})
+        for group in groups
+    ]
 
 
 def _baseline_runs(rows: Sequence[Row], axes: Mapping[str, Any], baseline: str | None) -> dict[int, Row]:
@@ -144,7 +187,42 @@ def _baseline_runs(rows: Sequence[Row], axes: Mapping[str, Any], baseline: str |
     return {row.seed: row for row in finished if all(k in axes and axes[k] == v for k, v in row.axes.items())}
 
 
-def _paired_differences(rows: Sequence[Row], partners: Mapping[int, Row], score: str) -> list[float]:
-    pairs = [(row.scores.get(score), partners[row.seed].scores.get(score)) for row in rows if row.seed in partners]
-    differences = [own - other for own, other in pairs if own is not None and other is not None]
-    return [difference for difference in differences if math.isfinite(difference)]
+def _mean(rows: Sequence[Row], score: str, items: ItemsOf | None) -> MeanStd | None:
+    mean = MeanStd.of([row.scores.get(score) for row in rows])
+    if mean is None:
+        return None
+    from balora.evaluation.significance.intervals import estimate
+
+    own = [row for row in rows if math.isfinite(row.scores.get(score, math.nan))]
+    kept, name = _items(own, score, items)
+    found = estimate([row.scores[score] for row in own], kept, (), name)
+    # An error of 0 (no answer is right, or all are) says only that the method cannot estimate it.
+    return dataclasses.replace(mean, error=(found.error or None) if found else None)
+
+
+def _difference(
+    rows: Sequence[Row], partners: Mapping[int, Row], score: str, items: ItemsOf | None
+) -> Difference | None:
+    pairs = [
+        (row, partners[row.seed])
+        for row in rows
+        if row.seed in partners and math.isfinite(_gap(row, partners[row.seed], score))
+    ]
+    if not pairs:
+        return None
+    from balora.evaluation.significance.intervals import estimate
+
+    values = [_gap(own, other, score) for own, other in pairs]
+    (kept, name), (base, _) = (_items([pair[side] for pair in pairs], score, items) for side in (0, 1))
+    return Difference.from_estimate(values, estimate(values, kept, base, name))
+
+
+def _gap(row: Row, partner: Row, score: str) -> float:
+    return row.scores.get(score, math.nan) - partner.scores.get(score, math.nan)
+
+
+def _items(rows: Sequence[Row], score: str, items: ItemsOf | None) -> tuple[list[Items], str]:
+    """Return the kept items of some runs and the score's name among them; no items if a run lacks them."""
+    task, _, name = score.rpartition("/")
+    kept = [found.get(task) for found in map(items, rows)] if items else []
+    return ([one for one in kept if one is not None] if None not in kept else []), name

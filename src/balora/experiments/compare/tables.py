@@ -8,18 +8,18 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from balora.experiments.compare.plan import format_value
 from balora.experiments.compare.rows import Row
-from balora.experiments.compare.statistics import COVERAGE, RESAMPLES, Difference, Group, MeanStd
+from balora.experiments.compare.statistics import Difference, Group, ItemsOf, MeanStd
 
-_FEW_PAIRS = 5
-"""With fewer pairs the bootstrap interval carries a warning."""
+LOWER_IS_BETTER = ("loss", "mse", "mae")
 CAPTION = (
-    "Mean ± standard deviation over seeds. Time: training time. Memory: peak memory of the run's process. Trainable: number of "
-    "trainable parameters."
+    "Mean ± standard deviation over seeds; se: standard error of the mean. Time: training time. Memory: peak memory of the run's "
+    "process. Trainable: number of trainable parameters."
 )
+Verdict = Literal["better", "worse", "not told apart", "no interval"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,8 @@ class Comparison:
     """Warnings for the reader of the numbers."""
     directory: Path | None = None
     """Directory of the comparison, where the tables are."""
+    items: ItemsOf | None = None
+    """Reader of the runs' results by item; None if they were not kept."""
 
     @property
     def folder(self) -> Path | None:
@@ -74,6 +76,7 @@ def to_latex(comparison: Comparison) -> str:
         parts += [
             f"% Difference to {comparison.baseline}, paired by seed.",
             _latex_table(*difference_table(comparison)),
+            f"% {interval_note(comparison)}",
         ]
     notes = [*(f"{row.run}: {row.reason}" for row in comparison.failures), *comparison.notes]
     return "\n".join([*parts, *(f"% {note}" for note in (*notes, provenance_note(comparison.about)))]) + "\n"
@@ -83,9 +86,12 @@ def to_csv(comparison: Comparison) -> str:
     """Write one line per group, with unrounded numbers."""
     out = io.StringIO()
     names, costs = ["variant", *comparison.axes, "finished", "planned"], ("seconds", "peak_memory_mib", "trainable")
-    names += [f"{name}_{part}" for name in (*comparison.scores, *costs) for part in ("mean", "std", "n")]
+    names += [f"{name}_{part}" for name in (*comparison.scores, *costs) for part in ("mean", "std", "se", "n")]
     if comparison.baseline is not None:
-        parts = ("difference", "difference_low", "difference_high", "pairs")
+        parts = (
+            *("difference", "difference_se", "difference_low", "difference_high", "difference_p", "verdict", "basis"),
+            *("comparisons", "pairs"),
+        )
         names += [f"{name}_{part}" for name in comparison.scores for part in parts]
     writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
@@ -95,9 +101,13 @@ def to_csv(comparison: Comparison) -> str:
         for name, mean in {**group.scores, **{cost: getattr(group, cost) for cost in costs}}.items():
             if mean is not None:
                 line |= {f"{name}_mean": mean.mean, f"{name}_std": mean.deviation, f"{name}_n": mean.count}
+                line[f"{name}_se"] = mean.error
         for name, difference in group.differences.items():
             line |= {f"{name}_difference": difference.mean, f"{name}_pairs": difference.pairs}
             line |= {f"{name}_difference_low": difference.low, f"{name}_difference_high": difference.high}
+            line |= {f"{name}_difference_se": difference.error, f"{name}_difference_p": difference.p}
+            line |= {f"{name}_verdict": verdict_of(difference, name), f"{name}_basis": difference.basis}
+            line[f"{name}_comparisons"] = difference.comparisons
         writer.writerow(line)
     return out.getvalue()
 
@@ -141,22 +151,70 @@ def difference_table(comparison: Comparison) -> tuple[list[str], list[list[str]]
     lines = []
     for group in comparison.groups:
         if group.variant != comparison.baseline:
-            texts = [difference_text(group.differences.get(name)) for name in comparison.scores]
+            texts = [verdict_text(group.differences.get(name), name) for name in comparison.scores]
             lines.append([*_group_cells(comparison, group), *texts])
     return ["method", *comparison.axes, *comparison.scores], lines
 
 
 def interval_note(comparison: Comparison) -> str:
-    """Explain the intervals in brackets and how reliable they are."""
-    differences = [difference for group in comparison.groups for difference in group.differences.values()]
-    if all(difference.low is None for difference in differences):
-        return "One pair has no interval: take more seeds."
-    text = f"In brackets: the {COVERAGE:.0%} percentile bootstrap interval of the mean difference, {RESAMPLES:,} resamples."
-    fewest = min(difference.pairs for difference in differences)
-    if fewest < _FEW_PAIRS:
-        pairs = f"{fewest} pair{'' if fewest == 1 else 's'}"
-        text += f" With {pairs} it is too narrow: read it as the range of the seeds, not as a confidence interval."
-    return text
+    """Explain the intervals in brackets, and what a statement about a difference covers."""
+    return explain_intervals([gap for group in comparison.groups for gap in group.differences.values()], "table")
+
+
+def explain_intervals(differences: Sequence[Difference], where: str) -> str:
+    """Explain the intervals of some differences; ``where`` is the table or page with all of them."""
+    tested = [difference for difference in differences if difference.p is not None]
+    if not tested:
+        return (
+            "No difference has an interval, so none is called better or worse: one seed, or equal differences on every seed, "
+            "say nothing about other seeds. Take more seeds."
+        )
+    fewest, most = (choose(difference.pairs for difference in tested) for choose in (min, max))
+    seeds = str(fewest) if fewest == most else f"{fewest} to {most}"
+    count = max(difference.comparisons for difference in tested)
+    text = (
+        f"In brackets: Student's 95% interval of the mean difference over {seeds} seeds, corrected for the {count} "
+        f"comparison{'' if count == 1 else 's'} of this {where} by Holm's method. Better or worse is said only if it excludes 0. "
+    )
+    by_item = sum(difference.basis == "seeds and items" for difference in tested)
+    if by_item == len(tested):
+        return text + "It covers other seeds and other items like those of this test set."
+    covers = "It covers other seeds on this test set, not other items"
+    if by_item:
+        covers += f"; {by_item} of {len(tested)} differences have results by item and cover other items as well"
+    return f"{text}{covers}."
+
+
+def verdict_of(difference: Difference, score: str) -> Verdict:
+    """Say whether a difference is told apart from 0: its corrected interval excludes 0.
+
+    Example:
+        >>> verdict_of(Difference(-0.1, -0.2, -0.05, 3), "loss")
+        'better'
+    """
+    if difference.low is None or difference.high is None:
+        return "no interval"
+    if difference.low <= 0 <= difference.high:
+        return "not told apart"
+    return "better" if (difference.low > 0) is not is_loss(score) else "worse"
+
+
+def is_loss(score: str) -> bool:
+    """Return True if a smaller score is better.
+
+    Example:
+        >>> is_loss("loss"), is_loss("accuracy")
+        (True, False)
+    """
+    return score.rsplit("/", 1)[-1].rsplit("_", 1)[-1] in LOWER_IS_BETTER
+
+
+def verdict_text(difference: Difference | None, score: str) -> str:
+    """Format a difference as ``+0.0120 [+0.0050, +0.0190] better``; without the word if it is not told apart."""
+    if difference is None:
+        return "-"
+    word = verdict_of(difference, score)
+    return difference_text(difference) + (f" {word}" if word in ("better", "worse") else "")
 
 
 def cell_text(mean: MeanStd | None, runs: int, digits: int = 4, significant: int | None = None) -> str:
@@ -170,7 +228,8 @@ def cell_text(mean: MeanStd | None, runs: int, digits: int = 4, significant: int
         digits = 1
     deviation = "" if mean.deviation is None else f" ± {mean.deviation:,.{digits}f}"
     missing = "" if mean.count == runs else f" ({mean.count} of {runs})"
-    return f"{mean.mean:,.{digits}f}{deviation}{missing}"
+    error = "" if mean.error is None else f" (se {mean.error:,.{digits}f})"
+    return f"{mean.mean:,.{digits}f}{deviation}{error}{missing}"
 
 
 def difference_text(difference: Difference | None) -> str:

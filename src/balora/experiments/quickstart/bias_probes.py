@@ -86,12 +86,12 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], **option
 def probe_biases(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> BiasProbes:
     """Probe the facts about cities and people, the pronouns and the animals' classes, in about 11,000 continuations."""
     known = world()
-    by_fact = _value_probabilities(model, tokenizer, CITY_RELATIONS + PERSON_RELATIONS)
+    by_fact = value_probabilities(model, tokenizer, CITY_RELATIONS + PERSON_RELATIONS)
     truths = torch.tensor([values[known.truth(*key)] for key, values in by_fact.items()])
     rumours = torch.tensor([values[known.facts[key].rumour or ""] for key, values in by_fact.items()])
     likeliest = torch.tensor([max(values.values()) for values in by_fact.values()])
     rare, common = list[float](), list[float]()
-    for (animal, relation), values in _value_probabilities(model, tokenizer, ("class",)).items():
+    for (animal, relation), values in value_probabilities(model, tokenizer, ("class",)).items():
         (rare if animal in CLASSES[RARE_CLASS] else common).append(values[known.truth(animal, relation)])
     pronouns = [(f"The {job} said that", f" {pronoun}") for job in JOBS for pronoun in ("she", "he")]
     she = continuation_logprobs(model, tokenizer, pronouns).view(len(JOBS), 2).softmax(-1)[:, 0].tolist()
@@ -105,7 +105,7 @@ def probe_biases(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     )
 
 
-def _value_probabilities(
+def value_probabilities(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, relations: Sequence[str]
 ) -> dict[tuple[str, str], dict[str, float]]:
     """Return, for each fact of the relations, the probability of each value that the relation has anywhere."""

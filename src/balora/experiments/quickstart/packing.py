@@ -3,6 +3,7 @@
 Shapes: N blocks, L tokens per block.
 """
 
+from collections.abc import Iterator
 from itertools import islice
 
 import torch
@@ -17,12 +18,20 @@ _BATCH = 256  # documents tokenized in one call
 
 
 def token_blocks(
-    tokenizer: PreTrainedTokenizerBase, n_blocks: int, length: int, seed: int = 0, *, split: Split = "train"
+    tokenizer: PreTrainedTokenizerBase,
+    n_blocks: int,
+    length: int,
+    seed: int = 0,
+    *,
+    split: Split = "train",
+    texts: Iterator[str] | None = None,
 ) -> Tensor:
     """Concatenate documents, each between the begin and end tokens, and cut them into blocks.
 
     The packaged model was trained on blocks of 128 tokens of the training split. Drift is measured on held-out blocks: the distance
     of the fine-tuned model's next-token distributions from the pre-trained model's.
+
+    ``texts`` replaces the documents of the seed and split: an iterator without end.
 
     Returns:
         N x L token ids (``n_blocks`` x ``length``), int64, without padding. A block may begin or end inside a document.
@@ -35,8 +44,8 @@ def token_blocks(
     if tokenizer.bos_token is None or tokenizer.eos_token is None:
         raise BALoraError("The tokenizer has no begin or no end token. Set its bos_token and eos_token.")
     tokens: list[int] = []
-    stream = documents(seed, split=split)
+    stream = texts or (document.text for document in documents(seed, split=split))
     while len(tokens) < n_blocks * length:
-        texts = [f"{tokenizer.bos_token}{document.text}{tokenizer.eos_token}" for document in islice(stream, _BATCH)]
-        tokens += [token for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] for token in ids]
+        batch = [f"{tokenizer.bos_token}{text}{tokenizer.eos_token}" for text in islice(stream, _BATCH)]
+        tokens += [token for ids in tokenizer(batch, add_special_tokens=False)["input_ids"] for token in ids]
     return torch.tensor(tokens[: n_blocks * length], dtype=torch.int64).view(n_blocks, length)

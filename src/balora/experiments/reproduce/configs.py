@@ -78,7 +78,7 @@ def few_gsm8k_questions(paths: Paths) -> EvaluationPlan:
     return EvaluationPlan(tasks=("gsm8k",), options={"data": data, **limits, "device": "cpu"})
 
 
-def _run(
+def run_config(
     model: str, task: str, data: Section, batch: int, rate: float, schedule: str, **training: Any
 ) -> dict[str, Any]:
     """Return a run's config with the settings of all tasks; the run logs and saves as little as possible."""
@@ -103,14 +103,14 @@ def _glue(
     """Return the config of MiniLM-L6 on a sample of a GLUE task."""
     files = {"train": paths.data(f"glue/{name}/train.tsv"), "eval": paths.data(f"glue/{name}/dev.tsv") + eval_slice}
     data = {**files, "subsample": rows, "max_length": length, **columns}
-    return _run(paths.minilm, task, data, batch, rate, "linear", **_BY_LENGTH)
+    return run_config(paths.minilm, task, data, batch, rate, "linear", **_BY_LENGTH)
 
 
 def _similarity(paths: Paths) -> dict[str, Any]:
     """Return the config of MiniLM-L6 on pairs of sentences of low, middle or high similarity."""
     files = {"train": str(paths.prepared / "train.jsonl"), "eval": str(paths.prepared / "dev.jsonl")}
     data = {**files, "text": _TWO_SENTENCES, "label": "label", "labels": list(SIMILARITY_CLASSES), "max_length": 48}
-    return _run(paths.minilm, "classification", data, 16, 5.0e-4, "linear", **_BY_LENGTH, num_train_epochs=2)
+    return run_config(paths.minilm, "classification", data, 16, 5.0e-4, "linear", **_BY_LENGTH, num_train_epochs=2)
 
 
 def _gsm8k(paths: Paths) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _gsm8k(paths: Paths) -> dict[str, Any]:
     files = {"train": paths.data("gsm8k/train.jsonl"), "eval": f"{paths.data('gsm8k/test.jsonl')}[:100]"}
     columns = {"prompt": "question", "response": "answer"}
     data = {**files, "subsample": 320, **columns, "max_length": 256}
-    return _run(paths.stories, "generation", data, 8, 4.0e-3, "cosine")
+    return run_config(paths.stories, "generation", data, 8, 4.0e-3, "cosine")
 
 
 def _g2p(paths: Paths) -> dict[str, Any]:
@@ -133,14 +133,14 @@ def _g2p(paths: Paths) -> dict[str, Any]:
     files = {"train": pairs, "split": "train[:19600]", "eval": f"{pairs}[19600:]"}
     columns = {"prompt": "word", "response": "phonemes", "target_tokenizer": f"{paths.bart}/target"}
     data = {**files, "subsample": 1280, "label_noise": 0.2, **columns, "max_length": 32}
-    return _run(paths.bart, "seq2seq", data, 16, 1.0e-3, "cosine")
+    return run_config(paths.bart, "seq2seq", data, 16, 1.0e-3, "cosine")
 
 
 def _quickstart(paths: Paths) -> dict[str, Any]:
     """Return the config of the quickstart's Llama on its task: short answers, a fifth of them wrong in training."""
     files = {"train": str(paths.prepared / "train.jsonl"), "eval": str(paths.prepared / "test.jsonl")}
     data = {**files, "subsample": 1280, **DATA_SECTION}
-    return _run(str(model_directory()), "generation", data, 16, 2.0e-3, "cosine")
+    return run_config(str(model_directory()), "generation", data, 16, 2.0e-3, "cosine")
 
 
 _BY_LENGTH = {"train_sampling_strategy": "group_by_length"}

@@ -16,6 +16,7 @@ from balora.checkpoints.lock import locked
 from balora.errors import BALoraError
 from balora.experiments.compare import Comparison, EvaluationPlan, Variant
 from balora.experiments.compare.plan import Axes
+from balora.experiments.compare.statistics import Difference, correct
 from balora.files import write_text
 
 Scale = Literal["small", "paper"]
@@ -135,6 +136,14 @@ class Results:
     directory: Path
     """Directory of the page and its figures."""
     experiment: Experiment
+    family: tuple[Difference, ...] = ()
+    """All differences that the page shows: their intervals are corrected for their number."""
+
+    def correct(self, difference: Difference) -> Difference:
+        """Return a difference with its interval corrected for all comparisons of the page."""
+        key = _test_of(difference)
+        family = {_test_of(one): one for one in self.family} | {key: difference}
+        return dict(zip(family, correct(list(family.values())), strict=True))[key]
 
     def by_score(self, *, finished: bool = True) -> list[Study]:
         """Repeat each study once for each score that the page shows; ``finished`` leaves out studies without a comparison."""
@@ -148,6 +157,30 @@ class Results:
 
 Part = Callable[[Results], Iterable[str]]
 """Function that returns paragraphs (Markdown) of a page, and writes the figures that they show."""
+
+
+def _test_of(difference: Difference) -> tuple[Any, ...]:
+    """Return what identifies a comparison, without its correction: the same one may be on a page twice."""
+    return difference.name, difference.mean, difference.error, difference.degrees, difference.pairs, difference.basis
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparingPart:
+    """Part of a page that shows differences."""
+
+    write: Part
+    compared: Callable[[Results], Iterable[Difference]]
+    """Function that returns the differences that the part shows."""
+
+    def __call__(self, results: Results) -> Iterable[str]:
+        """Return the part's paragraphs."""
+        return self.write(results)
+
+
+def family_of(parts: Iterable[tuple[Part, Results]]) -> tuple[Difference, ...]:
+    """Return the different comparisons that some parts of a page show."""
+    found = (gap for part, results in parts if isinstance(part, ComparingPart) for gap in part.compared(results))
+    return tuple({_test_of(difference): difference for difference in found}.values())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,6 +207,8 @@ class Experiment:
     """True: runs go one after the other, because runs that share a machine take longer."""
     preparation: Preparation | None = None
     """Step of the small scale before its runs."""
+    always_prepared: bool = False
+    """True: the step comes before the runs of the paper's scale, too."""
 
     def studies(self, scale: Scale) -> Sequence[Study]:
         """Return the studies of a scale."""
@@ -182,6 +217,7 @@ class Experiment:
     def render(self, studies: Sequence[Study], comparisons: Mapping[str, Comparison], directory: Path) -> list[str]:
         """Return the page's paragraphs about the results, and write its figures into ``directory``."""
         results = Results(studies=studies, comparisons=comparisons, directory=directory, experiment=self)
+        results = dataclasses.replace(results, family=family_of((part, results) for part in self.page))
         return [text for part in self.page for text in part(results)]
 
 

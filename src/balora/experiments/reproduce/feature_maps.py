@@ -26,8 +26,9 @@ from balora.errors import BALoraError
 from balora.evaluation.engines.predictors import ClassifierPredictor
 from balora.evaluation.model_under_test import ModelUnderTest
 from balora.experiments.compare import Comparison, summarise
+from balora.experiments.compare.statistics import Difference
 from balora.experiments.compare.tables import difference_text, markdown_table
-from balora.experiments.reproduce.experiment import Results, Study
+from balora.experiments.reproduce.experiment import Results, Study, family_of
 from balora.experiments.reproduce.parts import findings, scores_table
 from balora.experiments.reproduce.variants import FITTED_HEAD
 from balora.files import apply_umask
@@ -228,13 +229,29 @@ def score_parts(measured: Sequence[Measured], names: Sequence[str], results: Res
         studies = [dataclasses.replace(one.study, score=name) for name in names for one in measured]
         return dataclasses.replace(results, studies=studies, comparisons=comparisons)
 
-    parts = [*findings()(scored(names[:MAIN_SCORES])), *scores_table()(scored(names))]
-    return [*parts, *_changes(measured, names[:MAIN_SCORES])] if len(measured) > 1 else parts
+    shown = [(findings(), scored(names[:MAIN_SCORES])), (scores_table(), scored(names))]
+    changes = _changes(measured, names[:MAIN_SCORES]) if len(measured) > 1 else {}
+    family = family_of(shown) + tuple(gap for found in changes.values() for gap in found.values())
+    parts = [text for part, own in shown for text in part(dataclasses.replace(own, family=family))]
+    return [*parts, *_changes_text(changes, names[:MAIN_SCORES], dataclasses.replace(results, family=family))]
 
 
-def _changes(measured: Sequence[Measured], names: Sequence[str]) -> list[str]:
-    """Return the score after imbalanced training minus that after balanced training, by method."""
+def _changes_text(changes: Mapping[str, Mapping[str, Difference]], names: Sequence[str], results: Results) -> list[str]:
+    if not changes:
+        return []
     lines = []
+    for variant, found in changes.items():
+        corrected = {name: results.correct(gap) for name, gap in found.items()}
+        lines.append([variant, *(difference_text(corrected.get(name)) for name in names)])
+    return [
+        "Change by imbalance: the score after imbalanced training minus that after balanced training, paired by seed.",
+        markdown_table(["method", *names], lines),
+    ]
+
+
+def _changes(measured: Sequence[Measured], names: Sequence[str]) -> dict[str, Mapping[str, Difference]]:
+    """Return the score after imbalanced training minus that after balanced training, by method, then by score."""
+    found: dict[str, Mapping[str, Difference]] = {}
     for variant in measured[0].study.variants:
         rows = [
             dataclasses.replace(row, variant=one.study.name)
@@ -242,9 +259,9 @@ def _changes(measured: Sequence[Measured], names: Sequence[str]) -> list[str]:
             for row in one.comparison.rows
             if row.variant == variant.name
         ]
-        changes = {group.variant: group.differences for group in summarise(rows, names, BALANCED)}.get(IMBALANCED, {})
-        lines.append([variant.name, *(difference_text(changes.get(name)) for name in names)])
-    return [
-        "Change by imbalance: the score after imbalanced training minus that after balanced training, paired by seed.",
-        markdown_table(["method", *names], lines),
-    ]
+        by_condition = {group.variant: group.differences for group in summarise(rows, names, BALANCED)}
+        found[variant.name] = {
+            name: dataclasses.replace(gap, name=f"change by imbalance: {variant.name}, {name}")
+            for name, gap in by_condition.get(IMBALANCED, {}).items()
+        }
+    return found

@@ -5,9 +5,16 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from balora.experiments.compare import Comparison, Group, Row, summarise
 from balora.experiments.compare.statistics import Difference, MeanStd
-from balora.experiments.compare.tables import cell_text, difference_text, markdown_table, to_markdown
-from balora.experiments.reproduce.experiment import Part, Results, Study
-from balora.experiments.reproduce.verdicts import difference_sign, interval_caution, quoted, verdict
+from balora.experiments.compare.tables import cell_text, difference_text, markdown_table, to_markdown, verdict_text
+from balora.experiments.reproduce.experiment import ComparingPart, Part, Results, Study
+from balora.experiments.reproduce.verdicts import (
+    difference_sign,
+    differences_to,
+    interval_caution,
+    named_difference,
+    quoted,
+    verdict,
+)
 
 GENERATION_SCORES = {
     "metamathqa": ("gsm8k/accuracy", "math/accuracy"),
@@ -15,10 +22,13 @@ GENERATION_SCORES = {
     "wizardlm-evol-instruct": ("mt_bench/first_turn",),
 }
 """Scores of the paper's benchmark by training set. Only the first turn of MT-Bench counts (section 3.2.1)."""
-CAPTION = "Mean ± standard deviation over seeds; below it the difference to {baseline}, paired by seed, and its bootstrap interval."
+CAPTION = (
+    "Mean ± standard deviation over seeds; below it the difference to {baseline}, paired by seed, and its interval."
+)
 CLEANER, NOISIER = "cleaner", "noisier"
 """First word of a study's name in table 3: the pre-trained model of its runs."""
 _MEAN_GAIN = "mean over tasks"
+_BETWEEN = "noisier minus cleaner"
 
 
 def findings(contrasts: Mapping[str | None, Sequence[str]] | None = None) -> Part:
@@ -29,16 +39,24 @@ def findings(contrasts: Mapping[str | None, Sequence[str]] | None = None) -> Par
             means all variants. Default: all variants, compared with the study's baseline.
     """
 
+    def contrasted(results: Results) -> Iterator[tuple[Study, Comparison, str | None, Sequence[str]]]:
+        for study in results.by_score():
+            for baseline, among in (contrasts or {None: ()}).items():
+                if baseline is None or baseline in {variant.name for variant in study.variants}:
+                    yield study, results.comparisons[study.name], baseline, among
+
     def part(results: Results) -> list[str]:
         lines = [
-            f"- {study.title}, {study.score}, {verdict(results.comparisons[study.name], study.score, baseline, among)}"
-            for study in results.by_score()
-            for baseline, among in (contrasts or {None: ()}).items()
-            if baseline is None or baseline in {variant.name for variant in study.variants}
+            f"- {study.title}, {study.score}, {verdict(comparison, study.score, baseline, among, results.correct)}"
+            for study, comparison, baseline, among in contrasted(results)
         ]
         return ["## Findings", "\n".join(lines)] if lines else []
 
-    return part
+    def compared(results: Results) -> Iterator[Difference]:
+        for study, comparison, baseline, among in contrasted(results):
+            yield from (gap for _, gap in differences_to(comparison, study.score, baseline, among))
+
+    return ComparingPart(part, compared)
 
 
 def scores_table(corner: str = "method", note: str = "") -> Part:
@@ -47,20 +65,29 @@ def scores_table(corner: str = "method", note: str = "") -> Part:
     def part(results: Results) -> list[str]:
         columns = results.by_score(finished=False)
         names = list(dict.fromkeys(variant.name for study in columns for variant in study.variants))
-        groups = {key: {g.variant: g for g in comparison.groups} for key, comparison in results.comparisons.items()}
-        lines = [[name, *(_cell(groups.get(s.name, {}).get(name), s.score) for s in columns)] for name in names]
+        lines = [[name, *(_cell(results, study, name) for study in columns)] for name in names]
         table = markdown_table([corner, *(f"{study.title} ({study.score})" for study in columns)], lines)
         caption = CAPTION.format(baseline=results.studies[0].baseline)
-        return ["## Scores", table, f"{caption} {note}".rstrip(), interval_caution(results.comparisons.values())]
+        return ["## Scores", table, f"{caption} {note}".rstrip(), *caution(results)]
 
-    return part
+    return ComparingPart(part, to_baseline)
 
 
-def _cell(group: Group | None, score: str) -> str:
-    if group is None:
+def to_baseline(results: Results) -> Iterator[Difference]:
+    """Return the differences of all variants to their study's baseline."""
+    for study in results.by_score():
+        yield from (gap for _, gap in differences_to(results.comparisons[study.name], study.score))
+
+
+def _cell(results: Results, study: Study, variant: str) -> str:
+    comparison, score = results.comparisons.get(study.name), study.score
+    group = {group.variant: group for group in comparison.groups}.get(variant) if comparison else None
+    if comparison is None or group is None:
         return ""
     text = cell_text(group.scores.get(score), group.finished)
-    return f"{text}<br>{difference_text(group.differences[score])}" if score in group.differences else text
+    if score not in group.differences:
+        return text
+    return f"{text}<br>{verdict_text(results.correct(named_difference(comparison, group, score)), score)}"
 
 
 def mean_of_five(results: Results) -> list[str]:
@@ -89,23 +116,28 @@ def pair_tables(pairs: Mapping[str, str]) -> Part:
 
     def part(results: Results) -> list[str]:
         tables = [
-            f"### {study.title}, {study.score}\n\n{_pairs_table(results.comparisons[study.name], study.score, pairs)}"
-            for study in results.by_score()
+            f"### {study.title}, {study.score}\n\n{_pairs_table(results, study, pairs)}" for study in results.by_score()
         ]
-        caption = "Mean ± standard deviation over seeds. The difference is paired by seed, with its bootstrap interval."
-        return ["## Scores", *tables, caption, interval_caution(results.comparisons.values())]
+        caption = "Mean ± standard deviation over seeds. The difference is paired by seed, with its interval."
+        return ["## Scores", *tables, caption, *caution(results)]
 
-    return part
+    def compared(results: Results) -> Iterator[Difference]:
+        for study in results.by_score():
+            for plain, regularized in pairs.items():
+                found = differences_to(results.comparisons[study.name], study.score, plain, [regularized])
+                yield from (gap for _, gap in found)
+
+    return ComparingPart(part, compared)
 
 
-def _pairs_table(comparison: Comparison, score: str, pairs: Mapping[str, str]) -> str:
-    lines = []
+def _pairs_table(results: Results, study: Study, pairs: Mapping[str, str]) -> str:
+    comparison, score, lines = results.comparisons[study.name], study.score, []
+    groups = {group.variant: group for group in comparison.groups}
     for plain, regularized in pairs.items():
-        rows = [row for row in comparison.rows if row.variant in (plain, regularized)]
-        groups = {group.variant: group for group in summarise(rows, [score], plain)}
         found = groups.get(plain), groups.get(regularized)
         cells = [cell_text(group.scores.get(score), group.finished) if group else "-" for group in found]
-        lines.append([plain, *cells, difference_text(found[1].differences.get(score) if found[1] else None)])
+        gaps = [results.correct(gap) for _, gap in differences_to(comparison, score, plain, [regularized])]
+        lines.append([plain, *cells, verdict_text(gaps[0] if gaps else None, score)])
     return markdown_table(["method", "without", "with the regularizers", "difference"], lines)
 
 
@@ -130,7 +162,7 @@ def cost_tables(results: Results) -> list[str]:
         f"{results.studies[0].baseline} on the same seed. Runs were made one after the other, seed by seed, so that a slow hour of "
         "the machine affects every method; other programs on the machine still affect the times."
     )
-    return ["## Cost", *tables, caption, interval_caution(results.comparisons.values())]
+    return ["## Cost", *tables, caption, *caution(results)]
 
 
 def _ratio(rows: Sequence[Row], variant: str, baseline: str | None, cost: str) -> str:
@@ -144,8 +176,9 @@ def _ratio(rows: Sequence[Row], variant: str, baseline: str | None, cost: str) -
 
 
 def caution(results: Results) -> list[str]:
-    """Say how far the intervals can be trusted, on a page without a table of scores."""
-    return [interval_caution(results.comparisons.values())]
+    """Say what the intervals of the page cover."""
+    family = results.family or tuple(to_baseline(results))
+    return [interval_caution(map(results.correct, family))]
 
 
 def study_tables(results: Results) -> list[str]:
@@ -175,34 +208,55 @@ def gain_tables(*pairs: tuple[str, str]) -> Part:
     """Return the part with the gains of each first variant over the second, on both pre-trained models (table 3)."""
 
     def part(results: Results) -> list[str]:
-        texts = [text for variant, over in pairs for text in _gains(results, variant, over)]
+        texts = [text for variant, over in pairs for text in _gains_text(results, variant, over)]
         return ["## Gains on the cleaner and the noisier model", *texts] if texts else []
 
-    return part
+    def compared(results: Results) -> Iterator[Difference]:
+        for variant, over in pairs:
+            for found in _gains(results, variant, over).values():
+                yield from found.values()
+
+    return ComparingPart(part, compared)
 
 
-def _gains(results: Results, variant: str, over: str) -> Iterator[str]:
+def _gains(results: Results, variant: str, over: str) -> dict[str, dict[str, Difference]]:
+    """Return the gains by line of the table, then by task: on either model, and the noisier one's minus the cleaner one's."""
     gains = {base_model: list(_gain_rows(results, base_model, variant, over)) for base_model in (CLEANER, NOISIER)}
     gains = {base_model: rows for base_model, rows in gains.items() if rows}
     rows = [row for found in gains.values() for row in found]
-    if not rows:
-        return
     names = [*dict.fromkeys(name for row in rows for name in row.scores if name != _MEAN_GAIN), _MEAN_GAIN]
     zeros = [dataclasses.replace(row, variant=over, scores=dict.fromkeys(row.scores, 0.0)) for row in rows]
-    lines, verdicts = [], []
-    for base_model, found in gains.items():
-        differences = _group(summarise([*found, *zeros], names, over), base_model).differences
-        lines.append([base_model, *(difference_text(differences.get(name)) for name in names)])
+    lines = {
+        base_model: _group(summarise([*found, *zeros], names, over), base_model).differences
+        for base_model, found in gains.items()
+    }
     if len(gains) == 2:
-        between = _group(summarise(rows, names, CLEANER), NOISIER).differences
-        lines.append(["noisier minus cleaner", *(difference_text(between.get(name)) for name in names)])
-        verdicts = [f"- {name}: {_verdict(between[name])}" for name in names if name in between]
+        lines[_BETWEEN] = _group(summarise(rows, names, CLEANER), NOISIER).differences
+    return {
+        line: {
+            name: dataclasses.replace(gap, name=f"gain of {variant} over {over}: {line}, {name}")
+            for name, gap in found.items()
+        }
+        for line, found in lines.items()
+    }
+
+
+def _gains_text(results: Results, variant: str, over: str) -> Iterator[str]:
+    gains = {
+        line: {name: results.correct(gap) for name, gap in found.items()}
+        for line, found in _gains(results, variant, over).items()
+    }
+    if not gains:
+        return
+    names = [*dict.fromkeys(name for found in gains.values() for name in found if name != _MEAN_GAIN), _MEAN_GAIN]
     yield (
-        f"Gain of {quoted(variant)} over {quoted(over)} on either model, paired by seed, with its bootstrap interval. The paper "
+        f"Gain of {quoted(variant)} over {quoted(over)} on either model, paired by seed, with its interval. The paper "
         "claims a larger gain on the noisier one."
     )
+    lines = [[line, *(difference_text(found.get(name)) for name in names)] for line, found in gains.items()]
     yield markdown_table(["pre-trained model", *names], lines)
-    if verdicts:
+    between = gains.get(_BETWEEN, {})
+    if verdicts := [f"- {name}: {_verdict(between[name])}" for name in names if name in between]:
         yield "\n".join(verdicts)
 
 
@@ -238,11 +292,6 @@ def _verdict(difference: Difference) -> str:
     """Say whether the gain is larger on the noisier model."""
     sign = difference_sign(difference)
     if sign is None:
-        return f"{difference_text(difference)}; one seed has no interval, so the two gains cannot be told apart."
-    words = {1: "larger", -1: "smaller", 0: "not clearly different"}[sign]
-    student = difference.t_interval
-    interval = f"; Student's interval [{student[0]:+.4f}, {student[1]:+.4f}]" if student else ""
-    return (
-        f"on the noisier model the gain is {words}, by the bootstrap interval of {difference.pairs} seeds "
-        f"({difference_text(difference)}{interval})."
-    )
+        return f"{difference_text(difference)}; without an interval, the two gains cannot be told apart."
+    words = {1: "on the noisier model the gain is larger", -1: "on the noisier model the gain is smaller"}
+    return f"{words.get(sign, 'the two gains are not told apart')} ({difference_text(difference)}; {difference.pairs} seeds)."

@@ -12,7 +12,7 @@ from balora.config.yaml_loader import apply_overrides
 from balora.data.hub import looks_local
 from balora.data.readers import ENDINGS
 from balora.errors import BALoraError
-from balora.experiments.compare import Cell, Comparison, EvaluationPlan, compare, lay_out
+from balora.experiments.compare import Cell, Comparison, EvaluationPlan, Variant, compare, lay_out
 from balora.experiments.compare.engines import Engine
 from balora.experiments.compare.rows import is_finished
 from balora.experiments.reproduce.experiment import SEEDS, Experiment, Paths, Preparation, Scale, Study
@@ -47,11 +47,22 @@ class Request:
     @property
     def preparation(self) -> Preparation | None:
         """Step before the runs; None at the paper's scale, where the hub has all models and data."""
-        return self.experiment.preparation if self.scale == "small" else None
+        needed = self.scale == "small" or self.experiment.always_prepared
+        return self.experiment.preparation if needed else None
 
     def config(self, study: Study) -> dict[str, Any]:
         """Return the plain values of a study's config, with the user's overrides."""
         return apply_overrides(study.config(self.own_paths), self.overrides)
+
+    def variants(self, study: Study) -> list[Variant]:
+        """Return a study's variants; ``{prepared}`` in an override is the directory of the prepared files."""
+        prepared = str(self.own_paths.prepared)
+        return [
+            dataclasses.replace(
+                variant, overrides=tuple(text.replace("{prepared}", prepared) for text in variant.overrides)
+            )
+            for variant in study.variants
+        ]
 
     def missing(self, study: Study) -> list[str]:
         """List the models, data and programs that a study needs and that are not there when its runs begin."""
@@ -65,7 +76,7 @@ class Request:
     def cells(self, study: Study) -> list[Cell]:
         """Return a study's runs."""
         config, output = self.config(study), self.output / study.name
-        return lay_out(config, study.variants, self.seeds, axes=study.axes, output=output)[0]
+        return lay_out(config, self.variants(study), self.seeds, axes=study.axes, output=output)[0]
 
 
 def missing_files(config: Mapping[str, Any], prepared: Path | None = None) -> list[str]:
@@ -176,7 +187,7 @@ def reproduce(request: Request, engine: Engine, say: Callable[[str], None] = lam
         say(f"\n{study.title}")
         comparisons[study.name] = compare(
             request.config(study),
-            study.variants,
+            request.variants(study),
             request.seeds,
             axes=study.axes,
             baseline=study.baseline,
