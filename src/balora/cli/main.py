@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import balora
+from balora.cli.audit import audit
 from balora.cli.compare import compare
 from balora.cli.evaluate import evaluate
 from balora.cli.methods import methods
@@ -15,7 +16,7 @@ from balora.cli.verbs import export, quickstart, report, teacher, train, validat
 from balora.errors import BALoraError
 
 app = typer.Typer(name="balora", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for verb in (train, validate, teacher, methods, compare, reproduce, export, evaluate, report, quickstart):
+for verb in (train, validate, teacher, methods, compare, reproduce, export, evaluate, audit, report, quickstart):
     app.command()(verb)
 
 
