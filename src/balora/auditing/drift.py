@@ -125,7 +125,7 @@ def drift_measures(base: Table, tuned: Table, documents: int, name: str, seed: i
     counts = np.bincount(row, minlength=documents).astype(float)
 
     def sums(values: Any) -> NDArray[np.float64]:
-        return np.bincount(row, np.asarray(values, dtype=float), documents)
+        return np.bincount(row, np.asarray(values, dtype=float), documents).astype(float)
 
     use = counts > 0
     count = int(use.sum())

@@ -203,4 +203,4 @@ def _calibration(base: Table, tuned: Table, rows: int, use: NDArray[Any], bootst
 
 
 def _by_row(values: NDArray[Any], row: NDArray[Any], rows: int) -> NDArray[np.float64]:
-    return np.bincount(row, np.asarray(values, dtype=float), rows)
+    return np.bincount(row, np.asarray(values, dtype=float), rows).astype(float)

@@ -21,7 +21,9 @@ from torch import Tensor
 
 from balora.anchoring.rows import Row, collate
 from balora.auditing.model_pair import SideName
+from balora.errors import BALoraError
 from balora.evaluation.model_under_test import LoadedModel
+from balora.models.adapted_model import base_model_of
 from balora.models.hidden_states import HiddenStateExtractor, valid_targets
 from balora.models.lm_head import LinearHead
 
@@ -91,7 +93,7 @@ class TokenPass:
         if hidden:
             table["hidden"] = np.concatenate(hidden)
             table["hidden_row"] = table["row"][chosen]
-        np.savez(self.folder / f"{side}.npz", **table)
+        np.savez(self.folder / f"{side}.npz", allow_pickle=False, **table)
 
     def tables(self) -> tuple[Table, Table]:
         """Return the statistics of the base and of the tuned model, a column an array over tokens."""
@@ -189,10 +191,15 @@ class _Outputs:
     def _inputs(self, rows: Sequence[Row]) -> tuple[dict[str, Any], Tensor]:
         batch = collate(rows, self.pad, causal=self.causal)
         batch = {name: tensor.to(self.loaded.device) for name, tensor in batch.items()}
-        labels_BT = batch["labels"]
-        if self.causal:  # the loss of transformers would need logits
-            del batch["labels"]
-        return batch, labels_BT
+        labels_BT = batch.pop("labels")  # with them transformers would compute a loss, which needs all logits
+        if not self.causal:
+            shift_right = getattr(base_model_of(self.loaded.model), "prepare_decoder_input_ids_from_labels", None)
+            if shift_right is None:
+                raise BALoraError(
+                    f"{type(self.loaded.model).__name__} does not make decoder inputs from responses, so it cannot be audited."
+                )
+            batch["decoder_input_ids"] = shift_right(labels=labels_BT.clone())
+        return {**batch, "use_cache": False}, labels_BT
 
 
 class _Reference:

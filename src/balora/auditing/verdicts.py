@@ -48,7 +48,7 @@ _MARGINS: dict[str, Margin] = {
 QUESTIONS: dict[str, str] = {
     "drift": "Does it still say what it said on other text?",
     "collapse": "Are its answers as varied as before?",
-    "noise": "Did it learn wrong or memorised rows of its training data?",
+    "noise": "Is it as free of wrong and memorised training rows as before?",
     "bias": "Does it prefer stereotypes as often as before?",
     "weights": "Are its weights still close to the base's?",
     "tasks": "Does it solve the tasks as well as before?",
@@ -77,9 +77,9 @@ def margin_of(name: str) -> Margin | None:
         >>> margin_of("collapse.recall.rare").size, margin_of("drift.p95")
         (0.05, None)
     """
-    if name.startswith("samples."):  # drift on the base's own samples, beside documents
+    if name.startswith("samples.collapse."):
         name = name.removeprefix("samples.")
-    elif name.split(".")[0] == "samples":
+    elif name.split(".")[0] == "samples":  # drift on the base's own samples, beside documents
         name = name.replace("samples", "drift", 1)
     if name in _MARGINS:
         return _MARGINS[name]
