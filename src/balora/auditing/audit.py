@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -16,10 +17,12 @@ from balora.auditing.model_pair import ModelPair
 from balora.auditing.options import AuditOptions
 from balora.auditing.page import PAGE, audit_page, markdown
 from balora.auditing.parts import plan_parts
+from balora.auditing.samples import Samples
 from balora.auditing.tasks import evaluate_pair
 from balora.auditing.verdicts import answers
 from balora.checkpoints.lock import locked
 from balora.checkpoints.provenance import file_digest, provenance
+from balora.config.run_config import RunConfig
 from balora.data.hub import looks_local
 from balora.data.readers import SUFFIXES
 from balora.errors import BALoraError, suggest_path
@@ -64,6 +67,7 @@ def audit(
     output: str | Path | None = None,
     options: AuditOptions | None = None,
     say: Say = lambda line: None,
+    asked: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Audit:
     """Measure what fine-tuning changed in a model.
@@ -77,6 +81,7 @@ def audit(
         output: Folder to write. Default: ``audit/`` in the run directory, or ``audit/NAME``.
         options: All other settings.
         say: Function that receives progress messages.
+        asked: Section ``audit`` of the config that asked for this audit, kept in the result.
         **settings: Fields of `AuditOptions`, in place of ``options``.
 
     Returns:
@@ -92,11 +97,16 @@ def audit(
     """
     if options is not None and settings:
         raise BALoraError("Give the settings either as options or one by one, not both.")
-    options = options or _options(settings)
+    options = options or AuditOptions.from_mapping(settings)
     for path, flag in ((options.text, "--text"), (options.data, "--data")):
         if path is not None and looks_local(path, SUFFIXES) and not Path(path).expanduser().exists():
             raise BALoraError(f"There is no file or folder {path} ({flag}).{suggest_path(Path(path).expanduser())}")
     pair = ModelPair(str(tuned), None if base is None else str(base), options)
+    if options.tasks and base is not None and (pair.saved is not None or pair.tuned.adapter is not None):
+        raise BALoraError(
+            f"tasks load {tuned} with the base that it names itself, and base names another place ({base}). Leave out base, or "
+            "audit a merged copy (`balora export --to merged`)."
+        )
     folder = Path(output) if output is not None else _default_folder(pair)
     with locked(folder, "Another audit writes"):
         result = _measure(pair, options, folder, say)
@@ -111,18 +121,32 @@ def audit(
             )
             keys = ("tuned", "base", "measures", "answers")
             result["against"] = {key: other.result[key] for key in keys}
+        if asked is not None:
+            result["asked"] = dict(asked)
         write_text(folder / RESULT, json.dumps(json_safe(result), indent=1, ensure_ascii=False) + "\n")
         write_text(folder / SUMMARY, markdown(result))
         audit_page(folder / PAGE, result)
     return Audit(folder, result, broken_bounds(options.bounds, result["measures"]))
 
 
-def _options(settings: Mapping[str, Any]) -> AuditOptions:
-    known = {field.name for field in dataclasses.fields(AuditOptions)}
-    for name in settings:
-        if name not in known:
-            raise BALoraError(f"audit has no setting {name!r}. It has {', '.join(sorted(known))}.")
-    return AuditOptions(**settings)
+def audit_run(config: RunConfig, say: Say = lambda line: None) -> Audit | None:
+    """Audit a finished run as the section ``audit`` of its config says; return None if there is no such section."""
+    if config.audit is None:
+        return None
+    return audit(config.output, options=AuditOptions.from_mapping(config.audit), say=say, asked=config.audit)
+
+
+def read_measures(run: Path) -> dict[str, float]:
+    """Return the numbers of a run's audit by ``audit/NAME``, for comparisons; nothing if it was not audited.
+
+    It is the value that compares the models, or the tuned model's where there is one for each.
+    """
+    path = run / "audit" / RESULT
+    measures = read_json(path, "Delete it, and audit again.")["measures"] if path.is_file() else {}
+    sides = {name: measure.get("value") or measure.get("tuned") or {} for name, measure in measures.items()}
+    return {
+        f"audit/{name}": math.nan if side.get("value") is None else float(side["value"]) for name, side in sides.items()
+    }
 
 
 def _default_folder(pair: ModelPair) -> Path:
@@ -177,6 +201,9 @@ def _run(pair: ModelPair, options: AuditOptions, folder: Path, identity: dict[st
     with pair.side("base") as loaded:
         plan = plan_parts(pair, loaded, options, work)
         pending = [part for part in plan.parts if _kept(kept / f"{part.name}.json", identity) is None]
+        samples = next((part for part in plan.parts if isinstance(part, Samples)), None)
+        if samples is not None and pending and samples not in pending and not samples.exist():
+            pending.insert(0, samples)  # measured before, but its sequences are needed again
         about = {"task": loaded.task, "vocabulary": loaded.tokenizer.get_vocab()}
         for part in pending:
             _timed(part, loaded, "base", say)

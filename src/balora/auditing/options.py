@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from balora.auditing.bounds import Bound, parse_bounds
 from balora.errors import BALoraError, raise_all, suggest
@@ -71,6 +72,11 @@ class AuditOptions:
 
     def __post_init__(self) -> None:
         least = {"documents": 1, "tokens": 2, "generated_tokens": 4, "rows": 1, "batch_size": 1, "task_limit": 1}
+        for name in ("tasks", "bias"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(
+                    self, name, tuple(part.strip() for part in getattr(self, name).split(",") if part.strip())
+                )
         problems = [
             f"{name} must be a whole number of at least {bound}, not {value!r}."
             for name, bound in least.items()
@@ -114,6 +120,27 @@ class AuditOptions:
         except BALoraError as error:
             problems.append(str(error))
         raise_all(problems, "The audit cannot be made")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], where: str = "audit") -> AuditOptions:
+        """Read settings that have been written in a config, or keyword arguments.
+
+        Raises:
+            BALoraError: A name is unknown, or a value is wrong.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        raise_all(
+            [f"Unknown setting {where}.{name}.{suggest(name, known)}" for name in values if name not in known],
+            "The audit cannot be made",
+        )
+        settings: dict[str, Any] = {
+            name: tuple(value) if name in ("tasks", "bias") and isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        try:
+            return cls(**settings)
+        except (TypeError, AttributeError) as error:
+            raise BALoraError(f"A setting of {where} has a value of the wrong kind ({error}).") from error
 
     @property
     def bounds(self) -> list[Bound]:

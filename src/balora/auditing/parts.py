@@ -97,6 +97,8 @@ def _language_model(plan: Plan, pair: ModelPair, loaded: LoadedModel, options: A
         part.measure_name = name
         plan.parts.append(part)
     elif causal:
+        if options.text is None:
+            plan.not_measured["drift"] = "there is no text: neither a file (--text) nor samples (--generate N)"
         plan.not_measured["distinct-1/2 and length of sampled answers"] = "the models wrote no text (--generate N)"
     if not causal and options.text is None:
         plan.not_measured["drift"] = "an encoder-decoder needs prompts and responses (--text FILE with both columns)"

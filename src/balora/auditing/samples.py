@@ -46,6 +46,10 @@ class Samples:
         """See `Part`."""
         self._run(loaded, "tuned")
 
+    def exist(self) -> bool:
+        """Return whether the sequences of the base are on disk."""
+        return (self.folder / "base.json").is_file()
+
     def rows(self) -> list[dict[str, Any]]:
         """Return the base's sequences as rows of tokens."""
         return [

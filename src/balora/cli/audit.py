@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Option
@@ -15,6 +16,9 @@ from balora.auditing.options import AuditOptions
 from balora.cli.options import listed
 from balora.errors import BALoraError
 from balora.logging_control import quiet_libraries
+
+if TYPE_CHECKING:
+    from balora.auditing.audit import Audit
 
 BROKEN = 3
 """Exit status if a bound of --fail-if is broken."""
@@ -80,9 +84,7 @@ def audit(
         dtype=dtype, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle,
     )  # fmt: skip
     quiet_libraries()
-    from balora.auditing.audit import PAGE
     from balora.auditing.audit import audit as measure
-    from balora.auditing.page import summary_lines
     from balora.evaluation.results import json_safe
 
     to_output = json_file is not None and str(json_file) == "-"
@@ -96,6 +98,15 @@ def audit(
             raise BALoraError(
                 f"{json_file} cannot be written: {error.strerror or error}. Choose another --json."
             ) from error
+    finish_audit(found, say)
+
+
+def finish_audit(found: Audit | None, say: Callable[[str], None]) -> None:
+    """Print the answers of an audit; exit with status 3 if a bound is broken."""
+    if found is None:
+        return
+    from balora.auditing.page import PAGE, summary_lines
+
     say("\n".join(["", *summary_lines(found.result), "", f"Report: {found.folder / PAGE}"]))
     if found.broken:
         typer.echo("\n".join(f"Bound broken: {line}" for line in found.broken), err=True)

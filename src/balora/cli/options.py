@@ -43,7 +43,12 @@ def read_run_config(config: Path, overrides: list[str] | None) -> RunConfig:
     """Read and check the config of a run, without importing anything heavier than pydantic."""
     from balora.config.run_config import load_run_config
 
-    return load_run_config(config, overrides or [])
+    found = load_run_config(config, overrides or [])
+    if found.audit is not None:
+        from balora.auditing.options import AuditOptions
+
+        AuditOptions.from_mapping(found.audit)
+    return found
 
 
 def require_path(path: Path) -> None:

@@ -12,6 +12,7 @@ from balora.config.run_config import differences, load_run_config
 from balora.errors import BALoraError
 from balora.experiments.compare.evaluation import EvaluationPlan, read_scores
 from balora.experiments.compare.plan import Cell
+from balora.files import read_json
 
 Status = Literal["finished", "failed", "missing"]
 _NOT_SCORES = {"runtime", "samples_per_second", "steps_per_second", "model_preparation_time"}
@@ -94,10 +95,15 @@ def read_row(cell: Cell, reason: str = NOT_RUN, evaluation: EvaluationPlan | Non
     trained = record.get("status") == "finished"
     task_scores = read_scores(cell.run_directory, evaluation) if trained and evaluation else {}
     status: Status = "finished"
-    if not trained or task_scores is None:
+    lacks = "evaluated" if task_scores is None else "audited" if not _is_audited(cell) else None
+    if not trained or lacks:
         status = "missing" if reason == NOT_RUN else "failed"
         if trained:
-            reason = f"It is trained, but not evaluated. {'' if reason == NOT_RUN else reason}".strip()
+            reason = f"It is trained, but not {lacks}. {'' if reason == NOT_RUN else reason}".strip()
+    elif cell.config.audit is not None:
+        from balora.auditing.audit import read_measures  # imports torch
+
+        task_scores = {**(task_scores or {}), **read_measures(cell.run_directory)}
     variant = cell.variant
     identity = {"variant": variant.name, "method": variant.method, "regularized": variant.regularized}
     return Row.from_record(
@@ -129,7 +135,15 @@ def is_finished(cell: Cell, evaluation: EvaluationPlan | None = None) -> bool:
             f"{cell.run_directory} holds a finished run with other settings ({', '.join(changed)}). Choose another --output, or "
             "delete that directory to run it again."
         )
-    return evaluation is None or read_scores(cell.run_directory, evaluation) is not None
+    return _is_audited(cell) and (evaluation is None or read_scores(cell.run_directory, evaluation) is not None)
+
+
+def _is_audited(cell: Cell) -> bool:
+    """Return whether a run has the audit that its config asks for; with other settings it is audited again."""
+    if cell.config.audit is None:
+        return True
+    path = cell.run_directory / "audit" / "audit.json"
+    return path.is_file() and read_json(path, "Delete it, and audit again.").get("asked") == cell.config.audit
 
 
 def score_names(rows: Sequence[Row]) -> list[str]:

@@ -56,6 +56,13 @@ def run_task(task: Task) -> int:
         if task.evaluation is not None:
             gc.collect()  # free the memory of training
             evaluate_run(run_directory, EvaluationPlan.from_dict(json.loads(task.evaluation.read_text())), say)
+        if config.audit is not None:
+            from balora.auditing.audit import audit_run
+
+            gc.collect()
+            found = audit_run(config, say)
+            for line in found.broken if found is not None else []:
+                say(f"Bound broken: {line}")
         return 0
     except BALoraError as error:
         say(f"{ERROR_PREFIX}{error}")
