@@ -66,3 +66,33 @@ def test_mistakes_are_found_before_training(
     outcome = balora("train", config, value)
     assert outcome.status == 2 and message in outcome.err
     assert not (tmp_path / "run").exists()
+
+
+def test_classification_run(balora: Command, tmp_path: Path) -> None:
+    """A classifier is audited on its evaluation rows, and its noisy labels are known from the config."""
+    import balora as package
+    from balora.config.run_config import load_run_config
+    from balora.data.examples import load_examples
+    from tiny import tiny_bert, tiny_tokenizer
+
+    tiny_bert(num_labels=2).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    rows = [{"text": f"{'ab'[n % 2]} row {n}", "label": ("no", "yes")[n % 2]} for n in range(40)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = tmp_path / "config.yaml"
+    values = {
+        "model": str(tmp_path / "model"), "task": "classification", "output": str(tmp_path / "run"),
+        "data": {"train": str(tmp_path / "rows.jsonl"), "text": "text", "label": "label", "eval": 0.25, "label_noise": 0.2},
+        "method": {"name": "balora", "rank": 4},
+        "training": {"max_steps": 3, "per_device_train_batch_size": 8, "use_cpu": True, "disable_tqdm": True},
+    }  # fmt: skip
+    config.write_text(yaml.safe_dump(values))
+    assert balora("train", config).status == 0
+    found = package.audit(tmp_path / "run")
+    assert found.measures["drift"]["count"] == 10 and found.measures["noise.loss"]["count"] == 30
+    assert {"collapse.recall.no", "collapse.predicted.yes", "collapse.silhouette", "noise.ece"} <= found.measures.keys()
+    marked = [row for row in found.result["evidence"]["rows"] if row["wrong"]]
+    examples = load_examples(load_run_config(config).data, "classification", 42)
+    assert found.measures["noise.precision_of_list"]["count"] == examples.perturbations["labels_changed"] == 6
+    for row in marked:  # the label on the page is not the one that the text says
+        assert row["response"] != ("no", "yes")["ab".index(row["prompt"].replace(" ", "")[0])]

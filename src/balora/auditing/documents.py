@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,40 +57,41 @@ def read_rows(
     """
     try:
         data = _data_config(path, columns, loaded, tokens)
-        return _tokenized(data, loaded, count, seed, loaded.labels)
+        return _tokenized(data, loaded, count, seed)
     except BALoraError as error:
         text = str(error).replace("(data.train)", f"({flag})")
         raise BALoraError(f"{flag} {path}: {text}" if path not in text else f"{flag}: {text}") from error
 
 
-def run_rows(config: RunConfig, loaded: LoadedModel, *, count: int, seed: int) -> Rows:
-    """Read the training rows of a run, as it saw them."""
-    return _tokenized(config.data, loaded, count, seed, loaded.labels, run_seed=config.seed)
+def run_rows(config: RunConfig, loaded: LoadedModel, *, count: int, seed: int, evaluation: bool = False) -> Rows:
+    """Read the training rows of a run as it saw them, or its evaluation rows, which ``data.eval`` must name."""
+    return _tokenized(config.data, loaded, count, seed, run_seed=config.seed, evaluation=evaluation)
 
 
 def _tokenized(
-    data: DataConfig, loaded: LoadedModel, count: int, seed: int, classes: Sequence[str] | None, run_seed: int = 42
+    data: DataConfig, loaded: LoadedModel, count: int, seed: int, *, run_seed: int = 42, evaluation: bool = False
 ) -> Rows:
     task = loaded.task
-    data = data.model_copy(update={"eval": None})
-    head = list(classes) if classes and task == "classification" else None
+    head = list(loaded.labels) if loaded.labels and task == "classification" else None
     examples = load_examples(data, task, run_seed, head=head)
     wrong: list[bool] | None = None
-    if data.label_noise:
+    if data.label_noise and not evaluation:
         clean = load_examples(data.model_copy(update={"label_noise": 0.0}), task, run_seed, head=head)
+        # A repeated row repeats its wrong label, and the same rows are repeated without noise.
         wrong = [a != b for a, b in zip(examples.train, clean.train, strict=True)]
     positions = max_positions(loaded.model.config)  # type: ignore[arg-type]
     tokenized = tokenize_examples(
         examples, loaded.tokenizer, data, task, target_tokenizer=loaded.target_tokenizer, max_positions=positions
     )
-    if wrong is not None and len(tokenized.train) != len(wrong):
+    table = tokenized.eval if evaluation else tokenized.train
+    assert table is not None, "the run names evaluation rows"
+    if wrong is not None and len(table) != len(wrong):
         wrong = None  # rows were left out, so the numbers do not fit
-    chosen = sorted(
-        random.Random(f"audit {seed}").sample(range(len(tokenized.train)), min(count, len(tokenized.train)))
-    )
-    rows = [{name: value for name, value in tokenized.train[i].items() if value is not None} for i in chosen]
+    chosen = sorted(random.Random(f"audit {seed}").sample(range(len(table)), min(count, len(table))))
+    rows = [{name: value for name, value in table[i].items() if value is not None} for i in chosen]
     flags = None if wrong is None else tuple(wrong[i] for i in chosen)
-    return Rows(rows, examples.train_source, examples.label_names, flags)
+    source = (examples.eval_source if evaluation else None) or examples.train_source
+    return Rows(rows, source, examples.label_names, flags)
 
 
 def _data_config(path: str, columns: Mapping[str, str], loaded: LoadedModel, tokens: int) -> DataConfig:

@@ -116,7 +116,11 @@ def _language_model(plan: Plan, pair: ModelPair, loaded: LoadedModel, options: A
 
 def _classification(plan: Plan, pair: ModelPair, loaded: LoadedModel, options: AuditOptions, work: Path) -> None:
     about: dict[str, Any] = {"batch_size": options.batch_size, "seed": options.seed}
-    if options.text is None:
+    config = None if pair.saved is None else pair.saved.config
+    rows: Rows | None = None
+    if options.text is None and config is not None and config.data.eval is not None:
+        rows = run_rows(config, loaded, count=options.documents, seed=options.seed, evaluation=True)
+    elif options.text is None:
         plan.not_measured["drift and collapse"] = "a classifier needs labelled rows (--text FILE with text and label)"
     else:
         rows = read_rows(
@@ -128,7 +132,9 @@ def _classification(plan: Plan, pair: ModelPair, loaded: LoadedModel, options: A
             seed=options.seed,
             flag="--text",
         )
-        plan.parts.append(Classifier(work / "drift", lambda: rows, training=False, **about))
+    if rows is not None:
+        labelled = rows
+        plan.parts.append(Classifier(work / "drift", lambda: labelled, training=False, **about))
     data = _training_rows(plan, pair, loaded, options)
     if data is not None:
         plan.parts.append(Classifier(work / "noise", lambda: data, training=True, **about))
