@@ -36,7 +36,6 @@ class Noise:
 
     def __init__(self, tokens: TokenPass, rows: Callable[[], Rows], seed: int) -> None:
         self.tokens, self._rows, self.seed = tokens, rows, seed
-        self._decode: Callable[[list[int]], str] = str
 
     def run_base(self, loaded: LoadedModel) -> None:
         """See `Part`."""
@@ -45,8 +44,8 @@ class Noise:
     def run_tuned(self, loaded: LoadedModel) -> None:
         """See `Part`."""
         tokenizer, target = loaded.tokenizer, loaded.target_tokenizer or loaded.tokenizer
-        self._text = lambda ids: str(tokenizer.decode(ids))
-        self._target_text = lambda ids: str(target.decode(ids))
+        self._text = lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True))
+        self._target_text = lambda ids: str(target.decode(ids, skip_special_tokens=True))
         self.tokens.run(loaded, "tuned")
 
     def result(self) -> Found:

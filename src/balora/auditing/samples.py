@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -74,7 +75,7 @@ class Samples:
 
     def _run(self, loaded: LoadedModel, side: SideName) -> None:
         rows = sample_sequences(loaded.model, loaded.tokenizer, self.count, self.tokens, self.seed)
-        decode = loaded.tokenizer.decode
+        decode = functools.partial(loaded.tokenizer.decode, skip_special_tokens=True)
         kept = []
         for row in rows:
             first = next((at for at, label in enumerate(row["labels"]) if label >= 0), len(row["labels"]))
@@ -111,6 +112,7 @@ class Continuations:
 
     def _continue(self, loaded: LoadedModel) -> list[dict[str, str]]:
         tokenizer, model = loaded.tokenizer, base_model_of(loaded.model)
+        decode = functools.partial(tokenizer.decode, skip_special_tokens=True)
         kept = []
         for row in self._rows()[:SHOWN]:
             start = list(row["input_ids"][: min(_START, max(len(row["input_ids"]) // 2, 1))])
@@ -119,7 +121,7 @@ class Continuations:
                 inputs, attention_mask=torch.ones_like(inputs), do_sample=False, num_beams=1, max_new_tokens=_CONTINUATION,
                 pad_token_id=tokenizer.pad_token_id or 0, temperature=None, top_p=None, top_k=None,
             )  # fmt: skip
-            kept.append({"opening": tokenizer.decode(start), "text": tokenizer.decode(written[0, len(start) :])})
+            kept.append({"opening": decode(start), "text": decode(written[0, len(start) :])})
         return kept
 
 
