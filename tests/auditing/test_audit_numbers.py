@@ -289,3 +289,25 @@ def test_classifier(tmp_path: Path) -> None:
         silhouette_score(np.stack(pooled), labels, metric="cosine"), abs=1e-4
     )
     assert found.verdicts["collapse"] == "changed"
+
+
+def test_token_statistics_with_tokens_ruled_out() -> None:
+    """Tokens of probability 0 in one or both models, and a vocabulary that the tuned model has extended."""
+    from balora.auditing.token_pass import token_statistics
+
+    generator = torch.Generator().manual_seed(0)
+    base, tuned = (4 * torch.randn(7, 11, generator=generator) for _ in range(2))
+    base[:, 3] = tuned[:, 3] = -torch.inf
+    base[2, 5] = -torch.inf
+    labels = torch.tensor([0, 1, 2, 4, 5, 6, 7])
+    found = token_statistics(tuned, labels, base)
+    p, q = torch.distributions.Categorical(logits=base.double()), torch.distributions.Categorical(logits=tuned.double())
+    expected = torch.where(p.probs > 0, p.probs * (p.logits - q.logits), 0.0).sum(-1)
+    entropy = -torch.where(q.probs > 0, q.probs * q.logits, 0.0).sum(-1)
+    torch.testing.assert_close(found["kl"].double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found["entropy"].double(), entropy, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found["nll"].double(), -q.log_prob(labels), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found["confidence"].double(), q.probs.amax(-1), rtol=1e-5, atol=1e-6)
+    wider = token_statistics(torch.cat([tuned, torch.zeros(7, 2)], 1), labels, base)
+    torch.testing.assert_close(wider["kl"], found["kl"])
+    assert token_statistics(base, labels, base.clone())["kl"].abs().max() == 0

@@ -7,6 +7,7 @@ Shapes: B rows, T positions, M predicted tokens of a batch, m tokens of a chunk,
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +28,8 @@ from balora.models.adapted_model import base_model_of
 from balora.models.hidden_states import HiddenStateExtractor, valid_targets
 from balora.models.lm_head import LinearHead
 
-CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = 16 * 2**20
+"""Bytes of a chunk's logits in float32; about five tensors of this size exist at a time."""
 SAMPLED = 2048
 """Tokens whose hidden states are kept for the effective rank."""
 Table = dict[str, NDArray[Any]]
@@ -118,29 +120,40 @@ def token_statistics(logits_mV: Tensor, labels_m: Tensor, reference_mV: Tensor |
         By name, m values each: ``nll`` and ``entropy`` in nats, ``confidence`` (probability of the likeliest token),
         ``likeliest`` (that token), ``hit`` (whether it comes), and ``kl`` with a reference.
     """
-    log_p_mV = logits_mV.float().log_softmax(-1)
-    p_mV = log_p_mV.exp()
-    best = log_p_mV.max(-1)
+    own, exponentials_mV = _normalised(logits_mV.float())
+    scores_mV, total_m, best_m = own
     found = {
-        "nll": -log_p_mV.gather(1, labels_m[:, None]).squeeze(1),
-        "entropy": -_expected(p_mV, log_p_mV),
-        "confidence": best.values.exp(),
-        "likeliest": best.indices,
-        "hit": best.indices == labels_m,
+        "nll": total_m.log() - scores_mV.gather(1, labels_m[:, None]).squeeze(1),
+        "entropy": total_m.log() - _dot(exponentials_mV, scores_mV) / total_m,
+        "confidence": 1.0 / total_m,
+        "likeliest": best_m,
+        "hit": best_m == labels_m,
     }
     if reference_mV is not None:
+        del exponentials_mV
         width = min(reference_mV.shape[1], logits_mV.shape[1])
-        if width < max(reference_mV.shape[1], logits_mV.shape[1]):  # tokens that only one of the models has
-            log_p_mV = logits_mV[:, :width].float().log_softmax(-1)
-        log_r_mV = reference_mV[:, :width].float().log_softmax(-1)
-        r_mV = log_r_mV.exp()
-        found["kl"] = _expected(r_mV, log_r_mV.sub_(log_p_mV))
+        if width < logits_mV.shape[1]:  # tokens that only this model has
+            (scores_mV, total_m, _), _ = _normalised(logits_mV[:, :width].float())
+        (reference_scores_mV, reference_total_m, _), exponentials_mV = _normalised(reference_mV[:, :width].float())
+        distance_m = _dot(exponentials_mV, reference_scores_mV.sub_(scores_mV)) / reference_total_m
+        found["kl"] = distance_m - reference_total_m.log() + total_m.log()
     return found
 
 
-def _expected(p_mV: Tensor, values_mV: Tensor) -> Tensor:
-    """Return Σ p · value; 0 · ∞ is 0."""
-    return torch.where(p_mV > 0, p_mV * values_mV, 0.0).sum(-1)
+def _normalised(logits_mV: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """Return logits less their maximum, the sum of their exponentials and the likeliest tokens; and the exponentials."""
+    best = logits_mV.max(-1)
+    scores_mV = logits_mV - best.values[:, None]
+    exponentials_mV = scores_mV.exp()
+    return (scores_mV, exponentials_mV.sum(-1), best.indices), exponentials_mV
+
+
+def _dot(weights_mV: Tensor, values_mV: Tensor) -> Tensor:
+    """Return Σ weight · value of each row; 0 · ∞ is 0 (a token that the model rules out)."""
+    sums_m = torch.linalg.vecdot(weights_mV, values_mV)
+    if bool(sums_m.isnan().any()):
+        sums_m = torch.where(weights_mV > 0, weights_mV * values_mV, 0.0).sum(-1)
+    return sums_m
 
 
 class _Outputs:
@@ -186,7 +199,8 @@ class _Outputs:
         if self.head.bias_V is not None:
             tensors["bias"] = self.head.bias_V.cpu().contiguous()
         scale, cap = self.head.logit_scale, self.head.softcap
-        save_file(tensors, path, metadata={"scale": repr(scale), "softcap": "" if cap is None else repr(cap)})
+        about = {"scale": repr(scale), "softcap": "" if cap is None else repr(cap), "digest": _digest(self.head)}
+        save_file(tensors, path, metadata=about)
 
     def _inputs(self, rows: Sequence[Row]) -> tuple[dict[str, Any], Tensor]:
         batch = collate(rows, self.pad, causal=self.causal)
@@ -212,13 +226,16 @@ class _Reference:
         if not path.is_file():
             return
         with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             about = file.metadata() or {}
+            # Nearly every fine-tuning leaves the head alone; then it is in memory once.
+            if outputs.head is not None and about["digest"] == _digest(outputs.head):
+                self.head = outputs.head
+                return
+            tensors = {name: file.get_tensor(name).to(self.device) for name in file.keys()}  # noqa: SIM118
         cap = about.get("softcap")
-        head = LinearHead(tensors["weight"], tensors.get("bias"), float(about["scale"]), float(cap) if cap else None)
-        own = outputs.head
-        # Nearly every fine-tuning leaves the head alone; then it is in memory once.
-        self.head = own if own is not None and _equal(head, own) else head._map(lambda tensor: tensor.to(self.device))
+        self.head = LinearHead(
+            tensors["weight"], tensors.get("bias"), float(about["scale"]), float(cap) if cap else None
+        )
 
     def batch(self, path: Path) -> Callable[[slice], Tensor]:
         """Return a function that gives the base's logits at some tokens of a batch."""
@@ -228,15 +245,13 @@ class _Reference:
         return lambda rows: values_MX[rows] if head is None else head.logits(values_MX[rows])
 
 
-def _equal(first: LinearHead, second: LinearHead) -> bool:
-    if (first.logit_scale, first.softcap) != (second.logit_scale, second.softcap):
-        return False
-    pairs = ((first.weight_VD, second.weight_VD), (first.bias_V, second.bias_V))
-    return all(
-        (a is None and b is None)
-        or (a is not None and b is not None and a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b.cpu()))
-        for a, b in pairs
-    )
+def _digest(head: LinearHead) -> str:
+    """Return a digest of everything that a head computes with."""
+    digest = hashlib.sha256(repr((head.logit_scale, head.softcap, head.weight_VD.dtype, head.weight_VD.shape)).encode())
+    for tensor in (head.weight_VD, head.bias_V):
+        if tensor is not None:
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _targets(row: Row, causal: bool) -> int:
