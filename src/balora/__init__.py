@@ -11,6 +11,7 @@ from balora.errors import BALoraError
 from balora.regularization import RegularizationConfig
 
 if TYPE_CHECKING:
+    from balora.auditing.audit import audit
     from balora.exporting.export import export
     from balora.loading.trained import load
     from balora.methods import adapt
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 
 # Imported on first use: these modules import torch, and the upper ones datasets and trl as well.
 _MODULES = {
+    "audit": "balora.auditing.audit",
     "adapt": "balora.methods",
     "PretrainedTeacher": "balora.teacher.pretrained",
     "BALoraTrainer": "balora.training.trainer",
@@ -39,6 +41,7 @@ __all__ = [
     "PretrainedTeacher",
     "RegularizationConfig",
     "adapt",
+    "audit",
     "export",
     "load",
 ]

@@ -211,10 +211,12 @@ def test_dropout_on_an_adapted_head_uses_the_plain_path():
     assert not HiddenStateExtractor(model).head_matches(model, batch(model)[0])
 
 
-def test_a_head_with_a_disabled_adapter_is_not_a_linear_head():
+def test_a_head_with_a_disabled_adapter_is_the_layer_under_it():
     model = adapted_head()
     with model.disable_adapter():
-        assert HiddenStateExtractor(model).head() is None
+        head = HiddenStateExtractor(model).head()
+        assert head is not None and head.weight_VD is model.get_output_embeddings().get_base_layer().weight
+        assert HiddenStateExtractor(model).head_matches(model, batch(model)[0])
 
 
 def test_bfloat16_and_autocast_use_the_fused_path():

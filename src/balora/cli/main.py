@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 import balora
+from balora.cli.audit import audit
 from balora.cli.chat import chat
 from balora.cli.compare import compare
 from balora.cli.evaluate import evaluate
@@ -59,6 +60,7 @@ for verb in (
     reproduce,
     export,
     evaluate,
+    audit,
     report,
     quickstart,
     schema,

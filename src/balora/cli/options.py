@@ -52,7 +52,12 @@ def read_run_config(config: Path, overrides: list[str] | None, *, quiet: bool = 
     said: list[str] = []
     try:
         values, said = completed(apply_overrides(read_config(config), overrides or []), quiet=quiet)
-        return RunConfig.from_dict(values, source=str(config))
+        found = RunConfig.from_dict(values, source=str(config))
+        if found.audit is not None:
+            from balora.auditing.options import AuditOptions
+
+            AuditOptions.from_mapping(found.audit)
+        return found
     except BALoraError as error:
         hints = [line for line in said if "not recognised" in line]
         raise_all([*error.problems, *hints, *_missing_files(config, overrides or [])], f"{config} cannot be used")

@@ -1,15 +1,21 @@
 """The short verbs: train, validate, teacher, export, report and quickstart. The long ones have a file each."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from balora.cli.audit import finish_audit
 from balora.cli.launch import launch, rank
 from balora.cli.options import Config, Overrides, read_run_config, require_path
 from balora.cli.screen import say
 from balora.errors import BALoraError, suggest
 from balora.logging_control import quiet_libraries
+
+if TYPE_CHECKING:
+    from balora.config.run_config import RunConfig
 
 
 def train(
@@ -35,7 +41,25 @@ def train(
     quiet = quiet or further
     from balora.training.run import run
 
-    run(run_config, log=say, detail="quiet" if quiet else "verbose" if verbose else "normal", bars=None)
+    if run_config.audit is None or not _is_finished(run_config):
+        run(run_config, log=say, detail="quiet" if quiet else "verbose" if verbose else "normal", bars=None)
+    elif not quiet:
+        say(f"The run in {run_config.output} is finished; its audit follows.")
+    if run_config.audit is not None and not further:
+        from balora.auditing.audit import audit_run
+
+        tell = (lambda line: None) if quiet else say
+        finish_audit(audit_run(run_config, tell), tell)
+
+
+def _is_finished(config: RunConfig) -> bool:
+    """Return whether the run directory has the finished run of this config: then only its audit may be missing."""
+    from balora.checkpoints.run_directory import CONFIG, read_record
+    from balora.config.run_config import differences, load_run_config
+
+    stored = Path(config.output) / CONFIG
+    finished = stored.is_file() and (read_record(Path(config.output)) or {}).get("status") == "finished"
+    return finished and not differences(load_run_config(stored), config)
 
 
 def validate(config: Config, overrides: Overrides = None) -> None:

@@ -21,6 +21,7 @@ from balora.config.validation import (
     Problems,
     build_regularization,
     check_anchor,
+    check_audit,
     check_training,
     describe,
     password_problems,
@@ -86,6 +87,11 @@ class RunConfig(Section):
         default=None,
         description="text on which the model is held to the pre-trained one: generated (it writes the text itself), a file, a "
         "hub id, or a section; off by default",
+    )
+    audit: Annotated[dict[str, Any] | None, PlainValidator(check_audit)] = Field(
+        default=None,
+        description="what `balora train` audits after the run: on, or a section with the settings of `balora audit`, such as "
+        "text, generate, tasks or fail_if; off by default",
     )
     training: Annotated[dict[str, Any], PlainValidator(check_training)] = Field(
         default_factory=dict, description="fields of transformers.TrainingArguments"
@@ -196,7 +202,7 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
 
 
 def differences(a: RunConfig, b: RunConfig) -> list[str]:
-    """List the dotted keys in which two configs differ, except those that do not change the weights (`HARMLESS`).
+    """List the dotted keys in which two configs differ, except those that do not change the weights (`HARMLESS` and ``audit``).
 
     Example:
         >>> one = RunConfig.from_dict({"model": "m", "task": "generation", "output": "runs/a",
@@ -206,7 +212,8 @@ def differences(a: RunConfig, b: RunConfig) -> list[str]:
     """
     left, right = flatten(a.to_dict()), flatten(b.to_dict())
     keys = dict.fromkeys([*left, *right])
-    return [key for key in keys if key not in HARMLESS and left.get(key, ...) != right.get(key, ...)]
+    harmless = {key for key in keys if key in HARMLESS or key.partition(".")[0] == "audit"}
+    return [key for key in keys if key not in harmless and left.get(key, ...) != right.get(key, ...)]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -361,6 +361,17 @@ def check_anchor(value: Any) -> Anchors | None:
         raise Problems(_listed(error)) from error
 
 
+def check_audit(value: Any) -> dict[str, Any] | None:
+    """Return the settings of the audit at the end of a run; `balora.auditing.options` checks them. None without audit."""
+    if value is None or value is False or value == "off":
+        return None
+    if value is True or value == "on":
+        return {}
+    if not isinstance(value, Mapping):
+        raise Problems([f"audit must be on, off or a section with settings of `balora audit`, not {value!r}."])
+    return {str(key): entry for key, entry in value.items() if entry is not None}
+
+
 def build_regularization(
     values: Any, task: str, on_by_default: bool, objective: Mapping[str, Any] | None = None
 ) -> RegularizationConfig:

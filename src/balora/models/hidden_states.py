@@ -157,9 +157,15 @@ def _scale(config: Any) -> float:
 
 
 def _weight_and_bias(module: nn.Module) -> tuple[Tensor | None, Tensor | None]:
-    """Return weight (V × d) and bias of an output layer: ordinary, a trained copy of peft, or with a LoRA without dropout."""
+    """Return weight (V × d) and bias of an output layer: ordinary, a trained copy of peft, or with a LoRA without dropout.
+
+    If the adapter is disabled, they are those of the layer under it.
+    """
     if isinstance(module, ModulesToSaveWrapper):
-        module = module.modules_to_save[module.active_adapters[0]]
+        disabled = module.disable_adapters
+        module = module.original_module if disabled else module.modules_to_save[module.active_adapters[0]]
+    if isinstance(module, LoraLayer) and module.disable_adapters and not module.merged:
+        module = module.get_base_layer()
     if isinstance(module, LoraLayer):
         base = module.get_base_layer()
         simple = (

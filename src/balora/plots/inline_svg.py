@@ -110,6 +110,26 @@ def interval_figure(
         return InlineFigure(name, _to_svg(figure))
 
 
+def line_figure(
+    curves: Sequence[tuple[str, Sequence[float], Sequence[float]]], title: str, x_label: str, *, log: bool = False
+) -> InlineFigure:
+    """Draw lines, each with its label, its x and its y values; with ``log`` on a logarithmic scale, without values of 0."""
+    with _page_colours():
+        figure = Figure(figsize=(_WIDTH, 2.8), layout="constrained")
+        axes = figure.add_subplot()
+        for number, (label, xs, ys) in enumerate(curves):
+            points = [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(y) and (y > 0 or not log)]
+            colour, dash = _OTHER_COLOURS[number % len(_OTHER_COLOURS)], _DASHES[number % len(_DASHES)]
+            axes.plot(
+                [x for x, _ in points], [y for _, y in points], label=label, color=colour, linestyle=dash, linewidth=1.6
+            )
+        if log:
+            axes.set_yscale("log")
+        label_axes(axes, title, x_label, "", _FONT_SIZE)
+        _add_legend(figure)
+        return InlineFigure(title, _to_svg(figure))
+
+
 def _has_values(curves: Curves, key: str) -> bool:
     return any(_is_finite(line.get(key)) for _, lines in curves for line in lines)
 

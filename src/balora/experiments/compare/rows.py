@@ -14,6 +14,7 @@ from balora.config.run_config import differences, load_run_config
 from balora.errors import BALoraError
 from balora.experiments.compare.evaluation import EvaluationPlan, read_scores
 from balora.experiments.compare.plan import Cell
+from balora.files import read_json
 
 if TYPE_CHECKING:
     from balora.evaluation.significance.items import Items
@@ -105,10 +106,16 @@ def read_row(cell: Cell, reason: str = NOT_RUN, evaluation: EvaluationPlan | Non
     if trained and cell.scale != 1:
         metrics = _scaled_metrics(cell)
         record = {**record, "metrics": {**_costs(record), **(metrics or {})}}
-    if not trained or task_scores is None or (cell.scale != 1 and metrics is None):
+    evaluated = task_scores is not None and (cell.scale == 1 or metrics is not None)
+    lacks = None if evaluated and _is_audited(cell) else "audited" if evaluated else "evaluated"
+    if not trained or lacks:
         status = "missing" if reason == NOT_RUN else "failed"
         if trained:
-            reason = f"It is trained, but not evaluated. {'' if reason == NOT_RUN else reason}".strip()
+            reason = f"It is trained, but not {lacks}. {'' if reason == NOT_RUN else reason}".strip()
+    elif cell.config.audit is not None and cell.scale == 1:
+        from balora.auditing.audit import read_measures  # imports torch
+
+        task_scores = {**(task_scores or {}), **read_measures(cell.run_directory)}
     variant = cell.variant
     identity = {"variant": variant.name, "method": variant.method, "regularized": variant.regularized}
     return Row.from_record(
@@ -165,7 +172,16 @@ def is_finished(cell: Cell, evaluation: EvaluationPlan | None = None) -> bool:
         )
     if cell.scale != 1 and _scaled_metrics(cell) is None:
         return False
-    return evaluation is None or read_scores(cell.run_directory, evaluation, cell.scale) is not None
+    evaluated = evaluation is None or read_scores(cell.run_directory, evaluation, cell.scale) is not None
+    return evaluated and _is_audited(cell)
+
+
+def _is_audited(cell: Cell) -> bool:
+    """Return whether a run has the audit that its config asks for; with other settings it is audited again."""
+    if cell.config.audit is None or cell.scale != 1:  # a part of the change is not audited
+        return True
+    path = cell.run_directory / "audit" / "audit.json"
+    return path.is_file() and read_json(path, "Delete it, and audit again.").get("asked") == cell.config.audit
 
 
 def _scaled_metrics(cell: Cell) -> dict[str, float] | None:

@@ -69,6 +69,13 @@ def run_task(task: Task) -> int:
             plan = EvaluationPlan.from_dict(json.loads(task.evaluation.read_text(encoding="utf-8")))
             for scale in scales:
                 evaluate_run(run_directory, plan, say, scale)
+        if config.audit is not None:
+            from balora.auditing.audit import audit_run
+
+            gc.collect()
+            found = audit_run(config, say)
+            for line in found.broken if found is not None else []:
+                say(f"Bound broken: {line}")
         return 0
     except BALoraError as error:
         say(f"{ERROR_PREFIX}{error}")
