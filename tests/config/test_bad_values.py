@@ -302,7 +302,10 @@ ODD_VALUES: list[Any] = [
 SECTIONS = {
     "": list(RunConfig.model_fields),
     "data.": [*DataConfig.model_fields],
-    "method.": [*MethodConfig.model_fields, *{option for method in METHODS.values() for option in method.options}],
+    "method.": [
+        *MethodConfig.model_fields,
+        *sorted({option for method in METHODS.values() for option in method.options}),
+    ],
     "regularization.": [field.name for field in dataclasses.fields(RegularizationConfig)],
     "training.": [*training_fields()],
 }

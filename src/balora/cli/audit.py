@@ -93,7 +93,7 @@ def audit(
     if json_file is not None:
         content = json.dumps(json_safe(found.result), indent=1, ensure_ascii=False) + "\n"
         try:
-            sys.stdout.write(content) if to_output else json_file.write_text(content)
+            sys.stdout.write(content) if to_output else json_file.write_text(content, encoding="utf-8")
         except OSError as error:
             raise BALoraError(
                 f"{json_file} cannot be written: {error.strerror or error}. Choose another --json."
