@@ -70,16 +70,31 @@ def suggest(word: str, known: Iterable[str]) -> str:
 def _nearest(word: str, known: Sequence[str]) -> str | None:
     """Return the known name that is close to a word, or None."""
     given = _comparable(word)
-    ratios = {name: _similarity(_comparable(name), given) for name in known}
-    close = [name for name, ratio in ratios.items() if ratio >= max(_CLOSE, max(ratios.values()) - _TIE)]
-    # Of about equally near names take the one with the same beginning, and of those the shortest: loraa is lora, not loraga.
-    return min(close, key=lambda name: (-_common_start(_comparable(name), given), len(name)), default=None)
+    matcher = difflib.SequenceMatcher(None, "", given)
+    ratios = {name: _similarity(matcher, _comparable(name), given) for name in known}
+    least = max(_CLOSE, max(ratios.values(), default=0.0) - _TIE)
+    close = [name for name, ratio in ratios.items() if ratio >= least]
+
+    def rank(name: str) -> tuple[int, int]:
+        plain = _comparable(name)
+        return max(len(plain) - len(given), 0) - _common_start(plain, given), len(name)
+
+    # Of about equally near names take the one with the same beginning and little more, and of those the shortest: loraa is lora,
+    # not loraga, and hellaswagg is hellaswag, not hellaswag_gu.
+    return min(close, key=rank, default=None)
 
 
-def _similarity(a: str, b: str) -> float:
-    """Return how alike two texts are, from 0 to 1. The same letters in another order are a slip: rnu for run."""
-    ratio = difflib.SequenceMatcher(None, a, b).ratio()
-    return max(ratio, 1 - _TIE) if len(a) > 2 and sorted(a) == sorted(b) else ratio
+def _similarity(matcher: difflib.SequenceMatcher[str], a: str, b: str) -> float:
+    """Return how alike two texts are, from 0 to 1; 0 if they are not close. ``matcher`` has b already.
+
+    The same letters in another order are a slip: rnu for run.
+    """
+    if len(a) > 2 and len(a) == len(b) and sorted(a) == sorted(b):
+        return 1.0 if a == b else 1 - _TIE
+    matcher.set_seq1(a)
+    # The first two are upper bounds, and cheap: there may be thousands of names.
+    near = matcher.real_quick_ratio() >= _CLOSE and matcher.quick_ratio() >= _CLOSE
+    return matcher.ratio() if near else 0.0
 
 
 def _common_start(a: str, b: str) -> int:

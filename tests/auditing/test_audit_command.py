@@ -80,7 +80,7 @@ def test_against_and_page(balora: Command, folder: Path, tmp_path: Path) -> None
     [
         (["--fail-if", "drift"], "'drift' is not a bound"),
         (["--fail-if", "drfit > 1"], "Did you mean 'drift'"),
-        (["--bias", "crows"], "Did you mean 'crows_pairs'"),
+        (["--bias", "crows_pair"], "Did you mean 'crows_pairs'"),
         (["--bias", "winobias"], "--bias-data DIR"),
         (["--tasks", "gsm9k"], "gsm8k"),
         (["--text", "missing.jsonl"], "There is no file or folder missing.jsonl (--text)"),

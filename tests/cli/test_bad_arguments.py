@@ -107,7 +107,7 @@ ARGUMENTS: list[tuple[str, list[str]]] = [
     # evaluate.
     ("evaluate", ["Missing argument"]),
     ("evaluate empty", ["--tasks"]),
-    ("evaluate empty --tasks ''", ["No task was named"]),
+    ("evaluate empty --tasks ''", ["Name the tasks"]),
     ("evaluate empty --tasks gsm9k", ["gsm8k"]),
     ("evaluate empty --tasks gsm8k", ["empty"]),
     ("evaluate file --tasks gsm8k", ["file"]),

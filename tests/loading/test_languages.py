@@ -21,7 +21,7 @@ from balora.loading.pretrained import load_model, load_tokenizer
 from balora.loading.source import Location, ModelSource
 from balora.training.run import run
 from small_runs import trainer
-from tiny import pair_rows, tiny_tokenizer
+from tiny import pair_rows, tiny_bart, tiny_tokenizer
 
 SIZES = {
     "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
@@ -88,6 +88,7 @@ def test_missing_and_unknown_languages_are_refused(nllb, languages, words):
 
 def test_a_tokenizer_without_languages_refuses_them(tmp_path):
     tiny_tokenizer().save_pretrained(tmp_path)
+    tiny_bart().config.save_pretrained(tmp_path)
     with pytest.raises(
         BALoraError, match=r"does not mark texts.*Leave out data\.source_language and data\.target_language"
     ):

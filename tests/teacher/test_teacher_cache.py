@@ -56,9 +56,7 @@ def test_the_command_builds_a_cache_once(balora, config, tmp_path, asked):
     assert {path.name: path.read_bytes() for path in cache.iterdir()} == before
 
 
-@pytest.mark.parametrize(
-    "change", ["method.name=balora", "method.name=lora", "seed=7", "loss_path=plain", "method.name=asft"]
-)
+@pytest.mark.parametrize("change", ["method.name=balora", "method.name=lora", "seed=7", "loss_path=plain"])
 def test_methods_and_seeds_share_a_cache_and_train_as_with_the_teacher_itself(change, settings, tmp_path):
     # All tokens are cached, so that only float16 makes a difference.
     build_teacher_cache(settings("seed=3", "method.name=pissa"), top_k=97)
@@ -190,7 +188,7 @@ def test_the_builder_refuses_unsuitable_directories_and_configs(balora, config, 
     outcome = balora("teacher", config)
     assert outcome.status == 2 and "teacher_cache names no directory" in outcome.err and "Traceback" not in outcome.err
     outcome = balora("teacher", config, "teacher_cache=x", "--top-k", "0")
-    assert outcome.status == 2 and "At least one token per position" in outcome.err
+    assert outcome.status == 2 and "greater than or equal to 1" in " ".join(outcome.err.split())
     outcome = balora("validate", config, f"teacher_cache={tmp_path / 'nowhere'}")
     assert outcome.status == 2 and "has no teacher cache" in outcome.out
     labelled = yaml.safe_load(config.read_text())

@@ -95,6 +95,7 @@ def test_answers_are_decoded_greedily_and_the_loss_is_unchanged(model: Path, row
     """Compare with greedy decoding token by token, and with the loss of an evaluation without answers."""
     trainer, tokenizer, _ = prepare(settings(model, rows, tmp_path / "run", method="balora", **TEXT_LABELS))
     batch = trainer.data_collator(list(trainer.eval_dataset)[:5])
+    trainer.model.eval()
     loss, answers, labels = trainer.prediction_step(trainer.model, dict(batch), prediction_loss_only=False)
     assert torch.equal(labels, batch["labels"])
     assert torch.allclose(loss, trainer.prediction_step(trainer.model, dict(batch), prediction_loss_only=True)[0])

@@ -50,8 +50,10 @@ def read_run_config(config: Path, overrides: list[str] | None, *, quiet: bool = 
     from balora.config.yaml_loader import apply_overrides, read_config
 
     said: list[str] = []
+    values: dict[str, Any] | None = None
     try:
-        values, said = completed(apply_overrides(read_config(config), overrides or []), quiet=quiet)
+        values = apply_overrides(read_config(config), overrides or [])
+        values, said = completed(values, quiet=quiet)
         found = RunConfig.from_dict(values, source=str(config))
         if found.audit is not None:
             from balora.auditing.options import AuditOptions
@@ -59,8 +61,15 @@ def read_run_config(config: Path, overrides: list[str] | None, *, quiet: bool = 
             AuditOptions.from_mapping(found.audit)
         return found
     except BALoraError as error:
+        if values is None:  # it could not be read
+            raise
+        from balora.config.foreign_keys import program_of
+        from balora.loading.source import missing_files
+
         hints = [line for line in said if "not recognised" in line]
-        raise_all([*error.problems, *hints, *_missing_files(config, overrides or [])], f"{config} cannot be used")
+        program = program_of(values)
+        whose = f", which looks like a config of {program}," if program else ""
+        raise_all([*error.problems, *hints, *missing_files(values)], f"{config}{whose} cannot be used")
         raise
 
 
@@ -76,17 +85,6 @@ def completed(values: dict[str, Any], *, quiet: bool = False) -> tuple[dict[str,
         if not quiet and "not recognised" not in line:
             say(line, err=True)
     return values, said
-
-
-def _missing_files(config: Path, overrides: list[str]) -> list[str]:
-    """List the files that a config with mistakes names and that do not exist; none if it cannot be read."""
-    from balora.config.yaml_loader import apply_overrides, read_config
-    from balora.loading.source import missing_files
-
-    try:
-        return missing_files(apply_overrides(read_config(config), overrides))
-    except BALoraError:
-        return []
 
 
 def require_path(path: Path) -> None:

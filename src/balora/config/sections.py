@@ -273,4 +273,5 @@ class MethodConfig(Section):
         problems = option_problems(METHODS[name], options) if name is not None else []
         if problems:
             raise Problems(problems)
-        return options
+        # As YAML gives them back: the stored config must equal the one that was given.
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}

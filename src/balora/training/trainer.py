@@ -283,7 +283,7 @@ class RegularizedTrainerMixin(SavingMixin):
         if self.consistency_weight is not None and parts.consistency is not None:
             self.consistency_weight.add(step, parts.consistency)
         loss = parts.loss
-        if not loss.requires_grad:
+        if torch.is_grad_enabled() and not loss.requires_grad:
             raise BALoraError(NO_GRADIENT)
         if self._holds and self.is_deepspeed_enabled:
             held = self._anchor_loss(model)

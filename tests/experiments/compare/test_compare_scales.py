@@ -37,7 +37,7 @@ def test_one_training_serves_every_scale(config: Path, tmp_path: Path, monkeypat
     trained: list[str] = []
     sampled: list[int] = []
     run, sample = training_run._train, anchor_source.sample_sequences
-    monkeypatch.setattr(training_run, "_train", lambda *a: trained.append(a[1].name) or run(*a))
+    monkeypatch.setattr(training_run, "_train", lambda *a: trained.append(Path(a[1].output).name) or run(*a))
     monkeypatch.setattr(anchor_source, "sample_sequences", lambda *a, **k: sampled.append(1) or sample(*a, **k))
     _, variants = read_variants(["lora+anchor", "pissa+anchor"], [])
     axes = parse_axes(["export.scale=0,0.5,1"])

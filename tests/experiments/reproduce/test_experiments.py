@@ -40,7 +40,7 @@ DECLARED = {
     "table1": "da72eb83890f", "table2": "bd10e105f0f5", "table3": "3a9dc3f28f86", "table4": "a1dd6cae9e33",
     "table5": "5c5c4e5e3e04", "table10": "9d9bf540f187", "figure2": "90ecb88d22be", "figure3": "02b037dc1400",
     "figure4": "137fcef10c97", "figure5": "4a8d8fcbf839", "figure6": "9d7f3f6e1119", "table4-flawed": "1d9f18e7b62f",
-    "fitted-head": "79c1eebed2f4",
+    "fitted-head": "79c1eebed2f4", "inheritance": "8157b162d529",
 }  # fmt: skip
 """Digests of the small scale's studies. An interrupted experiment can be continued only while its studies do not change."""
 
