@@ -35,10 +35,12 @@ class Drift:
         self.name, self.tokens, self._rows, self.about, self.seed = name, tokens, rows, about, seed
         self.measure_name = name
         self._decode: Callable[[list[int]], str] = str
+        self._raw: Callable[[int], str] = str
 
     def _run(self, loaded: LoadedModel, side: SideName) -> None:
         tokenizer = loaded.target_tokenizer or loaded.tokenizer
         self._decode = lambda ids: str(tokenizer.decode(ids))
+        self._raw = lambda token: str(tokenizer.convert_ids_to_tokens(token))
         self.tokens.run(loaded, side)
 
     def run_base(self, loaded: LoadedModel) -> None:
@@ -91,13 +93,18 @@ class Drift:
             "quantiles": [[q, float(np.quantile(kl, q))] for q in (0.5, 0.75, 0.9, 0.95, 0.99, 1.0)] if len(kl) else [],
         }
 
+    def _piece(self, token: int) -> str:
+        """Return a token as it stands in a text: decoded alone, SentencePiece's tokens lose the space before them."""
+        text = self._decode([token])
+        return f" {text}" if self._raw(token).startswith("\u2581") and not text.startswith(" ") else text
+
     def _coloured(self, base: Table, tuned: Table, own: NDArray[Any], row: Row) -> list[dict[str, Any]]:
         """Return the text of a document as pieces with the divergence at each."""
         known = {int(base["token"][at]): int(at) for at in own}
         labels = row["input_ids"] if self.tokens.causal else row["labels"]
         pieces = []
         for position, token in enumerate(labels[:200]):
-            piece: dict[str, Any] = {"text": self._decode([token]) if token >= 0 else ""}
+            piece: dict[str, Any] = {"text": self._piece(token) if token >= 0 else ""}
             if position in known:
                 at = known[position]
                 piece["kl"] = round(float(tuned["kl"][at]), 5)
