@@ -54,7 +54,7 @@ def answer_in_time(folder: Path, *arguments: str) -> subprocess.CompletedProcess
         before = cpu_seconds()
         outcome = run(folder, "-m", "balora", *arguments)
         times.append(cpu_seconds() - before)
-    # The parser needs a quarter of a second for ten thousand levels, before they can be counted.
+    # The parser needs a quarter of a second for a hundred thousand brackets, before they can be counted.
     budget = 2 * BUDGET if "deep.yaml" in arguments else BUDGET
     assert min(times) < budget, f"balora {' '.join(arguments)} took {min(times):.2f} s of CPU"
     return outcome
