@@ -147,6 +147,10 @@ class Anchors:
         if isinstance(value, str) and value.strip():
             if value == "off":
                 return None
+            # A hub id has an owner, so a word alone that is nearly one of these is a slip.
+            hint = "" if value == "generated" or set(value) & set("/.") else suggest(value, ("generated", "off"))
+            if hint:
+                raise BALoraError(f"anchor is {value!r}, which is neither generated nor off.{hint}")
             return cls.generated() if value == "generated" else cls(text=value)
         if not isinstance(value, Mapping):
             raise BALoraError(f"anchor must be generated, a file, a hub id, a section or off, not {value!r}.")

@@ -31,7 +31,7 @@ def read_anchor_texts(anchors: Anchors, tokenizer: PreTrainedTokenizerBase) -> S
         try:
             table = open_source(name, anchors.name, set(columns)).read(anchors.split or "train")
         except BALoraError as error:
-            raise BALoraError(f"anchor.text: {error}") from error
+            raise BALoraError(f"anchor.text: {str(error).replace('data.train', 'anchor.text')}") from error
         missing = [column for column in columns if column not in table.columns]
         if missing:
             raise BALoraError(

@@ -27,6 +27,7 @@ from balora.methods.quantization.quantize import loaded_bits
 from balora.objective import Objective
 from balora.teacher.cache import open_cache
 from balora.teacher.row_keys import row_key
+from balora.training.anchor_source import check_anchors
 from balora.training.generative_eval import generative_metrics_for
 from balora.training.run import IGNORED_DATA_SKIP, adapter_arguments, training_arguments
 
@@ -100,6 +101,8 @@ def validate(config: RunConfig) -> ValidationReport:
         report.notes += [IGNORED_DATA_SKIP] if config.training.get("ignore_data_skip") else []
     if model_config is not None and source.model.directory is not None:
         report.check(lambda: _check_weights(source, model_config, examples, tokenizer))
+    if model_config is not None and tokenizer is not None:
+        report.check(lambda: check_anchors(config.anchor, config.task, tokenizer, model_config))
     if model_config is not None and options is not None:
         options = dataclasses.replace(options, total_steps=steps)
         model = report.check(lambda: _adapted_model(spec, options, source, model_config, examples, tokenizer))

@@ -17,10 +17,13 @@ from torch.utils.data import IterableDataset
 
 from balora.anchoring.responses import draw_sources, sample_responses
 from balora.anchoring.rows import FILE, AnchorRows, Row, rows_per_step
-from balora.anchoring.sampling import is_degenerate, sample_sequences, start_tokens
+from balora.anchoring.sampling import chat_turn, is_degenerate, sample_sequences, start_tokens
 from balora.anchors import Anchors
 from balora.data.anchor_texts import read_anchor_texts
+from balora.data.prompts import bare_ids, start_ids
+from balora.data.special_text import Marker
 from balora.errors import BALoraError, suggest_path
+from balora.loading.pretrained import max_positions
 from balora.methods.quantization.quantized_linear import QuantizedLinear
 from balora.models.adapted_model import base_model_of
 from balora.training.anchor_term import AnchorTerm
@@ -63,15 +66,31 @@ def make_anchor_term(trainer: Any, anchors: Anchors) -> AnchorTerm:
     return term
 
 
-def text_rows(texts: Sequence[str], tokenizer: Any, tokens: int, count: int, seed: int) -> list[dict[str, list[int]]]:
-    """Cut texts into pieces of at most ``tokens`` tokens and draw ``count`` of them at random, the same for a seed."""
-    pieces: list[list[int]] = []
-    for text in texts:
-        ids = list(tokenizer(text, verbose=False)["input_ids"])
-        pieces += [piece for at in range(0, len(ids), tokens) if len(piece := ids[at : at + tokens]) >= 2]
-    if len(pieces) > count:
-        pieces = [pieces[i] for i in sorted(random.Random(f"anchors {seed}").sample(range(len(pieces)), count))]
-    return [{"input_ids": piece} for piece in pieces]
+def text_rows(
+    texts: Sequence[str], tokenizer: Any, tokens: int, count: int, seed: int, *, task: str, rendered: bool = False
+) -> list[dict[str, list[int]]]:
+    """Tokenize texts and draw ``count`` rows at random, the same for a seed.
+
+    A text of a language model is cut into pieces of at most ``tokens`` tokens; one of a classifier is cut off. As in training
+    data, the text of a special token is plain text, except in texts that a chat template has ``rendered``, which have their
+    special tokens already.
+    """
+    rows: list[dict[str, list[int]]] = []
+    if task in ("classification", "regression"):
+        encoded = tokenizer(list(texts), truncation=True, max_length=tokens, verbose=False)
+        names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
+        rows = [{name: list(encoded[name][at]) for name in names} for at in range(len(texts))]
+    else:
+        start = [] if rendered else start_ids(tokenizer)
+        marker = Marker(tokenizer, as_tokens=rendered)
+        for text in texts:
+            ids = start + bare_ids(tokenizer, marker.row([text]))[0]
+            rows += [
+                {"input_ids": piece} for at in range(0, len(ids), tokens) if len(piece := ids[at : at + tokens]) >= 2
+            ]
+    if len(rows) > count:
+        rows = [rows[i] for i in sorted(random.Random(f"anchors {seed}").sample(range(len(rows)), count))]
+    return rows
 
 
 def _rows(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int) -> AnchorRows:
@@ -167,6 +186,47 @@ def _kept_rows(anchors: Anchors, seed: int, model: Any) -> Sequence[Row]:
     return rows
 
 
+def check_anchors(anchors: Anchors | None, task: str, tokenizer: Any, config: Any) -> None:
+    """Refuse anchors that a run cannot make, before it writes anything; a text is read for that.
+
+    Args:
+        anchors: The settings; None for none.
+        task: Task of the run.
+        tokenizer: Tokenizer of the model.
+        config: Config of the model, for the length that it can read.
+
+    Raises:
+        BALoraError: The task has no such anchors, a sequence is longer than the model can read, or the text cannot be read.
+    """
+    if anchors is None or anchors.rows is not None:
+        return
+    positions = max_positions(config)
+    turn = chat_turn(tokenizer) if anchors.generate is not None and task == "generation" else None
+    # A sampled sequence follows the start token or the opening of a user's turn.
+    before = 0 if anchors.generate is None else len(turn.opening) if turn else 1
+    if positions is not None and anchors.tokens + before > positions:
+        raise BALoraError(
+            f"anchor.tokens is {anchors.tokens:,}, and the model reads at most {positions:,} tokens"
+            f"{f', {before} of them before the sampled ones' if before else ''}. Set anchor.tokens to "
+            f"{max(positions - before, 1):,} or less."
+        )
+    if anchors.generate is not None:
+        if task not in ("generation", "seq2seq"):
+            raise BALoraError(
+                f"anchor: generated is for models that write text, and the task is {task}. Give unlabelled rows as anchor."
+            )
+    elif isinstance(anchors.text, str) and anchors.text.endswith(".safetensors"):
+        if not Path(anchors.text).is_file():
+            raise BALoraError(f"anchor: there is no file {anchors.text}.{suggest_path(Path(anchors.text))}")
+    elif task == "seq2seq":
+        raise BALoraError(
+            "anchor: a text has no targets for an encoder-decoder, so it cannot anchor a seq2seq run. Use anchor: generated, or in "
+            "Python give rows with input_ids and labels (balora.Anchors(rows=...))."
+        )
+    else:
+        read_anchor_texts(anchors, tokenizer)
+
+
 def _make(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int) -> Sequence[Row]:
     tokenizer = getattr(trainer, "processing_class", None)
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
@@ -176,11 +236,8 @@ def _make(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int
             "(balora.Anchors(rows=...))."
         )
     task, seed = trainer.task, trainer.args.seed
+    check_anchors(anchors, task, tokenizer, trainer.model.config)
     if anchors.generate is not None:
-        if task not in ("generation", "seq2seq"):
-            raise BALoraError(
-                f"anchor: generated is for models that write text, and the task is {task}. Give unlabelled rows as anchor."
-            )
         count = _needed(trainer, anchors, tokens_per_step, processes)
         if task == "seq2seq":
             sources = _sources(trainer, count)
@@ -190,13 +247,9 @@ def _make(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int
         return _shared(trainer, anchors, count, lambda: _sample(trainer, tokenizer, anchors, count))
     if isinstance(anchors.text, str) and anchors.text.endswith(".safetensors"):
         return _kept_rows(anchors, seed, trainer.model)
-    if task == "seq2seq":
-        raise BALoraError(
-            "anchor: a text has no targets for an encoder-decoder, so it cannot anchor a seq2seq run. Use anchor: generated, or in "
-            "Python give rows with input_ids and labels (balora.Anchors(rows=...))."
-        )
     texts = read_anchor_texts(anchors, tokenizer)
-    return list(text_rows(texts, tokenizer, anchors.tokens, anchors.sequences, seed))
+    rendered = anchors.messages is not None
+    return list(text_rows(texts, tokenizer, anchors.tokens, anchors.sequences, seed, task=task, rendered=rendered))
 
 
 def _needed(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int) -> int:

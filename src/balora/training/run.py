@@ -38,6 +38,7 @@ from balora.methods import adapt, find_method
 from balora.methods.init.by_turns import divided_among_processes
 from balora.teacher.cache import TeacherIdentity, open_cache, tokenizer_digest
 from balora.teacher.row_keys import row_key
+from balora.training.anchor_source import check_anchors
 from balora.training.arguments import training_arguments
 from balora.training.callbacks import EarlyStop, MetricsFile
 from balora.training.generative_eval import GenerativeEvalTrainer, generative_metrics_for
@@ -212,6 +213,7 @@ def prepare(
         model = load_model(source, examples.num_labels, examples.id2label, tokenizer=tokenizer)
     # After load_model, because arguments for DeepSpeed or FSDP change how models are loaded. They start the process group.
     arguments = training_arguments(config)
+    check_anchors(config.anchor, config.task, tokenizer, model.config)
     positions = max_positions(model.config)
     with stage("tokenizing"):
         rows = tokenize_examples(
