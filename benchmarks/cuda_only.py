@@ -1,4 +1,4 @@
-"""What only a GPU shows, a row for each part; a part of `gpu_session.py`, and `--tiny` runs it on any machine.
+"""Checks that need a GPU, one row for each. `gpu_session.py` runs them; `--tiny` runs them on any machine.
 
 - ``autocast``: under bfloat16 autocast student and teacher have their own weights, and the loss is near float32's.
 - ``fused_adamw``: the fused form of AdamW against the plain one.

@@ -75,7 +75,7 @@ def plan(seeds: int, anchor_weights: tuple[float, ...]) -> list[Run]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all workers are given."""
+    """Settings that all workers share."""
 
     inputs: Inputs
     steps: int

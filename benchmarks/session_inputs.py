@@ -42,7 +42,7 @@ KEPT = (1700, 400, 200)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What every part is given."""
+    """Model, data and sizes that every part uses."""
 
     model: Path
     data: Path

@@ -36,7 +36,7 @@ class Measure:
 
 @dataclasses.dataclass
 class Found:
-    """What one part of the audit found."""
+    """Measures and evidence of one part of the audit."""
 
     measures: list[Measure] = dataclasses.field(default_factory=list)
     evidence: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -157,7 +157,7 @@ def _dot(weights_mV: Tensor, values_mV: Tensor) -> Tensor:
 
 
 class _Outputs:
-    """What one model gives at the predicted tokens: hidden states with its head, or logits."""
+    """Outputs of one model at the predicted tokens: hidden states with its head, or logits."""
 
     def __init__(self, loaded: LoadedModel, rows: Sequence[Row], causal: bool) -> None:
         self.loaded, self.causal = loaded, causal

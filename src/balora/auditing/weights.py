@@ -32,7 +32,8 @@ COSINE = 0.6
 SUBSPACE = 16
 """r: leading output directions of the base inside which the change's energy is measured."""
 LARGE, MOST_LARGE = 1024, 64
-"""Of matrices with a smaller side above this, only so many get a decomposition, evenly spread over the model."""
+"""A matrix is large if its smaller side is above the first number. At most the second number of large matrices, evenly spread over
+the model, are decomposed."""
 
 
 class Weights:

@@ -170,7 +170,7 @@ def report(
 
 
 def quickstart(output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("quickstart")) -> None:
-    """Fine-tune the packaged model with LoRA, PiSSA and BA-LoRA on a small noisy task, and show the measurements."""
+    """Fine-tune the packaged model with LoRA, PiSSA, BA-LoRA and anchors on a small noisy task; show the measurements."""
     quiet_libraries()
     from balora.experiments.quickstart.pipeline import run_quickstart
 

@@ -12,7 +12,6 @@ from typing import Any
 from balora.errors import BALoraError, suggest
 from balora.experiments.compare.plan import SCALE, Axes, Variant, is_used
 from balora.experiments.compare.rows import DRIFT, TRAIN_LOSS, Row
-from balora.experiments.compare.statistics import t_interval
 from balora.experiments.compare.tables import Comparison
 
 _LOWER_IS_BETTER = ("loss", "perplexity", "mse", "rmse", "mae", DRIFT)
@@ -40,10 +39,11 @@ class Estimate:
         finite = [value for value in values if math.isfinite(value)]
         if not finite:
             return None
-        mean = statistics.fmean(finite)
-        if len(finite) == 1:
-            return cls(mean, None, None, 1)
-        return cls(mean, *t_interval(mean, statistics.stdev(finite), len(finite)), len(finite))
+        from balora.evaluation.significance.intervals import estimate  # imports scipy
+
+        found = estimate(finite)
+        low, high = (None, None) if found is None else found.interval()
+        return cls(statistics.fmean(finite), low, high, len(finite))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from balora.evaluation.significance.intervals import COVERAGE
 from balora.experiments.compare.frontier import Estimate, Frontier, Reading
 from balora.experiments.compare.rows import DRIFT
-from balora.experiments.compare.statistics import COVERAGE
 from balora.experiments.compare.tables import Comparison, markdown_table, provenance_note
 from balora.files import write_text
 

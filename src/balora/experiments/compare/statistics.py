@@ -18,10 +18,6 @@ ItemsOf = Callable[[Row], "Mapping[str, Items]"]
 """Function that returns the kept items of a run: those of its own evaluation under "", those of a task under its name."""
 
 
-COVERAGE = 0.95
-"""Coverage of every interval."""
-
-
 @dataclasses.dataclass(frozen=True)
 class MeanStd:
     """Mean over seeds with its sample standard deviation (n - 1; None for one value)."""
@@ -113,14 +109,6 @@ def correct(differences: Sequence[Difference]) -> list[Difference]:
         low, high = differences[n].interval(1 - level) or (None, None)
         corrected[n] = dataclasses.replace(differences[n], low=low, high=high, comparisons=len(tested))
     return corrected
-
-
-def t_interval(mean: float, deviation: float, count: int) -> tuple[float, float]:
-    """Return Student's 95 % interval of a mean, from the sample standard deviation of at least two values."""
-    import scipy.stats  # slow to import, and few tables need it
-
-    reach = float(scipy.stats.t.ppf((1 + COVERAGE) / 2, count - 1)) * deviation / math.sqrt(count)
-    return mean - reach, mean + reach
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
