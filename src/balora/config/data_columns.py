@@ -22,9 +22,10 @@ _OPTIONAL: dict[tuple[str, Form], tuple[str, ...]] = {
     ("generation", "pair"): ("input", "prompt_template", "separator"),
     ("generation", "messages"): ("tools", "system", "chat_template"),
     ("seq2seq", "pair"): ("input", *_SEQ2SEQ),
-    ("seq2seq", "labelled"): ("labels", *_SEQ2SEQ),
-    ("seq2seq", "scored"): _SEQ2SEQ,
-    ("classification", "labelled"): ("labels",),
+    ("seq2seq", "labelled"): ("labels", "unlabelled", *_SEQ2SEQ),
+    ("seq2seq", "scored"): ("unlabelled", *_SEQ2SEQ),
+    ("classification", "labelled"): ("labels", "unlabelled"),
+    ("regression", "scored"): ("unlabelled",),
 }
 # Keys that only some forms use. The other keys of the section (train, split, max_length, ...) fit every task.
 _FORM_KEYS = {key for forms in _FORMS.values() for keys in forms.values() for key in keys}.union(*_OPTIONAL.values())
@@ -51,8 +52,10 @@ def data_problems(data: Mapping[str, Any], task: str) -> list[str]:
     Reads the section as the user wrote it, so that these problems are reported together with all others.
     """
     given = {key for key in _FORM_KEYS if data.get(key) is not None}
-    if data.get("prompt_template") == "none":  # the default, which every resolved config spells out
-        given.discard("prompt_template")
+    # A resolved config spells out these defaults.
+    for key, default in (("prompt_template", "none"), ("unlabelled", "refuse")):
+        if data.get(key) == default:
+            given.discard(key)
     forms = _FORMS[task]
     matching = _matching_forms(forms, given)
     if not matching:

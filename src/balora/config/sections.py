@@ -135,6 +135,9 @@ class DataConfig(Section):
         description="names of the classes in the order of their numbers; default: the classes in the training rows, sorted",
     )
     score: str | None = Field(default=None, description="column of the number to predict")
+    unlabelled: Literal["refuse", "leave_out"] = Field(
+        default="refuse", description="with a label or score: what to do with rows that have none"
+    )
     prompt_template: str = Field(
         default="none",
         description="none, alpaca, or your own text that contains {prompt}; for text columns, {text} and {text_pair}",

@@ -8,10 +8,10 @@ from typing import Any
 
 from balora.config.data_columns import number_or_nan
 from balora.config.sections import DataConfig
-from balora.data.labels import LabelSet, label_key
+from balora.data.labels import LabelSet, is_mark, label_key
 from balora.data.messages import conversation
 from balora.data.tables import BadRows, Row, Table, shorten
-from balora.data.values import RowProblem, encodable, is_missing
+from balora.data.values import MissingLabel, RowProblem, encodable, is_missing
 from balora.data.verbalizer import score_word
 from balora.errors import BALoraError, suggest
 
@@ -91,9 +91,10 @@ def given_labels(table: Table, data: DataConfig, refused: Mapping[str, str] | No
     column, bad, reasons = data.label, BadRows(), refused or {}
 
     def label(row: Row, _: str) -> Any:
-        value = _label(row, column)
+        value = label_of(row, column)
         if label_key(value) in reasons:
-            raise RowProblem(f"the label {value!r} {reasons[label_key(value)]}")
+            problem = f"the label {value!r} {reasons[label_key(value)]}"
+            raise MissingLabel(problem, value) if is_mark(label_key(value)) else RowProblem(problem)
         return value
 
     return _usable(table, bad, label), bad
@@ -106,7 +107,7 @@ def _usable(table: Table, bad: BadRows, make: Callable[[Row, str], Any]) -> list
         try:
             made.append(make(row, location))
         except RowProblem as problem:
-            bad.add(location, str(problem))
+            bad.add(location, str(problem), unlabelled=isinstance(problem, MissingLabel))
     return made
 
 
@@ -128,20 +129,17 @@ def _texts(row: Row, data: DataConfig, labels: LabelSet | None = None) -> Row:
 
 def _labelled(row: Row, data: DataConfig, labels: LabelSet | None) -> Row:
     assert data.label is not None and labels is not None
-    example, value = _texts(row, data), _label(row, data.label)
+    example, value = _texts(row, data), label_of(row, data.label)
     number = labels.id_of(value)
     if number is None:
-        raise RowProblem(labels.unknown(value))
+        problem = labels.unknown(value)
+        raise MissingLabel(problem, value) if is_mark(label_key(value)) else RowProblem(problem)
     return {**example, "labels": number}
 
 
 def _scored(row: Row, data: DataConfig, labels: LabelSet | None) -> Row:
     assert data.score is not None
-    example, value = _texts(row, data), _present(row, data.score)
-    score = number_or_nan(value)
-    if math.isnan(score):
-        raise RowProblem(f"{data.score!r} is {shorten(repr(value))}, not a number")
-    return {**example, "labels": score}
+    return {**_texts(row, data), "labels": score_of(row, data.score)}
 
 
 def _label_as_response(example: Row, labels: LabelSet | None) -> Row:
@@ -156,14 +154,32 @@ def _messages(row: Row, data: DataConfig, labels: LabelSet | None) -> Row:
     return conversation(row, _present(row, data.messages), data)
 
 
-def _label(row: Row, column: str) -> Any:
-    """Return a class as given; refuse bytes and lists, whose Python spelling would become the name of a class."""
-    value = _present(row, column)
+def score_of(row: Row, column: str) -> float:
+    """Return the number to predict. An empty cell and a mark such as ``-`` raise `MissingLabel`."""
+    value = _not_missing(row, column)
+    score = number_or_nan(value)
+    if math.isnan(score):
+        problem, mark = f"{column!r} is {shorten(repr(value))}, not a number", is_mark(label_key(value))
+        raise MissingLabel(problem, value) if mark else RowProblem(problem)
+    return score
+
+
+def label_of(row: Row, column: str) -> Any:
+    """Return a class as given; refuse bytes and lists, whose Python spelling would become the name of a class.
+
+    An empty cell raises `MissingLabel`.
+    """
+    value = _not_missing(row, column)
     if isinstance(value, bytes | list | dict):
         raise RowProblem(f"{column!r} is {shorten(repr(value))}, not the name or number of a class")
-    if isinstance(value, str) and not value.strip():
-        raise RowProblem(f"{column!r} is empty")
     return encodable(value, repr(column)) if isinstance(value, str) else value
+
+
+def _not_missing(row: Row, column: str) -> Any:
+    value = _value(row, column)
+    if is_missing(value) or (isinstance(value, str) and not value.strip()):
+        raise MissingLabel(f"{column!r} is empty")
+    return value
 
 
 def _present(row: Row, column: str) -> Any:

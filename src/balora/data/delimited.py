@@ -1,7 +1,8 @@
 """Records of comma- and tab-separated text, with the number of the line on which each begins.
 
 CSV files are quoted as in RFC 4180. Files separated by tabs come in two kinds: GLUE's have no quoting, and their sentences
-contain single quotation marks; pandas and Excel quote a field if it contains a quotation mark, a tab or a line break.
+contain single quotation marks; pandas and Excel quote a field if it contains a quotation mark, a tab or a line break. Some
+programs put a backslash before such a character instead (`balora.data.escaped`).
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from balora.data.escaped import Record, unescaped
 from balora.data.tables import Row, Table, collect
 from balora.errors import BALoraError
 
@@ -21,13 +23,10 @@ logger = logging.getLogger("balora")
 # A quoted field, or one without any quotation mark, and what ends it.
 _FIELD = re.compile(r'(?:"(?P<quoted>(?:[^"]++|"")*+)"\r?|(?P<plain>[^"\t\n]*+))(?P<end>\t|\n|\Z)')
 
-
-class Record(NamedTuple):
-    """Fields of one record."""
-
-    line: int
-    """Number of the line on which the record begins, from 1."""
-    fields: list[str]
+_BACKSLASHES = (
+    " In CSV, a quotation mark inside a quoted field is doubled; a file that has a backslash before it can be rewritten with "
+    "pandas.read_csv(escapechar='\\\\')."
+)
 
 
 def read_csv(path: Path, lines: Iterator[str]) -> Table:
@@ -46,7 +45,7 @@ def read_tsv(path: Path, text: str) -> Table:
         for number, line in enumerate(text.split("\n"), 1)
         if line.strip("\r\n")
     ]
-    return _table(path, iter(_unquoted(path, text, plain) or plain))
+    return _table(path, iter(unescaped(path, text, plain) or _unquoted(path, text, plain) or plain))
 
 
 def _csv_records(path: Path, reader: Any) -> Iterator[Record]:
@@ -57,7 +56,9 @@ def _csv_records(path: Path, reader: Any) -> Iterator[Record]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise BALoraError(f"{path} line {start}: not valid CSV ({str(error).rstrip('.')}).") from error
+            raise BALoraError(
+                f"{path} line {start}: not valid CSV ({str(error).rstrip('.')}).{_BACKSLASHES}"
+            ) from error
         if fields:
             yield Record(start, fields)
 

@@ -19,9 +19,11 @@ from balora.data.messages import context_columns
 from balora.data.perturbations import apply_perturbations
 from balora.data.sources import read_tables
 from balora.data.tables import BadRows, Row, Table
+from balora.data.unlabelled import leave_out_unlabelled
 from balora.errors import BALoraError
 
 logger = logging.getLogger("balora")
+_LEAVE_OUT = " (data.unlabelled: leave_out does so for -1)"
 _TEXT = Value("string")
 _MESSAGE = {"role": _TEXT, "content": _TEXT, "more": _TEXT}
 _FEATURES: dict[Form, dict[str, Any]] = {
@@ -77,6 +79,11 @@ def load_examples(data: DataConfig, task: str, seed: int = 42, *, head: Sequence
     """
     train, evaluation = _read(data, seed)
     further = [(part, _read(part, seed)[0]) for part in data.sources[1:]]
+    if data.unlabelled == "leave_out" and data.form in ("labelled", "scored"):
+        given = [(data, train), *further, *([(data, evaluation)] if evaluation is not None else [])]
+        tables = leave_out_unlabelled(given)
+        train, evaluation = tables[0], None if evaluation is None else tables[-1]
+        further = [(part, table) for (part, _), table in zip(further, tables[1:], strict=False)]
     labels = None
     if data.form == "labelled":
         sources = [(data, train), *further, *([(data, evaluation)] if evaluation is not None else [])]
@@ -161,14 +168,12 @@ def _labels(train: Table, data: DataConfig) -> LabelSet:
     refused = placeholders(values)
     if refused:
         _, bad = given_labels(train, data, refused)
-        bad.raise_if_any(
-            "Correct these rows or leave them out; if a label is a class, name all classes in data.labels."
-        )
+        bad.raise_if_any("Correct these rows; if a label is a class, name all classes in data.labels.")
     if len({label_key(value) for value in values}) < 2:
         bad.raise_if_any()  # rows without a usable label are the cause, so report them first
     labels = find_labels(values, data.label, train.name)
     for doubt in doubts(labels, data.label, train.name):
-        logger.warning("%s If that is wrong, leave these rows out.", doubt)
+        logger.warning("%s If that is wrong, remove these rows%s.", doubt, _LEAVE_OUT if "-1" in labels.names else "")
     return labels
 
 

@@ -59,8 +59,8 @@ class LabelSet:
         """Describe a value that is not a class, for the message about a row."""
         shown = ", ".join(self.names[:_SHOWN]) + (", ..." if len(self.names) > _SHOWN else "")
         problem, key = f"the label {value!r} is not one of {shown}", label_key(value)
-        if _is_placeholder(key) or (key.startswith("-") and _is_whole(key)):
-            return f"{problem} - it usually marks a row without a label; leave such rows out"
+        if is_mark(key):
+            return f"{problem} - it usually marks a row without a label"
         hint = suggest(key, self.names).rstrip("?").replace("Did you mean", "did you mean")
         return f"{problem}{' -' + hint + '?' if hint else ''}"
 
@@ -159,6 +159,11 @@ def label_key(value: Any) -> str:
     if _SIGNED.fullmatch(text):  # as in the files of LIBSVM
         text = text[1:]
     return str(int(text.partition(".")[0])) if _WHOLE_WITH_POINT.fullmatch(text) else text
+
+
+def is_mark(key: str) -> bool:
+    """Decide if a label (`label_key`) that is no class usually marks a row without a label: a placeholder or a negative number."""
+    return _is_placeholder(key) or (key.startswith("-") and _is_whole(key))
 
 
 def _is_placeholder(key: str) -> bool:

@@ -1,22 +1,19 @@
 """Readers of local data files, which keep the line of each row: JSON lines, JSON, CSV, TSV, Parquet, Arrow.
 
-The readers of `datasets` are faster, but they do not report the line of a mistake in a file. A file may be compressed; its
-first bytes decide, since downloads are often compressed or unpacked without a change of their names.
+The readers of `datasets` are faster, but they do not report the line of a mistake in a file. A file may be compressed.
 """
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import io
 import json
 import lzma
 import re
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, cast
+from typing import Any, NoReturn
 
+from balora.data.compressed import open_unpacked, read_parquet, start_of
 from balora.data.delimited import read_csv, read_tsv
 from balora.data.tables import Row, Table, collect, row_locations, shorten
 from balora.errors import BALoraError, suggest_path
@@ -101,8 +98,7 @@ def read_splits(path: Path) -> dict[str, Table]:
 
 
 def _read(path: Path) -> dict[str, Table]:
-    with _open(path) as file:
-        start = file.read(512)
+    start = start_of(path, 512)
     if not start:
         raise EmptyFileError(f"{path} is empty: it has no rows.")
     for pattern, what in _NOT_DATA:
@@ -146,25 +142,8 @@ def _filled(table: Table) -> Table:
     return table
 
 
-def _open(path: Path) -> BinaryIO:
-    """Open a file to read its bytes, decompressed."""
-    with path.open("rb") as file:
-        start = file.read(10)
-    if start.startswith(b"\x1f\x8b"):
-        return cast(BinaryIO, gzip.open(path))
-    if re.match(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", start):
-        return cast(BinaryIO, bz2.open(path))
-    if start.startswith(b"\xfd7zXZ\x00"):
-        return cast(BinaryIO, lzma.open(path))
-    if start.startswith(b"\x28\xb5\x2f\xfd"):
-        import pyarrow as pa
-
-        return cast(BinaryIO, io.BufferedReader(pa.CompressedInputStream(str(path), "zstd")))
-    return path.open("rb")
-
-
 def _text(path: Path, newline: str | None = None) -> io.TextIOWrapper:
-    return io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline=newline)
+    return io.TextIOWrapper(open_unpacked(path), encoding="utf-8-sig", newline=newline)
 
 
 def _read_json(path: Path, *, lines: bool) -> dict[str, Table]:
@@ -249,18 +228,15 @@ def _object(value: Any) -> Row | str:
 def _read_arrow(path: Path, start: bytes) -> Table:
     """Read Parquet, Arrow's file format or its stream format, which is that of `datasets`."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     kind = "Parquet" if data_suffix(path.name) == ".parquet" or start.startswith(b"PAR1") else "Arrow"
-    readers: dict[str, Callable[[Any], Any]] = {
-        "Parquet": pq.read_table,
-        "Arrow": lambda data: (pa.ipc.open_file if start.startswith(b"ARROW1") else pa.ipc.open_stream)(
-            data
-        ).read_all(),
-    }
     try:
-        with _open(path) as file:
-            table = readers[kind](pa.BufferReader(file.read()))
+        with open_unpacked(path) as file:
+            content = pa.py_buffer(file.read())
+        if kind == "Parquet":
+            table = read_parquet(path, content)
+        else:
+            table = (pa.ipc.open_file if start.startswith(b"ARROW1") else pa.ipc.open_stream)(content).read_all()
     except pa.ArrowException as error:
         raise BALoraError(f"{path} is not a readable {kind} file ({_short(error)}).") from error
     rows = table.to_pylist()

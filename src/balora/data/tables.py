@@ -70,14 +70,18 @@ class BadRows:
 
     def __init__(self) -> None:
         self.found: list[str] = []
+        self.unlabelled = 0
+        """Number of rows that lack a label, which an option leaves out."""
 
-    def add(self, location: str, problem: str) -> None:
+    def add(self, location: str, problem: str, *, unlabelled: bool = False) -> None:
         """Add one row."""
         self.found.append(f"{location}: {problem}")
+        self.unlabelled += unlabelled
 
     def raise_if_any(self, advice: str = "") -> None:
         """Raise one `BALoraError` for all bad rows, if there are any. ``advice`` is a sentence that says what to do."""
         advice = f" {advice}" if advice else ""
+        advice += " data.unlabelled: leave_out leaves out rows without a label." if self.unlabelled else ""
         if len(self.found) == 1:
             raise BALoraError(f"A row of the data cannot be used. {self.found[0]}.{advice}")
         if self.found:

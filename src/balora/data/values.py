@@ -11,6 +11,15 @@ class RowProblem(Exception):
     """A row cannot be used; the message gives the reason in a few words."""
 
 
+class MissingLabel(RowProblem):
+    """A row has no label or score: its cell is empty, or holds a mark for that."""
+
+    def __init__(self, problem: str, value: Any = None) -> None:
+        super().__init__(problem)
+        self.value = value
+        """The mark; None if the cell is empty."""
+
+
 def is_missing(value: Any) -> bool:
     """Check for an empty cell. NaN is one, because pandas writes empty cells as NaN, also to JSON."""
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
