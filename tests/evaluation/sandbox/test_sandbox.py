@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import socket
@@ -450,6 +451,14 @@ USERS_PROGRAMS = [
 ]
 
 
+USERS_FUNCTIONS = [
+    "def f(x): return 4",
+    # The tests' process has the same user, and its memory holds the token.
+    "import os\ndef f(x): return open(f'/proc/{os.getppid()}/mem', 'rb')",
+    "import os\ndef f(x): return os.listdir(f'/proc/{os.getppid()}/fd')",
+]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can change to another user")
 def test_the_sandbox_confines_programs_of_an_ordinary_user(sandbox: Sandbox, tmp_path: Path) -> None:
     """Run the sandbox in the process of another user: its namespaces are made in another way than for root."""
@@ -465,8 +474,10 @@ def test_the_sandbox_confines_programs_of_an_ordinary_user(sandbox: Sandbox, tmp
         subprocess.run(["chmod", "-R", "a+rX", str(folder)], check=True)
         script = f"""
 from balora.evaluation.sandbox.sandbox import Limits, Sandbox
+from balora.evaluation.sandbox.sandbox import UnitTests
 box = Sandbox(Limits(seconds=5.0))
 print([box.run(program).passed for program in {USERS_PROGRAMS!r}])
+print([box.run(program, UnitTests("assert f(2) == 4", ("f",))).result for program in {USERS_FUNCTIONS!r}])
 """
         result = subprocess.run(
             [python, "-c", script], user=65534, group=65534, extra_groups=[], capture_output=True, text=True,
@@ -476,4 +487,7 @@ print([box.run(program).passed for program in {USERS_PROGRAMS!r}])
         shutil.rmtree(folder)
     if "cannot make a sandbox here" in result.stderr:
         pytest.skip("the kernel forbids namespaces of ordinary users")
-    assert result.stdout.strip() == str([True] + [False] * 6), result.stderr
+    alone, tested = result.stdout.splitlines()
+    assert alone == str([True] + [False] * 6), result.stderr
+    passed, *refused = ast.literal_eval(tested)
+    assert passed == "passed" and all(text.startswith("PermissionError: [Errno 13]") for text in refused), tested

@@ -133,7 +133,7 @@ def test_no_program_is_run_twice(sandbox, tmp_path: Path, problems: Path, monkey
     evaluate("reference", ["humaneval"], output=tmp_path / "out", options=options)
     ran = []
     run = Sandbox.run
-    monkeypatch.setattr(Sandbox, "run", lambda self, program: ran.append(program) or run(self, program))
+    monkeypatch.setattr(Sandbox, "run", lambda self, *job: ran.append(job) or run(self, *job))
     options = EvaluationOptions(data={"humaneval": str(problems)})
     result = evaluate("reference", ["humaneval"], output=tmp_path / "out", options=options).results["humaneval"]
     assert len(ran) == 2 and result["scores"]["pass@1"] == 1.0 and result["scores"]["problems"] == 4
@@ -143,7 +143,7 @@ def test_a_verdict_of_another_sandbox_or_time_limit_is_made_again(tmp_path: Path
     ran = []
     monkeypatch.setattr(Sandbox, "_find_bubblewrap", lambda self: "bwrap")
     monkeypatch.setattr(
-        Sandbox, "run", lambda self, program: ran.append(self.unsafe) or Outcome(False, "timed out", 1.0)
+        Sandbox, "run", lambda self, *job: ran.append(self.unsafe) or Outcome(False, "timed out", 1.0)
     )
 
     def run(**how) -> list[bool]:
@@ -195,6 +195,7 @@ def test_hostile_programs_fail_and_do_not_stop_the_evaluation(sandbox, tmp_path:
         14: "def f(x): return 0",
         15: "text = '\ud800'",
         16: "raise type('timed out', (Exception,), {})",
+        17: "class Any:\n    def __eq__(self, other): return True\ndef f(x): return Any()",
     }
     tests = {"text": "write f", "test_list": ["assert f(2) == 4"], "test_setup_code": ""}
     data = tmp_path / "mbpp.jsonl"

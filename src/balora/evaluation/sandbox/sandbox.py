@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import itertools
 import json
+import marshal
 import math
 import os
 import secrets
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from balora.errors import BALoraError
@@ -60,16 +61,26 @@ class Limits:
     """Bytes of all files in the scratch directory."""
     open_files: int = 128
 
-    def resources(self, *, processes: bool) -> dict[str, int]:
-        """Return the limits by their names in `resource`; ``processes`` includes the limit of processes."""
+    def resources(self, *, processes: bool, more: int = 0) -> dict[str, int]:
+        """Return the limits by their names in `resource`; ``processes`` includes the limit of processes, raised by ``more``."""
         return {
             "RLIMIT_CPU": math.ceil(self.seconds) + 1,
             "RLIMIT_AS": self.memory,
             "RLIMIT_FSIZE": self.file,
             "RLIMIT_NOFILE": self.open_files,
             "RLIMIT_CORE": 0,
-            **({"RLIMIT_NPROC": self.processes} if processes else {}),
+            **({"RLIMIT_NPROC": self.processes + more} if processes else {}),
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitTests:
+    """Tests of a program."""
+
+    source: str
+    """Python source, which uses what the program defines at its outermost level."""
+    names: tuple[str, ...]
+    """Names that the program defines for the tests. A name that it does not define is left to the tests."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,24 +111,32 @@ class Sandbox:
         self._as_root = not unsafe and os.geteuid() == 0
         self._bwrap = "" if unsafe else self._find_bubblewrap()
 
-    def run(self, program: str) -> Outcome:
+    def run(self, program: str, tests: UnitTests | None = None) -> Outcome:
         """Run a program and wait until it ends or reaches its time limit.
 
         Args:
             program: Python source. It passes if it ends without an exception.
+            tests: Tests of the program, which must end without an exception too. They run in a process of their own, so a
+                program cannot change them, their verdict, or what a value is equal to.
         """
         token = secrets.token_hex(TOKEN_BYTES // 2).encode()
-        user = _FIRST_USER_ID + (os.getpid() * 1000 + next(_user_ids)) % _FIRST_USER_ID if self._as_root else None
         settings = {
-            "user": user,
+            "user": self._new_user(),
+            "tests_user": self._new_user(),
             # Outside the sandbox, this limit would count all processes of the user.
-            "limits": self.limits.resources(processes=not self.unsafe),
+            "limits": self.limits.resources(processes=not self.unsafe, more=0 if tests is None or self._as_root else 1),
             # Without the sandbox, a program can also import the other installed packages.
             "packages": [str(path.parent) for path in packages().values()] if self.unsafe else [_PACKAGES_INSIDE],
         }
         start_time = time.monotonic()
-        with self._process() as process:
-            message = token + f"{json.dumps(settings)}\n{program}".encode("utf-8", "surrogatepass")
+        with self._process(() if tests is None else ("tests",)) as process:
+            if tests is None:
+                message = token + f"{json.dumps(settings)}\n{program}".encode("utf-8", "surrogatepass")
+            else:
+                parts = {"program": program, "tests": tests.source, "names": tests.names}
+                modules = _child_modules()
+                header = json.dumps({**settings, "modules": {name: len(code) for name, code in modules.items()}})
+                message = f"{header}\n".encode() + b"".join([*modules.values(), token, json.dumps(parts).encode()])
             deadline = start_time + self.limits.seconds
             reply, reason = _exchange(process, message, deadline)
             passed = reason is None and reply == token + b"\n" and _has_exited(process, deadline)
@@ -128,15 +147,18 @@ class Sandbox:
         )
         return Outcome(passed, result, time.monotonic() - start_time)
 
+    def _new_user(self) -> int | None:
+        return _FIRST_USER_ID + (os.getpid() * 1000 + next(_user_ids)) % _FIRST_USER_ID if self._as_root else None
+
     @contextlib.contextmanager
-    def _process(self) -> Iterator[subprocess.Popen[bytes]]:
+    def _process(self, arguments: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
         call_filter = None if self.unsafe else seccomp_filter()
         with tempfile.TemporaryDirectory(prefix="balora-code-") as scratch, tempfile.TemporaryFile() as filter_file:
             filter_file.write(call_filter or b"")
             filter_file.seek(0)
             filter_fd = None if call_filter is None else filter_file.fileno()
             process = subprocess.Popen(
-                self.command(filter_fd),
+                [*self.command(filter_fd), *arguments],
                 pass_fds=[] if filter_fd is None else [filter_fd],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -302,6 +324,13 @@ def _interpreter() -> tuple[str, list[str]]:
         return str(executable), []
     inside = Path(_PYTHON_INSIDE) / (executable.relative_to(base) if executable.is_relative_to(base) else "bin/python3")
     return str(inside), ["--ro-bind", str(base), _PYTHON_INSIDE, "--setenv", "LD_LIBRARY_PATH", f"{_PYTHON_INSIDE}/lib"]
+
+
+@functools.cache
+def _child_modules() -> dict[str, bytes]:
+    """Return the compiled modules of the child that runs tests apart from the program. Compiling takes longer than most tests."""
+    paths = {name: _CHILD.with_name(f"{name}.py") for name in ("values", "calls")}
+    return {name: marshal.dumps(compile(path.read_bytes(), path.name, "exec")) for name, path in paths.items()}
 
 
 @functools.cache

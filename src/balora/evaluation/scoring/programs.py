@@ -229,3 +229,20 @@ def called_names(tests: str) -> list[str]:
     nodes = ast.walk(_parse(tests) or ast.Module([], []))
     called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
     return sorted(called - set(dir(builtins)))
+
+
+def tested_names(tests: str) -> tuple[str, ...]:
+    """Return the names that tests use and do not define: those that the program may define.
+
+    A builtin is one of them only if the tests call nothing else, so that a program cannot replace ``len`` or ``all``. Modules of
+    the standard library are left out if the tests only read their attributes.
+
+    Example:
+        >>> tested_names("assert sorted(add(1, 2)) == [3]"), tested_names("assert sum(1, 2) == 3")
+        (('add',), ('sum',))
+    """
+    tree = _parse(tests) or ast.Module([], [])
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    own = {name for node in tree.body for name in _bound(node)}
+    names = used - own - set(dir(builtins))
+    return tuple(sorted(names)) if called_names(tests) else tuple(sorted(used - own))

@@ -18,9 +18,9 @@ from balora.evaluation.context import EvaluationContext
 from balora.evaluation.data import HubDataset, Rows
 from balora.evaluation.options import InvalidOption
 from balora.evaluation.results import Record
-from balora.evaluation.sandbox.sandbox import Limits, Sandbox, packages
+from balora.evaluation.sandbox.sandbox import Limits, Sandbox, UnitTests, packages
 from balora.evaluation.scoring.pass_at_k import mean_pass_at_k
-from balora.evaluation.scoring.programs import add_tests, called_names, complete_function, extract_code
+from balora.evaluation.scoring.programs import add_tests, called_names, complete_function, extract_code, tested_names
 from balora.evaluation.tasks.task import GenerationTask
 
 _MBPP_TEST = range(11, 511)
@@ -43,7 +43,8 @@ class _CodeTask(GenerationTask):
         # The sandbox is checked before anything is generated: without it, hours of generation would be lost.
         self.sandbox = Sandbox(Limits(seconds=options.code_timeout), unsafe=options.unsafe_code)
         kind = "none" if options.unsafe_code else "bubblewrap"
-        self.sandbox_identity = {"kind": kind, **dataclasses.asdict(self.sandbox.limits)}
+        # Verdicts of earlier versions, where tests and program shared a process, are made again.
+        self.sandbox_identity = {"kind": kind, "tests": "own process", **dataclasses.asdict(self.sandbox.limits)}
         if names := sorted(packages()):
             self.sandbox_identity["packages"] = names
         if options.unsafe_code:
@@ -71,7 +72,11 @@ class _CodeTask(GenerationTask):
 
     @abc.abstractmethod
     def _program(self, row: Row, answer: str, is_reply: bool) -> str:
-        """Return the program with its tests; ``is_reply`` means that the answer replies to an instruction."""
+        """Return the program; ``is_reply`` means that the answer replies to an instruction."""
+
+    @abc.abstractmethod
+    def _tests(self, row: Row) -> str:
+        """Return the tests of a problem's programs."""
 
     @property
     def _is_instruction(self) -> bool:
@@ -107,14 +112,16 @@ class _CodeTask(GenerationTask):
         pending = [sample for sample in samples if records[sample].get("sandbox") != self.sandbox_identity]
         is_reply = self._is_instruction and not self.context.model_under_test.is_reference
         rows = {sample: self.rows.rows[_problem(sample)] for sample in pending}
-        programs = {name: self._program(row, records[name]["output"], is_reply) for name, row in rows.items()}
+        programs = {name: _unix(self._program(row, records[name]["output"], is_reply)) for name, row in rows.items()}
+        tests = {name: _unix(self._tests(row)) for name, row in rows.items()}
+        jobs = [(programs[name], UnitTests(tests[name], tested_names(tests[name]))) for name in pending]
         workers = self.context.options.workers or os.cpu_count() or 1
         with self.context.progress("programs", len(programs)) as add, ThreadPoolExecutor(workers) as pool:
-            for sample, outcome in zip(pending, pool.map(self.sandbox.run, programs.values()), strict=True):
+            for sample, outcome in zip(pending, pool.map(lambda job: self.sandbox.run(*job), jobs), strict=True):
                 self.journal.add(
                     sample,
                     problem=rows[sample].get("task_id"),
-                    program=programs[sample],
+                    program=add_tests(programs[sample], tests[sample]),
                     passed=outcome.passed,
                     result=outcome.result,
                     seconds=round(outcome.seconds, 3),
@@ -137,6 +144,11 @@ class _CodeTask(GenerationTask):
 
     def _result_details(self) -> Mapping[str, Any]:
         return {"sandbox": self.sandbox_identity}
+
+
+def _unix(code: str) -> str:
+    """Change CRLF line ends to LF."""
+    return code.replace("\r\n", "\n")
 
 
 def _problem(sample: str) -> int:
@@ -170,7 +182,10 @@ class HumanEvalTask(_CodeTask):
         name = str(row["entry_point"])
         body = extract_code(answer, name) if is_reply else answer
         prompt = self._harness_prompt(row) if self._is_harness else self._completion_prompt(row)
-        return add_tests(complete_function(prompt, body, name), f"{row['test']}\ncheck({name})")
+        return complete_function(prompt, body, name)
+
+    def _tests(self, row: Row) -> str:
+        return f"{row['test']}\ncheck({row['entry_point']})"
 
 
 class MBPPTask(_CodeTask):
@@ -201,9 +216,11 @@ class MBPPTask(_CodeTask):
         return text.format(problem, "\n".join(tests))
 
     def _program(self, row: Row, answer: str, is_reply: bool) -> str:
+        return extract_code(answer, *called_names(self._tests(row))) if is_reply else answer
+
+    def _tests(self, row: Row) -> str:
         setup = row.get("test_setup_code") or "\n".join(row.get("test_imports") or [])
-        tests = "\n".join([str(setup), *row["test_list"]])
-        return add_tests(extract_code(answer, *called_names(tests)) if is_reply else answer, tests)
+        return "\n".join([str(setup), *row["test_list"]])
 
 
 def _problem_and_tests(row: Row) -> tuple[str, list[str]]:
