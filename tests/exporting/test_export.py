@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertModel
@@ -462,3 +463,20 @@ def test_a_model_with_several_end_tokens_is_exported(tmp_path: Path) -> None:
     model = tiny_llama()
     model.config.eos_token_id = [2, 5]  # Llama 3
     assert export(adapt(model, "lora", rank=2), "lora", output=tmp_path / "out").agreement.holds
+
+
+def test_a_resized_vocabulary_is_exported_and_what_the_base_needs_is_said(tmp_path: Path, caplog) -> None:
+    tiny_llama().save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    size = model.config.vocab_size + 3
+    model.resize_token_embeddings(size)
+    model = adapt(model, rank=2)
+    report = export(model, to="lora", output=tmp_path / "out", initial=balora.PretrainedTeacher(model))
+    needed = f"resize_token_embeddings({size})"
+    assert needed in str(report) and needed in caplog.text and needed in (tmp_path / "out" / "README.md").read_text()
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    base.resize_token_embeddings(size)
+    inputs = {"input_ids": torch.tensor([[1, size - 1, 2]])}
+    loaded = PeftModel.from_pretrained(base, tmp_path / "out").eval()
+    with torch.no_grad():
+        assert torch.allclose(loaded(**inputs).logits, model.eval()(**inputs).logits, atol=1e-5)

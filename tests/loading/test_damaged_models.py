@@ -247,11 +247,11 @@ def test_a_damaged_model_is_refused(saved: Path, tmp_path: Path, damage: Damage,
 
 
 @pytest.mark.parametrize("number", range(len(DAMAGES)))
-def test_validate_says_it_too_unless_it_is_in_the_values(saved: Path, tmp_path: Path, number: int) -> None:
-    """Check without reading weights: only what needs their values is left for `train`."""
+def test_validate_says_it_too(saved: Path, tmp_path: Path, number: int) -> None:
+    """Check without loading the model: only what compares tensors with its modules is left for `train`."""
     damage, words = DAMAGES[number]
-    if {"NaN", "infinite", "random"} & set(words) or damage is TOO_MANY_WORDS:
-        pytest.skip("the weights are not read, nor compared with the model's tensors")
+    if "random" in words or damage is TOO_MANY_WORDS:
+        pytest.skip("the weights are not compared with the model's tensors")
     folder = Path(shutil.copytree(saved, tmp_path / "llama"))
     damage(folder)
     config = RunConfig.from_dict(

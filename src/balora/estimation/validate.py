@@ -19,6 +19,7 @@ from balora.estimation.memory import Estimate, estimate
 from balora.loading import pretrained as loading
 from balora.loading.head import head_classes
 from balora.loading.source import ModelSource
+from balora.loading.stored_values import check_stored_values
 from balora.logging_control import quiet
 from balora.methods import AdaptOptions, Method, find_method
 from balora.methods.adaptation import check_options
@@ -64,7 +65,7 @@ class ValidationReport:
 
 
 def validate(config: RunConfig) -> ValidationReport:
-    """Make the checks of a run, without its weights, and estimate its size.
+    """Make the checks of a run, without loading its weights, and estimate its size. Local weights are read for NaN.
 
     The run directory, the training arguments, the teacher cache, tokenizers, data, model and method are checked
     independently, so that one problem does not hide another.
@@ -101,6 +102,8 @@ def validate(config: RunConfig) -> ValidationReport:
         report.notes += [IGNORED_DATA_SKIP] if config.training.get("ignore_data_skip") else []
     if model_config is not None and source.model.directory is not None:
         report.check(lambda: _check_weights(source, model_config, examples, tokenizer))
+        unread = report.check(lambda: check_stored_values(source))
+        report.notes += [unread] if unread else []
     if model_config is not None and tokenizer is not None:
         report.check(lambda: check_anchors(config.anchor, config.task, tokenizer, model_config))
     if model_config is not None and options is not None:

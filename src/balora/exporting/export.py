@@ -7,6 +7,7 @@ written to a staging directory, loaded through its library, compared on a probe,
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -39,6 +40,7 @@ from balora.models.adapted_model import base_model_of
 from balora.teacher.pretrained import PretrainedTeacher
 from balora.training.train_step import infer_task
 
+logger = logging.getLogger("balora")
 Form = Literal["lora", "merged"]
 CLASSES = "classes.json"
 """Names of a classifier's classes in the order of the head's rows, beside a LoRA: peft's config has no place for them."""
@@ -185,7 +187,10 @@ def export(
             trained.tokenizer = AutoTokenizer.from_pretrained(tokenizer) if is_name else tokenizer
         if scale != 1:
             _scale(trained, form, scale, initial, base)
-        return _export(trained, form, output, check, rank)
+        report = _export(trained, form, output, check, rank)
+    if report.note and isinstance(run_or_model, nn.Module):  # the command prints the report
+        logger.warning("%s: %s", output, report.note)
+    return report
 
 
 def _from_run(path: str | Path, base: str | Path | None) -> _Trained:
@@ -295,7 +300,10 @@ def _export(trained: _Trained, to: Form, output: Path, check: bool, lower_rank: 
         change, cut = truncate(change, lower_rank)
     bits_note = note
     if to == "lora" and trained.vocabulary:
-        resize = f"The vocabulary was resized: call resize_token_embeddings({trained.vocabulary}) on the base first."
+        resize = (
+            f"The vocabulary was resized: call resize_token_embeddings({trained.vocabulary}) on the base before peft loads the "
+            "LoRA, or peft reports a size mismatch."
+        )
         note = f"{note} {resize}" if note else resize
     with _staged(output) as staging:
         if change is None:

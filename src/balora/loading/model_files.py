@@ -207,16 +207,21 @@ def refuse_nonfinite_weights(model: nn.Module, name: str) -> None:
     The weights are read once, without a copy. Weights in 8 bits or fewer have no such values.
     """
     for key, parameter in _named_weights(model):
-        low, high = (float(value) for value in torch.aminmax(parameter.detach()))
-        if math.isfinite(low) and math.isfinite(high):
-            continue
-        what = "NaN" if math.isnan(low) or math.isnan(high) else "infinite values"
-        hint = f" The file is damaged, or the training that wrote it diverged. {AGAIN}"
-        if what != "NaN" and parameter.dtype == torch.float16:
-            hint = (
-                " Numbers above 65,504 do not fit into float16: set dtype: bfloat16 or float32, or get other weights."
-            )
-        raise BALoraError(f"The weights of {name} contain {what} in {key}, so every loss would be NaN.{hint}")
+        problem = nonfinite_weights_problem(*torch.aminmax(parameter.detach()), key, name)
+        if problem:
+            raise BALoraError(problem)
+
+
+def nonfinite_weights_problem(low: torch.Tensor, high: torch.Tensor, key: str, name: str) -> str | None:
+    """Return the message about a tensor whose smallest or largest value is NaN or infinite, or None."""
+    smallest, largest = float(low), float(high)
+    if math.isfinite(smallest) and math.isfinite(largest):
+        return None
+    what = "NaN" if math.isnan(smallest) or math.isnan(largest) else "infinite values"
+    hint = f" The file is damaged, or the training that wrote it diverged. {AGAIN}"
+    if what != "NaN" and low.dtype == torch.float16:
+        hint = " Numbers above 65,504 do not fit into float16: set dtype: bfloat16 or float32, or get other weights."
+    return f"The weights of {name} contain {what} in {key}, so every loss would be NaN.{hint}"
 
 
 def _named_weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -160,6 +160,12 @@ class GenerationStep(TrainStep):
         The model does not get the labels, because it would compute its own loss. The labels of an encoder-decoder are shifted
         right here to make its decoder inputs; without decoder inputs, some families decode the source.
         """
+        tokens = inputs.get("input_ids")
+        if self.shift and tokens is not None and tokens.shape[:2] != labels.shape[:2]:
+            raise BALoraError(
+                f"The labels of a batch have the shape {tuple(labels.shape)}, and its input_ids {tuple(tokens.shape)}. A decoder "
+                "needs a label for each token of input_ids; -100 marks tokens that are not learnt."
+            )
         inputs = {**inputs, "use_cache": False}
         if not self.shift and inputs.get("decoder_input_ids") is None and inputs.get("decoder_inputs_embeds") is None:
             own = getattr(self.model, "prepare_decoder_input_ids_from_labels", None)

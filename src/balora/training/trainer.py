@@ -7,7 +7,7 @@ everything else: optimizer, learning-rate schedule, precision, devices, evaluati
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from balora.training.classification_step import ClassificationStep
 from balora.training.generation_step import GenerationStep
 from balora.training.linear_probe import MAX_ROWS, fit_head
 from balora.training.loss_meter import LossMeter
+from balora.training.padding_check import CheckedCollator
 from balora.training.processes import check_processes, refuse_reentrant_checkpointing
 from balora.training.repeated_rows import REAL_ROWS, num_real_rows, num_sampled_rows, without_repeated_labels
 from balora.training.saving import SavingMixin
@@ -227,7 +228,8 @@ class RegularizedTrainerMixin(SavingMixin):
         if cached and not isinstance(self.train_dataset, IterableDataset):
             self.data_collator = KeyedCollator(collate)
         try:
-            loader = super().get_train_dataloader()
+            with self._padding_checked():
+                loader = super().get_train_dataloader()
         finally:
             self.data_collator = collate
         self._train_rows = num_sampled_rows(loader)
@@ -236,6 +238,27 @@ class RegularizedTrainerMixin(SavingMixin):
         )
         refuse_masked_rows(self.train_dataset, self.step.count_items)
         return loader
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the Trainer's data loader, which refuses rows that the collator does not pad."""
+        with self._padding_checked():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the Trainer's data loader, which refuses rows that the collator does not pad."""
+        with self._padding_checked():
+            return super().get_test_dataloader(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _padding_checked(self) -> Iterator[None]:
+        """Give the data loaders that are made meanwhile a `CheckedCollator`."""
+        collate: Any = self.data_collator
+        checked: Any = CheckedCollator(collate, self.task)
+        self.data_collator = checked
+        try:
+            yield
+        finally:
+            self.data_collator = collate
 
     def _get_eval_sampler(self, eval_dataset: Any) -> None:
         """Keep the order of evaluation rows: the Trainer would group them by length as in training, and mix up predictions."""
