@@ -88,6 +88,10 @@ def data_problems(data: Mapping[str, Any], task: str) -> list[str]:
             data.get("label_noise") and form == "text",
             "data.label_noise needs labels, and plain text has none; leave it out.",
         ),
+        (
+            data.get("packing") and task != "generation",
+            f"data.packing is for task generation, not {task}; leave it out.",
+        ),
     )
     problems += [message for wrong, message in rules if wrong]
     also = data.get("also")
@@ -196,6 +200,23 @@ def check_duplicate(value: Any) -> dict[str, Any] | None:
             f"not {shown(value)}"
         )
     return {"share": share, "times": int(times)}
+
+
+def check_packing(value: Any) -> bool | int:
+    """Check ``data.packing``: on, off, or the number of tokens of a packed row.
+
+    Example:
+        >>> check_packing("on"), check_packing(2048)
+        (True, 2048)
+    """
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    if isinstance(value, str) and value.lower() in ("on", "off", "yes", "no"):
+        return value.lower() in ("on", "yes")
+    number = number_or_nan(value)
+    if not 2 <= number <= LARGEST or number != int(number):
+        raise ValueError(f"must be true, false, or the number of tokens of a packed row, not {shown(value)}")
+    return int(number)
 
 
 def number_or_nan(value: Any) -> float:

@@ -34,6 +34,7 @@ _SWITCH = {"enum": ["on", "off", True, False]}
 _CHECKED: dict[str, Any] = {
     "DataConfig.train": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
     "DataConfig.eval": {"anyOf": [{"type": "number"}, {"type": "string"}, {"const": False}]},
+    "DataConfig.packing": {"anyOf": [{"type": "boolean"}, {"type": "integer", "minimum": 2}]},
     "DataConfig.subsample": {"type": "number"},
     "DataConfig.imbalance": {"type": "object", "additionalProperties": {"type": "number"}},
     "DataConfig.duplicate": {"anyOf": [{"type": "number"}, {"type": "object"}]},

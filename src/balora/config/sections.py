@@ -17,7 +17,15 @@ from pydantic import (
     model_validator,
 )
 
-from balora.config.data_columns import LARGEST, Form, check_duplicate, check_imbalance, check_subsample, form_of
+from balora.config.data_columns import (
+    LARGEST,
+    Form,
+    check_duplicate,
+    check_imbalance,
+    check_packing,
+    check_subsample,
+    form_of,
+)
 from balora.config.validation import Problems
 from balora.errors import shown, suggest
 from balora.methods.registry import METHODS, option_problems
@@ -148,6 +156,11 @@ class DataConfig(Section):
         description="read the text of special tokens in the data, such as </s>, as these tokens and not as plain text",
     )
     max_length: Whole = Field(default=512, ge=2, description="maximum tokens of an example; the rest is cut off")
+    packing: Annotated[bool | int, PlainValidator(check_packing)] = Field(
+        default=False,
+        description="generation: put several training examples into one row, without attention between them; true: rows of "
+        "max_length tokens, or a number of tokens",
+    )
     max_target_length: Whole | None = Field(
         default=None, ge=1, description="seq2seq: maximum tokens of a response; default max_length"
     )

@@ -26,6 +26,7 @@ from balora.config.run_config import RunConfig
 from balora.config.training_arguments import optimizer_steps
 from balora.data.collate import make_collator, shortest_first
 from balora.data.examples import Examples, load_examples
+from balora.data.packing import pack_training_rows
 from balora.data.perturbations import describe_perturbations
 from balora.data.tokenize import tokenize_examples
 from balora.deprecation import deprecated_keywords
@@ -36,6 +37,7 @@ from balora.loading.pretrained import load_model, load_target_tokenizer, load_to
 from balora.loading.source import ModelSource
 from balora.methods import adapt, find_method
 from balora.methods.init.by_turns import divided_among_processes
+from balora.models.packed_attention import check_packed_attention
 from balora.teacher.cache import TeacherIdentity, open_cache, tokenizer_digest
 from balora.teacher.row_keys import row_key
 from balora.training.anchor_source import check_anchors
@@ -203,7 +205,8 @@ def prepare(
 
     The initial values of a resumed run are read from its checkpoint, without a new decomposition.
     """
-    stage = screen.stage if screen is not None else RunScreen(lambda line: None, "quiet").stage
+    screen = screen if screen is not None else RunScreen(lambda line: None, "quiet")
+    stage, stage_log = screen.stage, screen.log
     set_seed(config.seed)  # for a new classification head, which the global generator makes
     source = ModelSource.from_config(config)
     tokenizer, target = load_tokenizer(source), load_target_tokenizer(source)
@@ -220,6 +223,11 @@ def prepare(
             examples, tokenizer, config.data, config.task, target_tokenizer=target, max_positions=positions
         )
     collator = make_collator(config.task, tokenizer, model)
+    singles = rows.train  # the initial values are computed from examples, whether or not they are packed
+    if config.data.packing:
+        check_packed_attention(model, min(2, config.training.get("per_device_train_batch_size", 8)))
+        rows = pack_training_rows(rows, config.data)
+        stage_log(rows.notes[-1])
     cache = open_cache(config)
     if cache is not None:
         identity = TeacherIdentity.of_run(config, model, tokenizer_digest(tokenizer, target))
@@ -232,7 +240,7 @@ def prepare(
             **adapter_arguments(config),
             initial=stored,
             total_steps=optimizer_steps(len(rows.train), config.training, asked_processes()),
-            calibration=functools.partial(calibration_rows, rows.train, collator, config.seed),
+            calibration=functools.partial(calibration_rows, singles, collator, config.seed),
             **config.method.options,
         )
     if stored is not None:  # full fine-tuning stores only the values that the pre-trained model does not have
