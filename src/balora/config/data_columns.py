@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from balora.errors import shown
+from balora.errors import shown, suggest
 
 Form = Literal["pair", "messages", "text", "labelled", "scored"]
 
@@ -20,7 +20,7 @@ _SEQ2SEQ = ("prompt_template", "max_target_length", "target_tokenizer", "source_
 # Optional keys of a task and form.
 _OPTIONAL: dict[tuple[str, Form], tuple[str, ...]] = {
     ("generation", "pair"): ("input", "prompt_template", "separator"),
-    ("generation", "messages"): ("tools", "system", "chat_template"),
+    ("generation", "messages"): ("tools", "system", "chat_template", "roles"),
     ("seq2seq", "pair"): ("input", *_SEQ2SEQ),
     ("seq2seq", "labelled"): ("labels", *_SEQ2SEQ),
     ("seq2seq", "scored"): _SEQ2SEQ,
@@ -30,6 +30,8 @@ _OPTIONAL: dict[tuple[str, Form], tuple[str, ...]] = {
 _FORM_KEYS = {key for forms in _FORMS.values() for keys in forms.values() for key in keys}.union(*_OPTIONAL.values())
 LARGEST = 2**63 - 1
 """Largest whole number of a config: that of torch."""
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython", "environment")
+"""Roles of the common chat templates."""
 TEMPLATES = ("none", "alpaca")
 """Names of the built-in prompt templates; any other value of ``prompt_template`` is a template itself."""
 
@@ -200,6 +202,25 @@ def check_duplicate(value: Any) -> dict[str, Any] | None:
             f"not {shown(value)}"
         )
     return {"share": share, "times": int(times)}
+
+
+def check_roles(value: Any) -> dict[str, str] | None:
+    """Check ``data.roles``: by a role of the data, the role that it means.
+
+    Example:
+        >>> check_roles({"bot": "assistant"})
+        {'bot': 'assistant'}
+    """
+    if value is None or value is False:
+        return None
+    if not isinstance(value, Mapping) or not value or not all(isinstance(name, str) for name in value):
+        raise ValueError(
+            f"must say what each role means, such as {{bot: assistant, customer: user}}, not {shown(value)}"
+        )
+    wrong = next((role for role in value.values() if role not in ROLES), None)
+    if wrong is not None:
+        raise ValueError(f"must map to {', '.join(ROLES)}, not {shown(wrong)}.{suggest(str(wrong), ROLES)}".rstrip("."))
+    return {name.strip(): role for name, role in value.items()}
 
 
 def check_packing(value: Any) -> bool | int:

@@ -8,6 +8,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from balora.config.foreign_data import (
+    add_sources,
+    roles_by_name,
+    set_early_stopping,
+    set_packing,
+    set_streaming,
+    unknown_message_keys,
+)
 from balora.config.training_arguments import training_fields
 from balora.config.validation import SET_ELSEWHERE
 from balora.errors import BALoraError
@@ -24,7 +32,8 @@ _IMPLIED = (
     *("do_train", "do_eval", "use_peft", "adapter", "finetuning_type", "stage", "plot_loss", "overwrite_output_dir"),
     *("overwrite_cache", "lora_target_linear", "strict", "preprocessing_num_workers", "model_type", "tokenizer_type"),
     *("template", "dataset_dir", "load_in_4bit", "load_in_8bit", "quantization_bit", "assistant_only_loss"),
-    *("completion_only_loss", "quantization_method", "dataset_prepared_path", "dataset_num_proc"),
+    *("completion_only_loss", "quantization_method", "dataset_prepared_path", "dataset_num_proc", "padding_free"),
+    *("pad_to_sequence_len", "dataset_processes", "loss_watchdog_patience"),
 )
 _OPTIMIZER_NAMES = {"adamw_8bit": "adamw_bnb_8bit", "paged_adamw_8bit": "paged_adamw_8bit"}
 
@@ -39,6 +48,10 @@ class Translation:
     """Sentences about keys whose meaning differs."""
     left_out: list[str] = dataclasses.field(default_factory=list)
     """Keys without a counterpart, as ``key: value``."""
+    text: str | None = None
+    """Column of plain text, if the data turn out to have no conversations."""
+    probabilities: list[float] | None = None
+    """Probabilities of the sources, which become weights when the rows are counted."""
 
 
 def tool_of(values: Mapping[str, Any]) -> Tool | None:
@@ -80,8 +93,17 @@ def translate(values: Mapping[str, Any], folder: Path) -> Translation:
         "TRL": _trl,
     }
     _common(given, translation)
+    streams, packs = bool(_take(given, "streaming", "dataset_streaming")), _packing(given, tool)
     readers[tool](given, translation, folder)
+    patience = {name: given.pop(name) for name in ("early_stopping_patience", "early_stopping_steps") if name in given}
     _training(given, translation)
+    for key, value in patience.items():
+        set_early_stopping(translation.values, key, value, translation.left_out)
+    if streams:
+        buffer = _take(given, "buffer_size", "streaming_multipack_buffer_size")
+        set_streaming(translation.values, buffer, translation.remarks, translation.left_out)
+    wanted, cuts = packs
+    set_packing(translation.values, wanted, translation.remarks, cuts=cuts)
     translation.left_out += [f"{key}: {_shown(value)}" for key, value in given.items() if not _is_implied(key, value)]
     if not translation.values["model"]:
         raise BALoraError("The config names no model.")
@@ -117,6 +139,23 @@ def _set(section: dict[str, Any], key: str, value: Any) -> None:
         section[key] = value
 
 
+def _packing(given: dict[str, Any], tool: Tool) -> tuple[bool, str | None]:
+    """Return whether a config asks for packing, and a remark if the tool's packing differs."""
+    strategy = _take(given, "packing_strategy")
+    neat = _take(given, "neat_packing")
+    wanted = bool(_take(given, "packing", "sample_packing") or neat)
+    for name in ("eval_packing", "eval_sample_packing"):
+        given.pop(name, None)  # evaluation rows are never packed
+    if tool == "LLaMA-Factory" and not neat:
+        return (
+            wanted,
+            "LLaMA-Factory's packing without neat_packing mixes the examples of a row; balora keeps them apart.",
+        )
+    if strategy == "wrapped":
+        return wanted, "packing_strategy: wrapped cuts examples to fill rows; balora keeps them whole and apart."
+    return wanted, None
+
+
 def _common(given: dict[str, Any], translation: Translation) -> None:
     """Translate what the tools have in common: model, adapter, output, seed."""
     values, method = translation.values, translation.values["method"]
@@ -132,13 +171,19 @@ def _common(given: dict[str, Any], translation: Translation) -> None:
     is_full = given.get("finetuning_type") == "full" or (translation.tool == "axolotl" and not given.get("adapter"))
     is_full = is_full or (translation.tool == "TRL" and not given.get("use_peft"))
     bits = 4 if given.get("load_in_4bit") else 8 if given.get("load_in_8bit") else given.get("quantization_bit")
-    dora = _take(given, "use_dora", "peft_use_dora")
+    variants = {
+        name: _take(given, f"use_{name}", f"peft_use_{name}", *also)
+        for name, also in (("dora", ()), ("rslora", ()), ("pissa", ("pissa_init",)))
+    }
+    variant = next((name for name, is_on in variants.items() if is_on), "lora")
     if is_full:
         method["name"] = "full"
         for name in ("lora_r", "lora_rank", "lora_alpha", "lora_dropout", "lora_target", "lora_target_modules"):
             given.pop(name, None)
     else:
-        method["name"] = "qlora" if bits or given.get("adapter") == "qlora" else "dora" if dora else "lora"
+        method["name"] = "qlora" if bits or given.get("adapter") == "qlora" else variant
+        if method["name"] == "qlora" and variant != "lora":
+            translation.left_out.append(f"{variant} (with quantized weights the method is qlora)")
         if method["name"] == "qlora" and bits in (4, 8):
             method["bits"] = bits
         method["rank"] = (
@@ -180,12 +225,10 @@ def _training(given: dict[str, Any], translation: Translation) -> None:
 def _axolotl(given: dict[str, Any], translation: Translation, folder: Path) -> None:
     data, training = translation.values["data"], translation.values["training"]
     sources = _take(given, "datasets") or []
-    for number, source in enumerate(sources if isinstance(sources, list) else [sources]):
-        section = _axolotl_data(dict(source), translation)
-        if number == 0:
-            data.update(section)
-        elif section:
-            data.setdefault("also", []).append(section)
+    sections = [
+        _axolotl_data(dict(source), translation) for source in (sources if isinstance(sources, list) else [sources])
+    ]
+    add_sources(data, sections, translation.left_out)
     _set(data, "max_length", _take(given, "sequence_len"))
     share = given.pop("val_set_size", None)
     if share:
@@ -214,9 +257,6 @@ def _axolotl(given: dict[str, Any], translation: Translation, folder: Path) -> N
                 )
     if training.get("eval_strategy") and "eval" not in data:
         del training["eval_strategy"]
-    patience = _take(given, "early_stopping_patience")
-    if patience and "eval" in data:
-        translation.values["early_stopping"] = patience
 
 
 def _axolotl_data(source: dict[str, Any], translation: Translation) -> dict[str, Any]:
@@ -232,12 +272,31 @@ def _axolotl_data(source: dict[str, Any], translation: Translation) -> dict[str,
     elif name in ("chat_template", "sharegpt"):
         default = "messages" if name == "chat_template" else "conversations"
         section["messages"] = source.pop("field_messages", default)
-        source.pop("message_property_mappings", None)
+        odd = unknown_message_keys(source.pop("message_property_mappings", None) or {})
+        translation.left_out += [f"datasets.message_property_mappings: {key}" for key in odd]
+        _set(section, "roles", roles_by_name(source.pop("roles", None) or {}) or None)
+        if source.get("roles_to_train") in (["assistant"], ["gpt"], ["assistant", "gpt"]):
+            del source["roles_to_train"]
+        if source.get("train_on_eos") == "turn":
+            del source["train_on_eos"]
         source.pop("conversation", None)
     elif name == "completion":
         section["text"] = source.pop("field", "text")
     elif isinstance(kind, dict) and kind.get("field_instruction") and kind.get("field_output"):
         section |= {"prompt": kind["field_instruction"], "response": kind["field_output"]}
+        template, further = kind.get("format"), kind.get("field_input")
+        if isinstance(template, str) and "{instruction}" in template:
+            section["prompt_template"] = template.replace("{instruction}", "{prompt}")
+            section["separator"] = ""
+        if further and "{input}" in section.get("prompt_template", ""):
+            section["input"] = further
+        elif further:
+            translation.left_out.append(
+                f"datasets.type.field_input: {further} (a template with {{input}} would use it)"
+            )
+        for name in ("no_input_format", "system_prompt", "field_system"):
+            if kind.get(name):
+                translation.left_out.append(f"datasets.type.{name}: {_shown(kind[name])}")
     elif kind is not None:
         translation.left_out.append(f"datasets.type: {_shown(kind)} (name the columns in data yourself)")
     source.pop("ds_type", None)
@@ -253,13 +312,13 @@ def _llama_factory(given: dict[str, Any], translation: Translation, folder: Path
     candidates = [place / "dataset_info.json", folder / place / "dataset_info.json", folder / "dataset_info.json"]
     path = next((one for one in candidates if one.is_file()), None)
     known = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
-    for number, name in enumerate(map(str.strip, names)):
-        section = _llama_factory_data(name, known.get(name), path, translation)
-        if number == 0:
-            data.update(section)
-        else:
-            data.setdefault("also", []).append(section)
+    plain = given.get("stage") == "pt"
+    sections = [_llama_factory_data(n, known.get(n), path, translation, plain=plain) for n in map(str.strip, names)]
+    add_sources(data, sections, translation.left_out)
+    _mixture(given, len(sections), translation)
     _set(data, "max_length", _take(given, "cutoff_len"))
+    if given.get("max_samples") and len(sections) > 1:
+        translation.remarks.append("max_samples counts the rows of each dataset, data.subsample those of all together.")
     _set(data, "subsample", _take(given, "max_samples"))
     share = _take(given, "val_size")
     if share:
@@ -276,12 +335,28 @@ def _llama_factory(given: dict[str, Any], translation: Translation, folder: Path
         del training["eval_strategy"]
 
 
-def _llama_factory_data(name: str, entry: Any, path: Path | None, translation: Translation) -> dict[str, Any]:
+def _mixture(given: dict[str, Any], sources: int, translation: Translation) -> None:
+    """Keep the probabilities of the sources for `balora init`, which counts their rows."""
+    strategy, given_values = _take(given, "mix_strategy"), _take(given, "interleave_probs")
+    if sources < 2 or strategy in (None, "concat") or given_values is None:
+        return
+    values = given_values.split(",") if isinstance(given_values, str) else list(given_values)
+    if len(values) == sources == 1 + len(translation.values["data"].get("also", ())):
+        translation.probabilities = [float(value) for value in values]
+    else:
+        translation.left_out.append(f"interleave_probs: {_shown(given_values)}")
+
+
+def _llama_factory_data(
+    name: str, entry: Any, path: Path | None, translation: Translation, *, plain: bool
+) -> dict[str, Any]:
     if not isinstance(entry, dict):
         translation.remarks.append(
             f"dataset: {name} is described in LLaMA-Factory's dataset_info.json, which was not found; it is taken for a hub id "
             "or a file."
         )
+        if plain:
+            translation.text = "text"
         return {"train": name}
     assert path is not None
     file = entry.get("file_name")
@@ -289,8 +364,17 @@ def _llama_factory_data(name: str, entry: Any, path: Path | None, translation: T
     _set(section, "split", entry.get("split"))
     _set(section, "name", entry.get("subset"))
     columns = entry.get("columns", {})
-    if entry.get("formatting") == "sharegpt":
+    if plain:
+        section["text"] = columns.get("prompt", "text")
+    elif entry.get("formatting") == "sharegpt":
         section["messages"] = columns.get("messages", "conversations")
+        for kind in ("tools", "system"):
+            _set(section, kind, columns.get(kind))
+        tags = entry.get("tags") or {}
+        named = {"user": "user_tag", "assistant": "assistant_tag", "system": "system_tag", "tool": "observation_tag"}
+        _set(section, "roles", roles_by_name({role: tags.get(tag) for role, tag in named.items()}) or None)
+        keys = {part: tags[f"{part}_tag"] for part in ("role", "content") if f"{part}_tag" in tags}
+        translation.left_out += [f"tags of {name}: {key}" for key in unknown_message_keys(keys)]
     else:
         section |= {"prompt": columns.get("prompt", "instruction"), "response": columns.get("response", "output")}
         further = columns.get("query", "input")
@@ -302,22 +386,26 @@ def _trl(given: dict[str, Any], translation: Translation, folder: Path) -> None:
     data = translation.values["data"]
     mixture = _take(given, "datasets")
     if isinstance(mixture, list) and mixture:
-        for number, source in enumerate(mixture):
-            section = {"train": source.get("path")} | {key: source[key] for key in ("name", "split") if source.get(key)}
-            if number == 0:
-                data.update(section)
-            else:
-                data.setdefault("also", []).append(section)
+        sections = [
+            {"train": source.get("data_files") or source.get("path")}
+            | {key: source[key] for key in ("name", "split") if source.get(key)}
+            for source in mixture
+        ]
+        add_sources(data, sections, translation.left_out)
     _set(data, "train", _take(given, "dataset_name"))
     _set(data, "name", _take(given, "dataset_config"))
     _set(data, "split", _take(given, "dataset_train_split"))
     test = _take(given, "dataset_test_split")
-    if given.get("eval_strategy", "no") != "no":
+    if given.get("eval_strategy", "no") != "no" and not given.get("test_split_size"):
         data["eval"] = test or "test"
     data["max_length"] = _take(given, "max_length", "max_seq_length") or 1024
     field = _take(given, "dataset_text_field")
     if field and field != "text":
         data["text"] = field
+    translation.text = field
+    share = _take(given, "test_split_size")
+    if share and "eval" not in data:
+        data["eval"] = float(share)
     template = _take(given, "chat_template_path")
     if not given.get("assistant_only_loss") and not given.get("completion_only_loss"):
         translation.remarks.append(

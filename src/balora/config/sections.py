@@ -23,6 +23,7 @@ from balora.config.data_columns import (
     check_duplicate,
     check_imbalance,
     check_packing,
+    check_roles,
     check_subsample,
     form_of,
 )
@@ -134,6 +135,11 @@ class DataConfig(Section):
         default=None,
         description="with messages: zephyr, chatml, or a file with a Jinja template, in place of the tokenizer's own",
     )
+    roles: Annotated[dict[str, str] | None, PlainValidator(check_roles)] = Field(
+        default=None,
+        description="with messages: what the roles of the data mean, such as {bot: assistant, customer: user}; the usual other "
+        "names are known",
+    )
     text: str | tuple[str, ...] | None = Field(
         default=None, description="column of plain text; with a label or score, one column or a list of two"
     )
@@ -160,6 +166,16 @@ class DataConfig(Section):
         default=False,
         description="generation: put several training examples into one row, without attention between them; true: rows of "
         "max_length tokens, or a number of tokens",
+    )
+    streaming: bool = Field(
+        default=False,
+        description="read the training rows during training instead of all at the start; needs training.max_steps",
+    )
+    shuffle_buffer: Whole = Field(
+        default=10_000,
+        ge=1,
+        le=10**7,
+        description="with streaming: rows among which the next one is drawn; 1: no shuffling",
     )
     max_target_length: Whole | None = Field(
         default=None, ge=1, description="seq2seq: maximum tokens of a response; default max_length"

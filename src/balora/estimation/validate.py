@@ -11,9 +11,10 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from balora.checkpoints.run_directory import RunDirectory
 from balora.config.run_config import RunConfig
 from balora.config.training_arguments import optimizer_steps
-from balora.data.examples import Examples, load_examples
+from balora.data.examples import Examples
 from balora.data.packing import pack_training_rows
 from balora.data.perturbations import describe_perturbations
+from balora.data.streaming import load_run_examples
 from balora.data.tokenize import Tokenized, tokenize_examples
 from balora.errors import BALoraError
 from balora.estimation.memory import Estimate, estimate
@@ -80,7 +81,7 @@ def validate(config: RunConfig) -> ValidationReport:
     options = report.check(lambda: check_options(spec, **adapter_arguments(config), extra=config.method.options))
     tokenizer = report.check(lambda: loading.load_tokenizer(source))
     target = report.check(lambda: loading.load_target_tokenizer(source))
-    examples = report.check(lambda: load_examples(config.data, config.task, config.seed, head=head_classes(source)))
+    examples = report.check(lambda: load_run_examples(config.data, config.task, config.seed, head=head_classes(source)))
     found = loading.model_problems(source)
     report.problems += [problem for problem in found if problem not in report.problems]
     model_config = None if found else report.check(lambda: loading.load_config(source))
@@ -94,6 +95,8 @@ def validate(config: RunConfig) -> ValidationReport:
             rows = pack_training_rows(rows, config.data)
             report.rows = len(rows.train)
             report.notes += rows.notes
+            if config.data.streaming:
+                report.notes.append(f"data.streaming: only the first {report.rows:,} examples were looked at.")
             steps = report.check(lambda: optimizer_steps(report.rows, config.training))
             report.check(lambda: generative_metrics_for(config, examples, rows, target or tokenizer))
             if cache is not None:

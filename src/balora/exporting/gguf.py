@@ -79,4 +79,6 @@ def _unknown_names(config: dict[str, Any], names: list[str]) -> list[str] | None
         return None
     table = gguf.get_tensor_name_map(arch, layers)
     known = (".weight", ".bias")
-    return [n for n in names if table.get_name(n, try_suffixes=known) is None and not _SKIPPED.search(n)]
+    # The converter stacks the experts of a layer, and looks their stack up.
+    stacked = {name: re.sub(r"experts\.\d+\.", "experts.", name) for name in names}
+    return [n for n in names if table.get_name(stacked[n], try_suffixes=known) is None and not _SKIPPED.search(n)]

@@ -14,10 +14,11 @@ from datasets import Dataset
 
 from balora.config.run_config import RunConfig
 from balora.data.collate import IGNORED
-from balora.data.examples import Examples, load_examples
+from balora.data.examples import Examples
 from balora.data.messages import read_conversation
 from balora.data.packing import capacity_of, describe_packing, group_by_capacity
 from balora.data.perturbations import describe_perturbations
+from balora.data.streaming import load_run_examples
 from balora.data.tokenize import Encoded, Limit, limit_of, make_encoder
 from balora.inspection.pieces import Piece, split_tokens
 from balora.loading.head import head_classes
@@ -128,8 +129,10 @@ def inspect(config: RunConfig, *, rows: int = 3, first: int = 1) -> Inspection:
     source = ModelSource.from_config(config)
     tokenizer, target = load_tokenizer(source), load_target_tokenizer(source)
     with _collected_notes() as notes:
-        examples = load_examples(config.data, config.task, config.seed, head=head_classes(source))
+        examples = load_run_examples(config.data, config.task, config.seed, head=head_classes(source))
     notes = [note for note in notes if "are also training rows" not in note]  # counted below, with their places
+    if config.data.streaming:
+        notes.append(f"data.streaming: only the first {len(examples.train):,} rows were looked at.")
     if examples.perturbations:
         notes.append(describe_perturbations(examples.perturbations) + ".")
     reader = _Reader(config, examples, tokenizer, target or tokenizer, max_positions(load_config(source)))

@@ -25,9 +25,10 @@ from balora.checkpoints.run_directory import (
 from balora.config.run_config import RunConfig
 from balora.config.training_arguments import optimizer_steps
 from balora.data.collate import make_collator, shortest_first
-from balora.data.examples import Examples, load_examples
+from balora.data.examples import Examples
 from balora.data.packing import pack_training_rows
 from balora.data.perturbations import describe_perturbations
+from balora.data.streaming import load_run_examples, streamed
 from balora.data.tokenize import tokenize_examples
 from balora.deprecation import deprecated_keywords
 from balora.errors import BALoraError, Interrupted
@@ -211,7 +212,7 @@ def prepare(
     source = ModelSource.from_config(config)
     tokenizer, target = load_tokenizer(source), load_target_tokenizer(source)
     with stage("reading the data"):
-        examples = load_examples(config.data, config.task, config.seed, head=head_classes(source))
+        examples = load_run_examples(config.data, config.task, config.seed, head=head_classes(source))
     with stage("loading the model"):
         model = load_model(source, examples.num_labels, examples.id2label, tokenizer=tokenizer)
     # After load_model, because arguments for DeepSpeed or FSDP change how models are loaded. They start the process group.
@@ -223,11 +224,16 @@ def prepare(
             examples, tokenizer, config.data, config.task, target_tokenizer=target, max_positions=positions
         )
     collator = make_collator(config.task, tokenizer, model)
-    singles = rows.train  # the initial values are computed from examples, whether or not they are packed
+    singles: Any = rows.train  # the initial values are computed from examples, whether or not they are packed
     if config.data.packing:
         check_packed_attention(model, min(2, config.training.get("per_device_train_batch_size", 8)))
         rows = pack_training_rows(rows, config.data)
         stage_log(rows.notes[-1])
+    steps = optimizer_steps(len(rows.train), config.training, asked_processes())
+    if config.data.streaming:
+        if asked_processes() > 1:
+            raise BALoraError("data.streaming is for one process. Start one, or leave it out.")
+        rows = streamed(rows, config, examples.form, tokenizer, target, positions)
     cache = open_cache(config)
     if cache is not None:
         identity = TeacherIdentity.of_run(config, model, tokenizer_digest(tokenizer, target))
@@ -239,7 +245,7 @@ def prepare(
             config.method.name,
             **adapter_arguments(config),
             initial=stored,
-            total_steps=optimizer_steps(len(rows.train), config.training, asked_processes()),
+            total_steps=steps,
             calibration=functools.partial(calibration_rows, singles, collator, config.seed),
             **config.method.options,
         )
@@ -341,10 +347,11 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
 def _summary(config: RunConfig, examples: Examples, trainer: BALoraTrainer) -> str:
     """Describe a run in one line: method, model, trainable parameters, data and regularization."""
     trainable = parameter_counts(trainer.model)["trainable"]
+    count = "a stream of" if config.data.streaming else f"{len(trainer.train_dataset):,}"
     effective = trainer.objective.config  # without terms that are switched off for this model
     weights = {name: getattr(effective, name) for name in ("consistency", "diversity", "spectral", "variance")}
     terms = ", ".join(f"{name} {value:g}" for name, value in weights.items() if value) or "off"
     return (
         f"{find_method(config.method.name).name} on {config.model}: {trainable:,} trainable parameters, "
-        f"{len(trainer.train_dataset):,} examples from {examples.train_source}; regularization: {terms}"
+        f"{count} examples from {examples.train_source}; regularization: {terms}"
     )
