@@ -57,7 +57,8 @@ FOREIGN_KEYS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "interleave_probs": (
         (_L,),
         "",
-        "Use weight in the entries of data.also. It is that of a row, relative to a row of the data section; a probability is that of a whole source.",
+        "Use weight in the entries of data.also. It is that of a row, relative to a row of the data section; a probability is that "
+        "of a whole source.",
     ),
     "pad_to_sequence_len": ((_A,), "", f"Batches are padded to their longest example. {_OUT}"),
     "train_on_inputs": ((_A,), "", f"Only the response is learnt; data.text learns all of a text. {_OUT}"),
