@@ -12,13 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset
 
 from balora.config.sections import DataConfig
 from balora.data.collate import IGNORED
 from balora.data.tokenize import Tokenized
-
-_FEATURES = Features({name: List(Value("int32")) for name in ("input_ids", "labels", "position_ids")})
 
 
 def group_by_capacity(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -89,7 +87,7 @@ def pack(rows: Dataset, capacity: int) -> Dataset:
     sizes = [int(sum(lengths[group])) for group in groups]
     offsets = pa.array(np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32))
     packed = {name: pa.ListArray.from_arrays(offsets, pa.array(values)) for name, values in flat.items()}
-    return Dataset(pa.table(packed)).cast(_FEATURES)
+    return Dataset(pa.table(packed))
 
 
 def capacity_of(data: DataConfig) -> int:

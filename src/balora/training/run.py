@@ -347,11 +347,14 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
 def _summary(config: RunConfig, examples: Examples, trainer: BALoraTrainer) -> str:
     """Describe a run in one line: method, model, trainable parameters, data and regularization."""
     trainable = parameter_counts(trainer.model)["trainable"]
-    count = "a stream of" if config.data.streaming else f"{len(trainer.train_dataset):,}"
+    examples_named = "packed rows" if config.data.packing else "examples"
+    count = f"a stream of {examples_named}"
+    if not config.data.streaming:
+        count = f"{len(trainer.train_dataset):,} {examples_named}"
     effective = trainer.objective.config  # without terms that are switched off for this model
     weights = {name: getattr(effective, name) for name in ("consistency", "diversity", "spectral", "variance")}
     terms = ", ".join(f"{name} {value:g}" for name, value in weights.items() if value) or "off"
     return (
         f"{find_method(config.method.name).name} on {config.model}: {trainable:,} trainable parameters, "
-        f"{count} examples from {examples.train_source}; regularization: {terms}"
+        f"{count} from {examples.train_source}; regularization: {terms}"
     )
