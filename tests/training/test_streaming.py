@@ -42,6 +42,22 @@ def test_the_rows_of_all_files_are_read_in_order(tmp_path: Path) -> None:
     assert [path.name for path in open_stream(section(str(tmp_path / "a-*")), 0).files] == ["a-1.jsonl", "a-2.parquet"]
 
 
+def test_a_dataset_of_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def load(name: str, configuration: str | None, **given):
+        asked.update(given, name=name, configuration=configuration)
+        return Dataset.from_list(rows(3)).to_iterable_dataset()
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    stream = open_stream(section("org/data", name="main", split="test"), 0)
+    assert [row["response"] for row in stream.first()] == ["answer 0", "answer 1", "answer 2"]
+    assert asked == {"name": "org/data", "configuration": "main", "split": "test", "streaming": True}
+    assert stream.digest() == open_stream(section("org/data"), 0).digest()
+    with pytest.raises(BALoraError, match="reads one dataset of the hub"):
+        open_stream(section("org/data", "org/more"), 0)
+
+
 def test_the_buffer_shuffles_without_losing_a_row() -> None:
     order = list(shuffled(iter(range(500)), 50, 1))
     assert sorted(order) == list(range(500))

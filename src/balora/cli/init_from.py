@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from balora.config.foreign import Translation, translate
+from balora.config.foreign import translate
+from balora.config.translation import Translation
 from balora.config.yaml_loader import apply_overrides, read_config
 from balora.errors import BALoraError
 
