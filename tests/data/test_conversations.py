@@ -359,3 +359,25 @@ def test_a_template_that_raises_is_reported():
     tokenizer.chat_template = "{{ messages[0].content + 1 }}"
     with pytest.raises(Unrenderable, match="the chat template fails on it: TypeError"):
         ChatEncoder(tokenizer).encode([user("a"), bot("b")])
+
+
+def test_roles_of_other_names(jsonl):
+    rows = [
+        {
+            "messages": [
+                {"role": "Client", "content": "Hi."},
+                {"role": "agent", "content": "Yes."},
+                {"from": "bot", "value": "So."},
+            ]
+        }
+    ]
+    path = jsonl(rows)
+    data = DataConfig(train=str(path), messages="messages", roles={"Client": "user", "agent": "assistant"})
+    [row] = load_examples(data, "generation").train
+    assert [message["role"] for message in row["messages"]] == ["user", "assistant", "assistant"]
+    with pytest.raises(BALoraError, match=r"data\.roles says what they mean"):
+        load_examples(
+            DataConfig(train=str(jsonl([{"messages": rows[0]["messages"][:2]}])), messages="messages"), "generation"
+        )
+    with pytest.raises(ValueError, match="must map to system"):
+        DataConfig(train="d", messages="m", roles={"agent": "asistant"})

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from balora.config.foreign import Translation, translate
+from balora.config.foreign import translate
+from balora.config.translation import Translation
 from balora.config.yaml_loader import apply_overrides, read_config
 from balora.errors import BALoraError
 
@@ -38,6 +39,8 @@ def translated(
     form = None
     if not any(section.get(key) for key in COLUMN_KEYS):
         form = _detected(found)
+    if found.probabilities is not None:
+        _weigh(found)
     values["task"] = "generation" if form is None else task_for(form, values["model"], guess=True)
     values = apply_overrides(
         {key: values[key] for key in ("model", "task", *(k for k in values if k not in ("model", "task")))}, overrides
@@ -51,6 +54,31 @@ def translated(
         "": [f"not translated: {line}" for line in found.left_out],
     }
     return values, said, hints
+
+
+def _weigh(found: Translation) -> None:
+    """Turn the probabilities of the sources into weights of their rows, which are counted for that."""
+    from balora.config.foreign_data import weights_of
+    from balora.data.completion import sample_of
+
+    assert found.probabilities is not None
+    section = found.values["data"]
+    sources = [section, *section.get("also", ())]
+    given = ", ".join(f"{probability:g}" for probability in found.probabilities)
+    try:
+        tables = [sample_of(s["train"], s.get("name"), s.get("split"), limit=None) for s in sources]
+        if not all(tables):
+            raise BALoraError("a source was not found")
+    except BALoraError as error:
+        found.left_out.append(f"interleave_probs: {given} (the rows could not be counted: {error})")
+        return
+    weights = weights_of(found.probabilities, [len(table.rows) for table in tables if table is not None])
+    for source, weight in zip(sources[1:], weights[1:], strict=True):
+        source["weight"] = weight
+    found.remarks.append(
+        f"interleave_probs: {given} became data.also.weight, relative to a row of the first source; an epoch takes every row of "
+        "the first source once."
+    )
 
 
 def _detected(found: Translation) -> Any:
@@ -70,6 +98,9 @@ def _detected(found: Translation) -> Any:
         section |= forms[0].keys
         found.remarks.append(f"Data: {forms[0].describe()}.")
         return forms[0]
+    if found.text is not None and not forms:
+        section["text"] = found.text
+        return None
     section["messages"] = "messages"
     found.remarks.append("data.messages: messages is a guess; name the columns that the data have.")
     return None

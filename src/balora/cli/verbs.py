@@ -120,6 +120,17 @@ def export(
     rank: Annotated[
         int | None, typer.Option(min=1, help="Cut a LoRA to this lower rank; the error is printed.", show_default=False)
     ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float32, bfloat16 or float16: round what is written; the error is printed.", show_default=False
+        ),
+    ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(help="Upload to this repository of the hub, which is private if new.", show_default=False),
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: make a new repository public.")] = False,
 ) -> None:
     """Write the trained model of RUN in a form that works without balora, and compare it with the trained model."""
     if to not in ("lora", "merged"):
@@ -130,10 +141,22 @@ def export(
     from balora.exporting.export import export as write
     from balora.exporting.serving import serving_lines
 
-    say(write(run, to=cast(Form, to), output=output, rank=rank, scale=scale).describe())
+    if public and push is None:
+        raise BALoraError("--public is for --push REPO, which is not given.")
+    if push is not None:
+        from balora.exporting.upload import check_upload
+
+        check_upload(push)
+    say(write(run, to=cast(Form, to), output=output, rank=rank, scale=scale, dtype=dtype).describe())
     lines = serving_lines(output, _task_of(run))
     if lines:
         say("\n".join(["Serve it:", *(f"  {line}" for line in lines)]))
+    if push is not None:
+        from balora.exporting.upload import local_base, upload
+
+        if note := local_base(output):
+            say(note)
+        say(upload(output, push, public=public))
 
 
 def _task_of(run: Path) -> str | None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from balora.errors import shown
+from balora.errors import shown, suggest
 
 Form = Literal["pair", "messages", "text", "labelled", "scored"]
 
@@ -20,7 +20,7 @@ _SEQ2SEQ = ("prompt_template", "max_target_length", "target_tokenizer", "source_
 # Optional keys of a task and form.
 _OPTIONAL: dict[tuple[str, Form], tuple[str, ...]] = {
     ("generation", "pair"): ("input", "prompt_template", "separator"),
-    ("generation", "messages"): ("tools", "system", "chat_template"),
+    ("generation", "messages"): ("tools", "system", "chat_template", "roles"),
     ("seq2seq", "pair"): ("input", *_SEQ2SEQ),
     ("seq2seq", "labelled"): ("labels", "unlabelled", *_SEQ2SEQ),
     ("seq2seq", "scored"): ("unlabelled", *_SEQ2SEQ),
@@ -31,6 +31,8 @@ _OPTIONAL: dict[tuple[str, Form], tuple[str, ...]] = {
 _FORM_KEYS = {key for forms in _FORMS.values() for keys in forms.values() for key in keys}.union(*_OPTIONAL.values())
 LARGEST = 2**63 - 1
 """Largest whole number of a config: that of torch."""
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython", "environment")
+"""Roles of the common chat templates."""
 TEMPLATES = ("none", "alpaca")
 """Names of the built-in prompt templates; any other value of ``prompt_template`` is a template itself."""
 
@@ -90,6 +92,10 @@ def data_problems(data: Mapping[str, Any], task: str) -> list[str]:
         (
             data.get("label_noise") and form == "text",
             "data.label_noise needs labels, and plain text has none; leave it out.",
+        ),
+        (
+            data.get("packing") and task != "generation",
+            f"data.packing is for task generation, not {task}; leave it out.",
         ),
     )
     problems += [message for wrong, message in rules if wrong]
@@ -199,6 +205,42 @@ def check_duplicate(value: Any) -> dict[str, Any] | None:
             f"not {shown(value)}"
         )
     return {"share": share, "times": int(times)}
+
+
+def check_roles(value: Any) -> dict[str, str] | None:
+    """Check ``data.roles``: by a role of the data, the role that it means.
+
+    Example:
+        >>> check_roles({"bot": "assistant"})
+        {'bot': 'assistant'}
+    """
+    if value is None or value is False:
+        return None
+    if not isinstance(value, Mapping) or not value or not all(isinstance(name, str) for name in value):
+        raise ValueError(
+            f"must say what each role means, such as {{bot: assistant, customer: user}}, not {shown(value)}"
+        )
+    wrong = next((role for role in value.values() if role not in ROLES), None)
+    if wrong is not None:
+        raise ValueError(f"must map to {', '.join(ROLES)}, not {shown(wrong)}.{suggest(str(wrong), ROLES)}".rstrip("."))
+    return {name.strip(): role for name, role in value.items()}
+
+
+def check_packing(value: Any) -> bool | int:
+    """Check ``data.packing``: on, off, or the number of tokens of a packed row.
+
+    Example:
+        >>> check_packing("on"), check_packing(2048)
+        (True, 2048)
+    """
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    if isinstance(value, str) and value.lower() in ("on", "off", "yes", "no"):
+        return value.lower() in ("on", "yes")
+    number = number_or_nan(value)
+    if not 2 <= number <= LARGEST or number != int(number):
+        raise ValueError(f"must be true, false, or the number of tokens of a packed row, not {shown(value)}")
+    return int(number)
 
 
 def number_or_nan(value: Any) -> float:

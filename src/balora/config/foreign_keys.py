@@ -8,13 +8,13 @@ _OUT = "Leave it out."
 _DATA = "Give data.train, and the columns to learn from (data.prompt and data.response, data.messages, or data.text)."
 _METHOD = "Choose method.name from `balora methods`."
 _TEMPLATE = (
-    "Conversations (data.messages) take the template of the tokenizer; for prompts there is data.prompt_template."
+    "Without it conversations (data.messages) take the tokenizer's template; for prompts there is data.prompt_template."
 )
-_NOT_PACKED = f"Examples are not packed. {_OUT}"
+_EVAL_SINGLE = f"Evaluation rows are not packed. {_OUT}"
+_PATIENCE = "It is a top-level key, and needs data.eval and training.eval_strategy."
 _TRACKER = "Use training.report_to: [wandb], and training.project or training.run_name."
 _QUANTIZED = "Use method.bits: {bits}, with a method such as lora or qlora."
 _FRACTION = "A value below 1 is a fraction of all steps."
-_WHOLE_RUN = "The last step ends a run; training.load_best_model_at_end keeps the best checkpoint."
 
 FOREIGN_KEYS: dict[str, tuple[tuple[str, ...], str, str]] = {
     # The model.
@@ -45,12 +45,21 @@ FOREIGN_KEYS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "max_seq_length": ((_T,), "data.max_length", ""),
     "max_samples": ((_L,), "data.subsample", ""),
     "template": ((_L,), "", _TEMPLATE),
-    "chat_template": ((_A,), "", _TEMPLATE),
-    "chat_template_path": ((_T,), "", _TEMPLATE),
-    "packing": ((_L, _T), "", _NOT_PACKED),
-    "neat_packing": ((_L,), "", _NOT_PACKED),
-    "sample_packing": ((_A,), "", _NOT_PACKED),
-    "eval_sample_packing": ((_A,), "", _NOT_PACKED),
+    "chat_template": ((_A,), "data.chat_template", _TEMPLATE),
+    "chat_template_path": ((_T,), "data.chat_template", _TEMPLATE),
+    "packing": ((_L, _T), "data.packing", ""),
+    "neat_packing": ((_L,), "data.packing", ""),
+    "sample_packing": ((_A,), "data.packing", ""),
+    "eval_sample_packing": ((_A,), "", _EVAL_SINGLE),
+    "streaming": ((_A, _L), "data.streaming", ""),
+    "dataset_streaming": ((_T,), "data.streaming", ""),
+    "buffer_size": ((_L,), "data.shuffle_buffer", ""),
+    "interleave_probs": (
+        (_L,),
+        "",
+        "Use weight in the entries of data.also. It is that of a row, relative to a row of the data section; a probability is that "
+        "of a whole source.",
+    ),
     "pad_to_sequence_len": ((_A,), "", f"Batches are padded to their longest example. {_OUT}"),
     "train_on_inputs": ((_A,), "", f"Only the response is learnt; data.text learns all of a text. {_OUT}"),
     "train_on_prompt": ((_L,), "", f"Only the response is learnt; data.text learns all of a text. {_OUT}"),
@@ -114,8 +123,8 @@ FOREIGN_KEYS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "evals_per_epoch": ((_A,), "training.eval_steps", _FRACTION),
     "saves_per_epoch": ((_A,), "training.save_steps", _FRACTION),
     "save_safetensors": ((_A, _T), "", f"Weights are always saved as safetensors. {_OUT}"),
-    "early_stopping_patience": ((_A,), "", f"There is no early stopping. {_WHOLE_RUN}"),
-    "early_stopping_steps": ((_L,), "", f"There is no early stopping. {_WHOLE_RUN}"),
+    "early_stopping_patience": ((_A,), "early_stopping", _PATIENCE),
+    "early_stopping_steps": ((_L,), "early_stopping", _PATIENCE),
     "plot_loss": ((_L,), "", "`balora report` draws the loss. Leave it out."),
     "wandb_project": ((_A,), "", _TRACKER),
     "wandb_entity": ((_A,), "", _TRACKER),

@@ -14,6 +14,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, ValidationError, Va
 
 from balora.anchors import Anchors
 from balora.config.data_columns import data_problems
+from balora.config.data_loading import loading_problems
 from balora.config.foreign_keys import program_of
 from balora.config.plain_values import value_problems
 from balora.config.sections import DataConfig, EarlyStopping, MethodConfig, Section, Whole
@@ -185,7 +186,9 @@ def _combination_problems(values: Any) -> list[str]:
         return []
     data = values.get("data")
     written = data.model_dump(exclude_defaults=True) if isinstance(data, DataConfig) else data
-    return data_problems(written, values["task"]) if isinstance(written, Mapping) else []
+    if not isinstance(written, Mapping):
+        return []
+    return [*data_problems(written, values["task"]), *loading_problems(values, written)]
 
 
 def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

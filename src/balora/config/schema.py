@@ -12,6 +12,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from balora.anchors import Anchors
+from balora.config.data_columns import ROLES
 from balora.config.run_config import RunConfig
 from balora.config.training_arguments import training_fields
 from balora.config.validation import SET_ELSEWHERE
@@ -34,6 +35,8 @@ _SWITCH = {"enum": ["on", "off", True, False]}
 _CHECKED: dict[str, Any] = {
     "DataConfig.train": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
     "DataConfig.eval": {"anyOf": [{"type": "number"}, {"type": "string"}, {"const": False}]},
+    "DataConfig.roles": {"type": "object", "additionalProperties": {"enum": list(ROLES)}},
+    "DataConfig.packing": {"anyOf": [{"type": "boolean"}, {"type": "integer", "minimum": 2}]},
     "DataConfig.subsample": {"type": "number"},
     "DataConfig.imbalance": {"type": "object", "additionalProperties": {"type": "number"}},
     "DataConfig.duplicate": {"anyOf": [{"type": "number"}, {"type": "object"}]},

@@ -17,7 +17,16 @@ from pydantic import (
     model_validator,
 )
 
-from balora.config.data_columns import LARGEST, Form, check_duplicate, check_imbalance, check_subsample, form_of
+from balora.config.data_columns import (
+    LARGEST,
+    Form,
+    check_duplicate,
+    check_imbalance,
+    check_packing,
+    check_roles,
+    check_subsample,
+    form_of,
+)
 from balora.config.validation import Problems
 from balora.errors import shown, suggest
 from balora.methods.registry import METHODS, option_problems
@@ -126,6 +135,11 @@ class DataConfig(Section):
         default=None,
         description="with messages: zephyr, chatml, or a file with a Jinja template, in place of the tokenizer's own",
     )
+    roles: Annotated[dict[str, str] | None, PlainValidator(check_roles)] = Field(
+        default=None,
+        description="with messages: what the roles of the data mean, such as {bot: assistant, customer: user}; the usual other "
+        "names are known",
+    )
     text: str | tuple[str, ...] | None = Field(
         default=None, description="column of plain text; with a label or score, one column or a list of two"
     )
@@ -151,6 +165,21 @@ class DataConfig(Section):
         description="read the text of special tokens in the data, such as </s>, as these tokens and not as plain text",
     )
     max_length: Whole = Field(default=512, ge=2, description="maximum tokens of an example; the rest is cut off")
+    packing: Annotated[bool | int, PlainValidator(check_packing)] = Field(
+        default=False,
+        description="generation: put several training examples into one row, without attention between them; true: rows of "
+        "max_length tokens, or a number of tokens",
+    )
+    streaming: bool = Field(
+        default=False,
+        description="read the training rows during training instead of all at the start; needs training.max_steps",
+    )
+    shuffle_buffer: Whole = Field(
+        default=10_000,
+        ge=1,
+        le=10**7,
+        description="with streaming: rows among which the next one is drawn; 1: no shuffling",
+    )
     max_target_length: Whole | None = Field(
         default=None, ge=1, description="seq2seq: maximum tokens of a response; default max_length"
     )

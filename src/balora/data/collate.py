@@ -61,8 +61,15 @@ class CausalCollator:
     pad_token_id: int
 
     def __call__(self, rows: Sequence[Row]) -> Batch:
-        """Pad ``input_ids`` (B × T) and ``labels`` (B × T, -100 beyond a row's end)."""
+        """Pad ``input_ids`` (B × T) and ``labels`` (B × T, -100 beyond a row's end).
+
+        Packed rows (`balora.data.packing`) have ``position_ids`` and no attention mask: transformers keeps their examples apart
+        by the positions. A padding token has position 0, so it is an example of its own, which nothing else attends to.
+        """
         batch = _inputs(rows, {"input_ids": self.pad_token_id})
+        if any("position_ids" in row for row in rows):
+            positions = [row.get("position_ids", range(len(row["input_ids"]))) for row in rows]
+            batch = {"input_ids": batch["input_ids"], "position_ids": _pad(positions, 0)}
         return {**batch, "labels": _pad([row["labels"] for row in rows], IGNORED)}
 
 
@@ -154,6 +161,16 @@ def decoder_shift(model: Any, pad_token_id: int | None = None) -> Callable[[Tens
 def _inputs(rows: Sequence[Row], fills: Mapping[str, int], side: str = "right") -> Batch:
     batch = {name: _pad([row[name] for row in rows], fill, side) for name, fill in fills.items() if name in rows[0]}
     return {**batch, "attention_mask": _pad([[1] * len(row["input_ids"]) for row in rows], 0, side)}
+
+
+def count_packed_tokens(position_ids_BT: Tensor) -> Tensor:
+    """Count the tokens of packed rows without their padding. Every example has at least two tokens.
+
+    Example:
+        >>> int(count_packed_tokens(torch.tensor([[0, 1, 2, 0, 1, 0, 0]])))
+        5
+    """
+    return (position_ids_BT > 0).sum() + (position_ids_BT == 1).sum()
 
 
 def _pad(sequences: Sequence[Sequence[int]], fill: int, side: str = "right") -> Tensor:

@@ -115,8 +115,8 @@ def load_examples(data: DataConfig, task: str, seed: int = 42, *, head: Sequence
     rows[0], perturbations = apply_perturbations(rows[0], data, labels, seed)
     return Examples(
         form=form,
-        train=_dataset(rows[0], form),
-        eval=_dataset(rows[1], form) if evaluation is not None else None,
+        train=to_dataset(rows[0], form),
+        eval=to_dataset(rows[1], form) if evaluation is not None else None,
         label_names=labels.names if labels else None,
         train_source=" + ".join(
             [train.name, *(_weighted(t.name, w) for (_, t), w in zip(further, weights, strict=True))]
@@ -212,7 +212,8 @@ def _check_order(labels: LabelSet, table: Table, data: DataConfig, train: Table)
         )
 
 
-def _dataset(rows: list[Row], form: Form) -> Dataset:
+def to_dataset(rows: list[Row], form: Form) -> Dataset:
+    """Return examples of a form as a dataset with the columns of that form."""
     columns = {name: kind for name, kind in _FEATURES[form].items() if any(name in row for row in rows)}
     if form == "messages" and not any("more" in message for row in rows for message in row["messages"]):
         columns["messages"] = List({"role": _TEXT, "content": _TEXT})

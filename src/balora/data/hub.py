@@ -5,12 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from balora.errors import BALoraError
-
-if TYPE_CHECKING:
-    import datasets
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _UNREACHABLE = re.compile("offline|couldn't connect|could(n't| not) reach|connection|resolve host|timed out", re.I)
@@ -41,8 +38,12 @@ def unreachable(error: BaseException) -> bool:
     return False
 
 
-def load_hub_dataset(name: str, configuration: str | None, split: str, *, key: str = "data.train") -> datasets.Dataset:
-    """Load one split of a hub dataset. ``key`` is the config key or option that takes a local file instead, for messages.
+def load_hub_dataset(
+    name: str, configuration: str | None, split: str, *, key: str = "data.train", streaming: bool = False
+) -> Any:
+    """Load one split of a hub dataset as a `datasets.Dataset`, or as an `IterableDataset` with ``streaming``.
+
+    ``key`` is the config key or option that takes a local file instead, for messages.
 
     Raises:
         BALoraError: The hub cannot be reached, or has no such dataset, configuration or split.
@@ -50,7 +51,7 @@ def load_hub_dataset(name: str, configuration: str | None, split: str, *, key: s
     import datasets  # takes a second, which the rest of this module does not need
 
     try:
-        return datasets.load_dataset(name, configuration, split=split)
+        return datasets.load_dataset(name, configuration, split=split, streaming=streaming)
     except Exception as error:  # the hub's clients raise many kinds of errors
         if unreachable(error):
             raise BALoraError(

@@ -11,12 +11,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from balora.config.data_columns import ROLES
 from balora.config.sections import DataConfig
 from balora.data.tables import Row, shorten
 from balora.data.values import RowProblem, encodable, is_missing
 
-ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython", "environment")
-"""Roles of the common chat templates. Other roles go to the template as they are."""
 _RENAMED = {
     **dict.fromkeys(("human", "prompter"), "user"),
     **dict.fromkeys(("gpt", "chatgpt", "bot", "model"), "assistant"),
@@ -70,14 +69,20 @@ def conversation(row: Row, value: Any, data: DataConfig) -> Row:
     Raises:
         RowProblem: The value is no conversation, or a message cannot be used.
     """
-    messages = [_message(message, number) for number, message in enumerate(_listed(value, str(data.messages)), 1)]
+    roles = data.roles or {}
+    messages = [
+        _message(message, number, roles) for number, message in enumerate(_listed(value, str(data.messages)), 1)
+    ]
     columns = context_columns(data)
     given = {kind: row[name] for kind, name in columns.items() if not is_missing(row.get(name)) and row[name] != []}
     if "system" in given:
         messages = _with_system(messages, given["system"], columns["system"])
     if not any(message["role"] == "assistant" for message in messages):
-        roles = ", ".join(dict.fromkeys(message["role"] for message in messages)) or "none"
-        raise RowProblem(f"no message has the role assistant, so there is nothing to learn (the roles are {roles})")
+        found = ", ".join(dict.fromkeys(message["role"] for message in messages)) or "none"
+        raise RowProblem(
+            f"no message has the role assistant, so there is nothing to learn (the roles are {found}); data.roles says what they "
+            "mean, such as {bot: assistant}"
+        )
     context = _context(given, columns)
     context |= {"left_out": kept} if (kept := [columns[kind] for kind in given if kind in MEDIA_COLUMNS]) else {}
     return {"messages": messages, **({"context": _json(context, "the row")} if context else {})}
@@ -112,13 +117,13 @@ def _listed(value: Any, column: str) -> list[Row]:
     return value
 
 
-def _message(message: Row, number: int) -> Row:
+def _message(message: Row, number: int, roles: Mapping[str, str]) -> Row:
     given = {key: value for key, value in message.items() if value is not None}
     role_key = next((key for key in ("role", "from") if isinstance(given.get(key), str)), None)
     content_key = next((key for key in ("content", "value") if key in message), None)
     if role_key is None:
         raise RowProblem(f"message {number} has no text under 'role' (it has {', '.join(message) or 'nothing'})")
-    role, content = _role(given.pop(role_key), number), given.pop(str(content_key), None)
+    role, content = _role(given.pop(role_key), number, roles), given.pop(str(content_key), None)
     if role == "function_call":  # ShareGPT's form of a call: the value is JSON text
         role, content, given["function_call"] = "assistant", None, content
     _convert_calls(given, number)
@@ -139,9 +144,10 @@ def _message(message: Row, number: int) -> Row:
     return {"role": role, "content": encodable(text, f"'content' of message {number}"), **more}
 
 
-def _role(role: str, number: int) -> str:
+def _role(role: str, number: int, roles: Mapping[str, str]) -> str:
+    """Return the role that a name means: by ``data.roles``, else by the usual other names."""
     name = role.strip().lower()
-    name = _RENAMED.get(name, name)
+    name = roles.get(role.strip()) or roles.get(name) or _RENAMED.get(name, name)
     if name in ROLES or name == "function_call":
         return name
     misspelt = difflib.get_close_matches(name, ROLES, n=1, cutoff=0.8)

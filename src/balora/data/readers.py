@@ -10,6 +10,7 @@ import json
 import lzma
 import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -262,3 +263,33 @@ def _short(error: Exception) -> str:
         return f"{error.msg} at character {error.colno}"
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return text.splitlines()[0].rstrip(".")
+
+
+def iterate_rows(path: Path) -> Iterator[tuple[str, Row | str]]:
+    """Yield the rows of a file of JSON lines (also compressed) or a Parquet file with their locations, without reading all of it.
+
+    A text in place of a row is the reason why the row cannot be used.
+
+    Raises:
+        BALoraError: The file is missing or damaged.
+    """
+    if not path.is_file():
+        raise BALoraError(f"There is no data file {path}.{suggest_path(path)}")
+    try:
+        if data_suffix(path.name) == ".parquet":
+            import pyarrow.parquet as pq
+
+            number = 0
+            for batch in pq.ParquetFile(path).iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path} row {number}", row
+            return
+        with _text(path) as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield f"{path} line {number}", _parse(line)
+    except UnicodeDecodeError as error:
+        raise BALoraError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
+    except (EOFError, zlib.error, lzma.LZMAError, OSError, ValueError) as error:
+        raise BALoraError(f"{path} cannot be read: {_short(error)}.") from error

@@ -34,7 +34,8 @@ _UNLIMITED = 1_000_000  # transformers writes 1e30 if a tokenizer has no limit
 class Tokenized:
     """Rows for the Trainer: ``input_ids`` and ``labels``, and for pairs of texts ``token_type_ids``."""
 
-    train: Dataset
+    train: Any
+    """A `datasets.Dataset`; with ``data.streaming`` a `datasets.IterableDataset` without end."""
     eval: Dataset | None
     notes: tuple[str, ...]
     """Sentences about rows that were cut or left out; they were logged as warnings."""

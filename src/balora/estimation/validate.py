@@ -11,8 +11,10 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from balora.checkpoints.run_directory import RunDirectory
 from balora.config.run_config import RunConfig
 from balora.config.training_arguments import optimizer_steps
-from balora.data.examples import Examples, load_examples
+from balora.data.examples import Examples
+from balora.data.packing import pack_training_rows
 from balora.data.perturbations import describe_perturbations
+from balora.data.streaming import load_run_examples
 from balora.data.tokenize import Tokenized, tokenize_examples
 from balora.errors import BALoraError
 from balora.estimation.memory import Estimate, estimate
@@ -25,6 +27,8 @@ from balora.methods import AdaptOptions, Method, find_method
 from balora.methods.adaptation import check_options
 from balora.methods.init.calibration import check_num_rows, num_calibration_rows
 from balora.methods.quantization.quantize import loaded_bits
+from balora.models.adapted_model import base_model_of
+from balora.models.packed_attention import packing_problem
 from balora.objective import Objective
 from balora.teacher.cache import open_cache
 from balora.teacher.row_keys import row_key
@@ -78,7 +82,7 @@ def validate(config: RunConfig) -> ValidationReport:
     options = report.check(lambda: check_options(spec, **adapter_arguments(config), extra=config.method.options))
     tokenizer = report.check(lambda: loading.load_tokenizer(source))
     target = report.check(lambda: loading.load_target_tokenizer(source))
-    examples = report.check(lambda: load_examples(config.data, config.task, config.seed, head=head_classes(source)))
+    examples = report.check(lambda: load_run_examples(config.data, config.task, config.seed, head=head_classes(source)))
     found = loading.model_problems(source)
     report.problems += [problem for problem in found if problem not in report.problems]
     model_config = None if found else report.check(lambda: loading.load_config(source))
@@ -88,15 +92,19 @@ def validate(config: RunConfig) -> ValidationReport:
         keywords = {"target_tokenizer": target, "max_positions": positions}
         rows = report.check(lambda: tokenize_examples(examples, tokenizer, config.data, config.task, **keywords))
         if rows is not None:
+            singles = len(rows.train)
+            rows = pack_training_rows(rows, config.data)
             report.rows = len(rows.train)
             report.notes += rows.notes
+            if config.data.streaming:
+                report.notes.append(f"data.streaming: only the first {report.rows:,} examples were looked at.")
             steps = report.check(lambda: optimizer_steps(report.rows, config.training))
             report.check(lambda: generative_metrics_for(config, examples, rows, target or tokenizer))
             if cache is not None:
                 report.check(lambda: cache.require_rows([row_key(row) for row in rows.train]))
             if spec.needs_data and options is not None:
                 wanted = num_calibration_rows(options.extra)
-                report.check(lambda: check_num_rows(wanted, report.rows))
+                report.check(lambda: check_num_rows(wanted, singles))
     if checkpoint is not None and examples is not None:
         report.check(lambda: directory.check_data(examples.digest))
         report.notes += [IGNORED_DATA_SKIP] if config.training.get("ignore_data_skip") else []
@@ -109,6 +117,9 @@ def validate(config: RunConfig) -> ValidationReport:
     if model_config is not None and options is not None:
         options = dataclasses.replace(options, total_steps=steps)
         model = report.check(lambda: _adapted_model(spec, options, source, model_config, examples, tokenizer))
+    if config.data.packing and model is not None:
+        problem = packing_problem(base_model_of(model).config, type(base_model_of(model)))
+        report.problems += [problem] if problem else []
     if examples is not None:
         report.notes += [describe_perturbations(examples.perturbations) + "."] if examples.perturbations else []
         objective = report.check(lambda: Objective(config.regularization, config.task, num_labels=examples.num_labels))

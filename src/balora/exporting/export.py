@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
+import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from balora.checkpoints.run_directory import read_record
 from balora.errors import BALoraError, suggest
 from balora.exporting import verification
 from balora.exporting.base_model import BaseModel, add_unstored_layers
+from balora.exporting.rounding import Rounding, dtype_named, round_model
+from balora.exporting.serving import write_serving
 from balora.exporting.truncation import Cut, truncate
 from balora.exporting.weights import Change, change_of, merge_into, write_lora
 from balora.files import apply_umask, fsync
@@ -65,6 +68,8 @@ class ExportReport:
     """a in W + a·ΔW."""
     cut: Cut | None = None
     """Error of a lower rank, if one was asked for."""
+    rounding: Rounding | None = None
+    """Error of another dtype, if one was asked for."""
 
     @property
     def largest_difference(self) -> float | None:
@@ -77,7 +82,14 @@ class ExportReport:
         compared = "not compared with the trained model" if self.agreement is None else str(self.agreement)
         scaled = f" with {self.scale:g} of the change" if self.scale != 1 else ""
         notes = (
-            note for note in (self.cut.describe() if self.cut else None, self.note, scale_notice(self.scale)) if note
+            note
+            for note in (
+                self.cut.describe() if self.cut else None,
+                self.rounding.describe() if self.rounding else None,
+                self.note,
+                scale_notice(self.scale),
+            )
+            if note
         )
         return " ".join([f"Wrote {what}{scaled} to {self.output}: {compared}.", *notes])
 
@@ -125,6 +137,7 @@ def export(
     base: str | Path | None = None,
     scale: float = 1.0,
     rank: int | None = None,
+    dtype: str | None = None,
 ) -> ExportReport:
     """Write a trained model in plain peft's or plain transformers' form.
 
@@ -143,6 +156,9 @@ def export(
             memory is scaled in place.
         rank: Cut the LoRA to a lower rank by SVD, for servers with a limit. The result then differs from the trained model, by
             the error that the report has.
+        dtype: ``float32``, ``bfloat16`` or ``float16``: dtype of the tensors that are written, rounded once; default: that in
+            which the model was trained, and for a LoRA float32 or wider. The report has the error. A value that the dtype cannot
+            hold is refused.
 
     Returns:
         The files and the largest logit difference.
@@ -168,6 +184,7 @@ def export(
     output = Path(output)
     if rank is not None and form != "lora":
         raise BALoraError("A rank is for --to lora; a merged model has none.")
+    target = None if dtype is None else dtype_named(dtype)
     if output.is_symlink():
         raise BALoraError(
             f"{output} is a symbolic link, and an export does not write through links. Name the folder that is meant."
@@ -187,7 +204,7 @@ def export(
             trained.tokenizer = AutoTokenizer.from_pretrained(tokenizer) if is_name else tokenizer
         if scale != 1:
             _scale(trained, form, scale, initial, base)
-        report = _export(trained, form, output, check, rank)
+        report = _export(trained, form, output, check, rank, target)
     if report.note and isinstance(run_or_model, nn.Module):  # the command prints the report
         logger.warning("%s: %s", output, report.note)
     return report
@@ -275,10 +292,14 @@ def _check_possible(trained: _Trained, to: Form) -> None:
         )
 
 
-def _export(trained: _Trained, to: Form, output: Path, check: bool, lower_rank: int | None = None) -> ExportReport:
+def _export(
+    trained: _Trained, to: Form, output: Path, check: bool, lower_rank: int | None, target: torch.dtype | None
+) -> ExportReport:
     model = trained.model
     assert model is not None
     dtype = verification.narrowest_dtype(model)
+    if target is not None:
+        dtype = max(dtype, target, key=lambda each: torch.finfo(each).eps)
     probe = verification.make_probe(model, trained.tokenizer) if check else []
     expected, note = verification.probe_outputs(model, probe), None
     bits = trained.base.bits if to == "lora" else None
@@ -305,12 +326,15 @@ def _export(trained: _Trained, to: Form, output: Path, check: bool, lower_rank: 
             "LoRA, or peft reports a size mismatch."
         )
         note = f"{note} {resize}" if note else resize
+    run_rank = getattr(getattr(model, "peft_config", {}).get("default"), "r", None)
+    rounding = None
     with _staged(output) as staging:
         if change is None:
+            rounding = round_model(model, target) if target is not None else None
             model.save_pretrained(staging)  # type: ignore[operator]
         trained.model = model = None
         if change is not None:
-            _write(trained, change, to, staging)
+            rounding = _write(trained, change, to, staging, target)
         agreement = None
         if check:
             # Loaded as any user of peft or transformers loads it.
@@ -321,18 +345,22 @@ def _export(trained: _Trained, to: Form, output: Path, check: bool, lower_rank: 
             agreement = verification.compare(expected, verification.probe_outputs(exported, probe), dtype)
             if not agreement.holds and cut is None:
                 where = f" at {trained.base.address}" if trained.base.address else ""
+                narrow = f"The cause may also be --dtype {rounding.dtype}; leave it out to see." if rounding else ""
                 raise BALoraError(
                     f"The exported {'LoRA' if to == 'lora' else 'model'} does not agree with the trained model and was not "
                     f"kept: {agreement}. Check that the pre-trained model{where} is the one that was trained, or name "
-                    "another with base=."
+                    f"another with base=. {narrow}".rstrip()
                 )
         rank = change.config.r if change is not None and to == "lora" else None
-        report = ExportReport(to, output, (), rank, agreement, note, trained.scale, cut)
+        report = ExportReport(to, output, (), rank, agreement, note, trained.scale, cut, rounding)
         _write_tokenizers(trained, staging)
         if to == "lora" and trained.task == "classification":
             names = [trained.base.config.id2label[row] for row in range(trained.base.config.num_labels)]
             (staging / CLASSES).write_text(json.dumps(names, ensure_ascii=False) + "\n", encoding="utf-8")
         (staging / "README.md").write_text(_card(trained, report, bits_note), encoding="utf-8")
+        if trained.task == "generation":
+            moved = trained.method.residual_base
+            write_serving(staging, trained.tokenizer, run_rank=run_rank, moved=moved, base_note=note)
     return dataclasses.replace(report, files=tuple(sorted(path for path in output.rglob("*") if path.is_file())))
 
 
@@ -366,15 +394,21 @@ def _change(trained: _Trained, to: Form) -> Change:
     return add_unstored_layers(change, trained.model, random, resized)
 
 
-def _write(trained: _Trained, change: Change, to: Form, staging: Path) -> None:
+def _write(trained: _Trained, change: Change, to: Form, staging: Path, dtype: torch.dtype | None) -> Rounding | None:
     base = trained.base
     if to == "lora":
-        write_lora(change, staging, base.address, base.source.revision if base.source else None)
-        return
+        return write_lora(change, staging, base.address, base.source.revision if base.source else None, dtype)
     # Frozen weights plus the adapter, or pre-trained weights plus the change: both sums are the trained model.
     merged = base.load(trained.initial, keep_frozen=trained.keeps_frozen(to))
-    merge_into(merged, change)
+    if dtype is None:
+        merge_into(merged, change)
+        rounding = None
+    else:
+        merged = merged.float()  # the sum is rounded once, to the dtype that is asked for
+        merge_into(merged, change)
+        rounding = round_model(merged, dtype)
     merged.save_pretrained(staging)  # type: ignore[operator]
+    return rounding
 
 
 def _write_tokenizers(trained: _Trained, staging: Path) -> None:

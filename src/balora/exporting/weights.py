@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from balora.errors import BALoraError
+from balora.exporting.rounding import Rounding, round_tensors
 from balora.methods.initial_state import trainable_parameters
 from balora.methods.layers.peft_lora import lora_layers, target_name
 from balora.methods.layers.weight_views import experts_of, factor, is_stack, join_a, join_b, split_a, split_b
@@ -183,8 +184,12 @@ def factor_difference(a_RI: Tensor, b_OR: Tensor, a0_RI: Tensor, b0_OR: Tensor) 
     return new_a.to(a_RI.dtype), new_b.to(b_OR.dtype)
 
 
-def write_lora(change: Change, folder: Path, base: str | None, revision: str | None) -> None:
+def write_lora(
+    change: Change, folder: Path, base: str | None, revision: str | None, dtype: torch.dtype | None = None
+) -> Rounding | None:
     """Write a change as a plain LoRA in peft's format. ``base`` is the hub id or directory of the pre-trained model.
+
+    With a ``dtype`` the tensors are rounded to it, and the error is returned; by default they keep theirs.
 
     Some servers read only ``lora_alpha`` and ``r``, so the change is B·A in every layer: the scaling is in B, alpha is the
     rank, and layers of a lower rank are padded with zeros.
@@ -201,11 +206,15 @@ def write_lora(change: Change, folder: Path, base: str | None, revision: str | N
             state[f"{PREFIX}{name}.lora_magnitude_vector"] = factors.magnitude_O
     state |= {f"{PREFIX}{name}": tensor.contiguous() for name, tensor in change.modules.items()}
     state |= {f"{PREFIX}{name}{_TOKENS}": tensor.contiguous() for name, tensor in change.tokens.items()}
+    rounding = None
+    if dtype is not None:
+        state, rounding = round_tensors(state, dtype)
     save_file(state, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     config = copy.deepcopy(change.config)
     config.base_model_name_or_path, config.revision = base, revision
     values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
     (folder / CONFIG_NAME).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return rounding
 
 
 @torch.no_grad()

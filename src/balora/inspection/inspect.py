@@ -14,9 +14,11 @@ from datasets import Dataset
 
 from balora.config.run_config import RunConfig
 from balora.data.collate import IGNORED
-from balora.data.examples import Examples, load_examples
+from balora.data.examples import Examples
 from balora.data.messages import read_conversation
+from balora.data.packing import capacity_of, describe_packing, group_by_capacity
 from balora.data.perturbations import describe_perturbations
+from balora.data.streaming import load_run_examples
 from balora.data.tokenize import Encoded, Limit, limit_of, make_encoder
 from balora.inspection.pieces import Piece, split_tokens
 from balora.loading.head import head_classes
@@ -127,12 +129,17 @@ def inspect(config: RunConfig, *, rows: int = 3, first: int = 1) -> Inspection:
     source = ModelSource.from_config(config)
     tokenizer, target = load_tokenizer(source), load_target_tokenizer(source)
     with _collected_notes() as notes:
-        examples = load_examples(config.data, config.task, config.seed, head=head_classes(source))
+        examples = load_run_examples(config.data, config.task, config.seed, head=head_classes(source))
     notes = [note for note in notes if "are also training rows" not in note]  # counted below, with their places
+    if config.data.streaming:
+        notes.append(f"data.streaming: only the first {len(examples.train):,} rows were looked at.")
     if examples.perturbations:
         notes.append(describe_perturbations(examples.perturbations) + ".")
     reader = _Reader(config, examples, tokenizer, target or tokenizer, max_positions(load_config(source)))
-    train = reader.read(examples.train, "training", examples.train_source, range(first - 1, first - 1 + rows))
+    wanted = range(first - 1, first - 1 + rows)
+    train = reader.read(examples.train, "training", examples.train_source, wanted)
+    if config.data.packing:
+        train.shown = reader.packed(examples.train, train, wanted)
     found = Inspection(config, train, None, notes, learns_tokens=examples.num_labels is None)
     if examples.eval is not None:
         found.eval = reader.read(examples.eval, "evaluation", str(examples.eval_source), range(0))
@@ -149,6 +156,8 @@ class _Reader:
     ) -> None:
         self.config, self.examples, self.tokenizer, self.target = config, examples, tokenizer, target
         self.positions, self.notes = positions, list[str]()
+        self.used: list[tuple[int, int, int]] = []
+        """Row, number within the row, and tokens of each training example, if they are packed."""
 
     def read(self, dataset: Dataset, name: str, source: str, shown: range) -> Part:
         data, task = self.config.data, self.config.task
@@ -164,11 +173,34 @@ class _Reader:
             count = len(next(iter(batch.values())))
             for number, row in enumerate(encode(batch)):
                 at = start + min(number, count - 1)
+                if self.config.data.packing and name == "training" and 0 < row.needed <= limit.tokens:
+                    self.used.append((at, number if size == 1 else number - (at - start), len(row.input_ids)))
                 self._count(part, row, _place(dataset, at, name), at in shown)
         _find_repeated(dataset, part)
         self._count_labels(dataset, part)
         self.notes += notes(name)
         return part
+
+    def packed(self, dataset: Dataset, part: Part, shown: range) -> list[Shown]:
+        """Pack the training examples as `balora.data.packing` does; return some packed rows, example by example."""
+        capacity = capacity_of(self.config.data)
+        groups = group_by_capacity([length for _, _, length in self.used], capacity)
+        self.notes.append(describe_packing(part.examples, part.tokens, len(groups), capacity))
+        data, task = self.config.data, self.config.task
+        encode, _ = make_encoder(self.examples.form, self.tokenizer, data, task, part.limit, None, self.positions)
+        found = []
+        for number in range(shown.start, min(shown.stop, len(groups))):
+            start = 0
+            for at, within, length in (self.used[example] for example in groups[number]):
+                row = list(encode(dataset[at : at + 1]))[within]
+                assert isinstance(row.labels, list)
+                labels = [IGNORED, *row.labels[1:]]  # the token before the first one belongs to another example
+                place = (
+                    f"packed row {number + 1}, tokens {start + 1}-{start + length}: {_place(dataset, at, part.name)}"
+                )
+                found.append(self._show(dataclasses.replace(row, labels=labels), place, ""))
+                start += length
+        return found
 
     def _count(self, part: Part, row: Encoded, place: str, is_shown: bool) -> None:
         part.lengths.append(row.total)

@@ -71,6 +71,7 @@ def build_teacher_cache(
     # Imported here: the builder itself needs the core alone, as the benchmarks of a GPU do.
     from balora.data.collate import make_collator
     from balora.data.examples import load_examples
+    from balora.data.packing import pack_training_rows
     from balora.data.tokenize import tokenize_examples
     from balora.loading.pretrained import load_model, load_target_tokenizer, load_tokenizer, max_positions
     from balora.loading.source import ModelSource
@@ -92,6 +93,7 @@ def build_teacher_cache(
     tokenized = tokenize_examples(
         examples, tokenizer, config.data, config.task, target_tokenizer=target, max_positions=positions
     )
+    tokenized = pack_training_rows(tokenized, config.data)
     identity = TeacherIdentity.of_run(config, model, tokenizer_digest(tokenizer, target))
     cpu = not torch.cuda.is_available() or config.training.get("use_cpu")
     builder = TeacherCacheBuilder(

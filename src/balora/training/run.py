@@ -25,8 +25,10 @@ from balora.checkpoints.run_directory import (
 from balora.config.run_config import RunConfig
 from balora.config.training_arguments import optimizer_steps
 from balora.data.collate import make_collator, shortest_first
-from balora.data.examples import Examples, load_examples
+from balora.data.examples import Examples
+from balora.data.packing import pack_training_rows
 from balora.data.perturbations import describe_perturbations
+from balora.data.streaming import load_run_examples, streamed
 from balora.data.tokenize import tokenize_examples
 from balora.deprecation import deprecated_keywords
 from balora.errors import BALoraError, Interrupted
@@ -36,6 +38,7 @@ from balora.loading.pretrained import load_model, load_target_tokenizer, load_to
 from balora.loading.source import ModelSource
 from balora.methods import adapt, find_method
 from balora.methods.init.by_turns import divided_among_processes
+from balora.models.packed_attention import check_packed_attention
 from balora.teacher.cache import TeacherIdentity, open_cache, tokenizer_digest
 from balora.teacher.row_keys import row_key
 from balora.training.anchor_source import check_anchors
@@ -203,12 +206,13 @@ def prepare(
 
     The initial values of a resumed run are read from its checkpoint, without a new decomposition.
     """
-    stage = screen.stage if screen is not None else RunScreen(lambda line: None, "quiet").stage
+    screen = screen if screen is not None else RunScreen(lambda line: None, "quiet")
+    stage, stage_log = screen.stage, screen.log
     set_seed(config.seed)  # for a new classification head, which the global generator makes
     source = ModelSource.from_config(config)
     tokenizer, target = load_tokenizer(source), load_target_tokenizer(source)
     with stage("reading the data"):
-        examples = load_examples(config.data, config.task, config.seed, head=head_classes(source))
+        examples = load_run_examples(config.data, config.task, config.seed, head=head_classes(source))
     with stage("loading the model"):
         model = load_model(source, examples.num_labels, examples.id2label, tokenizer=tokenizer)
     # After load_model, because arguments for DeepSpeed or FSDP change how models are loaded. They start the process group.
@@ -220,6 +224,16 @@ def prepare(
             examples, tokenizer, config.data, config.task, target_tokenizer=target, max_positions=positions
         )
     collator = make_collator(config.task, tokenizer, model)
+    singles: Any = rows.train  # the initial values are computed from examples, whether or not they are packed
+    if config.data.packing:
+        check_packed_attention(model, min(2, config.training.get("per_device_train_batch_size", 8)))
+        rows = pack_training_rows(rows, config.data)
+        stage_log(rows.notes[-1])
+    steps = optimizer_steps(len(rows.train), config.training, asked_processes())
+    if config.data.streaming:
+        if asked_processes() > 1:
+            raise BALoraError("data.streaming is for one process. Start one, or leave it out.")
+        rows = streamed(rows, config, examples.form, tokenizer, target, positions)
     cache = open_cache(config)
     if cache is not None:
         identity = TeacherIdentity.of_run(config, model, tokenizer_digest(tokenizer, target))
@@ -231,8 +245,8 @@ def prepare(
             config.method.name,
             **adapter_arguments(config),
             initial=stored,
-            total_steps=optimizer_steps(len(rows.train), config.training, asked_processes()),
-            calibration=functools.partial(calibration_rows, rows.train, collator, config.seed),
+            total_steps=steps,
+            calibration=functools.partial(calibration_rows, singles, collator, config.seed),
             **config.method.options,
         )
     if stored is not None:  # full fine-tuning stores only the values that the pre-trained model does not have
@@ -333,10 +347,14 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
 def _summary(config: RunConfig, examples: Examples, trainer: BALoraTrainer) -> str:
     """Describe a run in one line: method, model, trainable parameters, data and regularization."""
     trainable = parameter_counts(trainer.model)["trainable"]
+    examples_named = "packed rows" if config.data.packing else "examples"
+    count = f"a stream of {examples_named}"
+    if not config.data.streaming:
+        count = f"{len(trainer.train_dataset):,} {examples_named}"
     effective = trainer.objective.config  # without terms that are switched off for this model
     weights = {name: getattr(effective, name) for name in ("consistency", "diversity", "spectral", "variance")}
     terms = ", ".join(f"{name} {value:g}" for name, value in weights.items() if value) or "off"
     return (
         f"{find_method(config.method.name).name} on {config.model}: {trainable:,} trainable parameters, "
-        f"{len(trainer.train_dataset):,} examples from {examples.train_source}; regularization: {terms}"
+        f"{count} from {examples.train_source}; regularization: {terms}"
     )

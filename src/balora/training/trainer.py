@@ -19,12 +19,13 @@ from transformers import Trainer
 from balora.anchoring.budget import BudgetWeight
 from balora.anchors import Anchors
 from balora.config.validation import Problems, build_regularization
-from balora.data.collate import IGNORED, shortest_first
+from balora.data.collate import IGNORED, count_packed_tokens, shortest_first
 from balora.errors import BALoraError, raise_all
 from balora.methods.initial_state import initial_state_of, refresh_initial_state
 from balora.methods.registry import Method, find_method
 from balora.models.adapted_model import base_model_of
 from balora.models.classifier_head import final_linear
+from balora.models.packed_attention import check_packed_attention, is_packed
 from balora.objective import Objective, all_finite
 from balora.regularization import RegularizationConfig
 from balora.teacher.cache import TeacherCache
@@ -390,6 +391,8 @@ class RegularizedTrainerMixin(SavingMixin):
         if self.state.global_step > 0:
             return
         refuse_inactive_adapters(self.model)
+        if self.task == "generation" and is_packed(inputs):
+            check_packed_attention(self.model, len(labels), forward=model)
         if self.objective.needs_teacher and not self._is_resumed:
             check_initial_teacher(self.step, model, inputs, labels)
 
@@ -460,6 +463,8 @@ def regularization_of(value: Any, task: str, objective: Mapping[str, Any] | None
 def count_tokens(inputs: dict[str, Any], labels: Tensor, task: str) -> Tensor | int:
     """Count the tokens of a micro-batch without its padding, on their device; for seq2seq those of both sides."""
     mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
+    if mask is None and "position_ids" in inputs and task == "generation":
+        return count_packed_tokens(inputs["position_ids"])
     count = mask.detach().sum() if mask is not None and mask.dim() == 2 else 0 if ids is None else ids.numel()
     return count + (labels != IGNORED).sum() if task == "seq2seq" else count
 
