@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from balora.checkpoints.run_directory import RunDirectory
 from balora.config.run_config import RunConfig
-from balora.config.training_arguments import optimizer_steps
+from balora.config.training_arguments import describe_large_batch, optimizer_steps
 from balora.data.examples import Examples, load_examples
 from balora.data.perturbations import describe_perturbations
 from balora.data.tokenize import Tokenized, tokenize_examples
@@ -22,7 +22,7 @@ from balora.loading.source import ModelSource
 from balora.logging_control import quiet
 from balora.methods import AdaptOptions, Method, find_method
 from balora.methods.adaptation import check_options
-from balora.methods.init.calibration import check_num_rows, num_calibration_rows
+from balora.methods.init.calibration import describe_fewer_rows
 from balora.methods.quantization.quantize import loaded_bits
 from balora.objective import Objective
 from balora.teacher.cache import open_cache
@@ -89,13 +89,15 @@ def validate(config: RunConfig) -> ValidationReport:
         if rows is not None:
             report.rows = len(rows.train)
             report.notes += rows.notes
+            large = describe_large_batch(report.rows, config.training)
+            report.notes += [large] if large else []
             steps = report.check(lambda: optimizer_steps(report.rows, config.training))
             report.check(lambda: generative_metrics_for(config, examples, rows, target or tokenizer))
             if cache is not None:
                 report.check(lambda: cache.require_rows([row_key(row) for row in rows.train]))
             if spec.needs_data and options is not None:
-                wanted = num_calibration_rows(options.extra)
-                report.check(lambda: check_num_rows(wanted, report.rows))
+                fewer = describe_fewer_rows(options.extra, report.rows)
+                report.notes += [fewer] if fewer else []
     if checkpoint is not None and examples is not None:
         report.check(lambda: directory.check_data(examples.digest))
         report.notes += [IGNORED_DATA_SKIP] if config.training.get("ignore_data_skip") else []
