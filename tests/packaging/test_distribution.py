@@ -80,8 +80,8 @@ def test_the_files_install(tool: str, form: str, tmp_path: Path) -> None:
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path / "dist", ROOT]
     subprocess.run(build, check=True, capture_output=True)
     (file,) = (tmp_path / "dist").glob(form)
-    packages = next(Path(path) for path in sys.path if path.endswith("site-packages"))
-    environment = {**os.environ, "PYTHONPATH": str(packages), "PIPX_HOME": str(tmp_path / "pipx"),
+    packages = os.pathsep.join(path for path in sys.path if path.endswith("site-packages"))
+    environment = {**os.environ, "PYTHONPATH": packages, "PIPX_HOME": str(tmp_path / "pipx"),
                    "PIPX_BIN_DIR": str(tmp_path / "bin"), "UV_CACHE_DIR": str(tmp_path / "cache")}  # fmt: skip
     flags = ["--no-deps", "--no-build-isolation"]
     if tool == "pipx":

@@ -90,6 +90,7 @@ def test_optuna_finds_the_best_trial(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # Ray starts processes that import torch anew
 def test_ray_tune_finds_the_best_trial(tmp_path: Path) -> None:
     ray = pytest.importorskip("ray", reason="ray is not installed (pip install 'ray[tune]')")
     tune = pytest.importorskip("ray.tune")
