@@ -50,8 +50,6 @@ REFUSED = {
     "dropout in experts": ("balora", FAMILIES["Mixtral"], ["method.dropout=0.1"], "or set dropout: 0"),
     "adalora, too short": ("adalora", tiny_llama, ["method.warmup=0.8", "method.final=0.4"], "no step left to prune in"),
     "adalora, nothing to prune": ("adalora", tiny_llama, ["method.initial_rank=4"], "there is nothing to prune"),
-    "corda, too little data": ("corda", tiny_llama, [], "from 256 rows of training data, and there are 24"),
-    "cordapp, too little data": ("cordapp", tiny_llama, ["method.samples=4"], "from 32 rows .* and there are 24"),
     "pissa, rank": ("pissa", tiny_llama, ["method.rank=17"], "Rank 17 is too high"),
 }  # fmt: skip
 
@@ -79,6 +77,15 @@ def test_a_possible_method_is_estimated(balora, config: Path, method: str) -> No
     assert outcome.status == 0, outcome.out + outcome.err
     assert "trainable parameters" in outcome.out
     assert "activations unknown" not in outcome.out
+
+
+@pytest.mark.usefixtures("no_weight_is_read")
+def test_too_few_calibration_rows_are_a_note(balora, config: Path) -> None:
+    outcome = balora("validate", config, "method.name=cordapp", "method.samples=4")
+    assert outcome.status == 0, outcome.out + outcome.err
+    assert "32 training rows (method.samples), and there are 24: 8 samples of 3 rows are used." in " ".join(
+        outcome.out.split()
+    )
 
 
 @pytest.mark.usefixtures("no_weight_is_read")

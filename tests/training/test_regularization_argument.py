@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from balora import RegularizationConfig
 from balora.errors import BALoraError
 from balora.training.trainer import regularization_of
 from small_runs import trainer
-from tiny import labelled_rows, tiny_bert, tiny_llama
+from tiny import labelled_rows, tiny_bert, tiny_llama, token_rows
 
 
 @pytest.mark.parametrize(
@@ -49,5 +50,16 @@ def test_a_methods_own_objective_stays_the_default() -> None:
     assert regularization_of(None, "generation", own) == RegularizationConfig.of_objective(own)
 
 
+def test_a_small_vocabulary_is_said(tmp_path: Path) -> None:
+    run = trainer(balora.adapt(tiny_llama(vocab=12), rank=2), tmp_path, rows=token_rows(4, vocab=12), config="on")
+    assert any("20 likeliest tokens" in notice and "the model has 12" in notice for notice in run.objective.notices)
+
+
 def test_tab_completion_offers_the_public_names() -> None:
     assert {*balora.__all__, "methods", "regularizers", "losses"} <= set(dir(balora))
+
+
+@pytest.mark.parametrize("name", balora.__all__)
+def test_a_public_name_has_help_and_a_signature(name: str) -> None:
+    found = getattr(balora, name)
+    assert len(inspect.getdoc(found) or "") > 60 and inspect.signature(found).parameters

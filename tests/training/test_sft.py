@@ -9,11 +9,13 @@ import pytest
 import torch
 from datasets import Dataset
 from torch.nn import functional as F
+from transformers import EarlyStoppingCallback
 from trl import SFTConfig, SFTTrainer
 
 import balora
 from balora import BALoraSFTTrainer
 from balora.checkpoints import checkpoint as ckpt
+from balora.training.trainer import regularization_of
 from small_runs import ALL_TERMS, OFF, Gradients, flat, history
 from tiny import tiny_causal, tiny_llama, tiny_tokenizer
 
@@ -184,3 +186,21 @@ def test_the_old_import_path_warns_and_names_the_new_one():
     with pytest.warns(DeprecationWarning, match=r"is now balora\.training\.sft_trainer\.BALoraSFTTrainer"):
         from balora.training.sft import BALoraSFTTrainer as old
     assert old is BALoraSFTTrainer
+
+
+@pytest.mark.parametrize("value", ["on", {"consistency": 0.5}])
+def test_every_form_of_regularization_reaches_the_trainer(tmp_path: Path, value: object) -> None:
+    assert trainer(tmp_path, config=value).regularization == regularization_of(value, "generation")
+
+
+def test_early_stopping_and_metrics_work_as_with_transformers(tmp_path: Path) -> None:
+    """Both trainers share the mixin; this one has transformers' callback, compute_metrics and the best model at the end."""
+    run = trainer(
+        tmp_path, eval_dataset=PAIRS, max_steps=6, callbacks=[EarlyStoppingCallback(early_stopping_patience=2)],
+        compute_metrics=lambda found: {"constant": float(len(found.predictions))}, metric_for_best_model="constant",
+        greater_is_better=True, load_best_model_at_end=True, eval_strategy="steps", eval_steps=1, save_strategy="steps",
+        save_steps=1,
+    )  # fmt: skip
+    run.train()
+    assert run.state.global_step == 3, "the first evaluation is the best, and two more are not better"
+    assert run.state.best_global_step == 1 and run.evaluate()["eval_constant"] == len(PAIRS)

@@ -1,13 +1,18 @@
 """`balora compare`: methods × seeds × values of any config key, in one table."""
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from balora.cli.options import Config, Engine, EngineOption, Jobs, Overrides, Seeds, completed, listed
 from balora.config.yaml_loader import apply_overrides, read_config
 from balora.errors import BALoraError, suggest
+from balora.terminal import printable, wrap
+
+if TYPE_CHECKING:
+    from balora.experiments.compare import Comparison
 
 
 def compare(
@@ -105,26 +110,40 @@ def compare(
         say=typer.echo,
         one_by_one=frontier is not None,
     )
-    from balora.experiments.compare.tables import plain_lines
-
-    typer.echo(
-        "\n".join(["", *plain_lines(result), "", f"Tables: {result.directory}/table.md (and .csv, .json, .tex)"])
-    )
+    assert result.directory is not None
+    _show(result, result.directory)
     if frontier is not None:
         from balora.experiments.compare import frontier_files as files
 
         wanted = listed(scores)[0] if scores else None
         found = curves.make_frontier(result, variants, axes, score=wanted, drift=drift_score, **levels)
-        assert result.directory is not None
         made = files.write_frontier(found, result, result.directory)
         typer.echo(
-            "\n".join(["", *files.plain_lines(found), f"Frontier: {made[-1]} (and .png, .svg, .md, .csv, .json)"])
+            "\n".join(["", *files.plain_lines(found), f"Frontier: {made[-1]} (and .png, .svg, .pdf, .md, .csv, .json)"])
         )
     if result.failures:
         typer.echo(
             f"{len(result.failures)} of {len(result.rows)} runs have no result; the same command tries them again."
         )
         raise typer.Exit(1)
+
+
+def _show(result: "Comparison", directory: Path) -> None:
+    """Print scores, the best, differences and doubts; write the figures."""
+    from balora.experiments.compare.best import find_best
+    from balora.experiments.compare.figures import DIRECTORY, write_figures
+    from balora.experiments.compare.screen import screen_lines
+    from balora.report.findings import find_warnings
+    from balora.report.sections import read_sections
+
+    best = find_best(result)
+    lines = ["", *screen_lines(result, best)]
+    if doubts := [doubt for section in read_sections(directory) for doubt in find_warnings(section)]:
+        lines += ["", "Before you trust the numbers:", *(wrap(printable(f"- {doubt}")) for doubt in doubts)]
+    lines += ["", f"Tables: {directory}/table.md (and .csv, .json, .tex)"]
+    if write_figures(result, best, directory):
+        lines.append(f"Figures: {directory / DIRECTORY} (.png, .svg, .pdf)")
+    typer.echo("\n".join([*lines, f"Report: balora report {shlex.quote(str(directory))}"]))
 
 
 def _levels(option: str, text: str | None) -> list[float]:

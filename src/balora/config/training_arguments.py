@@ -94,6 +94,22 @@ def optimizer_steps(rows: int, training: Mapping[str, Any], processes: int = 1) 
     return math.ceil(per_epoch * training.get("num_train_epochs", 3.0))
 
 
+def describe_large_batch(rows: int, training: Mapping[str, Any], processes: int = 1) -> str | None:
+    """Say that one optimizer step takes all training rows; None if the batch is not larger than the data.
+
+    Example:
+        >>> describe_large_batch(10, {"per_device_train_batch_size": 16})
+        'An optimizer step asks for 16 rows, and there are 10: every step takes all rows, and an epoch is one step.'
+    """
+    accelerator = training.get("accelerator_config")
+    split = isinstance(accelerator, Mapping) and accelerator.get("split_batches", False)
+    size = training.get("per_device_train_batch_size", 8) * (1 if split else processes)
+    size *= training.get("gradient_accumulation_steps", 1)
+    if not 0 < rows < size:
+        return None
+    return f"An optimizer step asks for {size:,} rows, and there are {rows:,}: every step takes all rows, and an epoch is one step."
+
+
 def no_full_batch(rows: int, size: int) -> str:
     """Say that a run has no step, because its rows are fewer than one batch of all processes."""
     return (

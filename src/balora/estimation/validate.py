@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from balora.checkpoints.run_directory import RunDirectory
 from balora.config.run_config import RunConfig
-from balora.config.training_arguments import optimizer_steps
+from balora.config.training_arguments import describe_large_batch, optimizer_steps
 from balora.data.examples import Examples
 from balora.data.packing import pack_training_rows
 from balora.data.perturbations import describe_perturbations
@@ -25,7 +25,7 @@ from balora.loading.stored_values import check_stored_values
 from balora.logging_control import quiet
 from balora.methods import AdaptOptions, Method, find_method
 from balora.methods.adaptation import check_options
-from balora.methods.init.calibration import check_num_rows, num_calibration_rows
+from balora.methods.init.calibration import describe_fewer_rows
 from balora.methods.quantization.quantize import loaded_bits
 from balora.models.adapted_model import base_model_of
 from balora.models.packed_attention import packing_problem
@@ -98,13 +98,15 @@ def validate(config: RunConfig) -> ValidationReport:
             report.notes += rows.notes
             if config.data.streaming:
                 report.notes.append(f"data.streaming: only the first {report.rows:,} examples were looked at.")
+            large = describe_large_batch(report.rows, config.training)
+            report.notes += [large] if large and not config.data.streaming else []
             steps = report.check(lambda: optimizer_steps(report.rows, config.training))
             report.check(lambda: generative_metrics_for(config, examples, rows, target or tokenizer))
             if cache is not None:
                 report.check(lambda: cache.require_rows([row_key(row) for row in rows.train]))
             if spec.needs_data and options is not None:
-                wanted = num_calibration_rows(options.extra)
-                report.check(lambda: check_num_rows(wanted, singles))
+                fewer = describe_fewer_rows(options.extra, singles)
+                report.notes += [fewer] if fewer else []
     if checkpoint is not None and examples is not None:
         report.check(lambda: directory.check_data(examples.digest))
         report.notes += [IGNORED_DATA_SKIP] if config.training.get("ignore_data_skip") else []

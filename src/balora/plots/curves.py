@@ -6,7 +6,7 @@ Every function draws at least one panel, writes a PNG and an SVG file, and retur
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,6 +16,9 @@ from balora.plots.style import LEVEL, axes_grid, label_axes, legend_below, marks
 
 _LINE_STYLES = {"pissa": (0, (4, 2)), "lora": "-", "balora": "-"}
 """PiSSA and BA-LoRA often coincide: PiSSA is dashed and drawn above the broad line of BA-LoRA."""
+
+
+_POINTS: dict[str, Any] = {"markersize": 5, "linewidth": 1.6, "capsize": 2}
 
 
 class Estimate(Protocol):
@@ -61,7 +64,8 @@ def curves_figure(panels: Sequence[Panel], path: Path) -> list[Path]:
     for axes, panel in zip(row, panels, strict=True):
         marks = marks_of(panel.series)
         for number, (name, points) in enumerate(panel.series.items()):
-            colour, dash = marks[name][0], _LINE_STYLES.get(name, (0, (1, 1)))
+            mark = marks[name]
+            colour, dash = mark.colour, _LINE_STYLES.get(name, mark.dash)
             width, order = (3.0 if name == "balora" else 1.6), (3 if name == "pissa" else 2) + number / 10
             x = [point.x for point in points]
             means = np.asarray([point.mean for point in points])
@@ -102,11 +106,12 @@ def _draw_points(axes: Axes, panel: Panel, shift: Callable[[float, float], float
     """Draw the series and the level. ``shift`` moves x a little per series, so that error bars do not hide each other."""
     marks = marks_of(panel.series)
     for number, (name, points) in enumerate(panel.series.items()):
-        colour, marker = marks[name]
+        mark = marks[name]
+        colour, marker = mark.colour, mark.marker
         offset = number - (len(panel.series) - 1) / 2
         x, means = [shift(point.x, offset) for point in points], [point.mean for point in points]
         spread = [point.deviation or 0.0 for point in points]
-        axes.errorbar(x, means, spread, color=colour, marker=marker, markersize=5, linewidth=1.6, capsize=2, label=name)
+        axes.errorbar(x, means, spread, color=colour, marker=marker, linestyle=mark.dash, **_POINTS, label=name)
     if panel.level is not None:
         name, level = panel.level
         axes.axhline(level.mean, color=LEVEL, linestyle="--", linewidth=1.4, label=name)

@@ -49,7 +49,7 @@ def dots_figure(panels: Sequence[DotPanel], path: Path, kinds: tuple[str, str], 
 def _draw(axes: Axes, panel: DotPanel) -> None:
     marks = marks_of(panel.rows)
     for row, (name, pair) in enumerate(panel.rows.items()):
-        colour, marker = marks[name]
+        colour, marker = marks[name].colour, marks[name].marker
         for estimate, y, fill in zip(pair, (row - _OFFSET, row + _OFFSET), (colour, "white"), strict=True):
             if estimate is not None:
                 mark: Any = {"marker": marker, "markerfacecolor": fill, "markersize": 7, "linestyle": ""}

@@ -42,7 +42,7 @@ def frontier_figure(
 
     Args:
         curves: Points of each curve in the order of its knob.
-        path: File name without suffix, for a PNG and an SVG file.
+        path: File name without suffix, for a PNG, an SVG and a PDF file.
         x_label: Name and unit of the drift.
         y_label: Name of the score.
         title: Title.
@@ -54,13 +54,14 @@ def frontier_figure(
     axes = figure.subplots()
     marks = marks_of(curves)
     for name, points in curves.items():
-        colour, marker = marks[name]
+        colour, marker = marks[name].colour, marks[name].marker
         axes.errorbar(
             [p.x for p in points],
             [p.y for p in points],
             xerr=_reach([p.x for p in points], [p.x_interval for p in points]),
             yerr=_reach([p.y for p in points], [p.y_interval for p in points]),
-            color=colour, marker=marker, markersize=5, linewidth=1.6, elinewidth=0.9, capsize=2, label=name,
+            color=colour, marker=marker, linestyle=marks[name].dash, label=name,
+            markersize=5, linewidth=1.6, elinewidth=0.9, capsize=2,
         )  # fmt: skip
         for point in points:
             axes.annotate(point.label, (point.x, point.y), (4, 4), textcoords="offset points", fontsize=7, color=colour)
@@ -82,7 +83,7 @@ def frontier_figure(
         axes.invert_yaxis()
     label_axes(axes, title, x_label, y_label)
     axes.legend(frameon=False, fontsize=9)
-    return save(figure, path)
+    return save(figure, path, pdf=True)
 
 
 def _reach(means: Sequence[float], intervals: Sequence[tuple[float, float] | None]) -> list[list[float]]:

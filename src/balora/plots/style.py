@@ -1,33 +1,83 @@
 """Colours, axes and files of all figures.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; marker shapes stay distinct in grey.
+The main colours are Okabe and Ito's, which colour-blind readers can tell apart; marker shapes stay distinct in grey. A method has
+the same colour in every figure and on every page, whatever else is drawn there. Its variants (``lora+reg``, ``lora, method.rank
+8``) have the method's colour, and differ in marker and dash.
 """
 
-import itertools
+import dataclasses
+import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-Mark = tuple[str, str]
-"""Colour and marker shape."""
-MARKS: dict[str, Mark] = {"lora": ("#0072B2", "o"), "pissa": ("#E69F00", "s"), "balora": ("#009E73", "^")}
-OTHERS: tuple[Mark, ...] = (("#CC79A7", "D"), ("#56B4E9", "v"), ("#D55E00", "P"))
+from balora.methods.registry import METHODS
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """Look of one label: colour, marker shape, and dash of its lines."""
+
+    colour: str
+    marker: str
+    dash: Any = "-"
+
+
+_MAIN = {"lora": ("#0072B2", "o"), "pissa": ("#E69F00", "s"), "balora": ("#009E73", "^")}
+_COLOURS = ("#CC79A7", "#56B4E9", "#D55E00", "#7A5195", "#8C564B", "#7F7F7F", "#9A8F00")
+_MARKERS = ("D", "v", "P", "X", "p", "h", "<", ">", "*", "d")
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (4, 1.5, 1, 1.5)))
+METHOD_MARKS: dict[str, Mark] = {name: Mark(*mark) for name, mark in _MAIN.items()}
+"""Mark of every method. The three methods of the paper have a colour of their own; the others share seven, and no two of them
+have the same colour and marker."""
+for _number, _name in enumerate(name for name in METHODS if name not in _MAIN):
+    METHOD_MARKS[_name] = Mark(_COLOURS[_number % len(_COLOURS)], _MARKERS[_number % len(_MARKERS)])
+TERMS = ("consistency", "diversity", "variance", "spectral")
+"""Regularizers in the order of a page."""
+TERM_COLOURS = {"consistency": "#2F6DB5", "diversity": "#B4508C", "variance": "#8A7A00", "spectral": "#C2571A"}
+"""Colour of each regularizer, readable on a light and on a dark page."""
 LEVEL = "#444444"
 """Colour of reference lines."""
+_METHOD = re.compile(r"[\w-]+")
 
 
-def marks_of(names: Iterable[str]) -> dict[str, Mark]:
-    """Choose a colour and a marker for each name; LoRA, PiSSA and BA-LoRA look the same in every figure.
+def method_of(label: str) -> str | None:
+    """Return the method that a label begins with; None if it begins with none.
 
     Example:
-        >>> marks_of(["pissa", "other"])
-        {'pissa': ('#E69F00', 's'), 'other': ('#CC79A7', 'D')}
+        >>> method_of("lora+reg, method.rank 8"), method_of("ours: C+D")
+        ('lora', None)
     """
-    spare = itertools.cycle(OTHERS)
-    return {name: MARKS.get(name) or next(spare) for name in names}
+    found = _METHOD.match(label)
+    return found[0] if found and found[0] in METHOD_MARKS else None
+
+
+def marks_of(labels: Iterable[str]) -> dict[str, Mark]:
+    """Choose a mark for each label: that of its method; further labels of the method have another marker and dash.
+
+    Labels that begin with no method have the colours of the methods outside the paper, in the order of the labels.
+
+    Example:
+        >>> marks_of(["pissa", "pissa+reg"])["pissa+reg"]
+        Mark(colour='#E69F00', marker='D', dash=(0, (5, 1.5)))
+    """
+    marks: dict[str, Mark] = {}
+    used: dict[str | None, int] = {}
+    for label in dict.fromkeys(labels):
+        method = method_of(label)
+        number = used[method] = used.get(method, -1) + 1
+        if method is None:
+            marks[label] = Mark(_COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)])
+        elif number == 0:
+            marks[label] = METHOD_MARKS[method]
+        else:
+            marker, dash = _MARKERS[(number - 1) % len(_MARKERS)], _DASHES[number % len(_DASHES)]
+            marks[label] = Mark(METHOD_MARKS[method].colour, marker, dash)
+    return marks
 
 
 def axes_grid(figure: Figure, count: int, columns: int) -> list[Axes]:
@@ -52,10 +102,17 @@ def legend_below(axes: Axes, gap: float = 0.24) -> None:
     axes.legend(frameon=False, fontsize=9, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -gap))
 
 
-def save(figure: Figure, path: Path) -> list[Path]:
-    """Write a figure as PNG and SVG beside ``path``, which has no suffix. The same data give the same bytes."""
-    written = [path.with_suffix(".png"), path.with_suffix(".svg")]
-    with matplotlib.rc_context({"svg.hashsalt": "balora"}):
+_UNDATED: dict[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+
+
+def save(figure: Figure, path: Path, *, pdf: bool = False) -> list[Path]:
+    """Write a figure as PNG and SVG, and as PDF if wanted, beside ``path``. The same data give the same bytes.
+
+    ``path`` has no suffix; a point in its name belongs to the name.
+    """
+    written = [path.parent / f"{path.name}{suffix}" for suffix in (".png", ".svg", *([".pdf"] if pdf else []))]
+    # Type 42: text in the PDF stays text, which journals ask for.
+    with matplotlib.rc_context({"svg.hashsalt": "balora", "pdf.fonttype": 42}):
         for file in written:
-            figure.savefig(file, dpi=160, metadata={"Date": None} if file.suffix == ".svg" else None)
+            figure.savefig(file, dpi=160, metadata=_UNDATED.get(file.suffix))
     return written

@@ -6,7 +6,7 @@ from typing import Any
 
 from balora.experiments.compare.plan import configuration_label
 from balora.experiments.compare.rows import Row, differing_provenance
-from balora.plots.inline_svg import TERMS
+from balora.plots.style import TERMS
 from balora.report.sections import Run, Section
 from balora.report.tables import list_some
 

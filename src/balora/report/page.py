@@ -9,7 +9,8 @@ from balora.checkpoints.provenance import provenance
 from balora.errors import BALoraError
 from balora.experiments.compare.evaluation import Say
 from balora.plots.html import write_page
-from balora.plots.inline_svg import Curves, InlineFigure, curve_figure, regularizer_figures
+from balora.plots.inline_svg import Curves, InlineFigure, curve_figure, regularizer_figures, single_values
+from balora.plots.style import TERMS
 from balora.report import tables
 from balora.report.findings import find_warnings
 from balora.report.samples import MAX_NEW_TOKENS, generate_samples
@@ -96,6 +97,7 @@ def _section_values(section: Section, baseline: str | None, sample_count: int, s
         "score_figures": tables.score_figures(comparison),
         "curves": _curve_figures(section, curves),
         "regularizers": regularizer_figures(curves),
+        "once": _logged_once(section, curves),
         "files": read_figures(section.directory),
         "samples": samples,
         "differing": differing,
@@ -115,6 +117,20 @@ def _curve_figures(section: Section, curves: Curves) -> list[InlineFigure]:
         if any(sum(key in line for line in lines) > 1 for _, lines in curves):
             figures.append(curve_figure(curves, key, f"evaluation: {score}"))
     return [figure for figure in figures if figure is not None]
+
+
+def _logged_once(section: Section, curves: Curves) -> str:
+    """Say which values were logged once in training and therefore have no curve; empty if there are none."""
+    keys = ["task", "grad_norm", *TERMS]
+    if not any("task" in line for _, lines in curves for line in lines):
+        keys[0] = "loss"
+    once = {key: single_values(curves, key) for key in keys}
+    texts = [
+        f"{key} {tables.list_some((f'{value:.4g} ({label}, step {step})' for label, step, value in found), 4)}"
+        for key, found in once.items()
+        if found
+    ]
+    return f"Logged once, which is no curve: {'; '.join(texts)}." if texts else ""
 
 
 def _by_config_section(settings: Sequence[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:

@@ -17,7 +17,7 @@ from balora.experiments.compare.plan import REGULARIZED, configuration_label
 from balora.experiments.compare.rows import Row, Status
 from balora.files import read_json
 from balora.methods import METHODS
-from balora.plots.inline_svg import TERMS
+from balora.plots.style import TERMS
 from balora.training.callbacks import METRICS, read_metrics
 
 _MAX_DEPTH = 3

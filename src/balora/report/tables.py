@@ -8,6 +8,7 @@ from typing import Any
 from balora.errors import BALoraError, suggest
 from balora.evaluation.significance.items import Items
 from balora.experiments.compare import tables
+from balora.experiments.compare.best import describe_best, explain_best, find_best
 from balora.experiments.compare.evaluation import EvaluationPlan
 from balora.experiments.compare.plan import configuration_label, format_value
 from balora.experiments.compare.rows import Row, read_items, score_names
@@ -27,6 +28,8 @@ class Table:
     header: Sequence[str]
     lines: Sequence[Sequence[str]]
     note: str = ""
+    best: frozenset[tuple[int, int]] = frozenset()
+    """Line and column of the cells that are the best of their column."""
 
 
 def require_baseline(directory: Path, sections: Sequence[Section], baseline: str) -> None:
@@ -58,8 +61,11 @@ def compare_rows(section: Section, baseline: str | None) -> Comparison:
 
 def score_tables(section: Section, comparison: Comparison) -> list[Table]:
     """Make the tables of scores, of differences to the baseline, and of `balora evaluate` results."""
-    header, lines = tables.main_table(comparison)
-    found = [Table(title="Scores and cost", header=header, lines=lines, note=tables.CAPTION)]
+    best = find_best(comparison)
+    header, lines = tables.mark_best(comparison, tables.main_table(comparison), best, "{}", "{} †")
+    note = " ".join([tables.CAPTION, *([explain_best(best), *describe_best(comparison, best)] if best else [])])
+    cells = frozenset((found.group, header.index(score)) for score, found in best.items())
+    found = [Table(title="Scores and cost", header=header, lines=lines, note=note, best=cells)]
     if comparison.baseline is not None and any(group.differences for group in comparison.groups):
         header, lines = tables.difference_table(comparison)
         title = f"Difference to {comparison.baseline}, paired by seed"

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from balora.checkpoints.run_directory import (
     step_and_loss_sum,
 )
 from balora.config.run_config import RunConfig
-from balora.config.training_arguments import optimizer_steps
+from balora.config.training_arguments import describe_large_batch, optimizer_steps
 from balora.data.collate import make_collator, shortest_first
 from balora.data.examples import Examples
 from balora.data.packing import pack_training_rows
@@ -144,6 +144,10 @@ def _run(
         if resumed and config.training.get("ignore_data_skip"):
             notices.append(IGNORED_DATA_SKIP)
             log(IGNORED_DATA_SKIP)
+        if isinstance(trainer.train_dataset, Sized):
+            size, processes = len(trainer.train_dataset), trainer.accelerator.num_processes
+            if (large := describe_large_batch(size, config.training, processes)) is not None:
+                log(large)
         directory.update_record(
             status="running",
             resumed=resumed,

@@ -25,6 +25,7 @@ from balora.teacher.logit_cache import LogitCache
 from balora.teacher.pretrained import PretrainedTeacher
 from balora.training.anchor_term import STATE as ANCHOR_STATE
 from balora.training.anchor_term import AnchorTerm
+from balora.training.hub import push_trained
 from balora.training.stopping import StopRequest
 
 CONSISTENCY_STATE = "consistency_state.json"
@@ -49,6 +50,11 @@ class SavingMixin(_Base):
     _origin: ckpt.InitialWeights | None = None
     _keep_best: RestoreBestCheckpoint | None = None
     _staging: Path | None = None
+
+    def results_directory(self) -> Path:
+        """Return the directory of the checkpoints; `TrialsMixin` gives each trial of a search its own."""
+        raise NotImplementedError
+
     stop_request: StopRequest | None = None
     """Set by `balora.training.run.run`, which handles the signals."""
     _epoch_ended_at = -1
@@ -68,7 +74,7 @@ class SavingMixin(_Base):
             self.args.save_only_model = False  # a resume needs the state of the optimizer
         super()._maybe_log_save_evaluate(*args, **kwargs)
         if stop:
-            if not (Path(self.args.output_dir) / f"checkpoint-{step}").is_dir():
+            if not (self.results_directory() / f"checkpoint-{step}").is_dir():
                 self._save_checkpoint(self.model, trial=None)
             raise Interrupted
 
@@ -95,7 +101,7 @@ class SavingMixin(_Base):
             self.args.save_total_limit = limit
         if self.args.should_save:
             rotate_checkpoints(
-                output_dir=self.args.output_dir,
+                output_dir=str(self.results_directory()),
                 save_total_limit=limit,
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=True,
@@ -104,7 +110,7 @@ class SavingMixin(_Base):
     def staged(self) -> AbstractContextManager[Path]:
         """Return a staging directory in the run directory; the main process makes it and moves its content into place."""
         wait = self.accelerator.wait_for_everyone
-        return ckpt.staged(Path(self.args.output_dir), main=self.args.should_save, wait=wait)
+        return ckpt.staged(self.results_directory(), main=self.args.should_save, wait=wait)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
@@ -113,7 +119,7 @@ class SavingMixin(_Base):
         """Add balora's own files to the checkpoint that the Trainer has written."""
         if self.state.best_global_step == self.state.global_step:
             # The Trainer recorded the staging directory; the state must name the checkpoint's final path.
-            self.state.best_model_checkpoint = str(Path(self.args.output_dir) / checkpoint.name)
+            self.state.best_model_checkpoint = str(self.results_directory() / checkpoint.name)
         if self.args.should_save:
             ckpt.write_initial_weights(checkpoint, self.origin())
             if self.method is not None and self.method.state is not None:
@@ -144,8 +150,46 @@ class SavingMixin(_Base):
         return self._origin
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """Refuse to push to the hub, as an argument and as a call."""
-        raise BALoraError(f"push_to_hub is not supported in training: {NO_PUSH}")
+        """Refuse ``push_to_hub=True``, which would upload checkpoints while they are written."""
+        raise BALoraError(
+            f"push_to_hub is not supported in training: {NO_PUSH} In a script, call trainer.push_to_hub() after the training."
+        )
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Upload the trained model in a form that plain peft or transformers reads, with its model card.
+
+        A low-rank method is uploaded as a LoRA on the pre-trained weights, every other method as a merged model; both are
+        compared with the trained model first. The repository is ``args.hub_model_id``, or the name of ``args.output_dir``.
+
+        Args:
+            commit_message: Message of the commit.
+            blocking: Whether to wait for the upload; if not, a Future is returned.
+            token: Token of the hub; default ``args.hub_token``, or the one that is logged in.
+            revision: Branch to commit to; default ``main``.
+            private: Whether a new repository is private. Default: ``args.hub_private_repo``, and private if that is None.
+            kwargs: None: transformers' fields of the model card are not used, because balora writes its own card.
+
+        Raises:
+            BALoraError: A field of the model card was given, or the model could not be exported or uploaded.
+        """
+        if kwargs:
+            raise BALoraError(
+                f"push_to_hub has no argument {next(iter(kwargs))} here: balora writes the model card. Leave it out, and edit "
+                "README.md on the hub."
+            )
+        if not self.is_world_process_zero():
+            return None
+        return push_trained(
+            self, commit_message=commit_message, blocking=blocking, token=token, revision=revision, private=private
+        )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model as the Trainer does. If a script calls this, save the record that `balora.load` needs as well."""
@@ -198,7 +242,7 @@ class SavingMixin(_Base):
             raise BALoraError(f"{checkpoint} is not a checkpoint that balora wrote ({ckpt.MANIFEST} is missing).")
         ckpt.check_manifest(checkpoint)
         check_resumable(checkpoint)
-        best = find_best_checkpoint(checkpoint, Path(self.args.output_dir), needed=self.args.load_best_model_at_end)
+        best = find_best_checkpoint(checkpoint, self.results_directory(), needed=self.args.load_best_model_at_end)
         target = self.model if model is None else model
         frozen = self.origin().frozen if is_sharded(target) else None
         initial = ckpt.read_initial_weights(checkpoint)
@@ -221,7 +265,7 @@ class SavingMixin(_Base):
         load_trainable(self.model, ckpt.read_trained(Path(self.state.best_model_checkpoint), self.model))
 
     def _nonfinite_message(self, name: str, step: int) -> str:
-        last = ckpt.newest_checkpoint(Path(self.args.output_dir))
+        last = ckpt.newest_checkpoint(self.results_directory())
         checkpoint = f"The last good checkpoint is {last}." if last else "There is no checkpoint yet."
         return (
             f"The {name} became NaN or infinite at step {step}. {checkpoint} Lower the learning rate or that term's weight, or use "

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset, Subset
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from balora.anchoring.budget import BudgetWeight
 from balora.anchors import Anchors
 from balora.config.validation import Problems, build_regularization
 from balora.data.collate import IGNORED, count_packed_tokens, shortest_first
-from balora.errors import BALoraError, raise_all
+from balora.errors import BALoraError, raise_all, suggest
 from balora.methods.initial_state import initial_state_of, refresh_initial_state
 from balora.methods.registry import Method, find_method
 from balora.models.adapted_model import base_model_of
@@ -51,16 +51,20 @@ from balora.training.trainer_checks import (
     check_arguments,
     check_initial_teacher,
     check_sharding,
+    describe_small_vocabulary,
     refuse_inactive_adapters,
     refuse_masked_rows,
     refuse_training_without_step,
     warn_about_trained_adapter,
 )
+from balora.training.trials import TrialsMixin
 
 logger = logging.getLogger("balora")
+_BOUND = ("method", "_objective", "teacher", "teacher_cache", "logit_cache", "step", "anchor_term", "_origin")
+"""Attributes of a trainer that hold its model, or what was computed from it."""
 
 
-class RegularizedTrainerMixin(SavingMixin):
+class RegularizedTrainerMixin(TrialsMixin, SavingMixin):
     """Mixin of `BALoraTrainer` with its arguments; place it before a `transformers.Trainer` class in the bases."""
 
     def __init__(
@@ -78,60 +82,91 @@ class RegularizedTrainerMixin(SavingMixin):
         check_processes(self.accelerator)
         check_arguments(self)
         refuse_reentrant_checkpointing(self.args, self.accelerator)
+        self._regularization_argument, self._loss_path = regularization, loss_path
+        self._teacher_cache_argument, self._teacher_offload = teacher_cache, teacher_offload
+        self.anchors = anchors
+        self.anchor_store: Path | None = None
+        """Directory of generated anchors that several runs share; None for none."""
+        self.loss_is_scaled_for_ga = True  # by num_items and share, see compute_loss
+        self._bind({}, initial)
+
+    def _bind(self, changes: Mapping[str, Any], initial: Mapping[str, Tensor] | None = None) -> None:
+        """Make everything that belongs to the model: task, objective, teacher, step and callbacks.
+
+        Args:
+            changes: Fields of the regularization that a trial of a search changes.
+            initial: Initial values of the trainable tensors; None for those that the model has now.
+        """
+        self._release()
+        self._is_bound = True
         model: nn.Module = self.model
+        loss_path, teacher_cache = self._loss_path, self._teacher_cache_argument
         self.task = infer_task(model)
         classifies = self.task in ("classification", "regression")
         initial_state = initial_state_of(model)
         self.method: Method | None = find_method(initial_state.method) if initial_state else None
         own = self.method.objective if self.method is not None else None
-        self.regularization = regularization = regularization_of(regularization, self.task, own)
+        regularization = regularization_of(self._regularization_argument, self.task, own)
+        self.regularization = regularization = changed_regularization(regularization, changes)
         num_labels = getattr(model.config, "num_labels", None)
-        self.objective = Objective(regularization, self.task, num_labels=num_labels, loss_path=loss_path)
-        for notice in self.objective.notices:
+        self._objective = Objective(regularization, self.task, num_labels=num_labels, loss_path=loss_path)
+        if (notice := describe_small_vocabulary(model, self._objective)) is not None:
+            self._objective.notices.append(notice)
+        for notice in self._objective.notices:
             logger.warning(notice)
         if classifies and regularization.teacher_head == "probe" and initial is None:
             self._fit_head()
         # The teacher and the checkpoints use the same copy of the initial values.
-        self.teacher = PretrainedTeacher(model, initial, offload=teacher_offload)
-        self.teacher_cache, self.logit_cache = select_caches(self.objective, teacher_cache)
+        self.teacher = PretrainedTeacher(model, initial, offload=self._teacher_offload)
+        self.teacher_cache, self.logit_cache = select_caches(self._objective, teacher_cache)
         if self.logit_cache is not None:
             self.logit_cache.device = self.args.device
         self.step: TrainStep = (
-            GenerationStep(model, self.objective, self.teacher, self.teacher_cache)
-            if self.objective.generates
-            else ClassificationStep(model, self.objective, self.teacher, self.logit_cache)
+            GenerationStep(model, self._objective, self.teacher, self.teacher_cache)
+            if self._objective.generates
+            else ClassificationStep(model, self._objective, self.teacher, self.logit_cache)
         )
         self.subsampler = Subsampler(regularization, self.args.seed, self.args.process_index)
         self.loss_meter = LossMeter(self.task)
         budget = regularization.consistency_budget
         self.consistency_weight = None if budget is None else BudgetWeight(regularization.consistency, budget)
         self._eval_losses: list[tuple[Tensor, Tensor]] = []  # mean loss and number of targets of each batch
-        self.anchors = anchors
         self.anchor_term: AnchorTerm | None = None
-        self.anchor_store: Path | None = None
-        """Directory of generated anchors that several runs share; None for none."""
-        self.loss_is_scaled_for_ga = True  # by num_items and share, see compute_loss
+        self._origin = None
         self._initial_state_checked = False
         initial_state = initial_state_of(model)
         # The initial values are those of the adapter, so the student may have been trained already.
         self._is_resumed = initial is not None and initial_state is not None
-        if initial_state is None and initial is None and self.objective.needs_teacher:
+        if initial_state is None and initial is None and self._objective.needs_teacher:
             warn_about_trained_adapter(model)
         if initial_state is not None:
-            self.objective.notices.extend(initial_state.notices)  # adapt has logged them
+            self._objective.notices.extend(initial_state.notices)  # adapt has logged them
         if classifies and getattr(base_model_of(model).config.get_text_config(), "output_router_logits", False):
             notice = (
                 "output_router_logits has no effect: a classifier returns no load-balancing loss, so none is added."
             )
             logger.warning(notice)
-            self.objective.notices.append(notice)
+            self._objective.notices.append(notice)
         if not self.is_deepspeed_enabled:  # which keeps gradients elsewhere
-            self.add_callback(GradientCheck(model, self.objective.notices))
+            self._bound_callbacks.append(GradientCheck(model, self._objective.notices))
         check_sharding(self.accelerator.state, model, self.method)
         if self.is_fsdp_enabled:
             self.origin()  # needs the weights before FSDP shards them
         if self.method is not None and self.method.after_step is not None:
-            self.add_callback(AfterOptimizerStep(model, self.method.after_step))
+            self._bound_callbacks.append(AfterOptimizerStep(model, self.method.after_step))
+        for callback in self._bound_callbacks:
+            self.add_callback(callback)
+
+    _bound_callbacks: list[TrainerCallback]
+
+    def _release(self) -> None:
+        """Drop everything that belongs to the model."""
+        for callback in getattr(self, "_bound_callbacks", ()):
+            self.remove_callback(callback)
+        self._bound_callbacks = []
+        for name in _BOUND:
+            if name in self.__dict__:
+                delattr(self, name)
 
     def _fit_head(self) -> None:
         """Fit the head before the teacher copies it, so that student and teacher both start from it (method.md, departure 5)."""
@@ -278,7 +313,7 @@ class RegularizedTrainerMixin(SavingMixin):
         if labels is None:
             raise BALoraError(f"The batch has no labels, only {', '.join(sorted(inputs))}. Check the data collator.")
         if not self.model.training:
-            keep_logits = not (self.objective.generates and self._loss_only)
+            keep_logits = not (self._objective.generates and self._loss_only)
             real = num_real_rows(self.accelerator, self._eval_rows, len(labels), self.args.eval_batch_size)
             loss, outputs = self.step.evaluate(model, inputs, labels, keep_logits=keep_logits, real=real)
             self._eval_losses.append((loss.detach().float(), self.step.count_items(labels[:real])))
@@ -287,7 +322,7 @@ class RegularizedTrainerMixin(SavingMixin):
         if not self._initial_state_checked:
             self._check_initial_state(model, inputs, labels)
         step = self.state.global_step
-        weights = self.objective.weights(step / max(1, self.state.max_steps))
+        weights = self._objective.weights(step / max(1, self.state.max_steps))
         if self.consistency_weight is not None:
             weights["consistency"] = self.consistency_weight.advance(step, self._mean_over_processes, self._heat())
         weights["consistency"] *= self.subsampler.step_factor(step)
@@ -376,7 +411,7 @@ class RegularizedTrainerMixin(SavingMixin):
         )
         if real is not None:
             newest[REAL_ROWS] = real
-            if self.objective.generates:
+            if self._objective.generates:
                 newest["labels"] = without_repeated_labels(newest["labels"], real)
         counts = [self.step.count_items(batch["labels"][: batch.get(REAL_ROWS)]) for batch in batch_samples]
         count = torch.stack(counts).sum().to(device)
@@ -393,7 +428,7 @@ class RegularizedTrainerMixin(SavingMixin):
         refuse_inactive_adapters(self.model)
         if self.task == "generation" and is_packed(inputs):
             check_packed_attention(self.model, len(labels), forward=model)
-        if self.objective.needs_teacher and not self._is_resumed:
+        if self._objective.needs_teacher and not self._is_resumed:
             check_initial_teacher(self.step, model, inputs, labels)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -460,6 +495,24 @@ def regularization_of(value: Any, task: str, objective: Mapping[str, Any] | None
         raise
 
 
+def changed_regularization(config: RegularizationConfig, changes: Mapping[str, Any]) -> RegularizationConfig:
+    """Return the regularization with some fields changed, as a search does.
+
+    Raises:
+        BALoraError: A field is unknown, or a value is not allowed.
+
+    Example:
+        >>> changed_regularization(RegularizationConfig(), {"consistency": 0.1}).consistency
+        0.1
+    """
+    known = [field.name for field in dataclasses.fields(RegularizationConfig)]
+    if wrong := [name for name in changes if name not in known]:
+        raise BALoraError(
+            f"The search space has regularization.{wrong[0]}, and there is no such field.{suggest(wrong[0], known)}"
+        )
+    return dataclasses.replace(config, **changes)
+
+
 def count_tokens(inputs: dict[str, Any], labels: Tensor, task: str) -> Tensor | int:
     """Count the tokens of a micro-batch without its padding, on their device; for seq2seq those of both sides."""
     mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
@@ -482,8 +535,9 @@ class BALoraTrainer(RegularizedTrainerMixin, Trainer):
         teacher_offload: Whether the initial values stay in the host's memory between the teacher's forwards.
         anchors: Text on which the model is held to the pre-trained one (`balora.Anchors`); default none.
 
-    All other arguments are `transformers.Trainer`'s. Causal models take unshifted ``labels`` (−100 at positions to ignore);
-    sequence-to-sequence models take ``labels`` and, if the model cannot derive them, ``decoder_input_ids`` aligned with them.
+    All other arguments are `transformers.Trainer`'s. ``model_init``, for `hyperparameter_search`, loads and adapts a model. Causal
+    models take unshifted ``labels`` (−100 at positions to ignore); sequence-to-sequence models take ``labels`` and, if the model
+    cannot derive them, ``decoder_input_ids`` aligned with them.
 
     Raises:
         BALoraError: The model or an argument does not fit the objective; during training, a part became NaN or infinite.

@@ -16,6 +16,7 @@ from balora.errors import BALoraError, raise_all
 from balora.methods.quantization.quantize import loaded_bits
 from balora.methods.registry import Method
 from balora.models.adapted_model import evaluating
+from balora.objective import Objective
 from balora.regularizers import consistency
 from balora.training.train_step import TrainStep
 
@@ -82,12 +83,6 @@ def check_arguments(trainer: Any) -> None:
         problems.append(
             "training.torch_compile is not supported on a GPU: measured there, the gradient of a compiled model was wrong and its "
             "step slower (docs/results/gpu.md). Leave it out."
-        )
-    if getattr(trainer, "model_init", None) is not None:
-        problems.append(
-            "model_init is not supported: train() would make a new model, and the teacher would have the initial values of "
-            "another one. Pass model=balora.adapt(...), and make a trainer for each trial, or vary settings with "
-            "`balora compare --vary`."
         )
     if getattr(trainer, "compute_loss_func", None) is not None:
         problems.append("compute_loss_func is not supported: it would replace the regularized objective. Leave it out.")
@@ -160,6 +155,19 @@ def refuse_masked_rows(rows: Any, count_targets: Callable[[Tensor], Tensor]) -> 
         if count_targets(torch.as_tensor(labels)[None]):
             return
     raise BALoraError(NO_TARGET)
+
+
+def describe_small_vocabulary(model: nn.Module, objective: Objective) -> str | None:
+    """Say that the diversity term takes all tokens, because the vocabulary is not larger than its top_k; None if it is."""
+    head = model.get_output_embeddings() if objective.generates else None  # type: ignore[operator]
+    size = None if head is None or not hasattr(head, "weight") else int(head.weight.shape[0])
+    top_k = objective.config.top_k
+    if size is None or not objective.config.diversity or size >= top_k:
+        return None
+    return (
+        f"The diversity term is to take the {top_k} likeliest tokens (regularization.top_k), and the model has {size}: it takes "
+        "all of them."
+    )
 
 
 def refuse_inactive_adapters(model: nn.Module) -> None:

@@ -11,8 +11,9 @@ import math
 import pytest
 
 from balora.experiments.compare import Comparison, Row, summarise
+from balora.experiments.compare.screen import screen_lines
 from balora.experiments.compare.statistics import MeanStd
-from balora.experiments.compare.tables import plain_lines, to_csv, to_json, to_latex, to_markdown
+from balora.experiments.compare.tables import to_csv, to_json, to_latex, to_markdown
 
 
 def row(variant: str, seed: int, score: float | None, *, axes=None, **more) -> Row:
@@ -85,7 +86,7 @@ def test_all_formats_show_the_same_numbers():
     whole = json.loads(to_json(result))
     assert whole["groups"][1]["scores"]["accuracy"]["mean"] == pytest.approx(0.6)
     assert len(whole["rows"]) == 6
-    assert any("0.6000 ± 0.2000" in line for line in plain_lines(result))
+    assert any("0.6000 ± 0.2000" in line for line in screen_lines(result))
 
 
 def test_a_nan_score_is_left_out_and_counted():

@@ -98,7 +98,9 @@ def test_less_is_better_for_a_loss(tmp_path):
     found = make_frontier(made_up("loss"), VARIANTS, KNOBS)
     assert found.lower_is_better and found.score == "loss"
     written = write_frontier(found, made_up("loss"), tmp_path)
-    assert {path.name for path in written} == {f"frontier.{s}" for s in ("png", "svg", "md", "csv", "json", "html")}
+    assert {path.name for path in written} == {
+        f"frontier.{s}" for s in ("png", "svg", "pdf", "md", "csv", "json", "html")
+    }
     assert all(path.stat().st_size > 500 for path in written)
     page = (tmp_path / "frontier.html").read_text()
     assert "data:image/svg+xml" in page and "Read off the curves" in page

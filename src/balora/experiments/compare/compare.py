@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from balora.checkpoints.lock import locked
 from balora.config.yaml_loader import dump_yaml
 from balora.errors import BALoraError, suggest
+from balora.experiments.compare.best import find_best
 from balora.experiments.compare.engines import Engine, LocalEngine, Task, failure_reason
 from balora.experiments.compare.evaluation import EvaluationPlan, Say
 from balora.experiments.compare.plan import Axes, Cell, Variant, plan, plan_one_by_one
@@ -246,5 +247,8 @@ def _check_scores(comparison: Comparison) -> None:
 def _write(comparison: Comparison, directory: Path) -> None:
     lines = [json.dumps(row.to_dict(), ensure_ascii=False) + "\n" for row in comparison.rows]
     write_text(directory / ROWS, "".join(lines))
-    for suffix, convert in (("md", to_markdown), ("csv", to_csv), ("json", to_json), ("tex", to_latex)):
-        write_text(directory / f"table.{suffix}", convert(comparison))
+    best = find_best(comparison)
+    write_text(directory / "table.md", to_markdown(comparison, best))
+    write_text(directory / "table.tex", to_latex(comparison, best))
+    write_text(directory / "table.csv", to_csv(comparison))
+    write_text(directory / "table.json", to_json(comparison))

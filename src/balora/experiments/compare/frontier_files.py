@@ -1,4 +1,4 @@
-"""Files of a frontier: figure (PNG, SVG), tables (Markdown, CSV), JSON, and a page of HTML."""
+"""Files of a frontier: figure (PNG, SVG, PDF), tables (Markdown, CSV), JSON, and a page of HTML."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import csv
 import dataclasses
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from balora.evaluation.significance.intervals import COVERAGE
 from balora.experiments.compare.frontier import Estimate, Frontier, Reading
 from balora.experiments.compare.rows import DRIFT
+from balora.experiments.compare.screen import fit_table
 from balora.experiments.compare.tables import Comparison, markdown_table, provenance_note
 from balora.files import write_text
+from balora.terminal import wrap
 
 NAME = "frontier"
 
@@ -82,14 +85,13 @@ def readings_table(frontier: Frontier) -> tuple[list[str], list[list[str]]]:
 
 
 def plain_lines(frontier: Frontier) -> list[str]:
-    """Return points and readings in aligned columns, for a terminal."""
+    """Return points and readings in aligned columns within the width of the terminal."""
     lines: list[str] = []
+    width = shutil.get_terminal_size().columns
     for header, cells in (points_table(frontier), readings_table(frontier)):
         if cells:
-            rows = [header, *cells]
-            widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-            lines += ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows] + [""]
-    return [*lines, *frontier.notes]
+            lines += [*fit_table(header, cells, 2, width), ""]
+    return [*lines, *(line for note in frontier.notes for line in wrap(note, width).split("\n"))]
 
 
 def to_csv(frontier: Frontier) -> str:

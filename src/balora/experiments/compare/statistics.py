@@ -143,7 +143,7 @@ def summarise(
         first, finished = group[0], [row for row in group if row.status == "finished"]
         partners = {} if first.variant == baseline else _baseline_runs(rows, first.axes, baseline)
         means = {name: _mean(finished, name, items) for name in scores}
-        differences = {name: _difference(finished, partners, name, items) for name in scores}
+        differences = {name: difference_of(finished, partners, name, items) for name in scores}
         groups.append(
             Group(
                 variant=first.variant,
@@ -188,9 +188,17 @@ def _mean(rows: Sequence[Row], score: str, items: ItemsOf | None) -> MeanStd | N
     return dataclasses.replace(mean, error=(found.error or None) if found else None)
 
 
-def _difference(
+def difference_of(
     rows: Sequence[Row], partners: Mapping[int, Row], score: str, items: ItemsOf | None
 ) -> Difference | None:
+    """Return the mean difference of some rows to their partners, paired by seed; None if no pair has the score.
+
+    Args:
+        rows: Runs of one configuration.
+        partners: Runs of the other configuration by seed.
+        score: Name of the score.
+        items: Reader of the runs' results by item; None for an error over seeds alone.
+    """
     pairs = [
         (row, partners[row.seed])
         for row in rows

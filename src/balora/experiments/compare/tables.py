@@ -1,5 +1,7 @@
 """Tables of a comparison as Markdown, CSV, JSON and LaTeX, all from the same groups."""
 
+from __future__ import annotations
+
 import csv
 import dataclasses
 import io
@@ -8,13 +10,16 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from balora.experiments.compare.plan import format_value
 from balora.experiments.compare.rows import Row
 from balora.experiments.compare.statistics import Difference, Group, ItemsOf, MeanStd
 
-LOWER_IS_BETTER = ("loss", "mse", "mae")
+if TYPE_CHECKING:
+    from balora.experiments.compare.best import Best
+
+LOWER_IS_BETTER = ("loss", "perplexity", "mse", "rmse", "mae", "drift")
 CAPTION = (
     "Mean ± standard deviation over seeds; se: standard error of the mean. Time: training time. Memory: peak memory of the run's "
     "process. Trainable: number of trainable parameters."
@@ -57,9 +62,13 @@ class Comparison:
         return [row for row in self.rows if row.status != "finished"]
 
 
-def to_markdown(comparison: Comparison) -> str:
-    """Write the scores, the differences to the baseline, the failed runs and the provenance."""
-    parts = [markdown_table(*main_table(comparison)), CAPTION]
+def to_markdown(comparison: Comparison, best: Mapping[str, Best] | None = None) -> str:
+    """Write the scores, the differences to the baseline, the failed runs and the provenance.
+
+    With ``best`` (from `find_best`) the best of each score is bold, and what is not told apart from it has a dagger.
+    """
+    table = mark_best(comparison, main_table(comparison), best or {}, "**{}**", "{} †")
+    parts = [markdown_table(*table), CAPTION, *_best_notes(comparison, best or {})]
     if comparison.baseline is not None:
         parts.append(f"Difference to {comparison.baseline}, paired by seed")
         parts += [markdown_table(*difference_table(comparison)), interval_note(comparison)]
@@ -69,13 +78,20 @@ def to_markdown(comparison: Comparison) -> str:
     return "\n\n".join([*parts, *comparison.notes, provenance_note(comparison.about)]) + "\n"
 
 
-def to_latex(comparison: Comparison) -> str:
-    """Write the same tables as `tabular` environments; failed runs and notes are LaTeX comments."""
-    parts = [_latex_table(*main_table(comparison))]
+def to_latex(comparison: Comparison, best: Mapping[str, Best] | None = None) -> str:
+    """Write the same tables as `tabular` environments with the rules of booktabs; failed runs and notes are LaTeX comments."""
+    header, lines = main_table(comparison)
+    escaped = header, [[_escape_latex(cell) for cell in line] for line in lines]
+    marked = mark_best(comparison, escaped, best or {}, r"\textbf{{{}}}", r"{}$^{{\dagger}}$")
+    parts = [
+        "% In the preamble: \\usepackage{booktabs}",
+        _latex_table(header, marked[1]),
+        *(f"% {note}" for note in (CAPTION, *_best_notes(comparison, best or {}))),
+    ]
     if comparison.baseline is not None:
         parts += [
             f"% Difference to {comparison.baseline}, paired by seed.",
-            _latex_table(*difference_table(comparison)),
+            _latex_table(*_escaped(difference_table(comparison))),
             f"% {interval_note(comparison)}",
         ]
     notes = [*(f"{row.run}: {row.reason}" for row in comparison.failures), *comparison.notes]
@@ -125,14 +141,6 @@ def to_json(comparison: Comparison) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def plain_lines(comparison: Comparison) -> list[str]:
-    """Format the table for a terminal, in aligned columns."""
-    header, cells = main_table(comparison)
-    lines = [header, *cells]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-
-
 def main_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return header and lines of the table of scores and costs."""
     header = ["method", *comparison.axes, "runs", *comparison.scores, "time (s)", "memory (MiB)", "trainable"]
@@ -144,6 +152,30 @@ def main_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         trainable = "-" if group.trainable is None else f"{group.trainable.mean:,.0f}"
         lines.append([*_group_cells(comparison, group), runs, *scores, *costs, trainable])
     return header, lines
+
+
+def mark_best(
+    comparison: Comparison, table: tuple[list[str], list[list[str]]], best: Mapping[str, Best], bold: str, unclear: str
+) -> tuple[list[str], list[list[str]]]:
+    """Mark the cells of the best, and of what is not told apart from it, in a table of `main_table`.
+
+    ``bold`` and ``unclear`` are patterns for the cells, such as ``**{}**``.
+    """
+    header, lines = table[0], [list(line) for line in table[1]]
+    first = 2 + len(comparison.axes)  # after method, axes and runs
+    for column, score in enumerate(comparison.scores, first):
+        if score in best:
+            found = best[score]
+            for number in (found.group, *found.open):
+                pattern = bold if number == found.group else unclear
+                lines[number][column] = pattern.format(lines[number][column])
+    return header, lines
+
+
+def _best_notes(comparison: Comparison, best: Mapping[str, Best]) -> list[str]:
+    from balora.experiments.compare.best import describe_best, explain_best
+
+    return [explain_best(best), " ".join(describe_best(comparison, best))] if best else []
 
 
 def difference_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -203,7 +235,7 @@ def is_loss(score: str) -> bool:
     """Return True if a smaller score is better.
 
     Example:
-        >>> is_loss("loss"), is_loss("accuracy")
+        >>> is_loss("anchor_drift"), is_loss("mt_bench/accuracy")
         (True, False)
     """
     return score.rsplit("/", 1)[-1].rsplit("_", 1)[-1] in LOWER_IS_BETTER
@@ -276,9 +308,14 @@ def _group_cells(comparison: Comparison, group: Group) -> list[str]:
 
 
 def _latex_table(header: list[str], lines: list[list[str]]) -> str:
-    head, *body = [" & ".join(map(_escape_latex, line)) + r" \\" for line in (header, *lines)]
-    rule, columns = r"\hline", "l" * len(header)
-    return "\n".join([rf"\begin{{tabular}}{{{columns}}}", rule, head, rule, "\n".join(body), rule, r"\end{tabular}"])
+    """Write a table whose cells are LaTeX already; only the header is escaped. Methods are left, numbers are right."""
+    head, *body = [" & ".join(line) + r" \\" for line in ([_escape_latex(name) for name in header], *lines)]
+    parts = [rf"\begin{{tabular}}{{@{{}}l{'r' * (len(header) - 1)}@{{}}}}", r"\toprule", head, r"\midrule"]
+    return "\n".join([*parts, *body, r"\bottomrule", r"\end{tabular}"])
+
+
+def _escaped(table: tuple[list[str], list[list[str]]]) -> tuple[list[str], list[list[str]]]:
+    return table[0], [[_escape_latex(cell) for cell in line] for line in table[1]]
 
 
 def _escape_latex(text: str) -> str:

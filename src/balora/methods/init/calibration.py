@@ -4,29 +4,44 @@ Rows run one by one, so that no padding is counted. Shapes: O output features, I
 """
 
 import functools
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from balora.errors import BALoraError
+from balora.methods.initial_state import NOTICES
 from balora.methods.layers.peft_lora import lora_layers
 from balora.methods.layers.weight_views import WeightMatrix, frozen_parameter, weight_matrices
 from balora.methods.method import AdaptOptions, Batches
 from balora.models.adapted_model import evaluating
 
+logger = logging.getLogger("balora")
 
-def calibration_rows(options: AdaptOptions, count: int) -> Batches:
-    """Return ``count`` batches of one row each. Without enough calibration data, raise an error."""
+
+def calibration_rows(options: AdaptOptions, model: nn.Module) -> Batches:
+    """Return the batches, of one row each, that the method computes its initial values from.
+
+    With less data than the method's options ask for, all of it is used, and a notice of ``model`` says so.
+
+    Raises:
+        BALoraError: There is no calibration data.
+    """
     if options.calibration is None:
         raise BALoraError(
             "This method computes its initial values from data: pass calibration=, a function that returns batches of one row each."
         )
-    rows = options.calibration(count)
-    check_num_rows(count, len(rows))
-    return [_without_padding(row) for row in rows]
+    wanted = num_calibration_rows(options.extra)
+    rows = [_without_padding(row) for row in options.calibration(wanted)][:wanted]
+    if not rows:
+        raise BALoraError("The method computes its initial values from training rows, and calibration= returned none.")
+    if (notice := describe_fewer_rows(options.extra, len(rows))) is not None:
+        logger.warning(notice)
+        setattr(model, NOTICES, [*getattr(model, NOTICES, ()), notice])
+    return rows
 
 
 def num_calibration_rows(extra: Mapping[str, Any]) -> int:
@@ -34,13 +49,26 @@ def num_calibration_rows(extra: Mapping[str, Any]) -> int:
     return int(extra["samples"]) * int(extra.get("candidates", 1))
 
 
-def check_num_rows(needed: int, available: int) -> None:
-    """Refuse too little calibration data."""
-    if available < needed:
-        raise BALoraError(
-            f"This method computes its initial values from {needed} rows of training data, and there are {available}. Set "
-            "method.samples lower."
-        )
+def sample_size(extra: Mapping[str, Any], available: int) -> int:
+    """Return the rows in each of a method's calibration samples: ``samples``, or an equal share of too few rows, at least 1.
+
+    Example:
+        >>> sample_size({"samples": 32, "candidates": 8}, 73), sample_size({"samples": 32, "candidates": 8}, 300)
+        (9, 32)
+    """
+    return max(1, min(int(extra["samples"]), available // int(extra.get("candidates", 1))))
+
+
+def describe_fewer_rows(extra: Mapping[str, Any], available: int) -> str | None:
+    """Say that a method's initial values come from fewer rows than its options ask for; None if there are enough."""
+    wanted = num_calibration_rows(extra)
+    if available >= wanted:
+        return None
+    candidates, size = int(extra.get("candidates", 1)), sample_size(extra, available)
+    used = f"all {available} are used"
+    if candidates > 1:
+        used = f"{min(candidates, available)} samples of {size} row{'' if size == 1 else 's'} are used"
+    return f"The initial values are to be computed from {wanted} training rows (method.samples), and there are {available}: {used}."
 
 
 def _without_padding(row: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -70,7 +98,7 @@ def input_covariances(model: nn.Module, rows: Batches) -> dict[str, Tensor]:
     handles = [layer.register_forward_pre_hook(functools.partial(accumulate, name)) for name, layer in layers]
     try:
         with evaluating(model):
-            for row in logging.tqdm(rows, desc="inputs of each layer", disable=None, leave=False):
+            for row in transformers_logging.tqdm(rows, desc="inputs of each layer", disable=None, leave=False):
                 model(**_to_device(model, row))
     finally:
         for handle in handles:
@@ -93,7 +121,7 @@ def weight_gradients(model: nn.Module, rows: Batches) -> list[tuple[WeightMatrix
         for weight in weights:
             weight.requires_grad_(True)
         with evaluating(model), torch.enable_grad():
-            for row in logging.tqdm(rows, desc="gradient of each weight", disable=None, leave=False):
+            for row in transformers_logging.tqdm(rows, desc="gradient of each weight", disable=None, leave=False):
                 (model(**_to_device(model, row)).loss / len(rows)).backward()
         gradients = []
         for matrix in weight_matrices(model):

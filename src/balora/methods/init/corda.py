@@ -15,8 +15,9 @@ from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 
 from balora.errors import BALoraError
-from balora.methods.init.calibration import calibration_rows, input_covariances, num_calibration_rows
+from balora.methods.init.calibration import calibration_rows, input_covariances, sample_size
 from balora.methods.init.residual_init import check_residual_targets, store_all_residuals
+from balora.methods.initial_state import NOTICES
 from balora.methods.layers.peft_lora import lora_layers, with_ranks, wrap_lora
 from balora.methods.layers.weight_views import weight_matrices
 from balora.methods.method import AdaptOptions
@@ -38,7 +39,7 @@ def check_corda(model: nn.Module, options: AdaptOptions) -> None:
 
 def initialize_corda(model: nn.Module, options: AdaptOptions) -> None:
     """Move the chosen components of every target weight into its adapter."""
-    covariances = input_covariances(model, calibration_rows(options, num_calibration_rows(options.extra)))
+    covariances = input_covariances(model, calibration_rows(options, model))
     _set_factors(model, covariances, options.extra["mode"])
 
 
@@ -47,11 +48,12 @@ def initialize_corda_plus(model: nn.Module, options: AdaptOptions) -> nn.Module:
 
     Reference: Yang et al., CorDA++, 2025, eq. 7-10.
     """
-    size = options.extra["samples"]
-    rows = calibration_rows(options, num_calibration_rows(options.extra))
+    rows = calibration_rows(options, model)
+    size = sample_size(options.extra, len(rows))
+    notices = getattr(model, NOTICES, ())
     weights = {matrix.name: matrix.weight_OI.float() for matrix in weight_matrices(model)}
     best: dict[str, tuple[float, Tensor]] = {}
-    for number in range(options.extra["candidates"]):
+    for number in range(min(options.extra["candidates"], len(rows))):
         for name, covariance_II in input_covariances(model, rows[number * size : (number + 1) * size]).items():
             values, log_pi = _spectrum(weights[name], covariance_II, options.extra["compactness"])
             score = selection_score(values, log_pi, options.rank)
@@ -61,6 +63,7 @@ def initialize_corda_plus(model: nn.Module, options: AdaptOptions) -> nn.Module:
     spectra = {name: _spectrum(weights[name], covariances[name], options.extra["compactness"]) for name in weights}
     ranks = allocate_ranks(spectra, {name: tuple(w.shape) for name, w in weights.items()}, options.rank)
     adapted = wrap_lora(model.unload(), with_ranks(options, ranks))  # type: ignore[operator]
+    setattr(adapted, NOTICES, notices)
     assert {name for name, _ in lora_layers(adapted)} == weights.keys()
     _set_factors(adapted, covariances, "kpm")
     return adapted

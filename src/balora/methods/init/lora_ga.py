@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from balora.errors import BALoraError
-from balora.methods.init.calibration import calibration_rows, num_calibration_rows, weight_gradients
+from balora.methods.init.calibration import calibration_rows, weight_gradients
 from balora.methods.init.residual_init import check_residual_targets, store_all_residuals
 from balora.methods.layers.peft_lora import lora_layers, weight_shape
 from balora.methods.method import AdaptOptions
@@ -15,7 +15,7 @@ from balora.methods.method import AdaptOptions
 
 def initialize_lora_ga(model: nn.Module, options: AdaptOptions) -> None:
     """Set the factors from the gradient on the calibration rows, and subtract their product from the weights."""
-    gradients = weight_gradients(model, calibration_rows(options, num_calibration_rows(options.extra)))
+    gradients = weight_gradients(model, calibration_rows(options, model))
     with torch.no_grad():
         for matrix, gradient_OI in gradients:
             matrix.set_factors(*gradient_factors(gradient_OI, matrix.rank, options.extra["gamma"]))
