@@ -148,6 +148,9 @@ class DataConfig(Section):
         description="read the text of special tokens in the data, such as </s>, as these tokens and not as plain text",
     )
     max_length: Whole = Field(default=512, ge=2, description="maximum tokens of an example; the rest is cut off")
+    num_proc: Whole = Field(
+        default=1, ge=1, description="processes that tokenize, for local files from 16 MiB; their result is cached"
+    )
     max_target_length: Whole | None = Field(
         default=None, ge=1, description="seq2seq: maximum tokens of a response; default max_length"
     )
