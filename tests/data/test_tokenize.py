@@ -192,11 +192,12 @@ def test_a_tokenizer_without_end_token_is_reported(jsonl, tokenizer):
 
 
 def test_many_rows_keep_their_order(jsonl, tokenizer, monkeypatch):
-    from balora.data import tokenize as module
+    from balora.data import example_writer, parallel_encoding
 
     path = jsonl(*({"q": "a", "a": str(i)} for i in range(23)))
     expected = tokenize(pair(path), tokenizer).train.to_list()
-    monkeypatch.setattr(module, "_CHUNK", 5)
+    monkeypatch.setattr(parallel_encoding, "BATCH", 5)
+    monkeypatch.setattr(example_writer, "BATCH", 7)
     assert tokenize(pair(path), tokenizer).train.to_list() == expected
 
 

@@ -180,6 +180,9 @@ class DataConfig(Section):
         le=10**7,
         description="with streaming: rows among which the next one is drawn; 1: no shuffling",
     )
+    num_proc: Whole = Field(
+        default=1, ge=1, description="processes that tokenize, for local files from 16 MiB; their result is cached"
+    )
     max_target_length: Whole | None = Field(
         default=None, ge=1, description="seq2seq: maximum tokens of a response; default max_length"
     )

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
@@ -179,6 +180,13 @@ def _pad(sequences: Sequence[Sequence[int]], fill: int, side: str = "right") -> 
     return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=fill, padding_side=side)
 
 
+def lengths_of(rows: Dataset, column: str) -> list[int]:
+    """Return the length of each list in a column, a thousand rows at a time."""
+    table = rows.select_columns([column]).with_format("arrow")
+    batches = (table[start : start + 1000][column] for start in range(0, len(rows), 1000))  # type: ignore[call-overload]
+    return [length for batch in batches for length in pc.list_value_length(batch).to_pylist()]
+
+
 def shortest_first(rows: Any) -> Any:
     """Sort rows by length, so that a batch has little padding. Rows of equal length stay in their order.
 
@@ -186,8 +194,10 @@ def shortest_first(rows: Any) -> Any:
     ``input_ids`` is returned unchanged.
     """
     try:
-        every = rows["input_ids"] if isinstance(rows, Dataset) else [rows[i]["input_ids"] for i in range(len(rows))]
-        lengths = [len(ids) for ids in every]
+        if isinstance(rows, Dataset):
+            lengths = lengths_of(rows, "input_ids")
+        else:
+            lengths = [len(rows[i]["input_ids"]) for i in range(len(rows))]
     except (KeyError, TypeError):
         return rows
     order = sorted(range(len(lengths)), key=lengths.__getitem__)

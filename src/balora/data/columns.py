@@ -1,9 +1,10 @@
 """Conversion of a table's rows to examples of one form. Rows that cannot be used are found here, before training."""
 
 import dataclasses
+import functools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from balora.config.data_columns import number_or_nan
@@ -37,6 +38,7 @@ def used_columns(data: DataConfig) -> dict[str, str]:
     return columns
 
 
+@functools.lru_cache(maxsize=1024)
 def outer_column(name: str) -> str:
     """Return the column that contains the value of a name such as ``conversations[0].value``.
 
@@ -63,7 +65,7 @@ def check_columns(table: Table, data: DataConfig) -> None:
 
 def convert(
     table: Table, data: DataConfig, labels: LabelSet | None, bad: BadRows, *, as_text: bool = False
-) -> list[Row]:
+) -> Iterator[Row]:
     """Convert rows to examples of ``data.form`` (columns: `balora.data.examples.Examples`). ``bad`` collects unusable rows.
 
     With ``as_text``, a class or score becomes the response, as text, and the text columns become the prompt.
@@ -83,7 +85,7 @@ def convert(
 
 
 def given_labels(table: Table, data: DataConfig, refused: Mapping[str, str] | None = None) -> tuple[list[Any], BadRows]:
-    """Return the values of the label column, and the rows without a usable label.
+    """Return the different values of the label column, and the rows without a usable label.
 
     ``refused`` gives, by label, why it is no class.
     """
@@ -97,18 +99,18 @@ def given_labels(table: Table, data: DataConfig, refused: Mapping[str, str] | No
             raise MissingLabel(problem, value) if is_mark(label_key(value)) else RowProblem(problem)
         return value
 
-    return _usable(table, bad, label), bad
+    # 1, 1.0 and True are equal for Python, but different labels.
+    different = {(type(value), value): value for value in _usable(table, bad, label)}
+    return list(different.values()), bad
 
 
-def _usable(table: Table, bad: BadRows, make: Callable[[Row, str], Any]) -> list[Any]:
-    """Return ``make(row, location)`` for every row. ``bad`` collects the rows for which it raises `RowProblem`."""
-    made = []
+def _usable(table: Table, bad: BadRows, make: Callable[[Row, str], Any]) -> Iterator[Any]:
+    """Yield ``make(row, location)`` for every row. ``bad`` collects the rows for which it raises `RowProblem`."""
     for row, location in zip(table.rows, table.locations, strict=True):
         try:
-            made.append(make(row, location))
+            yield make(row, location)
         except RowProblem as problem:
             bad.add(location, str(problem), unlabelled=isinstance(problem, MissingLabel))
-    return made
 
 
 def _pair(row: Row, data: DataConfig, labels: LabelSet | None) -> Row:
@@ -130,11 +132,16 @@ def _texts(row: Row, data: DataConfig, labels: LabelSet | None = None) -> Row:
 def _labelled(row: Row, data: DataConfig, labels: LabelSet | None) -> Row:
     assert data.label is not None and labels is not None
     example, value = _texts(row, data), label_of(row, data.label)
-    number = labels.id_of(value)
+    number = _class_number(labels, value)
     if number is None:
         problem = labels.unknown(value)
         raise MissingLabel(problem, value) if is_mark(label_key(value)) else RowProblem(problem)
     return {**example, "labels": number}
+
+
+@functools.lru_cache(maxsize=4096, typed=True)
+def _class_number(labels: LabelSet, value: Any) -> int | None:
+    return labels.id_of(value)
 
 
 def _scored(row: Row, data: DataConfig, labels: LabelSet | None) -> Row:

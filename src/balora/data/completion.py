@@ -135,7 +135,12 @@ def sample_of(
         table = open_source(name, configuration).read(wanted)
     else:
         return None
-    return table if limit is None else table.take(range(min(limit, len(table.rows))))
+    if limit is None:
+        return table
+    count = min(limit, len(table.rows))
+    return Table(
+        table.name, table.columns, list(table.rows[:count]), table.locations[:count], table.class_names, table.mixed
+    )
 
 
 def _first_lines(path: Path, limit: int) -> Table | None:

@@ -1,38 +1,38 @@
 """`load_examples`: the rows that a config's ``data`` section names, read, checked and converted to one form."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
-import json
 import logging
+import os
 import random
+from array import array
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
-from datasets import Dataset, Features, List, Value
+import numpy as np
+from datasets import Dataset
 
 from balora.config.data_columns import Form
 from balora.config.sections import DataConfig
 from balora.data.columns import check_columns, convert, given_labels, outer_column, used_columns
+from balora.data.data_cache import cache_directory, cached, files_fingerprint, fingerprint, recorded_messages
+from balora.data.example_writer import END_OF_PART, DatasetExamples, ExampleWriter, content
 from balora.data.head_classes import match_head, match_names
 from balora.data.labels import LabelSet, doubts, find_labels, label_key, placeholders
+from balora.data.lazy_rows import LazyRows, Picked
 from balora.data.messages import context_columns
 from balora.data.perturbations import apply_perturbations
 from balora.data.sources import read_tables
-from balora.data.tables import BadRows, Row, Table
+from balora.data.tables import BadRows, Table
 from balora.data.unlabelled import leave_out_unlabelled
 from balora.errors import BALoraError
 
 logger = logging.getLogger("balora")
 _LEAVE_OUT = " (data.unlabelled: leave_out does so for -1)"
-_TEXT = Value("string")
-_MESSAGE = {"role": _TEXT, "content": _TEXT, "more": _TEXT}
-_FEATURES: dict[Form, dict[str, Any]] = {
-    "pair": {"prompt": _TEXT, "input": _TEXT, "response": _TEXT},
-    "messages": {"messages": List(_MESSAGE), "context": _TEXT, "location": _TEXT},
-    "text": {"text": _TEXT},
-    "labelled": {"text": _TEXT, "text_pair": _TEXT, "labels": Value("int64")},
-    "scored": {"text": _TEXT, "text_pair": _TEXT, "labels": Value("float32")},
-}
+_Item = TypeVar("_Item")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,8 @@ class Examples:
     """Counts of what the perturbations did to the training rows; None if there are none."""
     digest: str
     """SHA-256 over all examples in order. It does not depend on the path of the data."""
+    cache: str | None = None
+    """Directory of the cache that has the examples; None if they are in memory."""
 
     @property
     def id2label(self) -> dict[int, str] | None:
@@ -73,15 +75,48 @@ def load_examples(data: DataConfig, task: str, seed: int = 42, *, head: Sequence
 
     The seed determines the perturbations and, if ``data.eval`` is a fraction, the evaluation rows.
     ``head`` has the classes of the model's own classification head, in its order: the classes of the data take that order.
+    Examples of large local files are cached (`balora.data.data_cache`).
 
     Raises:
         BALoraError: A source is missing, broken or empty, a column is missing, or rows cannot be used.
     """
+    files = files_fingerprint(data)
+    if files is None:
+        return _load(data, task, seed, head, None)
+    section = data.model_dump(mode="json", exclude={"num_proc"})
+    key = fingerprint("examples", files, section, task, seed, None if head is None else list(head))
+    shown: list[str] = []
+
+    def make(directory: Path) -> dict[str, Any]:
+        with recorded_messages() as messages:
+            made = _load(data, task, seed, head, directory)
+        shown.extend(messages)
+        facts = {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
+        parts = {"train": facts.pop("train"), "eval": facts.pop("eval")}
+        columns = {part: dataset.column_names for part, dataset in parts.items() if dataset is not None}
+        return {**facts, "columns": columns, "messages": messages}
+
+    def read(directory: Path, facts: dict[str, Any]) -> Examples:
+        for message in facts.pop("messages"):
+            if message not in shown:
+                logger.warning(message)
+        parts: dict[str, Dataset | None] = {"train": None, "eval": None}
+        for part, columns in facts.pop("columns").items():
+            parts[part] = Dataset.from_file(str(directory / f"{part}.arrow")).select_columns(columns)
+        names = facts.pop("label_names")
+        return Examples(**{**facts, **parts, "label_names": names and tuple(names), "cache": str(directory)})
+
+    return cached(cache_directory() / key, make, read)
+
+
+def _load(data: DataConfig, task: str, seed: int, head: Sequence[str] | None, directory: Path | None) -> Examples:
+    """Read and check the examples; write them to files in the directory, or keep them in memory if it is None."""
     train, evaluation = _read(data, seed)
     further = [(part, _read(part, seed)[0]) for part in data.sources[1:]]
     if data.unlabelled == "leave_out" and data.form in ("labelled", "scored"):
-        given = [(data, train), *further, *([(data, evaluation)] if evaluation is not None else [])]
-        tables = leave_out_unlabelled(given)
+        tables = leave_out_unlabelled(
+            [(data, train), *further, *([(data, evaluation)] if evaluation is not None else [])]
+        )
         train, evaluation = tables[0], None if evaluation is None else tables[-1]
         further = [(part, table) for (part, _), table in zip(further, tables[1:], strict=False)]
     labels = None
@@ -99,39 +134,82 @@ def load_examples(data: DataConfig, task: str, seed: int = 42, *, head: Sequence
     as_text = task == "seq2seq" and data.form != "pair"
     form: Form = "pair" if as_text else data.form
     bad = BadRows()
-    rows = [convert(table, data, labels, bad, as_text=as_text) for table in (train, evaluation) if table is not None]
-    weights = [entry.weight for entry in data.also or ()]
-    for number, ((part, table), weight) in enumerate(zip(further, weights, strict=True)):
-        drawn = repeated(convert(table, part, labels, bad, as_text=as_text), weight, f"{seed} {number}")
-        if not drawn and table.rows:
-            raise BALoraError(
-                f"data.also.{number}.weight {weight:g} takes none of the {len(table.rows)} rows of {table.name}. Raise it, or "
-                "leave the source out."
-            )
-        rows[0] += drawn
+    digest, hashed = hashlib.sha256(), evaluation is not None
+    writer = ExampleWriter(form, _file(directory, "rows"), digest, hashed=hashed)
+    counts = [
+        writer.write(convert(table, part, labels, bad, as_text=as_text)) for part, table in [(data, train), *further]
+    ]
+    digest.update(END_OF_PART)
+    tested = None if evaluation is None else ExampleWriter(form, _file(directory, "eval"), digest, hashed=True)
+    if evaluation is not None and tested is not None:
+        tested.write(convert(evaluation, data, labels, bad, as_text=as_text))
+        digest.update(END_OF_PART)
     bad.raise_if_any()
-    if evaluation is not None:
-        _warn_of_overlap(*rows)
-    rows[0], perturbations = apply_perturbations(rows[0], data, labels, seed)
+    made, made_eval = writer.close(), tested.close() if tested is not None else None
+    weights = [entry.weight for entry in data.also or ()]
+    given = DatasetExamples(made)
+    weighted = _with_weights(given, counts, weights, [table for _, table in further], seed)
+    if tested is not None:
+        _warn_of_overlap(writer.hashes, tested.hashes)
+    rows, perturbations = apply_perturbations(weighted, data, labels, seed)
+    final = _file(directory, "train")
+    if rows is given:
+        if directory is not None and final is not None:
+            os.replace(directory / "rows.arrow", final)
+    else:
+        digest = hashlib.sha256()
+        changed = ExampleWriter(form, final, digest)
+        changed.write(rows)
+        made = changed.close()
+        digest.update(END_OF_PART)
+        if made_eval is not None:
+            for row in DatasetExamples(made_eval):
+                digest.update(content(row))
+            digest.update(END_OF_PART)
+        if directory is not None:
+            (directory / "rows.arrow").unlink()
     return Examples(
         form=form,
-        train=to_dataset(rows[0], form),
-        eval=to_dataset(rows[1], form) if evaluation is not None else None,
+        train=made,
+        eval=made_eval,
         label_names=labels.names if labels else None,
         train_source=" + ".join(
             [train.name, *(_weighted(t.name, w) for (_, t), w in zip(further, weights, strict=True))]
         ),
         eval_source=evaluation.name if evaluation is not None else None,
         perturbations=perturbations,
-        digest=_digest(rows),
+        digest=digest.hexdigest(),
     )
+
+
+def _file(directory: Path | None, name: str) -> Path | None:
+    return None if directory is None else directory / f"{name}.arrow"
+
+
+def _with_weights(
+    rows: LazyRows, counts: Sequence[int], weights: Sequence[float], further: Sequence[Table], seed: int
+) -> LazyRows:
+    """Return the rows of the first source, and those of each further one as often as its weight says."""
+    if all(weight == 1 for weight in weights):
+        return rows
+    chosen, start = [*range(counts[0])], counts[0]
+    for number, (weight, count, table) in enumerate(zip(weights, counts[1:], further, strict=True)):
+        drawn = repeated(range(start, start + count), weight, f"{seed} {number}")
+        if not drawn and count:
+            raise BALoraError(
+                f"data.also.{number}.weight {weight:g} takes none of the {count} rows of {table.name}. Raise it, or "
+                "leave the source out."
+            )
+        chosen += drawn
+        start += count
+    return Picked(rows, chosen)
 
 
 def _weighted(name: str, weight: float) -> str:
     return name if weight == 1 else f"{weight:g} × {name}"
 
 
-def repeated(rows: Sequence[Row], weight: float, seed: str) -> list[Row]:
+def repeated(rows: Sequence[_Item], weight: float, seed: str) -> list[_Item]:
     """Return each row ``weight`` times: as many copies as its whole part, and once more a random fraction of the rows.
 
     Example:
@@ -212,37 +290,12 @@ def _check_order(labels: LabelSet, table: Table, data: DataConfig, train: Table)
         )
 
 
-def to_dataset(rows: list[Row], form: Form) -> Dataset:
-    """Return examples of a form as a dataset with the columns of that form."""
-    columns = {name: kind for name, kind in _FEATURES[form].items() if any(name in row for row in rows)}
-    if form == "messages" and not any("more" in message for row in rows for message in row["messages"]):
-        columns["messages"] = List({"role": _TEXT, "content": _TEXT})
-    # A list of rows would have the columns of its first row.
-    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns}, features=Features(columns))
-
-
-def _warn_of_overlap(train: list[Row], evaluation: list[Row]) -> None:
-    """Warn if evaluation rows are also training rows; slices of one file overlap easily."""
-    seen = {_content(row) for row in train}
-    both = sum(_content(row) in seen for row in evaluation)
+def _warn_of_overlap(train: array[int], evaluation: array[int]) -> None:
+    """Warn if evaluation rows are also training rows, by their hashes; slices of one file overlap easily."""
+    both = int(np.isin(np.frombuffer(evaluation, np.uint64), np.frombuffer(train, np.uint64)).sum())
     if both:
         logger.warning(
             "%s of %s evaluation rows are also training rows; their scores say nothing about new data.",
             f"{both:,}",
             f"{len(evaluation):,}",
         )
-
-
-def _digest(parts: list[list[Row]]) -> str:
-    digest = hashlib.sha256()
-    for rows in parts:
-        for row in rows:
-            digest.update(_content(row).encode())
-        digest.update(b"\n--\n")
-    return digest.hexdigest()
-
-
-def _content(row: Row) -> str:
-    """Write a row as text, without its location: a copy in another file is the same example."""
-    content = {name: value for name, value in row.items() if name != "location"}
-    return json.dumps(content, sort_keys=True, ensure_ascii=False)

@@ -91,7 +91,11 @@ def conversation(row: Row, value: Any, data: DataConfig) -> Row:
 def read_conversation(row: Row) -> tuple[list[Row], dict[str, Any]]:
     """Return the messages of an example, with all their keys, and the template's further variables."""
     messages = [
-        {"role": message["role"], "content": message["content"], **json.loads(message.get("more") or "{}")}
+        {
+            "role": message["role"],
+            "content": message["content"],
+            **(json.loads(more) if (more := message.get("more")) else {}),
+        }
         for message in row["messages"]
     ]
     return messages, json.loads(row.get("context") or "{}")

@@ -12,6 +12,7 @@ from typing import Any
 
 from balora.config.sections import DataConfig
 from balora.data.labels import LabelSet
+from balora.data.lazy_rows import Picked
 from balora.data.tables import Row
 from balora.errors import BALoraError, suggest
 
@@ -21,8 +22,8 @@ Facts = dict[str, Any]
 
 def apply_perturbations(
     rows: Sequence[Row], data: DataConfig, labels: LabelSet | None, seed: int
-) -> tuple[list[Row], Facts | None]:
-    """Apply the perturbations of a ``data`` section to copies of the training rows.
+) -> tuple[Sequence[Row], Facts | None]:
+    """Apply the perturbations of a ``data`` section to the training rows, which stay as they are.
 
     Returns:
         The rows in their order, with repeated rows at the end, and the counts of the changes; None if there are none.
@@ -30,7 +31,9 @@ def apply_perturbations(
     Raises:
         BALoraError: A perturbation names an unknown class, or there are too few rows for it.
     """
-    changed = list(rows)
+    if not any((data.subsample is not None, data.imbalance, data.label_noise, data.duplicate)):
+        return rows, None
+    changed = Picked(rows, range(len(rows)))
     facts: Facts = {"rows_given": len(rows)}
     if data.subsample is not None:
         changed = _subsample(changed, data.subsample, random.Random(f"{seed} subsample"))
@@ -44,10 +47,8 @@ def apply_perturbations(
         facts |= {"labels_disturbed": chosen, "labels_changed": different}
     if data.duplicate is not None:
         copies = _copies(changed, data.duplicate, random.Random(f"{seed} duplicate"))
-        changed += copies
+        changed = changed.pick([*range(len(changed)), *copies])
         facts["rows_added"] = len(copies)
-    if len(facts) == 1:
-        return changed, None
     facts["rows"] = len(changed)
     if labels is not None:
         counts = Counter(_class_of(row, labels) for row in changed)
@@ -76,16 +77,17 @@ def describe_perturbations(facts: Facts) -> str:
     return f"Data perturbations: {counts}" + (f"; {classes}" if classes else "")
 
 
-def _subsample(rows: list[Row], size: float | int, rng: random.Random) -> list[Row]:
+def _subsample(rows: Picked, size: float | int, rng: random.Random) -> Picked:
     wanted = size if isinstance(size, int) else max(1, round(size * len(rows)))
     if wanted > len(rows):
         raise BALoraError(f"data.subsample asks for {wanted:,} training rows, but there are {len(rows):,}.")
-    return [rows[i] for i in sorted(rng.sample(range(len(rows)), wanted))]
+    return rows.pick(sorted(rng.sample(range(len(rows)), wanted)))
 
 
-def _make_rarer(rows: list[Row], fractions: dict[str, float], labels: LabelSet, rng: random.Random) -> list[Row]:
+def _make_rarer(rows: Picked, fractions: dict[str, float], labels: LabelSet, rng: random.Random) -> Picked:
     """Keep a fraction of the rows of each named class, at least one row per class."""
     remaining = set(range(len(rows)))
+    classes = [_class_of(row, labels) for row in rows]
     for name, fraction in fractions.items():
         number = labels.id_of(name)
         if number is None:
@@ -93,15 +95,15 @@ def _make_rarer(rows: list[Row], fractions: dict[str, float], labels: LabelSet, 
                 f"data.imbalance names the class {name!r}, which is not among {', '.join(labels.names)}."
                 f"{suggest(name, labels.names)}"
             )
-        own = [i for i, row in enumerate(rows) if _class_of(row, labels) == number]
+        own = [i for i, found in enumerate(classes) if found == number]
         if own:
             remaining -= set(own) - set(rng.sample(own, max(1, round(fraction * len(own)))))
-    return [rows[i] for i in sorted(remaining)]
+    return rows.pick(sorted(remaining))
 
 
 def _add_label_noise(
-    rows: list[Row], data: DataConfig, labels: LabelSet | None, rng: random.Random
-) -> tuple[list[Row], int, int]:
+    rows: Picked, data: DataConfig, labels: LabelSet | None, rng: random.Random
+) -> tuple[Picked, int, int]:
     """Make a fraction of the labels wrong. Return the rows, the number of chosen rows, and that of changed labels.
 
     A class becomes another class at random. Other labels are exchanged: each chosen row takes the label of the next one.
@@ -115,15 +117,16 @@ def _add_label_noise(
             f"but it needs at least {least}."
         )
     chosen = rng.sample(range(len(rows)), size)
-    changed = list(rows)
+    old = rows.read(chosen)
     if labels is not None:
-        for i in chosen:
-            others = [number for number in range(len(labels.names)) if number != _class_of(rows[i], labels)]
-            changed[i] = _with_class(rows[i], rng.choice(others), labels)
+        new = []
+        for row in old:
+            others = [number for number in range(len(labels.names)) if number != _class_of(row, labels)]
+            new.append(_with_class(row, rng.choice(others), labels))
     else:  # one cycle through all chosen rows, so that none takes its own label
-        for i, giver in zip(chosen, [*chosen[1:], chosen[0]], strict=True):
-            changed[i] = _with_label_of(rows[i], rows[giver])
-    return changed, size, sum(changed[i] != rows[i] for i in chosen)
+        new = [_with_label_of(row, giver) for row, giver in zip(old, [*old[1:], old[0]], strict=True)]
+    different = sum(one != other for one, other in zip(old, new, strict=True))
+    return rows.with_replaced(dict(zip(chosen, new, strict=True))), size, different
 
 
 def _class_of(row: Row, labels: LabelSet) -> int:
@@ -151,11 +154,12 @@ def _last_answer(messages: Sequence[Row]) -> int:
     return max(i for i, message in enumerate(messages) if message["role"] == "assistant")
 
 
-def _copies(rows: list[Row], duplicate: dict[str, Any], rng: random.Random) -> list[Row]:
+def _copies(rows: Picked, duplicate: dict[str, Any], rng: random.Random) -> list[int]:
+    """Return the numbers of the rows to add."""
     size = round(duplicate["share"] * len(rows))
     if size < 1:
         raise BALoraError(
             f"data.duplicate {duplicate['share']:g} of {len(rows):,} training rows is 0 rows, but it needs at least 1."
         )
     chosen = sorted(rng.sample(range(len(rows)), size))
-    return [rows[i] for _ in range(duplicate["times"] - 1) for i in chosen]
+    return [i for _ in range(duplicate["times"] - 1) for i in chosen]

@@ -97,5 +97,7 @@ def bare_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[
     """Tokenize texts without special tokens and without cutting. Text that `balora.data.special_text` marked is plain text."""
     if has_marks(texts):
         return [encode(tokenizer, text)[0] for text in texts]
-    encoded: Any = tokenizer(texts, add_special_tokens=False, verbose=False)
-    return [list(ids) for ids in encoded["input_ids"]]
+    encoded: Any = tokenizer(
+        texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
+    )
+    return list(encoded["input_ids"])

@@ -10,12 +10,14 @@ import json
 import lzma
 import re
 import zlib
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 from balora.data.compressed import open_unpacked, read_parquet, start_of
 from balora.data.delimited import read_csv, read_tsv
+from balora.data.lazy_rows import ArrowRows, JsonLines, Locations
 from balora.data.tables import Row, Table, collect, row_locations, shorten
 from balora.errors import BALoraError, suggest_path
 
@@ -152,6 +154,9 @@ def _read_json(path: Path, *, lines: bool) -> dict[str, Table]:
 
     Both suffixes are used for both kinds of file, so the content decides. ``lines`` tells how to report what is neither.
     """
+    streamed = _stream_json_lines(path) if lines else None
+    if streamed is not None:
+        return {"train": streamed}
     with _text(path) as file:
         text = file.read()
     try:
@@ -211,6 +216,34 @@ def _json_lines(path: Path, text: str) -> Table:
     return collect(path, ((f"{path} line {number}", _parse(line)) for number, line in lines if line.strip()))
 
 
+def _stream_json_lines(path: Path) -> Table | None:
+    """Read an uncompressed file of JSON lines without keeping its rows.
+
+    Return None for any other file, and if a line is not an object: then the file is read as a whole, which says what is wrong.
+    """
+    starts, numbers, columns, position = array("q"), array("q"), dict[str, None](), 0
+    with path.open("rb") as file:
+        if not file.read(4).removeprefix(b"\xef\xbb\xbf").startswith(b"{"):
+            return None
+        file.seek(0)
+        for number, line in enumerate(file, 1):
+            if not line.isspace():
+                try:
+                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                except (ValueError, RecursionError):
+                    return None
+                if not isinstance(row, dict):
+                    return None
+                if not columns.keys() >= row.keys():
+                    columns.update(dict.fromkeys(row))
+                starts.append(position)
+                numbers.append(number)
+            position += len(line)
+    if len(starts) < 2:  # one object can also be a list for each split
+        return None
+    return Table(str(path), tuple(columns), JsonLines(path, starts, position), Locations(f"{path} line", numbers))
+
+
 def _parse(line: str) -> Row | str:
     try:
         return _object(json.loads(line))
@@ -233,14 +266,15 @@ def _read_arrow(path: Path, start: bytes) -> Table:
     kind = "Parquet" if data_suffix(path.name) == ".parquet" or start.startswith(b"PAR1") else "Arrow"
     try:
         with open_unpacked(path) as file:
-            content = pa.py_buffer(file.read())
+            is_plain = isinstance(file, io.BufferedReader) and isinstance(file.raw, io.FileIO)
+            content = pa.memory_map(str(path)).read_buffer() if is_plain else pa.py_buffer(file.read())
         if kind == "Parquet":
             table = read_parquet(path, content)
         else:
             table = (pa.ipc.open_file if start.startswith(b"ARROW1") else pa.ipc.open_stream)(content).read_all()
     except pa.ArrowException as error:
         raise BALoraError(f"{path} is not a readable {kind} file ({_short(error)}).") from error
-    rows = table.to_pylist()
+    rows = ArrowRows(table)
     locations = row_locations(str(path), len(rows))
     return Table(str(path), tuple(table.column_names), rows, locations, _declared_classes(table.schema.metadata))
 

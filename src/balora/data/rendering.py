@@ -74,6 +74,20 @@ def render_chat(
     return _checked(tokenizer, str(text))
 
 
+def render_chats(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]]) -> list[str]:
+    """Render complete conversations, which together have the time and memory of one.
+
+    Raises:
+        Unrenderable: The template refuses one of them or fails on it.
+        BALoraError: The template takes too much time or memory.
+    """
+    if not conversations:
+        return []
+    with _bounded(tokenizer):
+        texts = tokenizer.apply_chat_template([_plain(one) for one in conversations], tokenize=False)
+    return [_checked(tokenizer, str(text)) for text in texts]
+
+
 def render_marked(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], context: Mapping[str, Any]
 ) -> tuple[str, list[Span]]:

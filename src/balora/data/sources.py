@@ -7,6 +7,7 @@ import glob
 import logging
 import random
 import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,8 +20,9 @@ import pyarrow as pa
 from balora.config.sections import DataConfig
 from balora.data.folders import files_by_split, split_of
 from balora.data.hub import load_hub_dataset, looks_local
+from balora.data.lazy_rows import DatasetRows
 from balora.data.readers import ENDINGS, SPLIT_NAMES, EmptyFileError, data_suffix, is_data_file, read_splits, read_table
-from balora.data.tables import Table, join, row_locations
+from balora.data.tables import Row, Table, join, row_locations
 from balora.errors import BALoraError, suggest_path
 
 logger = logging.getLogger("balora")
@@ -234,7 +236,7 @@ def _table_of(dataset: datasets.Dataset, title: str, columns: set[str] | None) -
     names = tuple(dataset.column_names)
     wanted = [name for name in names if columns is None or name in columns]
     classes = {c: tuple(f.names) for c, f in dataset.features.items() if isinstance(f, datasets.ClassLabel)}
-    rows = dataset.select_columns(wanted).to_list() if wanted else [{}] * len(dataset)
+    rows: Sequence[Row] = DatasetRows(dataset.select_columns(wanted)) if wanted else [{}] * len(dataset)
     return Table(title, names, rows, row_locations(title, len(rows)), classes)
 
 
@@ -302,4 +304,5 @@ def _hold_out(table: Table, fraction: float, seed: int) -> tuple[Table, Table]:
         )
     size = min(max(1, round(fraction * total)), total - 1)
     held_out = set(random.Random(seed).sample(range(total), size))
-    return table.take([i for i in range(total) if i not in held_out]), table.take(sorted(held_out))
+    rest = array("q", (i for i in range(total) if i not in held_out))
+    return table.take(rest), table.take(sorted(held_out))

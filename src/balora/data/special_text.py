@@ -42,6 +42,22 @@ class Marker:
         marked: list[str] = mark(self.tokenizer, texts, found) if found and not self.as_tokens else list(texts)
         return marked
 
+    def rows(self, rows: Sequence[Sequence[str]]) -> list[list[str]]:
+        """Mark the texts of several rows, as `row` does. Rows without the text of a special token are not looked at one by one."""
+        every = "\0".join(text for row in rows for text in row)
+        if not any(name in every for name in special_tokens(self.tokenizer)):
+            return [list(row) for row in rows]
+        return [self.row(row) for row in rows]
+
+    def counts(self) -> tuple[int, Counter[str]]:
+        """Return what was counted for the note, to add it up over processes."""
+        return self._rows, self._tokens
+
+    def add(self, counts: tuple[int, Counter[str]]) -> None:
+        """Add what another process counted."""
+        self._rows += counts[0]
+        self._tokens.update(counts[1])
+
     def count(self, found: Collection[str]) -> None:
         """Count one row in which these special tokens were found."""
         self._rows += bool(found)
@@ -107,7 +123,7 @@ def unmark(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
 def has_marks(texts: Iterable[str]) -> bool:
     """Check if a text has marks."""
-    return any(_MARK.search(text) for text in texts)
+    return any(not text.isascii() and _MARK.search(text) for text in texts)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:

@@ -22,7 +22,8 @@ from balora.config.data_columns import Form
 from balora.config.run_config import RunConfig
 from balora.config.sections import DataConfig
 from balora.data.columns import check_columns, convert
-from balora.data.examples import Examples, load_examples, to_dataset
+from balora.data.example_writer import to_dataset
+from balora.data.examples import Examples, load_examples
 from balora.data.folders import files_by_split
 from balora.data.hub import load_hub_dataset, looks_local
 from balora.data.readers import ENDINGS, data_suffix, is_data_file, iterate_rows
@@ -64,7 +65,7 @@ class Stream:
             if number == 0:  # all rows of a later chunk may lack a key that is empty
                 check_columns(table, self.data)
             bad = BadRows()
-            rows = convert(table, self.data, None, bad)
+            rows = list(convert(table, self.data, None, bad))
             bad.raise_if_any()
             yield rows
 

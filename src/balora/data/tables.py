@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from balora.data.lazy_rows import Joined, LazyRows, Locations, Picked
 from balora.errors import BALoraError
 
 Row = dict[str, Any]
@@ -31,13 +32,17 @@ class Table:
 
     def take(self, indices: Sequence[int]) -> Table:
         """Select rows, in the given order."""
-        rows, locations = [self.rows[i] for i in indices], [self.locations[i] for i in indices]
+        if isinstance(self.locations, Locations):
+            locations: Sequence[str] = self.locations.take(indices)
+        else:
+            locations = [self.locations[i] for i in indices]
+        rows = Picked(self.rows, indices) if isinstance(self.rows, LazyRows) else [self.rows[i] for i in indices]
         return dataclasses.replace(self, rows=rows, locations=locations)
 
 
-def row_locations(name: str, count: int) -> list[str]:
+def row_locations(name: str, count: int) -> Locations:
     """Return the locations of rows that have no lines, such as ``data.parquet row 1``."""
-    return [f"{name} row {number}" for number in range(1, count + 1)]
+    return Locations(f"{name} row", range(1, count + 1))
 
 
 def join(tables: Sequence[Table]) -> Table:
@@ -58,36 +63,45 @@ def join(tables: Sequence[Table]) -> Table:
     return Table(
         name=" + ".join(dict.fromkeys(table.name for table in tables)),
         columns=tuple(dict.fromkeys(column for table in tables for column in table.columns)),
-        rows=[row for table in tables for row in table.rows],
+        rows=_joined_rows([table.rows for table in tables]),
         locations=[location for table in tables for location in table.locations],
         class_names=class_names,
         mixed=mixed,
     )
 
 
+def _joined_rows(parts: Sequence[Sequence[Row]]) -> Sequence[Row]:
+    if any(isinstance(rows, LazyRows) for rows in parts):
+        return Joined(parts)
+    return [row for rows in parts for row in rows]
+
+
 class BadRows:
-    """Collection of rows that cannot be used. The error names the first three and counts the rest."""
+    """Rows that cannot be used. The error names the first three and counts the rest."""
 
     def __init__(self) -> None:
-        self.found: list[str] = []
+        self.count = 0
+        self.first: list[str] = []
         self.unlabelled = 0
         """Number of rows that lack a label, which an option leaves out."""
 
     def add(self, location: str, problem: str, *, unlabelled: bool = False) -> None:
         """Add one row."""
-        self.found.append(f"{location}: {problem}")
+        self.count += 1
         self.unlabelled += unlabelled
+        if len(self.first) < _SHOWN:
+            self.first.append(f"{location}: {problem}")
 
     def raise_if_any(self, advice: str = "") -> None:
         """Raise one `BALoraError` for all bad rows, if there are any. ``advice`` is a sentence that says what to do."""
         advice = f" {advice}" if advice else ""
         advice += " data.unlabelled: leave_out leaves out rows without a label." if self.unlabelled else ""
-        if len(self.found) == 1:
-            raise BALoraError(f"A row of the data cannot be used. {self.found[0]}.{advice}")
-        if self.found:
-            more = len(self.found) - _SHOWN
-            shown = "; ".join(self.found[:_SHOWN]) + (f"; and {more:,} more" if more > 0 else "")
-            raise BALoraError(f"{len(self.found):,} rows of the data cannot be used. {shown}.{advice}")
+        if self.count == 1:
+            raise BALoraError(f"A row of the data cannot be used. {self.first[0]}.{advice}")
+        if self.count:
+            more = self.count - _SHOWN
+            shown = "; ".join(self.first) + (f"; and {more:,} more" if more > 0 else "")
+            raise BALoraError(f"{self.count:,} rows of the data cannot be used. {shown}.{advice}")
 
 
 def shorten(text: str) -> str:

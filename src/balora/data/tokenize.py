@@ -6,27 +6,30 @@
 import dataclasses
 import functools
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, List, Value, concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
 from balora.config.data_columns import Form
 from balora.config.sections import DataConfig
 from balora.data.chat import ChatEncoder
 from balora.data.collate import IGNORED
+from balora.data.data_cache import cached, fingerprint
 from balora.data.examples import Examples
 from balora.data.messages import read_conversation
+from balora.data.parallel_encoding import Batch, Encoded, Encoder, Limit, Notes, Outcome, encode_rows
 from balora.data.prompts import bare_ids, render_prompt, separator_of, start_ids, template_of
 from balora.data.rendering import Unrenderable, require_chat_template
 from balora.data.special_text import Marker, has_marks, reader_of_marks
 from balora.data.tables import BadRows
+from balora.data.tokenizer_digest import tokenizer_digest
+from balora.data.turn_frames import FramesFail
 from balora.errors import BALoraError
 
 logger = logging.getLogger("balora")
-_CHUNK = 1000
 _UNLIMITED = 1_000_000  # transformers writes 1e30 if a tokenizer has no limit
 
 
@@ -39,38 +42,6 @@ class Tokenized:
     eval: Dataset | None
     notes: tuple[str, ...]
     """Sentences about rows that were cut or left out; they were logged as warnings."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Limit:
-    """Maximum number of tokens of an example or of a part of it."""
-
-    tokens: int
-    origin: str
-    """Source of the number, for messages: a config key, the tokenizer or the model."""
-    of: str = "rows"
-    """Part that is cut, for messages: rows, prompts or responses."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoded:
-    """One example as tokens."""
-
-    input_ids: list[int]
-    labels: list[int] | int | float
-    needed: int = 1
-    """Number of tokens up to the first learnt one, inclusive; 0 if there is no learnt token."""
-    total: int = 1
-    """Number of tokens before cutting."""
-    cut: tuple[Limit, ...] = ()
-    """Limits at which the example was cut. Prompt and response of a seq2seq example have one each."""
-    token_type_ids: list[int] | None = None
-
-
-Batch = dict[str, list[Any]]
-Encoder = Callable[[Batch], Iterator[Encoded]]
-Notes = Callable[[str], list[str]]
-"""Function from the name of a part of the data to sentences about what was found in it."""
 
 
 def tokenize_examples(
@@ -89,77 +60,123 @@ def tokenize_examples(
     Raises:
         BALoraError: No training or evaluation row keeps a learnt token within the length, or a conversation cannot be rendered.
     """
-    part = "prompts" if task == "seq2seq" else "rows"
-    limit = limit_of(tokenizer, data.max_length, "data.max_length", max_positions, of=part)
-    notes: list[str] = []
-    if task == "generation" and tokenizer.eos_token_id is None:
-        notes.append(f"The tokenizer {tokenizer.name_or_path} has no end token, so the model cannot learn to stop.")
+    job = _Job(examples, tokenizer, data, task, target_tokenizer, max_positions)
+    if examples.cache is None:
+        made = job.run(None)
+        tokenized = Tokenized(train=made.train, eval=made.eval, notes=tuple(made.notes))
+    else:
+        section = data.model_dump(mode="json", exclude={"num_proc"})
+        tokens = tokenizer_digest(tokenizer, target_tokenizer)
+        key = fingerprint("tokens", section, task, tokens, tokenizer.model_max_length, max_positions)
+        tokenized = cached(Path(examples.cache) / key, lambda directory: job.run(directory).facts(), _read_back)
+    for note in tokenized.notes:
+        logger.warning(note)
+    return tokenized
 
-    def encoded(dataset: Dataset, part: str) -> Dataset:
-        encode, found = make_encoder(examples.form, tokenizer, data, task, limit, target_tokenizer, max_positions)
-        rows = _encode_all(encode, dataset, part, limit, notes)
+
+@dataclasses.dataclass
+class _Made:
+    """Tokens of all parts, with the files that have them."""
+
+    train: Dataset
+    eval: Dataset | None
+    notes: list[str]
+    files: dict[str, list[str]]
+
+    def facts(self) -> dict[str, Any]:
+        return {"notes": self.notes, "files": self.files}
+
+
+def _read_back(directory: Path, facts: dict[str, Any]) -> Tokenized:
+    parts: dict[str, Dataset | None] = {"train": None, "eval": None}
+    for part, names in facts["files"].items():
+        rows = [Dataset.from_file(str(directory / name)) for name in names]
+        parts[part] = rows[0] if len(rows) == 1 else concatenate_datasets(rows)
+    assert parts["train"] is not None
+    return Tokenized(train=parts["train"], eval=parts["eval"], notes=tuple(facts["notes"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """Everything that the tokens of a run depend on."""
+
+    examples: Examples
+    tokenizer: PreTrainedTokenizerBase
+    data: DataConfig
+    task: str
+    target: PreTrainedTokenizerBase | None
+    max_positions: int | None
+
+    def run(self, directory: Path | None) -> _Made:
+        """Tokenize all parts; write them to the directory, or keep them in memory."""
+        data, task = self.data, self.task
+        of = "prompts" if task == "seq2seq" else "rows"
+        limit = limit_of(self.tokenizer, data.max_length, "data.max_length", self.max_positions, of=of)
+        notes: list[str] = []
+        if task == "generation" and self.tokenizer.eos_token_id is None:
+            notes.append(
+                f"The tokenizer {self.tokenizer.name_or_path} has no end token, so the model cannot learn to stop."
+            )
+        files: dict[str, list[str]] = {}
+        train = self._part("train", self.examples.train, "training", limit, directory, notes, files)
+        evaluation = None
+        if self.examples.eval is not None:
+            evaluation = self._part("eval", self.examples.eval, "evaluation", limit, directory, notes, files)
+        return _Made(train, evaluation, notes, files)
+
+    def _part(
+        self,
+        name: str,
+        dataset: Dataset,
+        part: str,
+        limit: Limit,
+        directory: Path | None,
+        notes: list[str],
+        files: dict[str, list[str]],
+    ) -> Dataset:
+        path = None if directory is None else directory / name
+        make = functools.partial(
+            make_encoder,
+            self.examples.form,
+            self.tokenizer,
+            self.data,
+            self.task,
+            limit,
+            self.target,
+            self.max_positions,
+        )
+        processes = self.data.num_proc
+        try:
+            written, rows, outcome, found = encode_rows(make, dataset, limit, path, processes)
+        except FramesFail:
+            careful = functools.partial(make, quick=False)
+            written, rows, outcome, found = encode_rows(careful, dataset, limit, path, processes)
+        if rows is None:
+            raise BALoraError(_nothing_left(part, outcome, limit))
+        notes.extend(
+            f"{outcome.cut[at]:,} of {outcome.rows:,} {part} {at.of} are longer than {at.tokens} tokens ({at.origin}) and "
+            "were cut."
+            for at in sorted(outcome.cut, key=lambda at: at.of)
+        )
+        if outcome.left_out:
+            notes.append(
+                f"{outcome.left_out:,} of {outcome.rows:,} {part} rows were left out, because they have nothing to learn "
+                f"within {limit.tokens} tokens ({limit.origin})."
+            )
         notes.extend(found(part))
+        files[name] = [file.name for file in written]
         return rows
 
-    train = encoded(examples.train, "training")
-    evaluation = None if examples.eval is None else encoded(examples.eval, "evaluation")
-    for note in notes:
-        logger.warning(note)
-    return Tokenized(train=train, eval=evaluation, notes=tuple(notes))
 
-
-def _encode_all(encode: Encoder, dataset: Dataset, part: str, limit: Limit, notes: list[str]) -> Dataset:
-    """Encode a dataset chunk by chunk, because Python lists of all tokens would need much memory."""
-    chunks: list[Dataset] = []
-    left_out: list[Encoded] = []
-    cut: Counter[Limit] = Counter()
-    rows = 0
-    for start in range(0, len(dataset), _CHUNK):
-        usable = []
-        for row in encode(dataset[start : start + _CHUNK]):
-            if row.needed and row.needed <= limit.tokens:
-                usable.append(row)
-                cut.update(row.cut)
-            else:
-                left_out.append(row)
-            rows += 1
-        if usable:
-            chunks.append(_to_dataset(usable))
-    if not chunks:
-        raise BALoraError(_nothing_left(part, left_out, limit))
-    notes.extend(
-        f"{cut[at]:,} of {rows:,} {part} {at.of} are longer than {at.tokens} tokens ({at.origin}) and were cut."
-        for at in sorted(cut, key=lambda at: at.of)
-    )
-    if left_out:
-        notes.append(
-            f"{len(left_out):,} of {rows:,} {part} rows were left out, because they have nothing to learn within "
-            f"{limit.tokens} tokens ({limit.origin})."
-        )
-    return concatenate_datasets(chunks)
-
-
-def _nothing_left(part: str, rows: list[Encoded], limit: Limit) -> str:
-    learnable = [row for row in rows if row.needed]
-    if not learnable:
-        return f"None of the {len(rows):,} {part} rows has a token to learn from."
-    shortest = min(learnable, key=lambda row: row.needed)
+def _nothing_left(part: str, outcome: Outcome, limit: Limit) -> str:
+    if outcome.shortest is None:
+        return f"None of the {outcome.left_out:,} {part} rows has a token to learn from."
+    needed, total = outcome.shortest
     return (
-        f"None of the {len(rows):,} {part} rows keeps a token to learn from within {limit.tokens} ({limit.origin}): "
-        f"the shortest has {shortest.total}, and its response begins at token {shortest.needed}. Raise data.max_length "
+        f"None of the {outcome.left_out:,} {part} rows keeps a token to learn from within {limit.tokens} ({limit.origin}): "
+        f"the shortest has {total}, and its response begins at token {needed}. Raise data.max_length "
         "to at least that if the model can take it, or shorten the prompts."
     )
-
-
-def _to_dataset(rows: list[Encoded]) -> Dataset:
-    first = rows[0]
-    kinds: dict[str, Any] = {"input_ids": List(Value("int32"))}
-    if first.token_type_ids is not None:
-        kinds["token_type_ids"] = List(Value("int8"))
-    number = Value("float32" if isinstance(first.labels, float) else "int64")
-    kinds["labels"] = List(Value("int32")) if isinstance(first.labels, list) else number
-    columns = {name: [getattr(row, name) for row in rows] for name in kinds}
-    return Dataset.from_dict(columns, features=Features(kinds))
 
 
 def make_encoder(
@@ -170,8 +187,13 @@ def make_encoder(
     limit: Limit,
     target_tokenizer: PreTrainedTokenizerBase | None,
     max_positions: int | None,
+    *,
+    quick: bool = True,
 ) -> tuple[Encoder, Notes]:
-    """Make the function that encodes a batch of examples of this form, and the function that returns notes about all batches."""
+    """Make the function that encodes a batch of examples of this form, and the notes about all batches.
+
+    ``quick`` allows the quick way through conversations (`balora.data.turn_frames`).
+    """
     template = template_of(data)
     marker = Marker(tokenizer, as_tokens=data.special_tokens)
     if task == "seq2seq":
@@ -180,16 +202,16 @@ def make_encoder(
         target_limit = limit_of(target, getattr(data, key), f"data.{key}", max_positions, of="responses")
         targets = Marker(target, as_tokens=data.special_tokens)
         encode: Encoder = functools.partial(_seq2seq, marker, targets, template, limit, target_limit)
-        return encode, lambda part: marker.notes(part) + targets.notes(part)
+        return encode, Notes(marker, targets)
     if form == "pair":
         encode = functools.partial(_pairs, marker, template, separator_of(template, data.separator), limit)
     elif form == "messages":
         require_chat_template(tokenizer)
-        chats = ChatEncoder(tokenizer, marker)
-        return functools.partial(_chats, chats, limit), lambda part: chats.notes(part) + marker.notes(part)
+        chats = ChatEncoder(tokenizer, marker, quick=quick)
+        return functools.partial(_chats, chats, limit), Notes(chats, marker)
     else:
         encode = functools.partial(_texts if form == "text" else _labelled, marker, limit)
-    return encode, marker.notes
+    return encode, Notes(marker)
 
 
 def limit_of(
@@ -206,7 +228,7 @@ def limit_of(
 
 def _mask_and_cut(ids: list[int], learnt: list[bool], limit: Limit) -> Encoded:
     """Label the learnt tokens and cut on the right. The first token is never a target, since no token precedes it."""
-    first = next((at for at, is_learnt in enumerate(learnt) if is_learnt and at > 0), None)
+    first = learnt.index(True, 1) if True in learnt[1:] else None
     labels = [token if is_learnt else IGNORED for token, is_learnt in zip(ids, learnt, strict=True)]
     return Encoded(
         ids[: limit.tokens],
@@ -226,7 +248,7 @@ def _pairs(marker: Marker, template: str, separator: str, limit: Limit, batch: B
     """Encode prompt and response; the response is learnt."""
     tokenizer = marker.tokenizer
     start = start_ids(tokenizer)
-    rows = [marker.row(row) for row in zip(batch["prompt"], batch["input"], batch["response"], strict=True)]
+    rows = marker.rows(list(zip(batch["prompt"], batch["input"], batch["response"], strict=True)))
     prompts = [render_prompt(template, prompt, given) + separator for prompt, given, _ in rows]
     responses = [response for _, _, response in rows]
     prompts_ids = bare_ids(tokenizer, prompts)
@@ -243,19 +265,19 @@ def _pairs(marker: Marker, template: str, separator: str, limit: Limit, batch: B
 def _chats(chats: ChatEncoder, limit: Limit, batch: Batch) -> Iterator[Encoded]:
     """Encode conversations; the assistant's messages are learnt. A conversation can become several examples."""
     bad = BadRows()
-    for values in zip(*batch.values(), strict=True):
-        row = dict(zip(batch, values, strict=True))
-        try:
-            yield from [_mask_and_cut(*example, limit) for example in chats.encode(*read_conversation(row))]
-        except Unrenderable as problem:
-            bad.add(row["location"], str(problem))
+    rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    for row, examples in zip(rows, chats.encode_batch([read_conversation(row) for row in rows]), strict=True):
+        if isinstance(examples, Unrenderable):
+            bad.add(row["location"], str(examples))
+        else:
+            yield from [_mask_and_cut(*example, limit) for example in examples]
     bad.raise_if_any()
 
 
 def _texts(marker: Marker, limit: Limit, batch: Batch) -> Iterator[Encoded]:
     """Encode plain text; every token is learnt."""
     start = start_ids(marker.tokenizer)
-    for bare in bare_ids(marker.tokenizer, [marker.row([text])[0] for text in batch["text"]]):
+    for bare in bare_ids(marker.tokenizer, [row[0] for row in marker.rows([[text] for text in batch["text"]])]):
         ids = start + _with_end(marker.tokenizer, bare)
         yield _mask_and_cut(ids, [True] * len(ids), limit)
 
@@ -264,8 +286,8 @@ def _seq2seq(
     marker: Marker, targets: Marker, template: str, limit: Limit, target_limit: Limit, batch: Batch
 ) -> Iterator[Encoded]:
     """Encode the prompt for the encoder and the response for the decoder, with the special tokens of their tokenizers."""
-    rows = [marker.row(row) for row in zip(batch["prompt"], batch["input"], strict=True)]
-    responses = [targets.row([response])[0] for response in batch["response"]]
+    rows = marker.rows(list(zip(batch["prompt"], batch["input"], strict=True)))
+    responses = [row[0] for row in targets.rows([[response] for response in batch["response"]])]
     prompts = [render_prompt(template, prompt, given) for prompt, given in rows]
     sources = _with_special_tokens(marker.tokenizer, {"text": prompts}, limit)
     answers = _with_special_tokens(targets.tokenizer, {"text_target": responses}, target_limit)
@@ -278,7 +300,7 @@ def _seq2seq(
 def _labelled(marker: Marker, limit: Limit, batch: Batch) -> Iterator[Encoded]:
     """Encode a text or pair of texts with its class or score. Of a pair the longer text is cut first."""
     names: list[str] = [name for name in ("text", "text_pair") if name in batch]
-    rows = [marker.row(row) for row in zip(*(batch[name] for name in names), strict=True)]
+    rows = marker.rows(list(zip(*(batch[name] for name in names), strict=True)))
     texts: dict[str, list[str]] = {name: [row[at] for row in rows] for at, name in enumerate(names)}
     for encoded, label in zip(_with_special_tokens(marker.tokenizer, texts, limit), batch["labels"], strict=True):
         yield dataclasses.replace(encoded, labels=label)

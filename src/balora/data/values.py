@@ -27,6 +27,8 @@ def is_missing(value: Any) -> bool:
 
 def encodable(text: str, name: str) -> str:
     r"""Refuse text that UTF-8 cannot encode: JSON allows one half (``\ud83d``) of a surrogate pair alone."""
+    if text.isascii():
+        return text
     lone = _SURROGATE.search(text)
     if lone:
         raise RowProblem(f"{name} holds half a character (\\u{ord(lone[0]):04x}) at character {lone.start() + 1}")

@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from balora.checkpoints.run_directory import RunDirectory
 from balora.config.run_config import RunConfig
 from balora.config.training_arguments import describe_large_batch, optimizer_steps
+from balora.data.collate import lengths_of
 from balora.data.examples import Examples
 from balora.data.packing import pack_training_rows
 from balora.data.perturbations import describe_perturbations
@@ -183,8 +184,8 @@ def _estimate(
         config.task,
         dtype=dtype,
         batch_size=training.get("per_device_train_batch_size", 8),
-        length=max(len(ids) for ids in rows.train["input_ids"]),
-        target_length=max(len(ids) for ids in rows.train["labels"]) if config.task == "seq2seq" else None,
+        length=max(lengths_of(rows.train, "input_ids")),
+        target_length=max(lengths_of(rows.train, "labels")) if config.task == "seq2seq" else None,
         gradient_checkpointing=bool(training.get("gradient_checkpointing", False)),
         steps=steps,
         bits=bits,

@@ -9,7 +9,6 @@ Shapes: M positions, V vocabulary, K cached tokens.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from balora.errors import BALoraError, raise_all
 from balora.losses import TopKTeacher
@@ -42,7 +40,7 @@ class TeacherIdentity:
     model: Fingerprint
     """Fingerprint of the pre-trained weights, before a method changes them."""
     tokenizer: str
-    """Digest of the tokenizers (`tokenizer_digest`)."""
+    """Digest of the tokenizers (`balora.data.tokenizer_digest`)."""
     dtype: str
     temperature: float
     consistency_tokens: str = "all"
@@ -50,7 +48,10 @@ class TeacherIdentity:
 
     @classmethod
     def of_run(cls, config: RunConfig, model: nn.Module, tokenizers: str) -> TeacherIdentity:
-        """Identify the teacher of a run. ``model`` must not have an adapter yet; ``tokenizers`` is `tokenizer_digest`."""
+        """Identify the teacher of a run.
+
+        ``model`` must not have an adapter yet; ``tokenizers`` is the result of `balora.data.tokenizer_digest`.
+        """
         dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
         settings = config.regularization
         model_print = fingerprint(model.named_parameters())
@@ -78,21 +79,6 @@ class TeacherIdentity:
                 f"It was built for consistency_tokens {self.consistency_tokens}, and the run is at {other.consistency_tokens}."
             )
         return reasons
-
-
-def tokenizer_digest(*tokenizers: PreTrainedTokenizerBase | None) -> str:
-    """Return a digest of everything that affects how texts become tokens."""
-    digest = hashlib.sha256()
-    for tokenizer in tokenizers:
-        if tokenizer is None:
-            continue
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        content = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
-        for last_call in ("padding", "truncation"):  # set by the last call, not by the tokenizer
-            content.pop(last_call, None)
-        parts = [content, {k: str(v) for k, v in tokenizer.special_tokens_map.items()}, str(tokenizer.chat_template)]
-        digest.update(json.dumps(parts, sort_keys=True).encode())
-    return digest.hexdigest()
 
 
 class TeacherCache:

@@ -22,7 +22,7 @@ from balora.errors import BALoraError, raise_all
 from balora.files import apply_umask, temporary_path, write_text
 from balora.losses import TopKTeacher
 from balora.models.hidden_states import HiddenStateExtractor, valid_targets
-from balora.teacher.cache import FORMAT, INDEX, SHARDS, TeacherCache, TeacherIdentity, read_index, tokenizer_digest
+from balora.teacher.cache import FORMAT, INDEX, SHARDS, TeacherCache, TeacherIdentity, read_index
 from balora.teacher.row_keys import row_key
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def build_teacher_cache(
     from balora.data.examples import load_examples
     from balora.data.packing import pack_training_rows
     from balora.data.tokenize import tokenize_examples
+    from balora.data.tokenizer_digest import tokenizer_digest
     from balora.loading.pretrained import load_model, load_target_tokenizer, load_tokenizer, max_positions
     from balora.loading.source import ModelSource
 

@@ -30,6 +30,7 @@ from balora.data.packing import pack_training_rows
 from balora.data.perturbations import describe_perturbations
 from balora.data.streaming import load_run_examples, streamed
 from balora.data.tokenize import tokenize_examples
+from balora.data.tokenizer_digest import tokenizer_digest
 from balora.deprecation import deprecated_keywords
 from balora.errors import BALoraError, Interrupted
 from balora.files import write_text
@@ -39,7 +40,7 @@ from balora.loading.source import ModelSource
 from balora.methods import adapt, find_method
 from balora.methods.init.by_turns import divided_among_processes
 from balora.models.packed_attention import check_packed_attention
-from balora.teacher.cache import TeacherIdentity, open_cache, tokenizer_digest
+from balora.teacher.cache import TeacherIdentity, open_cache
 from balora.teacher.row_keys import row_key
 from balora.training.anchor_source import check_anchors
 from balora.training.arguments import training_arguments
