@@ -30,7 +30,7 @@ def write_inputs(folder: Path, rows: int = 22) -> None:
         for n in range(rows)
     ]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in values))
-    (folder / "anchors.txt").write_text("\n".join(f"a line about {n} things, and one more" for n in range(20)))
+    (folder / "anchors.txt").write_text("\n\n".join(f"a line about {n} things, and one more" for n in range(20)))
 
 
 TASKS = {
