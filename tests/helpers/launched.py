@@ -66,7 +66,11 @@ def launch(
     **environment: str,
 ) -> subprocess.CompletedProcess:  # fmt: skip
     """Run the command, or a script, under torchrun."""
-    paths = [str(Path(balora.__file__).resolve().parents[1]), str(Path(__file__).parent)]
+    paths = [
+        str(Path(balora.__file__).resolve().parents[1]),
+        str(Path(__file__).parent),
+        os.environ.get("PYTHONPATH", ""),
+    ]
     what = ["-m", "balora"] if script is None else [str(script)]
     return subprocess.run(
         [python, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *what]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ import pytest
 import balora as library
 from balora.checkpoints.provenance import peak_memory_mib
 from balora.config.yaml_loader import read_config
-from balora.experiments.compare import LocalEngine, Variant, compare, lay_out
+from balora.errors import BALoraError
+from balora.experiments.compare import LocalEngine, RayEngine, Variant, compare, lay_out
 from balora.experiments.compare.engines import Task, failure_reason
 from balora.files import write_text
 
@@ -98,7 +101,7 @@ def test_the_ray_engine_gives_the_same_rows(balora, config: Path, tmp_path: Path
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     arguments = [config, *SHORT, "--methods", "pissa,lora", "--seeds", "1", "lora:method.rank=17"]
     outcome = balora("compare", *arguments, "--engine", "ray", "--output", tmp_path / "ray")
-    assert outcome.status == 1, outcome.out + outcome.err
+    assert outcome.status == 1 and not outcome.err, outcome.out + outcome.err
     rows = read_rows(tmp_path / "ray")
     assert "Rank 17" in rows["lora_seed-1"]["reason"]
     assert balora("compare", *arguments, "--output", tmp_path / "local").status == 1
@@ -125,9 +128,27 @@ def test_a_run_whose_ray_worker_is_lost_is_started_again(balora, config: Path, t
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]))
     arguments = ["--methods", "pissa", "--seeds", "1", "--engine", "ray", "--output", tmp_path / "ray"]
     outcome = balora("compare", config, *SHORT, *arguments)
-    assert (tmp_path / "site" / "killed").exists(), "the worker was not killed"
     assert outcome.status == 0, outcome.out + outcome.err
+    assert (tmp_path / "site" / "killed").exists(), "the worker was not killed"
     assert read_rows(tmp_path / "ray")["pissa_seed-1"]["status"] == "finished"
+
+
+def test_a_cluster_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch):
+    class Ray(types.ModuleType):
+        @staticmethod
+        def is_initialized() -> bool:
+            return False
+
+        @staticmethod
+        def init(**_: object) -> None:
+            raise ConnectionError("ray client connection timeout.\ndetails")
+
+    monkeypatch.setitem(sys.modules, "ray", Ray("ray"))
+    monkeypatch.setenv("RAY_ADDRESS", "node0:6379")
+    with pytest.raises(
+        BALoraError, match=r"cluster at node0:6379 .* did not answer: ray client connection timeout\. No run"
+    ):
+        list(RayEngine()([], lambda task: None))
 
 
 def test_a_dry_run_writes_nothing(balora, config: Path, tmp_path: Path):
@@ -167,8 +188,6 @@ def test_the_failure_reason_is_the_last_error_of_the_log_or_the_exit_status(tmp_
 
 def test_a_second_comparison_in_the_same_directory_is_refused(config: Path, tmp_path: Path):
     import fcntl
-
-    from balora.errors import BALoraError
 
     cells, directory = lay_out(read_config(config), [Variant.parse("lora")], [1], output=tmp_path / "c")
     assert len(cells) == 1

@@ -130,7 +130,15 @@ class RayEngine:
         own_cluster = not ray.is_initialized()
         if own_cluster:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # by default Ray sends usage statistics to its makers
-            ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+            try:
+                ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+            except Exception as error:  # of many kinds: a connection, a timeout, a port, a version
+                address = os.environ.get("RAY_ADDRESS")
+                where = f"The Ray cluster at {address} (RAY_ADDRESS)" if address else "Ray on this machine"
+                reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+                raise BALoraError(
+                    f"{where} did not answer: {reason.rstrip('.')}. No run was started; leave --engine out to run on this machine."
+                ) from error
         running: dict[Any, Task] = {}
         try:
             slots, remote = self._remote()
