@@ -26,10 +26,8 @@ LIMIT = 30.0
 
 def kill(folder: Path, point: str, rank: int) -> tuple[float, list[str], str]:
     """Return the seconds from the kill to the end of all processes, the messages, and the reason that ``run.json`` keeps."""
-    task = "classification" if point == "teacher" else "generation"
-    sections = {"anchor": {"generate": 40, "tokens": 8}} if point == "anchors" else {}
     name, stamp = f"{point}-{rank}", folder / f"{point}-{rank}.killed"
-    config = launched.write_config(folder, name, task, **sections)
+    config = failing.write_config(folder, point, name)
     try:
         done = launched.launch(
             rank,

@@ -167,9 +167,8 @@ def _weights(run: Path) -> dict:
 
 def main(folder: Path, names: list[str]) -> None:
     if any(name.startswith("ZeRO") for name in names):
-        import deepspeed.comm.torch
-
-        deepspeed.comm.torch.build_shm_op = lambda: None  # a faster all-reduce, which needs a compiler
+        # A faster all-reduce, which needs a compiler. The attribute `torch` of deepspeed.comm is PyTorch itself.
+        sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
     launched.pretend()
     problems = train(folder, names)
     if os.environ.get("RANK", "0") == "0":

@@ -13,9 +13,21 @@ import sys
 import time
 from pathlib import Path
 
+import launched
 from small_runs import Do
 
 POINTS = ("prepare", "split", "teacher", "anchors", "1", "2", "checkpoint", "save", "evaluate")
+
+
+BEFORE_THE_RECORD = ("prepare", "split")
+"""Points at which the run has no directory yet."""
+
+
+def write_config(folder: Path, point: str, output: str) -> Path:
+    """Write the config of a run that comes to a point."""
+    task = "classification" if point == "teacher" else "generation"
+    sections = {"anchor": {"generate": 40, "tokens": 8}} if point == "anchors" else {}
+    return launched.write_config(folder, output, task, **sections)
 
 
 def fail(way: str) -> None:
