@@ -30,7 +30,7 @@ def write_inputs(folder: Path, rows: int = 22) -> None:
         for n in range(rows)
     ]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in values))
-    (folder / "anchors.txt").write_text("\n".join(f"a line about {n} things, and one more" for n in range(20)))
+    (folder / "anchors.txt").write_text("\n\n".join(f"a line about {n} things, and one more" for n in range(20)))
 
 
 TASKS = {
@@ -66,7 +66,11 @@ def launch(
     **environment: str,
 ) -> subprocess.CompletedProcess:  # fmt: skip
     """Run the command, or a script, under torchrun."""
-    paths = [str(Path(balora.__file__).resolve().parents[1]), str(Path(__file__).parent)]
+    paths = [
+        str(Path(balora.__file__).resolve().parents[1]),
+        str(Path(__file__).parent),
+        os.environ.get("PYTHONPATH", ""),
+    ]
     what = ["-m", "balora"] if script is None else [str(script)]
     return subprocess.run(
         [python, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *what]

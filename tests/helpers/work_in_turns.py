@@ -18,7 +18,7 @@ from balora.anchoring.teacher import BATCH, AnchorTeacher
 from balora.losses import Logits
 from balora.losses.collectives import agreed
 from balora.methods.init import residual_init
-from balora.methods.init.by_turns import divided_among_processes
+from balora.turns import divided_among_processes
 from processes import in_two_processes
 from small_runs import flat, trainer
 from tiny import labelled_rows, tiny_bert, tiny_llama

@@ -30,6 +30,10 @@ CASES = [
     ("1", "prepare", "error", "The disk of this machine is full."),
     ("0", "save", "fault", "unexpected RuntimeError: a fault of this machine"),
     ("1", "checkpoint", "killed", f"Process 1 of 2 (numbered from 0) {KILLED}"),
+    ("1", "split", "killed", f"Process 1 of 2 (numbered from 0) {KILLED}"),
+    ("0", "teacher", "killed", f"Process 0 of 2 (numbered from 0) {KILLED}"),
+    ("1", "anchors", "killed", f"Process 1 of 2 (numbered from 0) {KILLED}"),
+    ("0", "evaluate", "killed", f"Process 0 of 2 (numbered from 0) {KILLED}"),
 ]
 
 
@@ -37,13 +41,16 @@ CASES = [
 @pytest.mark.parametrize(("rank", "point", "way", "reason"), CASES)
 def test_the_first_failure_is_what_the_user_reads(rank, point, way, reason, folder):
     output = f"{rank}-{point}-{way}"
-    config = launched.write_config(folder, output)
-    done = launched.launch(rank, point, way, "train", config, script=Path(failing.__file__))
+    config, stamp = failing.write_config(folder, point, output), folder / "failed"
+    done = launched.launch(
+        rank, point, way, "train", config, script=Path(failing.__file__), BALORA_FAILED_AT=str(stamp)
+    )
+    assert time.time() - float(stamp.read_text()) < 30.0
     lines = [line for line in done.stderr.splitlines() if line.startswith("balora:")]
     assert done.returncode != 0
     assert len(lines) == 1 and reason in lines[0], done.stderr[-3000:]
     assert not any(word in "".join(lines) for word in ("gloo", "Traceback"))
-    if point != "prepare":
+    if point not in failing.BEFORE_THE_RECORD:
         record = json.loads((folder / output / "run.json").read_text())
         assert record["status"] == "failed" and reason in record["error"]
         # The launcher's own report has the times of the failures.

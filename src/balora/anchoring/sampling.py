@@ -20,6 +20,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from balora.errors import BALoraError
 from balora.models.adapted_model import base_model_of
+from balora.turns import by_turns
 
 BATCH = 32
 _MARK = "balora-user-turn"
@@ -43,7 +44,7 @@ def sample_sequences(
     batch_size: int = BATCH,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[dict[str, list[int]]]:
-    """Let a causal language model write sequences.
+    """Let a causal language model write sequences. Processes that divide their work write different batches.
 
     Args:
         model: The model in the state that is to write; with or without a peft adapter.
@@ -52,7 +53,7 @@ def sample_sequences(
         tokens: Greatest number of sampled tokens of a sequence.
         seed: Seed of each batch; the global random state is left as it is.
         batch_size: Sequences that are written at a time.
-        progress: Called with the number of sequences done.
+        progress: Called with the number of sequences that this process has done.
 
     Returns:
         Rows with ``input_ids`` and ``labels``; a label is -100 where the token was not sampled.
@@ -67,15 +68,21 @@ def sample_sequences(
     ]
     if turn is not None:
         plans.append((turn.opening, turn.closing, count // 2))
-    rows: list[dict[str, list[int]]] = []
+    batches = [(number, begin) for number, plan in enumerate(plans) for begin in range(0, plan[2], batch_size)]
+    done = 0
+
+    def write(at: int) -> list[dict[str, list[int]]]:
+        nonlocal done
+        number, begin = batches[at]
+        opening, closing, wanted = plans[number]
+        size = min(batch_size, wanted - begin)
+        batch_seed = seed * 1_000_003 + number * 100_003 + begin
+        written = _write(model, tokenizer, opening, closing, ends, size, tokens, batch_seed)
+        progress(done := done + len(written))
+        return written
+
     with plain_generation(model):
-        for number, (opening, closing, wanted) in enumerate(plans):
-            for begin in range(0, wanted, batch_size):
-                size = min(batch_size, wanted - begin)
-                batch_seed = seed * 1_000_003 + number * 100_003 + begin
-                rows += _write(model, tokenizer, opening, closing, ends, size, tokens, batch_seed)
-                progress(len(rows))
-    return rows
+        return [row for rows in by_turns(write, len(batches)) for row in rows]
 
 
 def is_degenerate(ids: list[int], width: int = 4) -> bool:

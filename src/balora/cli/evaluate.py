@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
+from balora.cli.launch import rank
 from balora.cli.options import check_judge, listed
 from balora.errors import BALoraError
 from balora.evaluation.options import EvaluationOptions, InvalidOption, JudgeOptions
@@ -130,11 +131,12 @@ def _evaluate(
     fields = {field.name for field in dataclasses.fields(EvaluationOptions)} - chosen.keys()
     options = EvaluationOptions(**chosen, **{name: context.params[name] for name in fields & context.params.keys()})
     find_tasks(listed(tasks), task_code=options.task_code)  # a misspelt name is reported before torch is imported
-    quiet_libraries()
+    quiet_libraries(errors_only=rank() > 0)
     from balora.evaluation.evaluate import evaluate as run_evaluation
 
-    result = run_evaluation(model, listed(tasks), output=output, options=options, say=typer.echo)
-    typer.echo(f"Results: {result.folder}")
+    result = run_evaluation(model, listed(tasks), output=output, options=options, say=typer.echo, distributed=True)
+    if rank() == 0:
+        typer.echo(f"Results: {result.folder}")
 
 
 _KEYS = {

@@ -93,19 +93,25 @@ def teacher(
     """Build the teacher cache that CONFIG names (teacher_cache: DIR), or add the rows that it lacks.
 
     Runs on the same data can use the same cache, also with different methods and seeds. With --anchors, the model also writes
-    its anchors, which runs read as anchor.text=FILE; without teacher_cache in CONFIG, only these are made.
+    its anchors, which runs read as anchor.text=FILE; without teacher_cache in CONFIG, only these are made. Several processes
+    of torchrun divide the work.
     """
-    run_config = read_run_config(config, overrides)
-    quiet_libraries()
-    if anchors is not None:
-        from balora.training.anchor_file import write_anchors
+    further = rank() > 0  # the first process speaks for all
+    run_config = read_run_config(config, overrides, quiet=further)
+    quiet_libraries(errors_only=further)
+    tell = (lambda line: None) if further else typer.echo
+    from balora.training.joined import joined_processes
 
-        write_anchors(run_config, anchors, typer.echo)
-        if run_config.teacher_cache in ("auto", "off"):
-            return
-    from balora.teacher.cache_builder import build_teacher_cache
+    with joined_processes():
+        if anchors is not None:
+            from balora.training.anchor_file import write_anchors
 
-    typer.echo("\n".join(build_teacher_cache(run_config, top_k, typer.echo).lines()))
+            write_anchors(run_config, anchors, tell)
+            if run_config.teacher_cache in ("auto", "off"):
+                return
+        from balora.teacher.cache_builder import build_teacher_cache
+
+        tell("\n".join(build_teacher_cache(run_config, top_k, tell).lines()))
 
 
 def export(

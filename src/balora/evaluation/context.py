@@ -16,6 +16,8 @@ from balora.evaluation.options import EvaluationOptions
 from balora.evaluation.progress import progress
 from balora.evaluation.prompting import Prompting, prompting_for
 from balora.evaluation.results import Journal
+from balora.training.joined import own_device
+from balora.turns import division
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +29,11 @@ class Request:
     prompt: str
     reference: str
     """Reference answer of the data, used if ``reference`` is evaluated in place of a model."""
+
+
+def own_share(count: int) -> int:
+    """Return about how many of some things this process does; all of them if it is alone."""
+    return -(-count // division()[1])
 
 
 @dataclasses.dataclass
@@ -46,7 +53,7 @@ class EvaluationContext:
     def loaded(self) -> LoadedModel:
         """Loaded model."""
         with self.progress("loading the model"):
-            return self.model_under_test.load(self.options.device)
+            return self.model_under_test.load(own_device(self.options.device))
 
     @functools.cached_property
     def generator(self) -> TransformersGenerator | VllmGenerator:
@@ -70,9 +77,12 @@ class EvaluationContext:
 
     def journal(self, task: str, **identity: Any) -> Journal:
         """Open the journal of a task for this model; ``identity`` has the data and settings that decide the samples."""
-        with self.progress("reading the model's files, which identify it"):
-            _ = self.model_under_test.identity
-        return Journal(self.folder, task, {"model": self.model_under_test.identity, **identity})
+
+        def complete() -> dict[str, Any]:
+            with self.progress("reading the model's files, which identify it"):
+                return {"model": self.model_under_test.identity, **identity}
+
+        return Journal.divided(self.folder, task, complete)
 
     def prompting(self, default: str, separator: str | None = None) -> Prompting:
         """Choose the prompt format; ``default`` and ``separator`` are the task's."""
@@ -101,7 +111,10 @@ class EvaluationContext:
                 self.say(f"  {count:,} of {total:,} answers {what}")
 
     def answer(self, journal: Journal, requests: Sequence[Request], prompting: Prompting, sampling: Sampling) -> None:
-        """Answer the requests that have no answer yet, and write each answer into the journal."""
+        """Answer the requests that have no answer yet, and write each answer into the journal.
+
+        Several processes answer different batches, and get the answers of all.
+        """
         missing = set(journal.missing([request.sample for request in requests], "output"))
         pending = [request for request in requests if request.sample in missing]
         if len(pending) < len(requests):
@@ -110,18 +123,20 @@ class EvaluationContext:
             for request, fields in self._generate(pending, prompting, sampling):
                 prompt = request.prompt if self.tokenizer is None else unmark(self.tokenizer, request.prompt)
                 journal.add(request.sample, prompt=prompt, **fields)
+            journal.exchange()
 
     def _generate(
         self, requests: Sequence[Request], prompting: Prompting, sampling: Sampling
     ) -> Iterator[tuple[Request, Mapping[str, Any]]]:
         """Yield each request with the fields of its answer, in the order of completion."""
         if self.model_under_test.is_reference:
-            yield from ((request, {"output": request.reference}) for request in requests)
+            rank, processes = division()
+            yield from ((request, {"output": request.reference}) for request in requests[rank::processes])
             return
         prompts = [prompting.tokens(self.tokenizer, request.prompt) for request in requests]
         names = [request.sample for request in requests]
         generator = self.generator
-        with self.progress("answers", len(prompts)) as add:
+        with self.progress("answers", own_share(len(prompts))) as add:
             for index, answer in generator.generate(prompts, sampling, names):
                 fields: dict[str, Any] = {"output": answer.text, "tokens": answer.tokens, "ended": answer.ended}
                 yield requests[index], {**fields, "prompt_cut": True} if answer.prompt_cut else fields

@@ -40,6 +40,7 @@ def evaluate(
     output: str | Path | None = None,
     options: EvaluationOptions | None = None,
     say: Callable[[str], None] = lambda line: None,
+    distributed: bool = False,
 ) -> Evaluation:
     """Evaluate a model on tasks. Samples that the output directory already has are kept, not computed again.
 
@@ -49,6 +50,8 @@ def evaluate(
         output: Directory for the results. Default: ``evaluation/`` in the run directory, or ``evaluation/MODEL``.
         options: All other settings.
         say: Function that receives progress messages.
+        distributed: Divide the rows among the processes that torchrun or another launcher has started; all must call this
+            function. The first process scores the answers and writes the results.
 
     Returns:
         Scores and samples of every task. ``TASK.json`` in the output directory has the same content.
@@ -59,6 +62,7 @@ def evaluate(
     # Imported here because both import torch, which the package must not do when it is imported.
     from balora.evaluation.context import EvaluationContext
     from balora.evaluation.model_under_test import ModelUnderTest
+    from balora.training.joined import joined_processes
 
     options = options or EvaluationOptions()
     entries = find_tasks(tasks, task_code=options.task_code)
@@ -66,7 +70,11 @@ def evaluate(
     model_under_test = ModelUnderTest(str(model), options)
     folder = Path(output) if output is not None else model_under_test.folder
     results: dict[str, Record] = {}
-    with locked(folder, "Another process writes results"), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        if distributed and stack.enter_context(joined_processes()) > 0:
+            say = _silent  # the first process speaks for all, and has the lock
+        else:
+            stack.enter_context(locked(folder, "Another process writes results"))
         context = EvaluationContext(model_under_test, options, folder, say, stack)
         for entry in entries:
             say(f"{entry.name}: {entry.summary}")
@@ -74,6 +82,10 @@ def evaluate(
             results[entry.name] = entry.load(context).evaluate()
             say(f"  {format_scores(results[entry.name])}  ({time.monotonic() - start_time:.1f} s)")
     return Evaluation(folder, results)
+
+
+def _silent(line: str) -> None:
+    """Do nothing with a progress message."""
 
 
 def _check_data_names(data: Mapping[str, str], tasks: Iterable[str]) -> None:

@@ -3,17 +3,22 @@
 ``TASK.samples.jsonl`` is the journal. Its first line is the identity: model, data, prompts and generation settings. Each
 further line adds fields to one sample. A second call reads the journal and computes only what is missing.
 ``TASK.json`` is the result: scores, provenance, and every scored sample.
+
+If several processes answer, the first has the journal, and each other one a part (``TASK.samples.part-RANK.jsonl``). The first
+process adds the parts to the journal when all have answered, and those of an interrupted evaluation when it opens the journal.
 """
 
+import glob
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from balora.checkpoints.provenance import provenance
 from balora.errors import BALoraError
 from balora.files import open_to_append, write_text
+from balora.turns import division, from_first, together
 
 Record = dict[str, Any]
 
@@ -21,24 +26,79 @@ Record = dict[str, Any]
 class Journal:
     """Samples of one task, written to disk one by one.
 
-    Both files are named after the task. A journal on disk that is damaged or has another identity raises BALoraError.
+    All files are named after the task. A journal on disk that is damaged or has another identity raises BALoraError.
+
+    Args:
+        folder: Directory of the files.
+        task: Name of the task.
+        identity: Model, data, prompts and generation settings.
+        part: Rank of a process that writes a part; 0 for the journal itself.
     """
 
-    def __init__(self, folder: Path, task: str, identity: Mapping[str, Any]) -> None:
-        self.path = folder / f"{task}.samples.jsonl"
+    def __init__(self, folder: Path, task: str, identity: Mapping[str, Any], part: int = 0) -> None:
+        self.path = folder / (f"{task}.samples.part-{part}.jsonl" if part else f"{task}.samples.jsonl")
         self.result_path = folder / f"{task}.json"
         self.task = task
         self.identity = json.loads(json.dumps(identity))
         self.records: dict[str, Record] = {}
+        self._own: list[tuple[str, Record]] = []
         if self.path.is_file():
             self._read()
-        if not self.path.is_file():
-            self._append({"identity": self.identity})
+
+    @classmethod
+    def divided(cls, folder: Path, task: str, identity: Callable[[], Mapping[str, Any]]) -> "Journal":
+        """Open the journal in the first process, and a part in each other one, with the samples of the journal.
+
+        ``identity`` returns the identity; only the first process calls it. Every process must call this method.
+        """
+
+        def opened() -> Journal:
+            journal = cls(folder, task, identity())
+            journal._merge_parts()
+            return journal
+
+        rank, _ = division()
+        first = from_first(opened)
+        if rank == 0:
+            return first
+        folder.mkdir(parents=True, exist_ok=True)
+        own = cls(folder, task, first.identity, part=rank)
+        own.records = first.records
+        return own
 
     def add(self, sample: str, **fields: Any) -> None:
         """Add fields to a sample, and append them to the file."""
         self.records.setdefault(sample, {}).update(fields)
+        self._own.append((sample, fields))
         self._append({"id": sample, **fields})
+
+    def exchange(self) -> None:
+        """Give every process the samples that the others have added; the first writes them into the journal.
+
+        Every process must call it. With one process it does nothing.
+        """
+        rank, _ = division()
+        parts = together(self._own)
+        for other, part in enumerate(parts):
+            for sample, fields in part if other != rank else ():
+                if rank == 0:
+                    self.add(sample, **fields)
+                else:
+                    self.records.setdefault(sample, {}).update(fields)
+        self._own.clear()
+        from_first(lambda: None)  # the journal has the part's samples now
+        if rank > 0:
+            self.path.unlink(missing_ok=True)
+
+    def _merge_parts(self) -> None:
+        """Add the parts that an interrupted evaluation has left."""
+        for path in sorted(self.path.parent.glob(f"{glob.escape(self.task)}.samples.part-*.jsonl")):
+            number = path.name.removesuffix(".jsonl").rpartition("-")[2]
+            part = Journal(self.path.parent, self.task, self.identity, int(number)) if number.isdecimal() else None
+            for sample, fields in part.records.items() if part is not None else ():
+                self.add(sample, **fields)
+            path.unlink(missing_ok=True)
+        self._own.clear()
 
     def missing(self, samples: Iterable[str], field: str) -> list[str]:
         """Return the samples that lack a field, in order."""
@@ -66,7 +126,10 @@ class Journal:
         return result
 
     def _append(self, line: Mapping[str, Any]) -> None:
+        is_new = not self.path.is_file()
         with open_to_append(self.path) as file:
+            if is_new:
+                file.write(_json_text({"identity": self.identity}))
             file.write(_json_text(line))
 
     def _read(self) -> None:

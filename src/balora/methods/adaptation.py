@@ -91,6 +91,7 @@ def adapt(
             "The model is already sharded over devices. Load it without tp_plan (tensor parallelism is not supported), adapt it, "
             "and let the Trainer shard it afterwards (FSDP version 2)."
         )
+    _refuse_offloaded(model)
     stored = _stored_in_model(model, initial or {})
     quantizes = checked.extra.get("bits") and not any(p.is_meta for p in model.parameters())
     with restored_on_failure(model, [parameter for parameter, _ in stored]):
@@ -260,3 +261,17 @@ def load_trainable(model: nn.Module, values: Mapping[str, Tensor], *, strict: bo
             )
         shard = local_shard(parameter)
         shard.copy_(local_slice(values[name].to(shard.device), parameter))
+
+
+def _refuse_offloaded(model: nn.Module) -> None:
+    """Refuse a model of which ``device_map`` has left weights outside of memory: they are on the meta device until they run."""
+    devices: Mapping[str, Any] = getattr(model, "hf_device_map", None) or {}
+    elsewhere = [name for name, device in devices.items() if str(device) == "disk"]
+    if not elsewhere and any(parameter.is_meta for parameter in model.parameters()):
+        elsewhere = [name for name, device in devices.items() if str(device) == "cpu"]
+    if elsewhere:
+        more = f" and {len(elsewhere) - 1} other parts" if len(elsewhere) > 1 else ""
+        raise BALoraError(
+            f"device_map has left {elsewhere[0]}{more} outside of the devices' memory, and a method needs all weights. Load the "
+            "model without device_map, hold it in 4 bits (bits=4), or train with FSDP version 2 on several devices."
+        )

@@ -14,7 +14,7 @@ from balora.config.yaml_loader import parse_yaml
 from balora.errors import BALoraError, shown, suggest_path
 from balora.experiments.compare.compare import ROWS
 from balora.experiments.compare.plan import REGULARIZED, configuration_label
-from balora.experiments.compare.rows import Row, Status
+from balora.experiments.compare.rows import Row, Status, read_rows
 from balora.files import read_json
 from balora.methods import METHODS
 from balora.plots.style import TERMS
@@ -112,9 +112,8 @@ def _is_run(directory: Path) -> bool:
 
 
 def _comparison_section(directory: Path) -> Section:
-    lines = (directory / ROWS).read_text(encoding="utf-8").split("\n")  # not splitlines: a name may contain U+2028
     try:
-        rows = [Row.from_dict(json.loads(line)) for line in lines if line.strip()]
+        rows = read_rows(directory / ROWS)
         about = json.loads((directory / _TABLE).read_text(encoding="utf-8")) if (directory / _TABLE).is_file() else {}
     except (ValueError, KeyError, TypeError) as error:
         raise BALoraError(

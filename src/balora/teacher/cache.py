@@ -97,6 +97,10 @@ class TeacherCache:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def keys(self) -> set[bytes]:
+        """Return the keys of all rows."""
+        return set(self._rows)
+
     def __contains__(self, key: bytes) -> bool:
         return key in self._rows
 

@@ -24,6 +24,7 @@ from balora.losses import TopKTeacher
 from balora.models.hidden_states import HiddenStateExtractor, valid_targets
 from balora.teacher.cache import FORMAT, INDEX, SHARDS, TeacherCache, TeacherIdentity, read_index
 from balora.teacher.row_keys import row_key
+from balora.turns import by_turns, division, from_first
 
 if TYPE_CHECKING:
     from balora.config.run_config import RunConfig
@@ -99,7 +100,7 @@ def build_teacher_cache(
     cpu = not torch.cuda.is_available() or config.training.get("use_cpu")
     builder = TeacherCacheBuilder(
         Path(config.teacher_cache),
-        model.to("cpu" if cpu else "cuda"),
+        model.to("cpu" if cpu else f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if division()[1] > 1 else "cuda"),
         identity,
         make_collator(config.task, tokenizer, model),
         shift=config.task == "generation",
@@ -136,37 +137,63 @@ class TeacherCacheBuilder:
         self.device = next(self.model.parameters()).device
         self.headless = HiddenStateExtractor(self.model)
         self._head_is_linear: bool | None = None
-        self._open()
+        from_first(self._open)
 
     def add(self, rows: Iterable[Mapping[str, Any]], log: Callable[[str], None] = lambda line: None) -> BuildReport:
         """Add the rows that the cache lacks, and log a line per shard. If interrupted, the cache keeps the shards written.
 
+        In a block of `balora.turns.divided_among_processes` each process writes every P-th shard. The shards are those that one
+        process writes, and another number of processes can continue.
+
         Raises:
-            BALoraError: A shard is damaged or cannot be written, or another process adds rows to the cache.
+            BALoraError: A shard is damaged or cannot be written, another process adds rows to the cache, or the processes do not
+                share the directory.
         """
-        with locked(self.directory, "Another process is building the teacher cache", "teacher_cache"):
+        rank, _ = division()
+        busy = "Another process is building the teacher cache"
+        with contextlib.nullcontext() if rank else locked(self.directory, busy, "teacher_cache"):
             return self._add(rows, log)
 
     def _add(self, rows: Iterable[Mapping[str, Any]], log: Callable[[str], None]) -> BuildReport:
-        cache = TeacherCache(self.directory)
-        new = list({key: row for row in rows if (key := row_key(row)) not in cache}.items())
+        # Read in one process, because the others write shards before all have read.
+        present, first = from_first(self._contents)
+        new = list({key: row for row in rows if (key := row_key(row)) not in present}.items())
         new.sort(key=lambda item: len(item[1]["input_ids"]))  # similar lengths in a batch: little padding
-        tail, positions = 0.0, 0
-        first = 1 + max((int(p.stem.split("-")[1]) for p in self.directory.glob(SHARDS)), default=-1)
-        for number, start in enumerate(range(0, len(new), SHARD_ROWS), first):
+
+        def write(number: int) -> tuple[float, int]:
+            start = number * SHARD_ROWS
             keys, shard_rows = zip(*new[start : start + SHARD_ROWS], strict=True)
             teachers = [
                 teacher
                 for at in range(0, len(shard_rows), self.batch_size)
                 for teacher in self._run_teacher(list(shard_rows[at : at + self.batch_size]))
             ]
-            self._write_shard(number, keys, teachers)
-            tail += sum(float(teacher.log_tail_M.double().exp().sum()) for teacher in teachers)
-            positions += sum(map(len, teachers))
+            self._write_shard(first + number, keys, teachers)
             log(f"{start + len(keys):,} of {len(new):,} rows")
+            tail = sum(float(teacher.log_tail_M.double().exp().sum()) for teacher in teachers)
+            return tail, sum(map(len, teachers))
+
+        shards = -(-len(new) // SHARD_ROWS)
+        written = by_turns(write, shards)
+        missing = [n for n in range(first, first + shards) if not self._shard(n).is_file()]
+        if missing:
+            raise BALoraError(
+                f"The processes do not share the directory {self.directory}: {self._shard(missing[0]).name}, which another "
+                "process has written, is not there. Set teacher_cache to a directory on a disk that all machines share."
+            )
         size = sum(path.stat().st_size for path in self.directory.glob(SHARDS))
-        rows_total, tail = len(cache) + len(new), tail / max(positions, 1)
-        return BuildReport(self.directory, rows_total, len(new), size, tail, self.identity.temperature)
+        tail, positions = sum(one for one, _ in written), sum(count for _, count in written)
+        return BuildReport(
+            self.directory, len(present) + len(new), len(new), size, tail / max(positions, 1), self.identity.temperature
+        )
+
+    def _contents(self) -> tuple[set[bytes], int]:
+        """Return the keys of the cache's rows, and the number of the first shard to write."""
+        first = 1 + max((int(path.stem.split("-")[1]) for path in self.directory.glob(SHARDS)), default=-1)
+        return TeacherCache(self.directory).keys(), first
+
+    def _shard(self, number: int) -> Path:
+        return self.directory / f"shard-{number:05}.safetensors"
 
     def _open(self) -> None:
         """Create the directory and its index, or refuse a directory with other content."""
@@ -226,7 +253,7 @@ class TeacherCacheBuilder:
             "log_probs": torch.cat([teacher.log_probs_MK for teacher in teachers]).cpu().half(),
             "log_tail": torch.cat([teacher.log_tail_M for teacher in teachers]).cpu().float(),
         }
-        path = self.directory / f"shard-{number:05}.safetensors"
+        path = self._shard(number)
         temporary = temporary_path(path)
         temporary.unlink(missing_ok=True)
         try:

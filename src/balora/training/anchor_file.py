@@ -13,6 +13,8 @@ from balora.config.run_config import RunConfig
 from balora.errors import BALoraError
 from balora.loading.pretrained import load_model, load_tokenizer
 from balora.loading.source import ModelSource
+from balora.training.joined import own_device
+from balora.turns import division
 
 
 def write_anchors(config: RunConfig, path: Path, log: Callable[[str], None] = lambda line: None) -> AnchorRows:
@@ -38,15 +40,19 @@ def write_anchors(config: RunConfig, path: Path, log: Callable[[str], None] = la
     start_tokens(tokenizer)
     model = load_model(source, tokenizer=tokenizer)
     cpu = not torch.cuda.is_available() or config.training.get("use_cpu")
-    model = model.to("cpu" if cpu else "cuda").eval()
+    device = None if cpu else own_device(None)
+    model = model.to("cpu" if cpu else device or "cuda").eval()
 
     def said(done: int) -> None:
-        log(f"{done:,} of {anchors.generate:,} sequences")
+        log(f"{done:,} of {-(-anchors.generate // processes):,} sequences{' of this process' if processes > 1 else ''}")
 
+    rank, processes = division()
     found = sample_sequences(model, tokenizer, anchors.generate, anchors.tokens, config.seed, progress=said)
     loops = sum(is_degenerate(list(row["input_ids"])) for row in found)
     facts = {"source": anchors.describe(), "model": config.model, "settings": anchors.to_dict(), "degenerate": loops}
     rows = AnchorRows(found, anchors.held_out, config.seed, facts)
+    if rank > 0:
+        return rows
     try:
         rows.save(path)
     except OSError as error:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
 from torch.utils.data import IterableDataset
 
@@ -27,6 +26,7 @@ from balora.loading.pretrained import max_positions
 from balora.methods.quantization.quantized_linear import QuantizedLinear
 from balora.models.adapted_model import base_model_of
 from balora.training.anchor_term import AnchorTerm
+from balora.turns import divided_among_processes, from_first
 
 logger = logging.getLogger("balora")
 _WITHOUT_EFFECT_ON_ROWS = (
@@ -103,14 +103,11 @@ def _rows(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int
         kept = AnchorRows.load(folder / FILE, anchors.held_out, seed)
         if kept.facts.get("identity") == identity:
             return kept
-    made: Sequence[Row] | None = None
-    if trainer.accelerator.is_main_process or processes == 1:
-        made = _make(trainer, anchors, tokens_per_step, processes)
-    if processes > 1:
-        shared = [made]
-        torch.distributed.broadcast_object_list(shared, src=0)
-        made = shared[0]
-    assert made is not None
+    with divided_among_processes():
+        if anchors.generate is not None and trainer.anchor_store is None:
+            made = _make(trainer, anchors, tokens_per_step, processes)  # every process samples a part
+        else:
+            made = from_first(lambda: _make(trainer, anchors, tokens_per_step, processes))
     facts: dict[str, Any] = {"source": anchors.describe(), "identity": identity, "settings": anchors.to_dict()}
     if anchors.generate is not None:
         facts["degenerate"] = sum(

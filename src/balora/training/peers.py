@@ -30,6 +30,8 @@ from balora.errors import BALoraError
 GRACE = 8.0
 """Seconds that a process has to end by itself after another one has failed; it may wait in a collective operation."""
 _POLL = 0.3
+_END = 3.0
+"""Seconds to wait for the thread's last look at the store."""
 _PATIENCE = 5.0
 """Seconds to wait for the reason of a lost connection."""
 _LOST = re.compile(
@@ -93,6 +95,7 @@ class Peers:
         self._members: dict[int, tuple[int, str]] = {}
         self._ended = threading.Event()
         self._seen: Failure | None = None
+        self._thread: threading.Thread | None = None
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
@@ -107,7 +110,7 @@ class Peers:
         except BaseException as error:
             before = _ignore_sigterm()
             failure = self._cause_of(error)
-            self._ended.set()
+            self._end()
             if failure is None:
                 self._leave()
                 if before is not None:
@@ -117,7 +120,7 @@ class Peers:
                 self._write(failure.text())
                 raise
             raise PeerFailed(failure.text(), spoken=not self._speaks(failure)) from error
-        self._ended.set()
+        self._end()
         self._leave()
 
     def connect(self) -> None:
@@ -137,7 +140,8 @@ class Peers:
         except RuntimeError:  # the run works without the store, only its failures say less
             self._store = None
             return
-        threading.Thread(target=self._watch, daemon=True, name="balora-peers").start()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="balora-peers")
+        self._thread.start()
 
     def failed(self) -> Failure | None:
         """Return the first failure of the run, if any process has failed."""
@@ -228,6 +232,12 @@ class Peers:
             self._write(failure.text())
         return first
 
+    def _end(self) -> None:
+        """Stop the thread. If it were in a call to the store when Python exits, torch would abort the process."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join(timeout=_END)
+
     def _leave(self) -> None:
         with contextlib.suppress(RuntimeError):
             if self._store is not None:
@@ -235,8 +245,8 @@ class Peers:
 
 
 _KILLED = (
-    "ended without a message: it was killed, or its machine ran out of memory. Run the same command again to resume from the "
-    "last checkpoint."
+    "ended without a message: it was killed, or its machine ran out of memory. Run the same command again to continue with "
+    "what was saved."
 )
 
 

@@ -38,7 +38,6 @@ from balora.loading.head import head_classes
 from balora.loading.pretrained import load_model, load_target_tokenizer, load_tokenizer, max_positions
 from balora.loading.source import ModelSource
 from balora.methods import adapt, find_method
-from balora.methods.init.by_turns import divided_among_processes
 from balora.models.packed_attention import check_packed_attention
 from balora.teacher.cache import TeacherIdentity, open_cache
 from balora.teacher.row_keys import row_key
@@ -60,6 +59,7 @@ from balora.training.processes import (
 from balora.training.progress import Detail, ProgressBar, RunScreen, next_commands, result_lines
 from balora.training.stopping import StopRequest
 from balora.training.trainer import BALoraTrainer
+from balora.turns import divided_among_processes
 
 IGNORED_DATA_SKIP = (
     "training.ignore_data_skip is on: the resumed run begins its epoch with the first rows again, so it sees some rows twice, and "

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,8 @@ import pytest
 import balora as library
 from balora.checkpoints.provenance import peak_memory_mib
 from balora.config.yaml_loader import read_config
-from balora.experiments.compare import LocalEngine, Variant, compare, lay_out
+from balora.errors import BALoraError
+from balora.experiments.compare import LocalEngine, RayEngine, Variant, compare, lay_out
 from balora.experiments.compare.engines import Task, failure_reason
 from balora.files import write_text
 
@@ -19,7 +23,8 @@ SHORT = ["training.max_steps=2", "data.eval=0.25", "training.report_to=none"]
 
 
 def read_rows(directory: Path) -> dict[str, dict]:
-    return {row["run"]: row for row in map(json.loads, (directory / "rows.jsonl").read_text().splitlines())}
+    lines = (directory / "rows.jsonl").read_text().splitlines()
+    return {row["run"]: row for row in map(json.loads, lines)}
 
 
 def test_failed_runs_are_reported_and_finished_runs_are_not_repeated(balora, config: Path, tmp_path: Path):
@@ -92,16 +97,58 @@ def test_a_killed_run_is_reported_and_the_others_finish(config: Path, tmp_path: 
 @pytest.mark.slow
 def test_the_ray_engine_gives_the_same_rows(balora, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("ray", reason="Ray is absent: pip install 'balora[ray]'")
-    monkeypatch.setenv("PYTHONPATH", str(Path(library.__file__).parents[1]))
+    paths = [str(Path(library.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     arguments = [config, *SHORT, "--methods", "pissa,lora", "--seeds", "1", "lora:method.rank=17"]
     outcome = balora("compare", *arguments, "--engine", "ray", "--output", tmp_path / "ray")
-    assert outcome.status == 1, outcome.out + outcome.err
+    assert outcome.status == 1 and not outcome.err, outcome.out + outcome.err
     rows = read_rows(tmp_path / "ray")
     assert "Rank 17" in rows["lora_seed-1"]["reason"]
     assert balora("compare", *arguments, "--output", tmp_path / "local").status == 1
     local = read_rows(tmp_path / "local")
     assert rows["pissa_seed-1"]["scores"] == pytest.approx(local["pissa_seed-1"]["scores"], rel=1e-5)
     assert "engine ray" in (tmp_path / "ray" / "table.md").read_text()
+
+
+KILLS_ITS_PARENT_ONCE = """
+import os, pathlib, signal, sys
+marker = pathlib.Path(__file__).with_name("killed")
+if "balora.experiments.compare.worker" in sys.orig_argv and not marker.exists():
+    marker.touch()
+    os.kill(os.getppid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_whose_ray_worker_is_lost_is_started_again(balora, config: Path, tmp_path: Path, monkeypatch):
+    pytest.importorskip("ray", reason="Ray is absent: pip install 'balora[ray]'")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(KILLS_ITS_PARENT_ONCE)
+    paths = [str(tmp_path / "site"), str(Path(library.__file__).parents[1])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]))
+    arguments = ["--methods", "pissa", "--seeds", "1", "--engine", "ray", "--output", tmp_path / "ray"]
+    outcome = balora("compare", config, *SHORT, *arguments)
+    assert outcome.status == 0, outcome.out + outcome.err
+    assert (tmp_path / "site" / "killed").exists(), "the worker was not killed"
+    assert read_rows(tmp_path / "ray")["pissa_seed-1"]["status"] == "finished"
+
+
+def test_a_cluster_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch):
+    class Ray(types.ModuleType):
+        @staticmethod
+        def is_initialized() -> bool:
+            return False
+
+        @staticmethod
+        def init(**_: object) -> None:
+            raise ConnectionError("ray client connection timeout.\ndetails")
+
+    monkeypatch.setitem(sys.modules, "ray", Ray("ray"))
+    monkeypatch.setenv("RAY_ADDRESS", "node0:6379")
+    with pytest.raises(
+        BALoraError, match=r"cluster at node0:6379 .* did not answer: ray client connection timeout\. No run"
+    ):
+        list(RayEngine()([], lambda task: None))
 
 
 def test_a_dry_run_writes_nothing(balora, config: Path, tmp_path: Path):
@@ -141,8 +188,6 @@ def test_the_failure_reason_is_the_last_error_of_the_log_or_the_exit_status(tmp_
 
 def test_a_second_comparison_in_the_same_directory_is_refused(config: Path, tmp_path: Path):
     import fcntl
-
-    from balora.errors import BALoraError
 
     cells, directory = lay_out(read_config(config), [Variant.parse("lora")], [1], output=tmp_path / "c")
     assert len(cells) == 1

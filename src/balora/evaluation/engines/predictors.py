@@ -21,6 +21,7 @@ from balora.evaluation.model_under_test import LoadedModel
 from balora.loading.pretrained import max_positions
 from balora.models.classifier_head import padding_side
 from balora.models.decoding import PLAIN_DECODING
+from balora.turns import division
 
 logger = logging.getLogger("balora")
 
@@ -59,11 +60,12 @@ class _RowPredictor:
         return []
 
     def _batches(self, rows: Sequence[Sequence[str]]) -> Iterator[tuple[list[int], Any]]:
-        """Yield the indices and the padded tokens of each batch, the longest rows first."""
+        """Yield the indices and the padded tokens of each batch, the longest rows first; several processes take turns."""
         tokenizer = self.loaded.tokenizer
         encoded = [self._encode(texts) for texts in rows]
         order = sorted(range(len(rows)), key=lambda index: (-len(encoded[index]["input_ids"]), index))
-        for start in range(0, len(order), self.batch_size):
+        rank, processes = division()
+        for start in range(rank * self.batch_size, len(order), processes * self.batch_size):
             batch = order[start : start + self.batch_size]
             rows_of_batch = [encoded[index] for index in batch]
             side = padding_side(self.loaded.model)

@@ -8,7 +8,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from balora.evaluation.engines.next_token import NextToken
 from balora.evaluation.model_under_test import LoadedModel
 from balora.loading.pretrained import max_positions
 from balora.models.decoding import PLAIN_DECODING
+from balora.turns import division
 
 logger = logging.getLogger("balora")
 _STOP_WINDOW = 24
@@ -90,6 +91,8 @@ class TransformersGenerator:
     ) -> Iterator[tuple[int, Answer]]:
         """Yield each prompt's index and answer, the longest prompts first: too little memory shows in the first batch.
 
+        Several processes answer every other batch of those that one process would make.
+
         The name of a sample seeds its sampling: a sample gets the same answer in every batch and every call (up to rounding),
         and another sample of the same prompt gets another answer. The default names are the indices.
         """
@@ -98,10 +101,15 @@ class TransformersGenerator:
         names = names or [str(index) for index in range(len(prompts))]
         limits = [self._max_answer_tokens(ids, sampling) for ids in cut]
         batch_size = self.batch_size
-        while order:
+
+        def next_batch(left: list[int]) -> list[int]:
             # Near the model's last position, a longer prompt in the batch would shorten the answer of a shorter one. So only
             # prompts with the same limit share a batch.
-            batch = [index for index in order[:batch_size] if limits[index] == limits[order[0]]]
+            return [index for index in left[:batch_size] if limits[index] == limits[left[0]]]
+
+        order = own_batches(order, next_batch)
+        while order:
+            batch = next_batch(order)
             seeds = [sample_seed(sampling.seed, names[index]) for index in batch]
             try:
                 answers = self._generate_batch([cut[index] for index in batch], sampling, seeds)
@@ -166,6 +174,21 @@ def sample_seed(seed: int, *names: str) -> int:
         (True, False)
     """
     return int.from_bytes(hashlib.sha256(json.dumps([seed, *names]).encode()).digest()[:4], "big")
+
+
+def own_batches(order: list[int], next_batch: Callable[[list[int]], list[int]]) -> list[int]:
+    """Return the indices of the batches of this process, in order; all indices if it is alone.
+
+    ``next_batch`` returns the first batch of those that are left. Equal batches give equal answers, also in their rounding.
+    """
+    rank, processes = division()
+    if processes == 1:
+        return order
+    batches = []
+    while order:
+        batches.append(next_batch(order))
+        order = order[len(batches[-1]) :]
+    return [index for batch in batches[rank::processes] for index in batch]
 
 
 def fit_prompt(ids: list[int], max_new_tokens: int, positions: int | None, encoder_decoder: bool = False) -> list[int]:

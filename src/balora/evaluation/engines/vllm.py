@@ -14,6 +14,7 @@ from balora.errors import BALoraError
 from balora.evaluation.engines.transformers import Answer, Sampling, cut_at_stop, fit_prompt, sample_seed
 from balora.evaluation.model_under_test import ModelUnderTest
 from balora.exporting.export import export
+from balora.turns import division
 
 _CHUNK = 256
 """Prompts per call of vLLM. Their answers are on disk before the next call begins."""
@@ -29,6 +30,11 @@ class VllmGenerator:
             raise BALoraError(
                 "vLLM is not installed (pip install vllm). Leave --engine out to generate through transformers."
             ) from error
+        if division()[1] > 1:
+            raise BALoraError(
+                "vLLM starts the processes that it needs itself, and several processes were started. Start balora evaluate "
+                "once, or leave --engine out."
+            )
         if model.saved is not None and model.saved.task != "generation":
             raise BALoraError(
                 f"{model.name} was trained for {model.saved.task}; vLLM is for causal language models. Leave --engine out."

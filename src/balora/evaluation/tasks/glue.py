@@ -12,12 +12,13 @@ from typing import Any
 from balora.data.labels import label_key
 from balora.data.verbalizer import UNREADABLE
 from balora.errors import BALoraError
-from balora.evaluation.context import EvaluationContext
+from balora.evaluation.context import EvaluationContext, own_share
 from balora.evaluation.data import HubDataset, Rows, read_rows
 from balora.evaluation.engines.predictors import NO_CLASS, ClassifierPredictor, TextLabelPredictor
 from balora.evaluation.results import Record
 from balora.evaluation.scoring.metrics import classification_metrics, regression_metrics
 from balora.evaluation.tasks.task import Task
+from balora.turns import from_first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +81,16 @@ class GlueTask(Task):
         pending = [int(sample) for sample in self.journal.missing(samples, "output")]
         if pending:
             _ = self.context.loaded
-            with self.context.progress("rows", len(pending)) as add:
+            with self.context.progress("rows", own_share(len(pending))) as add:
                 for position, fields in self._predict([self.texts[index] for index in pending]):
                     index = pending[position]
                     self.journal.add(str(index), texts=self.texts[index], label=self.labels[index], **fields)
                     add(1)
+            self.journal.exchange()
+        return from_first(lambda: self._result(samples))
+
+    def _result(self, samples: Sequence[str]) -> Record:
+        """Score the predictions, write the result file, and return its content."""
         scores = self._scores([self.journal.records[sample] for sample in samples])
         if "not_finite" in scores:
             self.context.say(

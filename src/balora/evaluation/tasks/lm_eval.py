@@ -28,6 +28,7 @@ from lm_eval.tasks import TaskManager
 from balora.data.hub import looks_local, unreachable
 from balora.data.readers import SUFFIXES
 from balora.errors import BALoraError
+from balora.evaluation.context import own_share
 from balora.evaluation.engines.transformers import sample_seed
 from balora.evaluation.lm_eval_index import is_yaml_file
 from balora.evaluation.model_under_test import LoadedModel
@@ -37,6 +38,7 @@ from balora.evaluation.prompting import CHAT
 from balora.evaluation.registry import LM_EVAL_PREFIX
 from balora.evaluation.results import Journal, Record, count_answers
 from balora.evaluation.tasks.task import Task
+from balora.turns import division, from_first
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _SPLITS = {"train": "training_split", "validation": "validation_split", "test": "test_split"}
@@ -93,7 +95,7 @@ class LMEvalTask(Task):
             context.warn_about(counts, len(texts))
             scores |= counts
         details = {"configs": _as_json(output.get("configs", {})), "versions": output.get("versions", {})}
-        return journal.finish(records, scores, details)
+        return from_first(lambda: journal.finish(records, scores, details))
 
     def _run(self, spec: str, model: Any, chat: bool) -> dict[str, Any]:
         options = self.context.options
@@ -172,11 +174,15 @@ class JournaledModel(HFLM):
         if len(pending) < len(requests):
             self._say(f"  {len(requests) - len(pending):,} of {len(requests):,} requests are answered already")
         greedy = [(name, request) for name, request in pending if not _is_sampled(kind, request)]
-        with progress(self._say, "requests", len(pending)) as add:
-            for start in range(0, len(greedy), self._block):
-                self._ask(greedy[start : start + self._block], ask)
-                add(len(greedy[start : start + self._block]))
-            self._ask_sampled([(name, request) for name, request in pending if _is_sampled(kind, request)], ask, add)
+        sampled = [(name, request) for name, request in pending if _is_sampled(kind, request)]
+        rank, processes = division()
+        size = min(self._block, max(1, -(-len(greedy) // processes)))
+        with progress(self._say, "requests", own_share(len(pending))) as add:
+            for start in range(rank * size, len(greedy), processes * size):
+                self._ask(greedy[start : start + size], ask)
+                add(len(greedy[start : start + size]))
+            self._ask_sampled(sampled[rank::processes], ask, add)
+        self._journal.exchange()
         self.answered |= {name: self._journal.records[name]["answer"] for name in names}
         if kind == "generate_until":
             default = int(self.max_gen_toks)

@@ -27,6 +27,7 @@ from balora.evaluation.scoring.judge import (
     read_prompts,
 )
 from balora.evaluation.tasks.task import Task
+from balora.turns import from_first
 
 _HUB = HubDataset("HuggingFaceH4/mt_bench_prompts", splits=("train",))
 _TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
@@ -82,6 +83,10 @@ class MTBenchTask(Task):
     def evaluate(self) -> Record:
         """Answer both turns, then have the answers rated. If ratings are missing, raise; the journals keep the answers."""
         answers = self._answer()
+        return from_first(lambda: self._result(answers))
+
+    def _result(self, answers: Journal) -> Record:
+        """Have the answers rated, write the result file, and return its content."""
         counts = count_answers(answers.records[sample] for sample in self.samples)
         self.context.warn_about(counts, len(self.samples))
         options = self.context.options.judge

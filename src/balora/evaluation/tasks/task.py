@@ -9,6 +9,7 @@ from balora.data.tables import Row
 from balora.evaluation.context import EvaluationContext, Request
 from balora.evaluation.data import HubDataset, Rows, read_rows
 from balora.evaluation.results import Record, count_answers
+from balora.turns import from_first
 
 
 class Task(abc.ABC):
@@ -60,7 +61,10 @@ class GenerationTask(Task):
             for sample in self._sample_names(index)
         ]
         self.context.answer(self.journal, requests, self.prompting, self.sampling)
-        samples = [request.sample for request in requests]
+        return from_first(lambda: self._result([request.sample for request in requests]))
+
+    def _result(self, samples: Sequence[str]) -> Record:
+        """Grade and score the answers, write the result file, and return its content."""
         self._grade(samples)
         records = {sample: self.journal.records[sample] for sample in samples}
         counts = count_answers(records.values())

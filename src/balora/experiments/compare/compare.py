@@ -1,9 +1,8 @@
 """Run a comparison: start the runs that have no result yet and write the tables over all runs."""
 
 import json
-import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ from balora.experiments.compare.rows import (
 )
 from balora.experiments.compare.statistics import summarise
 from balora.experiments.compare.tables import Comparison, to_csv, to_json, to_latex, to_markdown
-from balora.files import write_text
+from balora.files import open_to_append, write_text
 
 if TYPE_CHECKING:
     from balora.evaluation.significance.items import Items
@@ -106,7 +105,7 @@ def compare(
     if evaluation is not None:
         evaluation.check()
     missing = [cell for cell in cells if not is_finished(cell, evaluation)]
-    reasons: dict[str, str] = {}
+    results: dict[str, Row] = {}
 
     from balora.checkpoints.provenance import provenance  # imports torch, which an invalid argument need not wait for
 
@@ -114,7 +113,7 @@ def compare(
         return read_items(directory / "runs" / row.run, evaluation)
 
     def collect() -> Comparison:
-        rows = [read_row(cell, reasons.get(cell.name, NOT_RUN), evaluation) for cell in cells]
+        rows = list(results.values())
         reported = list(scores) if scores else score_names(rows)
         digests = dict.fromkeys(row.provenance.get("data_digest") for row in rows)
         about = {
@@ -141,20 +140,61 @@ def compare(
     with locked(directory, "Another comparison is at work", "--output"):
         write_text(directory / "config.yaml", dump_yaml(dict(config)))
         say(f"{len(cells)} runs in {directory}, of which {len(cells) - len(missing)} are finished already.")
-        for cell, reason in _start_runs(missing, directory, engine, say, evaluation):
-            if reason is not None:
-                reasons[cell.name] = reason
-            _write(collect(), directory)  # after every run, so that an interrupted comparison has tables too
+        results = {cell.name: read_row(cell, NOT_RUN, evaluation) for cell in cells}
+        _write_rows(results.values(), directory)
+        tables = _Tables(lambda: _write_tables(collect(), directory))
+        try:
+            for row in _start_runs(missing, directory, engine, say, evaluation):
+                results[row.run] = row
+                _append_row(row, directory)
+                tables.update()
+        except BaseException:
+            tables.finish()  # an interrupted comparison has tables, too
+            raise
         comparison = collect()
         _check_scores(comparison)
-        _write(comparison, directory)
+        _write_rows(comparison.rows, directory)
+        _write_tables(comparison, directory)
     return comparison
+
+
+class _Tables:
+    """The tables of a comparison that is running. They take a time that grows with the number of runs.
+
+    They are written after a run if that takes at most a twentieth of the time since they were last written. The work per
+    finished run is therefore constant, and a comparison of some dozen runs has new tables after every run.
+
+    Args:
+        write: Computes and writes the tables.
+    """
+
+    _SHARE = 0.05
+
+    def __init__(self, write: Callable[[], None]) -> None:
+        self._write = write
+        self._seconds = 0.0
+        self._written_at = time.monotonic()
+        self._stale = False
+
+    def update(self) -> None:
+        """Take note of a new row, and write the tables if it is time."""
+        self._stale = True
+        if self._seconds <= self._SHARE * (time.monotonic() - self._written_at):
+            self.finish()
+
+    def finish(self) -> None:
+        """Write the tables if they lack a row."""
+        if self._stale:
+            begun = time.monotonic()
+            self._write()
+            self._written_at, self._stale = time.monotonic(), False
+            self._seconds = self._written_at - begun
 
 
 def _start_runs(
     cells: Sequence[Cell], directory: Path, engine: Engine, say: Say, evaluation: EvaluationPlan | None
-) -> Iterator[tuple[Cell, str | None]]:
-    """Start the runs; yield each when it ends, with the reason if it failed."""
+) -> Iterator[Row]:
+    """Start the runs; yield the row of each when it ends."""
     plan_file = None
     if evaluation is not None:
         plan_file = directory / "evaluation.json"
@@ -170,19 +210,22 @@ def _start_runs(
         task.log.unlink(missing_ok=True)
         tasks[task] = members
     start_times: dict[Task, float] = {}
-    durations: list[float] = []
+    begun, total = 0, 0.0
 
     def started(task: Task) -> None:
+        nonlocal begun
+        begun += 1
         start_times[task] = time.monotonic()
-        say(f"[{len(start_times)}/{len(tasks)}] {tasks[task][0].run_title} ...")
+        say(f"[{begun}/{len(tasks)}] {tasks[task][0].run_title} ...")
 
-    for task, status in engine(list(tasks), started):
-        durations.append(time.monotonic() - start_times[task])
-        left = statistics.fmean(durations) * (len(tasks) - len(durations)) / min(engine.jobs or 1, len(tasks))
-        reason = None if status == 0 else failure_reason(task.log, status)
+    for done, (task, status) in enumerate(engine(list(tasks), started), start=1):
+        total += time.monotonic() - start_times.pop(task)
+        left = total / done * (len(tasks) - done) / min(engine.jobs or 1, len(tasks))
+        reason = NOT_RUN if status == 0 else failure_reason(task.log, status)
         for cell in tasks[task]:
-            say(f"      {cell.title}: {_outcome(read_row(cell, reason or NOT_RUN, evaluation))}{_time_left(left)}")
-            yield cell, reason
+            row = read_row(cell, reason, evaluation)
+            say(f"      {cell.title}: {_outcome(row)}{_time_left(left)}")
+            yield row
 
 
 def _by_run(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -244,9 +287,21 @@ def _check_scores(comparison: Comparison) -> None:
         )
 
 
-def _write(comparison: Comparison, directory: Path) -> None:
-    lines = [json.dumps(row.to_dict(), ensure_ascii=False) + "\n" for row in comparison.rows]
-    write_text(directory / ROWS, "".join(lines))
+def _write_rows(rows: Iterable[Row], directory: Path) -> None:
+    write_text(directory / ROWS, "".join(map(_line, rows)))
+
+
+def _append_row(row: Row, directory: Path) -> None:
+    """Add the row of a finished run to the file, which has an older line of that run."""
+    with open_to_append(directory / ROWS) as file:
+        file.write(_line(row))
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row.to_dict(), ensure_ascii=False) + "\n"
+
+
+def _write_tables(comparison: Comparison, directory: Path) -> None:
     best = find_best(comparison)
     write_text(directory / "table.md", to_markdown(comparison, best))
     write_text(directory / "table.tex", to_latex(comparison, best))

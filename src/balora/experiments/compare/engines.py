@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 from balora.errors import BALoraError
 
+RETRIES = 3
+"""Times that Ray starts a run again if a machine or one of Ray's workers is lost. The run resumes from its checkpoint."""
 ERROR_PREFIX = "balora: "
 """Start of the log line with the error, as the command prints it."""
 
@@ -109,6 +111,8 @@ class RayEngine:
     Ray finds a cluster through RAY_ADDRESS; without it, Ray starts on this machine and stops with the comparison. Every machine
     needs balora, and must see the directory of the comparison, the model and the data under the same paths (a shared file system).
 
+    A run whose machine is lost is started again elsewhere. A run that fails itself is not: its row has the reason.
+
     ``jobs`` is the maximum number of runs at a time; default the number of GPUs of the cluster, or of cores if it has no GPU.
     """
 
@@ -126,7 +130,15 @@ class RayEngine:
         own_cluster = not ray.is_initialized()
         if own_cluster:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # by default Ray sends usage statistics to its makers
-            ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+            try:
+                ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+            except Exception as error:  # of many kinds: a connection, a timeout, a port, a version
+                address = os.environ.get("RAY_ADDRESS")
+                where = f"The Ray cluster at {address} (RAY_ADDRESS)" if address else "Ray on this machine"
+                reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+                raise BALoraError(
+                    f"{where} did not answer: {reason.rstrip('.')}. No run was started; leave --engine out to run on this machine."
+                ) from error
         running: dict[Any, Task] = {}
         try:
             slots, remote = self._remote()
@@ -151,7 +163,7 @@ class RayEngine:
         cores, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
         slots = self.jobs or gpus or cores
         largest = max(int(node["Resources"].get("CPU", 1)) for node in self._ray.nodes() if node["Alive"])
-        options = {"num_cpus": max(1, min(cores // slots, largest)), "num_gpus": 1 if gpus else 0, "max_retries": 0}
+        options = {"num_cpus": max(1, min(cores // slots, largest)), "num_gpus": 1 if gpus else 0}
 
         # Ray pickles a nested function by value, so that its worker need not import balora and torch.
         def run_process(paths: list[str], directory: str) -> int:
@@ -161,7 +173,7 @@ class RayEngine:
             command = [sys.executable, "-m", "balora.experiments.compare.worker", *paths]
             return subprocess.run(command, cwd=directory, check=False).returncode
 
-        return slots, self._ray.remote(**options)(run_process)
+        return slots, self._ray.remote(**options, max_retries=RETRIES)(run_process)
 
     def _exit_status(self, done: Any, task: Task) -> int:
         try:

@@ -146,6 +146,21 @@ def _read_items(path: Path, changed: int) -> Items | None:
         return None
 
 
+def read_rows(path: Path) -> list[Row]:
+    """Read ``rows.jsonl``. While a comparison runs, the line of a finished run follows an older one of the same run, and counts.
+
+    Raises:
+        ValueError, KeyError, TypeError: A line is damaged.
+    """
+    rows: dict[str, Row] = {}
+    # Not splitlines: a name may contain U+2028. After the last line break there is nothing, or a line that a killed process
+    # has begun.
+    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+        row = Row.from_dict(json.loads(line))
+        rows[row.run] = row
+    return list(rows.values())
+
+
 def metric_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Select the scores among a run's metrics.
 

@@ -138,10 +138,11 @@ def summarise(
     members: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         members.setdefault((row.variant, repr(row.axes)), []).append(row)
+    baseline_of = _baseline_runs(rows, baseline)
     groups = []
     for group in members.values():
         first, finished = group[0], [row for row in group if row.status == "finished"]
-        partners = {} if first.variant == baseline else _baseline_runs(rows, first.axes, baseline)
+        partners = {} if first.variant == baseline else baseline_of(first.axes)
         means = {name: _mean(finished, name, items) for name in scores}
         differences = {name: difference_of(finished, partners, name, items) for name in scores}
         groups.append(
@@ -169,10 +170,25 @@ def correct_groups(groups: Sequence[Group]) -> list[Group]:
     ]
 
 
-def _baseline_runs(rows: Sequence[Row], axes: Mapping[str, Any], baseline: str | None) -> dict[int, Row]:
-    """Return the baseline's finished runs by seed, at the same value of every varied key that the baseline has."""
-    finished = [row for row in rows if row.variant == baseline and row.status == "finished"]
-    return {row.seed: row for row in finished if all(k in axes and axes[k] == v for k, v in row.axes.items())}
+def _baseline_runs(rows: Sequence[Row], baseline: str | None) -> Callable[[Mapping[str, Any]], dict[int, Row]]:
+    """Return a function from varied values to the baseline's finished runs by seed, at the same value of every key it has.
+
+    The runs are looked up by their values, because a search for each group would take a time that grows with the square of
+    the number of runs.
+    """
+    found: dict[tuple[str, ...], dict[str, dict[int, Row]]] = {}
+    for row in rows:
+        if row.variant == baseline and row.status == "finished":
+            found.setdefault(tuple(row.axes), {}).setdefault(repr(list(row.axes.values())), {})[row.seed] = row
+
+    def look_up(axes: Mapping[str, Any]) -> dict[int, Row]:
+        runs: dict[int, Row] = {}
+        for keys, by_values in found.items():
+            if all(key in axes for key in keys):
+                runs |= by_values.get(repr([axes[key] for key in keys]), {})
+        return runs
+
+    return look_up
 
 
 def _mean(rows: Sequence[Row], score: str, items: ItemsOf | None) -> MeanStd | None:

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 import traceback
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -91,13 +92,14 @@ def run_task(task: Task) -> int:
 
 
 def _exit_with_parent() -> None:
-    """Exit as soon as the comparison's process ends in any way: an orphan would keep the lock of its run directory."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
+    """Exit as soon as the process that started this one ends in any way: an orphan would keep the lock of its run directory."""
+    parent, process = multiprocessing.parent_process(), os.getppid()
 
     def watch() -> None:
-        wait([parent.sentinel])
+        if parent is not None:
+            wait([parent.sentinel])
+        while parent is None and os.getppid() == process:  # started by an engine on another machine
+            time.sleep(0.5)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -3,38 +3,23 @@
 The time is that of one process divided by their number, and all have the same values by construction.
 """
 
-import contextlib
-import contextvars
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from balora.turns import division
+
 Factors = tuple[Tensor, Tensor]
-_divided = contextvars.ContextVar("divided", default=False)
-
-
-@contextlib.contextmanager
-def divided_among_processes() -> Iterator[None]:
-    """Divide the decompositions in this block among the processes of a process group, all of which must enter it.
-
-    Outside such a block every process computes all of them, because `balora.adapt` may be called in one process alone.
-    """
-    token = _divided.set(True)
-    try:
-        yield
-    finally:
-        _divided.reset(token)
 
 
 def computed_by_turns(compute: Callable[[int], Factors], count: int) -> Iterator[Factors]:
     """Yield ``compute(index)`` for each of ``count`` matrices, computed in one process or, if divided, in all by turns."""
-    several = _divided.get() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    if not several:
+    rank, processes = division()
+    if processes == 1:
         yield from map(compute, range(count))
         return
-    rank, processes = dist.get_rank(), dist.get_world_size()
     # All are computed before any is sent, so that no process waits for another one's decomposition.
     own = {index: compute(index) for index in range(rank, count, processes)}
     for index in range(count):
