@@ -170,3 +170,19 @@ def test_encoder_decoder_adapter(tmp_path: Path) -> None:
     for side in ("base", "tuned"):
         expected = np.exp(total[side] / total["count"])
         assert measures["drift.perplexity"][side]["value"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_collapse_without_a_base_to_compare_with() -> None:
+    """The predicted classes are judged by the labels."""
+    from balora.auditing.classifiers import classifier_drift
+    from balora.auditing.verdicts import answers
+
+    labels = np.arange(90) % 3
+    for collapsed, verdict in ((True, "changed"), (False, "unchanged")):
+        logits = np.eye(3)[labels] * 5.0
+        if collapsed:
+            logits[:] = [9.0, 0.0, 0.0]
+        found = classifier_drift(None, logits, labels, NAMES, seed=0).to_dict()["measures"]
+        answer = next(a for a in answers(found) if a.question == "collapse")
+        assert answer.verdict == verdict
+    assert "it calls 33.3 % of the rows bad" in answer.sentence
