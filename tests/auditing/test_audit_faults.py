@@ -183,5 +183,6 @@ def test_clean_copies_are_unchanged(base: Path, text: str, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_no_false_alarm_in_twenty_seeds(base: Path, text: str, tmp_path: Path) -> None:
     assert false_alarms(base, text, tmp_path, range(20)) == {}

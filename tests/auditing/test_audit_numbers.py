@@ -311,3 +311,51 @@ def test_token_statistics_with_tokens_ruled_out() -> None:
     wider = token_statistics(torch.cat([tuned, torch.zeros(7, 2)], 1), labels, base)
     torch.testing.assert_close(wider["kl"], found["kl"])
     assert token_statistics(base, labels, base.clone())["kl"].abs().max() == 0
+
+
+@pytest.mark.parametrize("shape", [(300, 210), (210, 300)])
+@pytest.mark.parametrize("kind", ["low rank", "full rank", "intruder", "rotated"])
+def test_large_matrices_take_a_faster_way_to_the_same_numbers(shape: tuple[int, int], kind: str) -> None:
+    """Few eigenvectors and a projected change; where these do not suffice, all of them."""
+    from balora.auditing.weights import PROJECTED, compare
+
+    rng = np.random.default_rng(0)
+    rows, columns = shape
+    base = rng.normal(size=shape) @ np.diag(np.linspace(1.0, 0.05, columns) ** 2)
+    if kind == "low rank":
+        tuned = base + 0.05 * rng.normal(size=(rows, 3)) @ rng.normal(size=(3, columns))
+    elif kind == "full rank":
+        tuned = base + 0.01 * rng.normal(size=shape)
+    elif kind == "intruder":  # its cosines to all directions of the base are small
+        spread = np.linalg.svd(base)[0] @ np.ones(rows) / rows**0.5
+        tuned = base + 90 * np.outer(spread, rng.normal(size=columns) / columns**0.5)
+    else:  # the leading directions of the tuned matrix are the base's last ones, which the first 32 do not have
+        left, values, right = np.linalg.svd(base, full_matrices=False)
+        tuned = left @ np.diag(values[::-1]) @ right
+    found = compare(torch.tensor(base), torch.tensor(tuned))
+    change = tuned - base
+    left = np.linalg.svd(base, full_matrices=False)[0]
+    cosines = np.abs(left.T @ np.linalg.svd(tuned, full_matrices=False)[0][:, :10]).max(0)
+    values = np.linalg.svd(change, compute_uv=False)
+    share = values[values > 1e-7 * values[0]] / values[values > 1e-7 * values[0]].sum()
+    assert min(shape) > 2 * PROJECTED
+    np.testing.assert_allclose(found["cosines"], cosines, atol=1e-3)
+    assert found["intruders"] == int((cosines < 0.6).sum()) and (kind != "intruder" or found["intruders"] == 1)
+    assert found["rank"] == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-3)
+    inside = np.linalg.norm(left[:, :16].T @ change) ** 2 / np.linalg.norm(change) ** 2
+    assert found["inside"] == pytest.approx(inside, rel=1e-3)
+    np.testing.assert_allclose(found["spectrum"], values[:64], atol=1e-6 * values[0])
+
+
+def test_statistics_of_both_models_at_once() -> None:
+    from balora.auditing.token_pass import pair_statistics, token_statistics
+
+    generator = torch.Generator().manual_seed(0)
+    base, tuned = (4 * torch.randn(7, 11, generator=generator) for _ in range(2))
+    base[2, 5] = -torch.inf
+    labels = torch.tensor([0, 1, 2, 4, 3, 6, 7])
+    before, after = pair_statistics(base.clone(), tuned.clone(), labels)
+    for found, expected in ((before, token_statistics(base, labels)), (after, token_statistics(tuned, labels, base))):
+        assert found.keys() == expected.keys()
+        for name, values in expected.items():
+            assert torch.equal(found[name], values), name

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from balora.checkpoints.model_card import read_audit
 from command import Command
 
 
@@ -30,6 +31,14 @@ def test_train_ends_with_the_audit(balora: Command, audited: Path, tmp_path: Pat
     assert result["measures"]["noise.loss"]["count"] == 8
     again = balora("train", audited, "audit.fail_if=drift > 100")  # the run is finished; only the bound is new
     assert again.status == 0 and "All parts were measured before" in again.out
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert card.count("## What fine-tuning changed") == 1 and result["answers"]["drift"]["sentence"][:40] in card
+    assert balora("export", tmp_path / "run", "--to", "lora", "--output", tmp_path / "lora").status == 0
+    assert "## What fine-tuning changed" in (tmp_path / "lora" / "README.md").read_text()
+    manifest = tmp_path / "run" / "adapter" / "manifest.json"
+    assert read_audit(manifest.parent, tmp_path / "run") is not None
+    manifest.write_text(manifest.read_text() + "\n")  # other weights: the audit is not about them
+    assert read_audit(manifest.parent, tmp_path / "run") is None
 
 
 def test_compare_has_the_measures_as_columns(balora: Command, audited: Path, tmp_path: Path) -> None:

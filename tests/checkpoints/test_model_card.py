@@ -11,7 +11,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from balora.checkpoints.model_card import ModelDescription, model_card
+from balora.checkpoints.model_card import ModelDescription, model_card, with_audit
 from balora.config.run_config import RunConfig
 
 PROVENANCE = {
@@ -246,3 +246,25 @@ def test_a_models_name_and_code_are_escaped(tmp_path: Path) -> None:
     assert "\n# &lt;b&gt;m\\`o\\`del, fine-tuned" in card
     assert "| Base model | `` <b>m`o`del `` (local), revision" in card
     assert 'revision="a\\"); import os #"' in card
+
+
+AUDIT = {
+    "base": "org/base", "identity": {"tuned": {"weights": "w"}},
+    "answers": {
+        "drift": {"asks": "Same words?", "verdict": "changed", "sentence": "No: a | b <i>0.2</i> nats."},
+        "bias": {"asks": "Same bias?", "verdict": "not measured", "sentence": ""},
+    },
+}  # fmt: skip
+
+
+def test_the_audit_is_a_section_and_a_new_audit_replaces_it() -> None:
+    plain = model_card(settings(), RESULTS, PROVENANCE)
+    card = model_card(settings(), RESULTS, PROVENANCE, audit=AUDIT)
+    assert card.count("## What fine-tuning changed") == 1 and "Not measured: bias." in card
+    assert "| Same words? | changed | No: a \\| b &lt;i&gt;0.2&lt;/i&gt; nats. |" in card
+    added = with_audit(plain, AUDIT)
+    assert added == card
+    answers = {**AUDIT["answers"], "drift": {**AUDIT["answers"]["drift"], "verdict": "unchanged"}}
+    again = with_audit(added, {**AUDIT, "answers": answers})
+    assert again == card.replace("| changed |", "| unchanged |")
+    assert with_audit("by hand", AUDIT).startswith("by hand\n\n## What fine-tuning changed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import shutil
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from balora.auditing.bounds import broken_bounds
-from balora.auditing.measure import Found, Part
+from balora.auditing.drift import Drift
+from balora.auditing.measure import Found
 from balora.auditing.model_pair import ModelPair
 from balora.auditing.options import AuditOptions
 from balora.auditing.page import PAGE, audit_page, markdown
@@ -21,6 +23,7 @@ from balora.auditing.samples import Samples
 from balora.auditing.tasks import evaluate_pair
 from balora.auditing.verdicts import answers
 from balora.checkpoints.lock import locked
+from balora.checkpoints.model_card import with_audit
 from balora.checkpoints.provenance import file_digest, provenance
 from balora.config.run_config import RunConfig
 from balora.data.hub import looks_local
@@ -29,6 +32,7 @@ from balora.errors import BALoraError, suggest_path
 from balora.evaluation.model_under_test import LoadedModel
 from balora.evaluation.results import json_safe
 from balora.files import read_json, write_text
+from balora.loading.trained import SavedModel
 
 RESULT, SUMMARY = "audit.json", "audit.md"
 _NEUTRAL = ("fail_if", "device")
@@ -126,6 +130,8 @@ def audit(
         write_text(folder / RESULT, json.dumps(json_safe(result), indent=1, ensure_ascii=False) + "\n")
         write_text(folder / SUMMARY, markdown(result))
         audit_page(folder / PAGE, result)
+        if pair.saved is not None and folder == _default_folder(pair):
+            _add_to_card(pair.saved, result)
     return Audit(folder, result, broken_bounds(options.bounds, result["measures"]))
 
 
@@ -153,6 +159,13 @@ def _default_folder(pair: ModelPair) -> Path:
     found = pair.tuned.folder
     parts = ["audit" if part == "evaluation" else part for part in found.parts]
     return Path(*parts)
+
+
+def _add_to_card(saved: SavedModel, result: Mapping[str, Any]) -> None:
+    """Write the answers into the model card of a run, if it has one; a checkpoint has none of its own."""
+    card = None if saved.run is None or saved.folder.name.startswith("checkpoint-") else saved.run / "README.md"
+    if card is not None and card.is_file():
+        write_text(card, with_audit(card.read_text(encoding="utf-8"), result))
 
 
 def _measure(pair: ModelPair, options: AuditOptions, folder: Path, say: Say) -> dict[str, Any]:
@@ -205,13 +218,24 @@ def _run(pair: ModelPair, options: AuditOptions, folder: Path, identity: dict[st
         if samples is not None and pending and samples not in pending and not samples.exist():
             pending.insert(0, samples)  # measured before, but its sequences are needed again
         about = {"task": loaded.task, "vocabulary": loaded.tokenizer.get_vocab()}
+        # Two states of one set of weights take turns at each batch, which saves the base's outputs on disk and half of the heads.
+        together = [part for part in pending if pair.shared and isinstance(part, Drift)]
         for part in pending:
-            _timed(part, loaded, "base", say)
+            if part not in together:
+                _timed(f"{part.name}, base", functools.partial(part.run_base, loaded), say)
     del loaded
+    for drift in together:
+        _timed(f"{drift.name}, both", functools.partial(drift.run_both, pair), say)
     with pair.side("tuned") as loaded:
+        if loaded.task != about["task"]:
+            raise BALoraError(
+                f"The base is a model for {about['task']}, and the tuned model one for {loaded.task}, so they cannot be compared. "
+                "Give the base that was fine-tuned (--base)."
+            )
         _check_vocabulary(about["vocabulary"], loaded)
         for part in pending:
-            _timed(part, loaded, "tuned", say)
+            if part not in together:
+                _timed(f"{part.name}, tuned", functools.partial(part.run_tuned, loaded), say)
             found: Found = part.result()
             values = json_safe({"identity": identity, **found.to_dict()})
             write_text(kept / f"{part.name}.json", json.dumps(values, ensure_ascii=False))
@@ -228,10 +252,10 @@ def _run(pair: ModelPair, options: AuditOptions, folder: Path, identity: dict[st
     }
 
 
-def _timed(part: Part, loaded: LoadedModel, side: str, say: Say) -> None:
+def _timed(name: str, run: Callable[[], None], say: Say) -> None:
     begun = time.monotonic()
-    (part.run_base if side == "base" else part.run_tuned)(loaded)
-    say(f"{part.name}, {side}: {time.monotonic() - begun:.1f} s")
+    run()
+    say(f"{name}: {time.monotonic() - begun:.1f} s")
 
 
 def _check_vocabulary(vocabulary: Mapping[str, int], loaded: LoadedModel) -> None:

@@ -5,7 +5,7 @@ Shapes: N rows, C classes, d size of the pooled features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from balora.auditing.model_pair import SideName
 from balora.auditing.noise import BINS, expected_calibration_error, row_findings
 from balora.auditing.token_pass import batches
 from balora.evaluation.model_under_test import LoadedModel
-from balora.models.classifier_head import pooled_features
+from balora.models.classifier_head import padding_side, pooled_features
 
 Array = NDArray[Any]
 
@@ -36,12 +36,23 @@ class Classifier:
         training: Whether they are the training rows: then noise is measured, else drift and collapse.
         batch_size: Rows in a batch.
         seed: Seed of the resamples.
+        apart: Why the two models' class probabilities cannot be compared; None if they can. Then the tuned model's are
+            measured alone, and the features of both.
     """
 
-    def __init__(self, folder: Path, rows: Callable[[], Rows], *, training: bool, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        rows: Callable[[], Rows],
+        *,
+        training: bool,
+        batch_size: int,
+        seed: int,
+        apart: str | None = None,
+    ) -> None:
         self.name = "noise" if training else "drift"
         self.folder, self._rows, self.training = folder, rows, training
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.apart = batch_size, seed, apart
         self.classes: tuple[str, ...] = ()
 
     def run_base(self, loaded: LoadedModel) -> None:
@@ -59,15 +70,18 @@ class Classifier:
         data = self._rows()
         labels = np.asarray([row["labels"] for row in data.rows])
         sides = {side: dict(np.load(self.folder / f"{side}.npz")) for side in ("base", "tuned")}
-        logits = {side: values["logits"] for side, values in sides.items()}
+        base = None if self.apart is not None else sides["base"]["logits"]
+        tuned = sides["tuned"]["logits"]
         if self.training:
-            found = classifier_noise(logits["base"], logits["tuned"], labels, data, self.seed)
-            for item in found.evidence["rows"]:
+            found = classifier_noise(base, tuned, labels, data, self.seed)
+            for item in found.evidence.get("rows", ()):
                 item["prompt"] = self._decode(list(data.rows[item["row"]]["input_ids"]))[:400]
                 item["response"] = self.classes[int(labels[item["row"]])] if self.classes else str(labels[item["row"]])
         else:
-            found = classifier_drift(logits["base"], logits["tuned"], labels, self.classes, self.seed)
+            found = classifier_drift(base, tuned, labels, self.classes, self.seed)
             found.measures.append(_silhouette_measure({s: v["features"] for s, v in sides.items()}, labels))
+        if self.apart is not None:
+            found.not_measured["noise: suspicious rows" if self.training else "drift"] = self.apart
         found.notes.append(f"{self.name}: {len(labels):,} rows of {data.source}.")
         return found
 
@@ -77,7 +91,7 @@ class Classifier:
         logits, features = [], []
         for batch in batches(rows, self.batch_size):
             texts = [{k: v for k, v in rows[i].items() if k != "labels"} for i in batch]
-            inputs: Any = loaded.tokenizer.pad(texts, padding_side="right", return_tensors="pt")
+            inputs: Any = loaded.tokenizer.pad(texts, padding_side=padding_side(loaded.model), return_tensors="pt")
             inputs = inputs.to(loaded.device)
             with pooled_features(loaded.model, inputs) as recorded:
                 logits.append(loaded.model(**inputs).logits.float().cpu().numpy())
@@ -90,50 +104,75 @@ class Classifier:
         )
 
 
-def classifier_drift(base_NC: Array, tuned_NC: Array, labels_N: Array, classes: tuple[str, ...], seed: int) -> Found:
-    """Compare the class probabilities and the predicted classes of two classifiers."""
-    log_p, log_q = log_softmax(base_NC.astype(float), -1), log_softmax(tuned_NC.astype(float), -1)
-    p, q = np.exp(log_p), np.exp(log_q)
-    predicted = {"base": base_NC.argmax(-1), "tuned": tuned_NC.argmax(-1)}
-    entropy = {"base": -(p * log_p).sum(-1), "tuned": -(q * log_q).sum(-1)}
+def classifier_drift(
+    base_NC: Array | None, tuned_NC: Array, labels_N: Array, classes: tuple[str, ...], seed: int
+) -> Found:
+    """Compare the class probabilities and the predicted classes of two classifiers.
+
+    If ``base_NC`` is None, the base has no such classes. Then the tuned model's predicted classes are compared with the labels.
+    """
+    log_q = log_softmax(tuned_NC.astype(float), -1)
+    predicted = {"tuned": tuned_NC.argmax(-1)}
+    entropy = {"tuned": -(np.exp(log_q) * log_q).sum(-1)}
     count = len(labels_N)
     bootstrap = Bootstrap(count, seed)
-    found = Found([
-        Measure(name="drift", label="KL(base ‖ tuned) of the class probabilities", unit="nats", count=count, of="rows",
-                value=bootstrap.mean((p * (log_p - log_q)).sum(-1))),
-        Measure(name="drift.changed_tokens", label="rows whose predicted class changed", unit="share", count=count, of="rows",
-                value=bootstrap.mean(predicted["base"] != predicted["tuned"])),
-        Measure(name="collapse.entropy", label="entropy of the class probabilities", unit="nats", count=count, of="rows",
-                base=bootstrap.mean(entropy["base"]), tuned=bootstrap.mean(entropy["tuned"]),
-                change=bootstrap.mean(entropy["tuned"] - entropy["base"])),
-    ])  # fmt: skip
-    names = classes or tuple(str(i) for i in range(base_NC.shape[1]))
-    for number, name in enumerate(names):
+    found = Found()
+    if base_NC is not None:
+        log_p = log_softmax(base_NC.astype(float), -1)
+        p = np.exp(log_p)
+        predicted["base"], entropy["base"] = base_NC.argmax(-1), -(p * log_p).sum(-1)
+        found.measures = [
+            Measure(name="drift", label="KL(base ‖ tuned) of the class probabilities", unit="nats", count=count, of="rows",
+                    value=bootstrap.mean((p * (log_p - log_q)).sum(-1))),
+            Measure(name="drift.changed_tokens", label="rows whose predicted class changed", unit="share", count=count, of="rows",
+                    value=bootstrap.mean(predicted["base"] != predicted["tuned"])),
+        ]  # fmt: skip
+    found.measures.append(
+        Measure(
+            name="collapse.entropy", label="entropy of the class probabilities", unit="nats", count=count, of="rows",
+            **_both(bootstrap, entropy),
+        )
+    )  # fmt: skip
+    for number, name in enumerate(classes or tuple(str(i) for i in range(tuned_NC.shape[1]))):
         hits = {side: (values == number).astype(float) for side, values in predicted.items()}
-        found.measures.append(Measure(
-            name=f"collapse.predicted.{name}", label=f"rows predicted as {name} ({(labels_N == number).mean():.1%} are)",
-            unit="share", count=count, of="rows", base=bootstrap.mean(hits["base"]), tuned=bootstrap.mean(hits["tuned"]),
-            change=bootstrap.mean(hits["tuned"] - hits["base"]),
-        ))  # fmt: skip
         own = labels_N == number
+        if base_NC is None:
+            label = f"rows predicted as {name}; value: less those that are {name}"
+            values = {"tuned": bootstrap.mean(hits["tuned"]), "value": bootstrap.mean(hits["tuned"] - own)}
+        else:
+            label, values = f"rows predicted as {name} ({own.mean():.1%} are)", _both(bootstrap, hits)
+        found.measures.append(
+            Measure(name=f"collapse.predicted.{name}", label=label, unit="share", count=count, of="rows", **values)
+        )
         if own.any():
             again = Bootstrap(int(own.sum()), seed)
             found.measures.append(Measure(
                 name=f"collapse.recall.{name}", label=f"recall of {name}", unit="share", count=int(own.sum()), of="rows",
-                base=again.mean(hits["base"][own]), tuned=again.mean(hits["tuned"][own]),
-                change=again.mean(hits["tuned"][own] - hits["base"][own]),
+                **_both(again, {side: values[own] for side, values in hits.items()}),
             ))  # fmt: skip
     found.not_measured["perplexity and samples"] = "a classifier predicts no text"
     return found
 
 
-def classifier_noise(base_NC: Array, tuned_NC: Array, labels_N: Array, data: Rows, seed: int) -> Found:
-    """Rank the training rows of a classifier, and measure its calibration on them."""
-    sides = {"base": log_softmax(base_NC.astype(float), -1), "tuned": log_softmax(tuned_NC.astype(float), -1)}
-    index = np.arange(len(labels_N))
+def _both(bootstrap: Bootstrap, values: Mapping[str, Array]) -> dict[str, Any]:
+    """Return the means of both models and of their difference, or that of the tuned model alone."""
+    sides = {side: bootstrap.mean(column) for side, column in values.items()}
+    return sides if "base" not in values else {**sides, "change": bootstrap.mean(values["tuned"] - values["base"])}
+
+
+def classifier_noise(base_NC: Array | None, tuned_NC: Array, labels_N: Array, data: Rows, seed: int) -> Found:
+    """Rank the training rows of a classifier, and measure its calibration on them; without the base's logits only the latter."""
+    given = {"tuned": tuned_NC} if base_NC is None else {"base": base_NC, "tuned": tuned_NC}
+    sides = {side: log_softmax(logits.astype(float), -1) for side, logits in given.items()}
+    index, count = np.arange(len(labels_N)), len(labels_N)
     losses = {side: -log_p[index, labels_N] for side, log_p in sides.items()}
-    found = row_findings(losses["base"], losses["tuned"], np.ones(len(labels_N), dtype=bool), data, seed)
-    bootstrap = Bootstrap(len(labels_N), seed)
+    bootstrap = Bootstrap(count, seed)
+    if base_NC is not None:
+        found = row_findings(losses["base"], losses["tuned"], np.ones(count, dtype=bool), data, seed)
+    else:
+        loss = bootstrap.mean(losses["tuned"])
+        label = "loss on the training rows, mean over rows"
+        found = Found([Measure(name="noise.loss", label=label, unit="nats", count=count, of="rows", tuned=loss)])
     values, again = {}, {}
     for side, log_p in sides.items():
         confidence, hit = np.exp(log_p.max(-1)), (log_p.argmax(-1) == labels_N).astype(float)
@@ -141,11 +180,14 @@ def classifier_noise(base_NC: Array, tuned_NC: Array, labels_N: Array, data: Row
         columns = [cells * column[:, None] for column in (hit, confidence, np.ones_like(hit))]
         values[side] = float(expected_calibration_error(*(column.sum(0) for column in columns)))
         again[side] = expected_calibration_error(*(bootstrap.counts_RD @ column for column in columns))
-    found.measures.append(Measure(
-        name="noise.ece", label="expected calibration error on the training rows", count=len(labels_N), of="rows",
-        base=percentile_interval(values["base"], again["base"]), tuned=percentile_interval(values["tuned"], again["tuned"]),
-        change=percentile_interval(values["tuned"] - values["base"], again["tuned"] - again["base"]),
-    ))  # fmt: skip
+    errors: dict[str, Any] = {side: percentile_interval(values[side], again[side]) for side in sides}
+    if base_NC is not None:
+        errors["change"] = percentile_interval(values["tuned"] - values["base"], again["tuned"] - again["base"])
+    found.measures.append(
+        Measure(
+            name="noise.ece", label="expected calibration error on the training rows", count=count, of="rows", **errors
+        )
+    )
     return found
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from balora.anchoring.rows import Row
 from balora.auditing.intervals import Bootstrap, Interval, jackknife_interval, split_groups
 from balora.auditing.measure import Found, Measure
-from balora.auditing.model_pair import SideName
+from balora.auditing.model_pair import ModelPair
 from balora.auditing.token_pass import Table, TokenPass
 from balora.evaluation.model_under_test import LoadedModel
 
@@ -37,19 +37,25 @@ class Drift:
         self._decode: Callable[[list[int]], str] = str
         self._raw: Callable[[int], str] = str
 
-    def _run(self, loaded: LoadedModel, side: SideName) -> None:
+    def _prepare(self, loaded: LoadedModel) -> None:
         tokenizer = loaded.target_tokenizer or loaded.tokenizer
         self._decode = lambda ids: str(tokenizer.decode(ids))
         self._raw = lambda token: str(tokenizer.convert_ids_to_tokens(token))
-        self.tokens.run(loaded, side)
 
     def run_base(self, loaded: LoadedModel) -> None:
         """See `Part`."""
-        self._run(loaded, "base")
+        self.tokens.run(loaded, "base")
 
     def run_tuned(self, loaded: LoadedModel) -> None:
         """See `Part`."""
-        self._run(loaded, "tuned")
+        self._prepare(loaded)
+        self.tokens.run(loaded, "tuned")
+
+    def run_both(self, pair: ModelPair) -> None:
+        """Run both models at once; they must be two states of one set of weights."""
+        with pair.side("tuned") as loaded:
+            self._prepare(loaded)
+        self.tokens.run_both(pair)
 
     def result(self) -> Found:
         """See `Part`."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import gc
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from torch import nn
 
 from balora.auditing.options import AuditOptions
@@ -19,6 +20,7 @@ from balora.data.collate import ensure_pad_token
 from balora.errors import BALoraError
 from balora.evaluation.model_under_test import LoadedModel, ModelUnderTest
 from balora.evaluation.options import EvaluationOptions
+from balora.loading.head import head_classes
 from balora.loading.pretrained import load_target_tokenizer
 from balora.loading.source import Location, ModelSource
 from balora.loading.trained import SavedModel, load, load_untrained
@@ -75,6 +77,28 @@ class ModelPair:
             raise BALoraError(
                 f"{tuned} does not say which model it was made from. Name its base: --base MODEL (a folder or hub id)."
             )
+
+    @functools.cached_property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the tuned model's classes; None if it is no classifier."""
+        return self.tuned.classes
+
+    @functools.cached_property
+    def other_classes(self) -> str | None:
+        """Why the two models' predictions of classes cannot be compared; None if they can, or if there are no classes."""
+        if self.classes is None or len(self.classes) < 2:
+            return None
+        source = self.saved.source() if self.saved is not None else ModelSource(model=Location(self.base_name))
+        if self.given_base is not None:
+            source = source.with_model(self.given_base)
+        own = head_classes(dataclasses.replace(source, task="classification"))
+        if own is None:
+            return "the base has no trained head for classes, so its predictions would be random"
+        if len(own) != len(self.classes):
+            return f"the base's head has {len(own)} classes, and the tuned model's {len(self.classes)}"
+        if own != self.classes and not any(_are_placeholders(names) for names in (own, self.classes)):
+            return f"the base's classes are {', '.join(own)}, and the tuned model's {', '.join(self.classes)}"
+        return None
 
     @property
     def base_name(self) -> str:
@@ -133,22 +157,19 @@ class ModelPair:
             self._teacher = PretrainedTeacher(loaded.model, initial=self.saved.initial.values)
             return loaded
         assert self.tuned.adapter is not None
-        if PeftConfig.from_pretrained(self.tuned.adapter).task_type == "SEQ_CLS":
-            self.tuned.load(self.options.device)  # raises: only a run knows the head
-        plain = self._load_named(self.tuned.base.name)
+        before: list[torch.Tensor | None] = []
         with torch.no_grad():
-            before = probe_logits(plain.model)
-        model = PeftModel.from_pretrained(plain.model, self.tuned.adapter).eval()
-        with torch.no_grad(), model.disable_adapter():
-            after = probe_logits(model)
-        if before is not None and after is not None and torch.equal(before, after):
-            return dataclasses.replace(plain, model=model)
+            loaded = self.tuned.load(self.options.device, inspect=lambda model: before.append(probe_logits(model)))
+            with loaded.model.disable_adapter():  # type: ignore[operator]
+                after = probe_logits(loaded.model)
+        if after is not None and before[0] is not None and torch.equal(before[0].to(after.device), after):
+            return loaded
         # Adapters such as PiSSA change the weights under them: without the adapter these are another model.
         self.shared = False
         self.notes.append(
             "The adapter's method changes the weights under it, so base and tuned model were loaded one after the other."
         )
-        del plain, model
+        del loaded
         _free()
         return None
 
@@ -156,16 +177,21 @@ class ModelPair:
         if self.saved is not None:
             return self._load_run(self.saved, tuned=name == "tuned")
         if name == "base":
-            return self._load_named(self.base_name)
+            return self._load_base(self.base_name)
         return self.tuned.load(self.options.device)
 
-    def _load_named(self, name: str) -> LoadedModel:
+    def _load_base(self, name: str) -> LoadedModel:
         found = ModelUnderTest(name, self.options)
         if found.saved is not None or found.adapter is not None:
             raise BALoraError(
                 f"The base {name} is itself a run or an adapter. Give a plain model: `balora export --to merged`."
             )
-        return found.load(self.options.device)
+        if found.classes is not None and self.classes is None:
+            raise BALoraError(
+                f"The base {name} is a classifier, and {self.tuned.name} is not, so they cannot be compared. Give the base "
+                "that was fine-tuned (--base)."
+            )
+        return found.load(self.options.device, new_head=self.classes)
 
     def _load_run(self, saved: SavedModel, *, tuned: bool) -> LoadedModel:
         model = (load if tuned else load_untrained)(saved.folder, base=self.given_base)
@@ -186,6 +212,11 @@ class ModelPair:
         record = (read_record(self.saved.run) or {}) if self.saved.run is not None else {}
         values = {"method": self.saved.method.name, "task": self.saved.task, "status": record.get("status")}
         return copy.deepcopy({key: value for key, value in values.items() if value})
+
+
+def _are_placeholders(names: tuple[str, ...]) -> bool:
+    """Return whether nobody named the classes: transformers calls them LABEL_0, LABEL_1, ..."""
+    return all(name == f"LABEL_{number}" for number, name in enumerate(names))
 
 
 def _free() -> None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from balora.auditing.verdicts import QUESTIONS, format_interval, format_number, judge, question_of
+from balora.auditing.sentences import format_number
+from balora.auditing.verdicts import QUESTIONS, format_interval, judge, question_of
 from balora.plots.html import write_page
 from balora.plots.inline_svg import InlineFigure, interval_figure, line_figure
 
@@ -77,9 +78,13 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def summary_lines(result: Mapping[str, Any]) -> list[str]:
-    """Return the answers as lines of text for a terminal."""
-    width = max(len(name) for name in QUESTIONS)
-    return [f"{name:{width}}  {a['verdict']:12}  {a['sentence']}".rstrip() for name, a in result["answers"].items()]
+    """Return the answers as lines of text: verdicts first, then the sentence of each that was measured."""
+    measured = {name: a for name, a in result["answers"].items() if a["verdict"] != "not measured"}
+    rest = [name for name in result["answers"] if name not in measured]
+    lines = [
+        line for name, a in measured.items() for line in (f"{name}: {a['verdict']}", f"  {a['asks']} {a['sentence']}")
+    ]
+    return [*lines, *([f"not measured: {', '.join(rest)}"] if rest else [])]
 
 
 def _question(name: str, result: Mapping[str, Any]) -> dict[str, Any]:

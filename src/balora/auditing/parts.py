@@ -115,7 +115,8 @@ def _language_model(plan: Plan, pair: ModelPair, loaded: LoadedModel, options: A
 
 
 def _classification(plan: Plan, pair: ModelPair, loaded: LoadedModel, options: AuditOptions, work: Path) -> None:
-    about: dict[str, Any] = {"batch_size": options.batch_size, "seed": options.seed}
+    loaded = dataclasses.replace(loaded, labels=pair.classes)  # the rows' labels are the tuned model's classes
+    about: dict[str, Any] = {"batch_size": options.batch_size, "seed": options.seed, "apart": pair.other_classes}
     config = None if pair.saved is None else pair.saved.config
     rows: Rows | None = None
     if options.text is None and config is not None and config.data.eval is not None:

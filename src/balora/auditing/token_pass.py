@@ -1,7 +1,8 @@
 """Forward of both models over rows of tokens: statistics of every predicted token, without logits of a whole batch.
 
-The base's last hidden states and its head are kept on disk. While the tuned model runs, a chunk's logits of both models are
-made, compared, and dropped. A model whose head is not a known linear map leaves its logits instead.
+Logits of both models exist for a chunk of tokens at a time. If both models are one set of weights, each batch runs through
+both in turn. Else the base's last hidden states and its head are kept on disk until the tuned model runs; a model whose head
+is not a known linear map leaves its logits instead.
 Shapes: B rows, T positions, M predicted tokens of a batch, m tokens of a chunk, d hidden size, V vocabulary, S sampled tokens.
 """
 
@@ -9,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from balora.anchoring.rows import Row, collate
-from balora.auditing.model_pair import SideName
+from balora.auditing.model_pair import SIDES, ModelPair, SideName
 from balora.errors import BALoraError
 from balora.evaluation.model_under_test import LoadedModel
 from balora.models.adapted_model import base_model_of
@@ -29,7 +30,9 @@ from balora.models.hidden_states import HiddenStateExtractor, valid_targets
 from balora.models.lm_head import LinearHead
 
 CHUNK_BYTES = 16 * 2**20
-"""Bytes of a chunk's logits in float32; about five tensors of this size exist at a time."""
+"""Bytes of a chunk's logits in float32. They are one matrix product."""
+SLICE_BYTES = 2**20
+"""Bytes of the logits whose statistics are computed at a time on a CPU: they stay in its cache."""
 SAMPLED = 2048
 """Tokens whose hidden states are kept for the effective rank."""
 Table = dict[str, NDArray[Any]]
@@ -69,33 +72,42 @@ class TokenPass:
         reference = _Reference(self.folder, outputs) if self.compare and side == "tuned" else None
         if self.compare and side == "base":
             outputs.save_head(self.folder / "head.safetensors")
-        parts: list[Table] = []
-        hidden: list[NDArray[Any]] = []
-        total = sum(_targets(row, self.causal) for row in rows)
-        chosen = np.asarray(sorted(random.Random(f"tokens {self.seed}").sample(range(total), min(total, SAMPLED))))
-        seen = 0
+        table = self._table(rows, outputs)
         for number, batch in enumerate(batches(rows, self.batch_size)):
             values_MX, labels_M, mask_BT = outputs.of([rows[i] for i in batch])
             name = self.folder / f"batch-{number:05}.safetensors"
             if self.compare and side == "base":
                 save_file({"values": values_MX.cpu().contiguous()}, name)
-            parts.append(outputs.statistics(values_MX, labels_M, None if reference is None else reference.batch(name)))
-            where = mask_BT.nonzero().cpu().numpy()
-            parts[-1]["row"] = np.asarray(batch, dtype=np.int32)[where[:, 0]]
-            # Index of the predicted token in the row.
-            parts[-1]["token"] = (where[:, 1] + int(self.causal)).astype(np.int32)
-            parts[-1]["label"] = labels_M.cpu().numpy().astype(np.int32)
-            if self.compare and outputs.head is not None:
-                inside = chosen[(chosen >= seen) & (chosen < seen + len(labels_M))] - seen
-                hidden.append(values_MX[torch.as_tensor(inside, device=values_MX.device)].float().cpu().numpy())
-            seen += len(labels_M)
+            known = None if reference is None else reference.batch(name)
+            table.add(batch, values_MX, labels_M, mask_BT, outputs.statistics(values_MX, labels_M, known))
             if reference is not None:
                 name.unlink()
-        table = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        if hidden:
-            table["hidden"] = np.concatenate(hidden)
-            table["hidden_row"] = table["row"][chosen]
-        np.savez(self.folder / f"{side}.npz", allow_pickle=False, **table)
+        table.save(self.folder / f"{side}.npz")
+
+    def run_both(self, pair: ModelPair) -> None:
+        """Run both models, which are two states of one set of weights, over each batch in turn. Nothing waits on the disk."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        rows = self._rows()
+        outputs: dict[SideName, _Outputs] = {}
+        for side in SIDES:
+            with pair.side(side) as loaded:
+                outputs[side] = _Outputs(loaded, rows, self.causal)
+        tables = {side: self._table(rows, outputs[side]) for side in SIDES}
+        for batch in batches(rows, self.batch_size):
+            values: dict[SideName, Tensor] = {}
+            for side in SIDES:
+                with pair.side(side):
+                    values[side], labels_M, mask_BT = outputs[side].of([rows[i] for i in batch])
+            found = _compared(outputs, values, labels_M)
+            for side in SIDES:
+                tables[side].add(batch, values[side], labels_M, mask_BT, found[side])
+        for side in SIDES:
+            tables[side].save(self.folder / f"{side}.npz")
+
+    def _table(self, rows: Sequence[Row], outputs: _Outputs) -> _TableOfTokens:
+        total = sum(_targets(row, self.causal) for row in rows)
+        chosen = np.asarray(sorted(random.Random(f"tokens {self.seed}").sample(range(total), min(total, SAMPLED))))
+        return _TableOfTokens(chosen if self.compare and outputs.head is not None else None, self.causal)
 
     def tables(self) -> tuple[Table, Table]:
         """Return the statistics of the base and of the tuned model, a column an array over tokens."""
@@ -120,32 +132,56 @@ def token_statistics(logits_mV: Tensor, labels_m: Tensor, reference_mV: Tensor |
         By name, m values each: ``nll`` and ``entropy`` in nats, ``confidence`` (probability of the likeliest token),
         ``likeliest`` (that token), ``hit`` (whether it comes), and ``kl`` with a reference.
     """
-    own, exponentials_mV = _normalised(logits_mV.float())
-    scores_mV, total_m, best_m = own
-    found = {
-        "nll": total_m.log() - scores_mV.gather(1, labels_m[:, None]).squeeze(1),
-        "entropy": total_m.log() - _dot(exponentials_mV, scores_mV) / total_m,
-        "confidence": 1.0 / total_m,
-        "likeliest": best_m,
-        "hit": best_m == labels_m,
-    }
+    own = _normalise(logits_mV)
+    found = _own_statistics(own, labels_m)
     if reference_mV is not None:
-        del exponentials_mV
         width = min(reference_mV.shape[1], logits_mV.shape[1])
         if width < logits_mV.shape[1]:  # tokens that only this model has
-            (scores_mV, total_m, _), _ = _normalised(logits_mV[:, :width].float())
-        (reference_scores_mV, reference_total_m, _), exponentials_mV = _normalised(reference_mV[:, :width].float())
-        distance_m = _dot(exponentials_mV, reference_scores_mV.sub_(scores_mV)) / reference_total_m
-        found["kl"] = distance_m - reference_total_m.log() + total_m.log()
+            own = _normalise(logits_mV[:, :width])
+        found["kl"] = _divergence(_normalise(reference_mV[:, :width]), own)
     return found
 
 
-def _normalised(logits_mV: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-    """Return logits less their maximum, the sum of their exponentials and the likeliest tokens; and the exponentials."""
+def pair_statistics(base_mV: Tensor, tuned_mV: Tensor, labels_m: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return `token_statistics` of the base and of the tuned model, with ``kl``, from logits of one shape."""
+    base, tuned = _normalise(base_mV), _normalise(tuned_mV)
+    found = _own_statistics(base, labels_m), _own_statistics(tuned, labels_m)
+    found[1]["kl"] = _divergence(base, tuned)
+    return found
+
+
+class _Normalised(NamedTuple):
+    scores_mV: Tensor
+    """Logits less their maximum."""
+    exponentials_mV: Tensor
+    total_m: Tensor
+    """Sum of the exponentials."""
+    likeliest_m: Tensor
+
+
+def _normalise(logits_mV: Tensor) -> _Normalised:
+    logits_mV = logits_mV.float()
     best = logits_mV.max(-1)
     scores_mV = logits_mV - best.values[:, None]
     exponentials_mV = scores_mV.exp()
-    return (scores_mV, exponentials_mV.sum(-1), best.indices), exponentials_mV
+    return _Normalised(scores_mV, exponentials_mV, exponentials_mV.sum(-1), best.indices)
+
+
+def _own_statistics(own: _Normalised, labels_m: Tensor) -> dict[str, Tensor]:
+    log_total_m = own.total_m.log()
+    return {
+        "nll": log_total_m - own.scores_mV.gather(1, labels_m[:, None]).squeeze(1),
+        "entropy": log_total_m - _dot(own.exponentials_mV, own.scores_mV) / own.total_m,
+        "confidence": 1.0 / own.total_m,
+        "likeliest": own.likeliest_m,
+        "hit": own.likeliest_m == labels_m,
+    }
+
+
+def _divergence(base: _Normalised, tuned: _Normalised) -> Tensor:
+    """Return KL(base ‖ tuned) of each row in nats. Overwrites the base's scores."""
+    distance_m = _dot(base.exponentials_mV, base.scores_mV.sub_(tuned.scores_mV)) / base.total_m
+    return distance_m - base.total_m.log() + tuned.total_m.log()
 
 
 def _dot(weights_mV: Tensor, values_mV: Tensor) -> Tensor:
@@ -154,6 +190,44 @@ def _dot(weights_mV: Tensor, values_mV: Tensor) -> Tensor:
     if bool(sums_m.isnan().any()):
         sums_m = torch.where(weights_mV > 0, weights_mV * values_mV, 0.0).sum(-1)
     return sums_m
+
+
+class _TableOfTokens:
+    """Statistics of one model's tokens, collected batch by batch.
+
+    Args:
+        chosen: Numbers of the tokens whose hidden states are kept for the effective rank; None for none.
+        causal: As for `TokenPass`.
+    """
+
+    def __init__(self, chosen: NDArray[Any] | None, causal: bool) -> None:
+        self.chosen, self.causal = chosen, causal
+        self._parts: list[Table] = []
+        self._hidden: list[NDArray[Any]] = []
+        self._seen = 0
+
+    def add(self, batch: Sequence[int], values_MX: Tensor, labels_M: Tensor, mask_BT: Tensor, found: Table) -> None:
+        """Add the tokens of a batch, which is given by the numbers of its rows."""
+        where = mask_BT.nonzero().cpu().numpy()
+        self._parts.append({
+            **found,
+            "row": np.asarray(batch, dtype=np.int32)[where[:, 0]],
+            "token": (where[:, 1] + int(self.causal)).astype(np.int32),  # index of the predicted token in the row
+            "label": labels_M.cpu().numpy().astype(np.int32),
+        })  # fmt: skip
+        if self.chosen is not None:
+            inside = (self.chosen >= self._seen) & (self.chosen < self._seen + len(labels_M))
+            index_S = torch.as_tensor(self.chosen[inside] - self._seen, device=values_MX.device)
+            self._hidden.append(values_MX[index_S].float().cpu().numpy())
+        self._seen += len(labels_M)
+
+    def save(self, path: Path) -> None:
+        """Write the table: one array for each column."""
+        table = {key: np.concatenate([part[key] for part in self._parts]) for key in self._parts[0]}
+        if self.chosen is not None:
+            table["hidden"] = np.concatenate(self._hidden)
+            table["hidden_row"] = table["row"][self.chosen]
+        np.savez(path, allow_pickle=False, **table)
 
 
 class _Outputs:
@@ -181,15 +255,29 @@ class _Outputs:
 
     def statistics(self, values_MX: Tensor, labels_M: Tensor, reference: Callable[[slice], Tensor] | None) -> Table:
         """Return the statistics of a batch, computed chunk by chunk."""
-        vocabulary = values_MX.shape[1] if self.head is None else self.head.vocabulary
-        chunk = max(CHUNK_BYTES // (4 * vocabulary), 16)
         parts = []
-        for start in range(0, len(values_MX), chunk):
-            rows = slice(start, start + chunk)
-            logits_mV = values_MX[rows] if self.head is None else self.head.logits(values_MX[rows])
+        for rows, slices in self.chunks(values_MX):
+            logits_mV = self.logits(values_MX[rows])
             known = None if reference is None else reference(rows)
-            parts.append(token_statistics(logits_mV, labels_M[rows], known))
-        return {key: torch.cat([part[key] for part in parts]).cpu().numpy() for key in parts[0]}
+            parts += [
+                token_statistics(logits_mV[part], labels_M[rows][part], None if known is None else known[part])
+                for part in slices
+            ]
+        return _joined(parts)
+
+    def logits(self, values_mX: Tensor) -> Tensor:
+        """Return the logits of some tokens from what `of` returned for them."""
+        return values_mX if self.head is None else self.head.logits(values_mX)
+
+    def chunks(self, values_MX: Tensor) -> Iterator[tuple[slice, list[slice]]]:
+        """Yield chunks of a batch's tokens, each with the slices of it whose statistics are computed at a time."""
+        row_bytes = 4 * (values_MX.shape[1] if self.head is None else self.head.vocabulary)
+        chunk = max(CHUNK_BYTES // row_bytes, 16)
+        # A GPU computes a chunk at once: there a kernel's start costs more than memory.
+        part = max(SLICE_BYTES // row_bytes, 4) if values_MX.device.type == "cpu" else chunk
+        for start in range(0, len(values_MX), chunk):
+            size = min(chunk, len(values_MX) - start)
+            yield slice(start, start + size), [slice(at, min(at + part, size)) for at in range(0, size, part)]
 
     def save_head(self, path: Path) -> None:
         """Keep the head, for the logits of the hidden states that are kept."""
@@ -214,6 +302,22 @@ class _Outputs:
                 )
             batch["decoder_input_ids"] = shift_right(labels=labels_BT.clone())
         return {**batch, "use_cache": False}, labels_BT
+
+
+def _compared(
+    outputs: Mapping[SideName, _Outputs], values: Mapping[SideName, Tensor], labels_M: Tensor
+) -> dict[SideName, Table]:
+    """Return the statistics of both models at the tokens of a batch."""
+    base, tuned = outputs["base"], outputs["tuned"]
+    parts = []
+    for rows, slices in tuned.chunks(values["tuned"]):
+        before_mV, after_mV = base.logits(values["base"][rows]), tuned.logits(values["tuned"][rows])
+        parts += [pair_statistics(before_mV[part], after_mV[part], labels_M[rows][part]) for part in slices]
+    return {"base": _joined([found[0] for found in parts]), "tuned": _joined([found[1] for found in parts])}
+
+
+def _joined(parts: Sequence[Mapping[str, Tensor]]) -> Table:
+    return {key: torch.cat([part[key] for part in parts]).cpu().numpy() for key in parts[0]}
 
 
 class _Reference:

@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from balora.auditing.sentences import format_margin, format_number, reply, sentence
+
 Verdict = Literal["unchanged", "changed", "doubtful", "not measured"]
 
 
@@ -48,7 +50,7 @@ _MARGINS: dict[str, Margin] = {
 QUESTIONS: dict[str, str] = {
     "drift": "Does it still say what it said on other text?",
     "collapse": "Are its answers as varied as before?",
-    "noise": "Is it as free of wrong and memorised training rows as before?",
+    "noise": "Has it kept clear of wrong training rows and of learning rows by heart?",
     "bias": "Does it prefer stereotypes as often as before?",
     "weights": "Are its weights still close to the base's?",
     "tasks": "Does it solve the tasks as well as before?",
@@ -133,21 +135,17 @@ def answers(measures: Mapping[str, Mapping[str, Any]]) -> list[Answer]:
         verdicts = set(judged.values())
         verdict: Verdict = "changed" if "changed" in verdicts else "doubtful" if "doubtful" in verdicts else "unchanged"
         name = next(n for n, v in judged.items() if v == verdict)
+        margin = margin_of(name)
+        assert margin is not None, "a measure without a margin is not judged"
+        shown = sentence(name, measures[name], format_margin(margin.size, margin.relative, name, measures[name]))
         others = sum(v == verdict for v in judged.values()) - 1
-        more = f"; so {'is' if others == 1 else 'are'} {others} more" if others and verdict != "unchanged" else ""
-        found.append(Answer(question, verdict, name, describe(measures[name]) + more))
+        more = (
+            ""
+            if verdict == "unchanged" or not others
+            else f" Other measures that are {verdict}: {others} of {len(judged) - 1}."
+        )
+        found.append(Answer(question, verdict, name, f"{reply(verdict)}: {shown}.{more}"))
     return found
-
-
-def describe(measure: Mapping[str, Any]) -> str:
-    """Return a measure as a phrase with its number and its interval."""
-    label = measure["label"]
-    if measure.get("value") is not None:
-        return f"{label}: {format_interval(measure['value'])}"
-    before, after = (format_number((measure.get(side) or {}).get("value")) for side in ("base", "tuned"))
-    change = measure.get("change")
-    text = f"{label}: {before} before, {after} after"
-    return text if change is None else f"{text}, change {format_interval(change, signed=True)}"
 
 
 def format_interval(interval: Mapping[str, Any], *, signed: bool = False) -> str:
@@ -159,18 +157,3 @@ def format_interval(interval: Mapping[str, Any], *, signed: bool = False) -> str
     """
     value, low, high = (format_number(interval.get(key), signed=signed) for key in ("value", "low", "high"))
     return value if interval.get("low") is None else f"{value} [{low}, {high}]"
-
-
-def format_number(value: float | None, *, signed: bool = False) -> str:
-    """Return a number with three significant digits, or "undefined".
-
-    Example:
-        >>> format_number(1234.5), format_number(0.000123), format_number(0.5, signed=True), format_number(None)
-        ('1,234', '0.000123', '+0.5', 'undefined')
-    """
-    if value is None:
-        return "undefined"
-    if abs(value) >= 1000:
-        return f"{value:+,.0f}" if signed else f"{value:,.0f}"
-    text = f"{value:.3g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.2e}"
-    return f"+{text}" if signed and value > 0 else text

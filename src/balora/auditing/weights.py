@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from scipy.linalg import eigh
+from scipy.linalg.blas import dsyrk
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -31,6 +34,8 @@ COSINE = 0.6
 """Largest cosine to a singular vector of the base below which a leading vector is an intruder."""
 SUBSPACE = 16
 """r: leading output directions of the base inside which the change's energy is measured."""
+PROJECTED = 64
+"""Columns of the random projection that finds the spectrum of a change of low rank."""
 LARGE, MOST_LARGE = 1024, 64
 """A matrix is large if its smaller side is above the first number. At most the second number of large matrices, evenly spread over
 the model, are decomposed."""
@@ -59,28 +64,31 @@ class Weights:
     def run_tuned(self, loaded: LoadedModel) -> None:
         """Compare the matrices one by one."""
         files: dict[str, str] = json.loads((self.folder / "files.json").read_text(encoding="utf-8"))
-        rows, unmatched, unreadable = [], [], []
+        rows: list[dict[str, Any]] = []
+        left_out: dict[str, list[str]] = {"unmatched": [], "unreadable": [], "infinite": []}
         sizes = {name: min(_shape(self.folder / file)) for name, file in files.items()}
         large = [name for name, size in sizes.items() if size > LARGE]
         step = max(len(large) / MOST_LARGE, 1.0)
         decomposed = {large[int(i * step)] for i in range(min(len(large), MOST_LARGE))}
         for name, tuned in matrices(loaded.model, only_changed=self._shared()):
             if tuned is None:
-                unreadable.append(name)
+                left_out["unreadable"].append(name)
                 continue
             if name not in files:
-                unmatched.append(name)
+                left_out["unmatched"].append(name)
                 continue
             base = load_file(self.folder / files[name])["w"]
             (self.folder / files[name]).unlink()
             if base.shape != tuned.shape:
-                unmatched.append(name)
+                left_out["unmatched"].append(name)
+                continue
+            base = base.to(tuned.device)
+            if not math.isfinite(float(base.float().norm()) + float(tuned.float().norm())):
+                left_out["infinite"].append(name)
                 continue
             full = sizes[name] <= LARGE or name in decomposed
-            rows.append({"matrix": name, "shape": list(base.shape), **compare(base.to(tuned.device), tuned, full=full)})
-        (self.folder / "rows.json").write_text(
-            json.dumps({"rows": rows, "unmatched": unmatched, "unreadable": unreadable}), encoding="utf-8"
-        )
+            rows.append({"matrix": name, "shape": list(base.shape), **compare(base, tuned, full=full)})
+        (self.folder / "rows.json").write_text(json.dumps({"rows": rows, **left_out}), encoding="utf-8")
 
     def result(self) -> Found:
         """See `Part`."""
@@ -90,9 +98,10 @@ class Weights:
         for key, reason in (
             ("unmatched", "matrices have no counterpart of the same shape in the other model"),
             ("unreadable", "matrices are stored in few bits"),
+            ("infinite", "matrices hold NaN or infinity"),
         ):
             if kept[key]:
-                found.not_measured[f"weights: {len(kept[key])} matrices"] = f"{reason}, such as {kept[key][0]}"
+                found.not_measured[f"weights: {len(kept[key])} {reason}"] = f"such as {kept[key][0]}"
         if not rows:
             found.not_measured["weights"] = "no matrix could be compared"
             return found
@@ -151,15 +160,8 @@ def compare(base_OI: Tensor, tuned_OI: Tensor, *, full: bool = True) -> dict[str
     found: dict[str, Any] = {"relative": change / size if size else 0.0, "decomposed": full, "intruders": 0}
     if not full or change == 0:
         return {**found, "rank": 0.0, "inside": 0.0, "cosines": [], "spectrum": []}
-    directions_OR = left_singular_vectors(base_OI)
-    leading_OK = left_singular_vectors(tuned_OI)[:, :LEADING]
-    cosines_K = (directions_OR.T @ leading_OK).abs().amax(0)
-    values = torch.linalg.eigvalsh(
-        delta_OI @ delta_OI.T if delta_OI.shape[0] <= delta_OI.shape[1] else delta_OI.T @ delta_OI
-    )
-    values = values.flip(0).clamp_min(0).sqrt()
-    values = torch.where(values > values[0] * 1e-7, values, 0.0)  # below it the squares are rounding
-    top_OR = directions_OR[:, : min(SUBSPACE, max(directions_OR.shape[1] // 2, 1))]
+    top_OR, cosines_K = _directions(base_OI, left_singular_vectors(tuned_OI, LEADING))
+    values = change_spectrum(delta_OI, size)
     return {
         **found,
         "rank": entropy_rank(values.cpu().numpy()),
@@ -170,20 +172,67 @@ def compare(base_OI: Tensor, tuned_OI: Tensor, *, full: bool = True) -> dict[str
     }
 
 
-def left_singular_vectors(matrix_OI: Tensor) -> Tensor:
-    """Return the left singular vectors with a value above rounding, O × R, the largest first.
+def _directions(base_OI: Tensor, leading_OK: Tensor) -> tuple[Tensor, Tensor]:
+    """Return W's leading directions, and the greatest cosine of each leading direction of W + ΔW to any of W's directions.
+
+    The squares of a vector's cosines to orthogonal directions sum to at most 1. So the greatest one is often known from W's
+    first directions, and only otherwise are all of them computed.
+    """
+    for count in (2 * SUBSPACE, None):
+        directions_OR = left_singular_vectors(base_OI, count)
+        cosines_RK = directions_OR.T @ leading_OK
+        found_K = cosines_RK.abs().amax(0)
+        rest_K = (1.0 - cosines_RK.square().sum(0)).clamp_min(0).sqrt()
+        if count is None or (directions_OR.shape[1] == count and bool((found_K >= rest_K).all())):
+            break
+    return directions_OR[:, : min(SUBSPACE, max(directions_OR.shape[1] // 2, 1))], found_K
+
+
+def change_spectrum(delta_OI: Tensor, size: float) -> Tensor:
+    """Return the singular values of a change, the largest first; ``size`` is ‖W‖.
+
+    The change by an adapter has a low rank. Then a projection onto a random subspace keeps all of it, which is tested, and a
+    small matrix is decomposed. What is below float32's rounding of W is no change.
+    """
+    short = min(delta_OI.shape)
+    if short > 2 * PROJECTED:
+        generator = torch.Generator().manual_seed(0)
+        probe_IP = torch.randn(delta_OI.shape[1], PROJECTED, generator=generator, dtype=torch.float32).to(delta_OI)
+        range_OP = torch.linalg.qr(delta_OI @ probe_IP).Q
+        projected_PI = range_OP.T @ delta_OI
+        whole = float(delta_OI.norm()) ** 2
+        if whole - float(projected_PI.norm()) ** 2 <= min((1e-7 * size) ** 2, 1e-6 * whole) + 1e-13 * whole:
+            delta_OI = projected_PI
+    rows, columns = delta_OI.shape
+    values = torch.linalg.eigvalsh(delta_OI @ delta_OI.T if rows <= columns else delta_OI.T @ delta_OI)
+    values = values.flip(0).clamp_min(0).sqrt()
+    return torch.where(values > values[0] * 1e-7, values, 0.0)  # below it the squares are rounding
+
+
+def left_singular_vectors(matrix_OI: Tensor, most: int | None = None) -> Tensor:
+    """Return the left singular vectors with a value above rounding, O × R, the largest first, and at most ``most``.
 
     They come from the smaller of the two Gram matrices; in float64 the squares keep enough digits.
     """
-    rows, columns = matrix_OI.shape
-    if rows <= columns:
-        values, vectors = torch.linalg.eigh(matrix_OI @ matrix_OI.T)
-        values, vectors_OR = values.flip(0), vectors.flip(1)
-        return vectors_OR[:, values > values[0] * 1e-14]
-    values, vectors = torch.linalg.eigh(matrix_OI.T @ matrix_OI)
-    values, vectors_IR = values.flip(0), vectors.flip(1)
+    wide = matrix_OI.shape[0] <= matrix_OI.shape[1]
+    values, vectors = _largest_eigenpairs(matrix_OI if wide else matrix_OI.T, most)
     keep = values > values[0] * 1e-14
-    return (matrix_OI @ vectors_IR[:, keep]) / values[keep].sqrt()
+    if wide:
+        return vectors[:, keep]
+    return (matrix_OI @ vectors[:, keep]) / values[keep].sqrt()
+
+
+def _largest_eigenpairs(matrix: Tensor, most: int | None) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues and eigenvectors of M Mᵀ, the largest first."""
+    count = len(matrix)
+    if most is None or most >= count // 2 or matrix.device.type != "cpu":
+        values, vectors = torch.linalg.eigh(matrix @ matrix.T)
+        return values.flip(0)[:most], vectors.flip(1)[:, :most]
+    # LAPACK computes a few eigenvectors in a fraction of the time of all; torch has no such function.
+    array = matrix.numpy()  # BLAS stores matrices by columns
+    gram = dsyrk(1.0, array, lower=1) if array.flags.f_contiguous else dsyrk(1.0, array.T, trans=1, lower=1)
+    few, basis = eigh(gram, lower=True, subset_by_index=(count - most, count - 1), overwrite_a=True, check_finite=False)
+    return torch.from_numpy(few[::-1].copy()), torch.from_numpy(basis[:, ::-1].copy())
 
 
 def matrices(model: nn.Module, *, only_changed: bool) -> Iterator[tuple[str, Tensor | None]]:

@@ -4,6 +4,7 @@ A card has settings and measured numbers only. The licence is given as unknown, 
 """
 
 import dataclasses
+import hashlib
 import html
 import json
 import re
@@ -14,11 +15,13 @@ from typing import Any, Literal
 import yaml
 from transformers import BitsAndBytesConfig
 
+from balora.checkpoints.checkpoint import MANIFEST
 from balora.config.run_config import HARMLESS, RunConfig, flatten
 from balora.data.hub import looks_local
 from balora.data.perturbations import describe_perturbations
 from balora.data.readers import ENDINGS
 from balora.errors import hide_passwords
+from balora.files import read_json
 from balora.methods import METHODS
 from balora.objective import Objective
 
@@ -43,6 +46,7 @@ For plain peft or transformers, export it first. Each export is compared with th
 balora export THIS_FOLDER --to lora --output A_LORA
 balora export THIS_FOLDER --to merged --output A_MODEL
 ```"""
+AUDIT_HEADING = "## What fine-tuning changed"
 _SPECIAL = re.compile(r"[\\`*\[\]~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 """Characters that mean something in Markdown within a line."""
 _UNITS = {"runtime": " s", "memory_mib": " MiB", "per_second": " / s", "flos": " FLOP"}
@@ -89,11 +93,13 @@ def model_card(
     *,
     form: Form = "run",
     description: ModelDescription | None = None,
+    audit: Mapping[str, Any] | None = None,
 ) -> str:
     """Write a model card: Markdown with YAML front matter, as the Hugging Face Hub reads it.
 
     Without ``config`` (a model that is not a run's) the card needs a ``description``. ``results`` are the measured numbers by
     name. ``provenance`` has versions, hardware, commit, time, data (with digest and labels) and ``resumed``, as ``run.json``.
+    ``audit`` is the content of ``audit.json``.
     """
     if description is None:
         assert config is not None, "a card without config needs a description"
@@ -105,6 +111,7 @@ def model_card(
         _summary(config, description, form, adapter),
         *([_data(config, provenance), _objective(config, description), _training(config)] if config else []),
         _results(results, config, provenance),
+        audit_section(audit) if audit is not None else "",
         _usage(description, form, adapter, config),
         _LIMITS,
         _made_with(provenance),
@@ -224,6 +231,46 @@ def _results(results: Mapping[str, Any], config: RunConfig | None, provenance: M
     where, seed = f" on {_escape(device)}" if device else "", f", seed {config.seed}" if config else ""
     note = " The run was interrupted and resumed, so its time is not known." if resumed else ""
     return f"## Results\n\nMeasured in one run{seed}{where}.{note}\n\n{_table(('Measure', 'Value'), rows)}"
+
+
+def audit_section(audit: Mapping[str, Any]) -> str:
+    """Return the answers of an audit as a section: a line for each question, and what was not measured."""
+    answers = audit["answers"].values()
+    rows = [(a["asks"], a["verdict"], a["sentence"]) for a in answers if a["verdict"] != "not measured"]
+    missing = [name for name, a in audit["answers"].items() if a["verdict"] == "not measured"]
+    note = f"\n\nNot measured: {', '.join(missing)}." if missing else ""
+    base = _public_name(audit["base"])
+    return (
+        f"{AUDIT_HEADING}\n\n`balora audit` compared the model with its base, {base}. A change is not a fault by itself: "
+        f"fine-tuning is meant to change a model.\n\n{_table(('Question', 'Verdict', 'Number'), rows)}{note}"
+    )
+
+
+def with_audit(card: str, audit: Mapping[str, Any]) -> str:
+    """Return a card with the section of an audit, in place of that of an earlier audit."""
+    before, heading, rest = card.partition(f"{AUDIT_HEADING}\n")
+    if heading:
+        _, mark, after = rest.partition("\n## ")
+        card = before + mark.lstrip("\n") + after
+    before, heading, after = card.partition("\n## Use\n")
+    return hide_passwords(f"{before.rstrip()}\n\n{audit_section(audit)}\n{heading}{after}")
+
+
+def read_audit(result: Path, run: Path | None) -> dict[str, Any] | None:
+    """Return the audit of a result or checkpoint from its default place; None without one, or if it is of other weights."""
+    path = audit_folder(result, run) / "audit.json"
+    manifest = result / MANIFEST
+    if not path.is_file() or not manifest.is_file():
+        return None
+    audit = read_json(path, "Delete it, and audit again.")
+    weights = audit.get("identity", {}).get("tuned", {}).get("weights")
+    return audit if weights == hashlib.sha256(manifest.read_bytes()).hexdigest() else None
+
+
+def audit_folder(result: Path, run: Path | None) -> Path:
+    """Return the folder in which an audit of a result or checkpoint is written by default."""
+    folder = (run or result) / "audit"
+    return folder / result.name if result.name.startswith("checkpoint-") else folder
 
 
 def _usage(model: ModelDescription, form: Form, adapter: bool, config: RunConfig | None) -> str:

@@ -16,6 +16,7 @@ from balora.auditing.options import AuditOptions
 from balora.cli.options import listed
 from balora.errors import BALoraError
 from balora.logging_control import quiet_libraries
+from balora.terminal import wrap
 
 if TYPE_CHECKING:
     from balora.auditing.audit import Audit
@@ -107,7 +108,7 @@ def finish_audit(found: Audit | None, say: Callable[[str], None]) -> None:
         return
     from balora.auditing.page import PAGE, summary_lines
 
-    say("\n".join(["", *summary_lines(found.result), "", f"Report: {found.folder / PAGE}"]))
+    say("\n".join(["", *(wrap(line) for line in summary_lines(found.result)), "", f"Report: {found.folder / PAGE}"]))
     if found.broken:
         typer.echo("\n".join(f"Bound broken: {line}" for line in found.broken), err=True)
         raise typer.Exit(BROKEN)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +141,40 @@ class ModelUnderTest:
         commit = getattr(load_config(self._source()), "_commit_hash", None)
         return {"kind": "model", "hub": self.base.name, "commit": commit, **adapter, **dtype}
 
-    def load(self, device: str | None) -> LoadedModel:
-        """Load the model to a device; default a GPU if there is one."""
+    @functools.cached_property
+    def classes(self) -> tuple[str, ...] | None:
+        """Names of the classes (one name for a score); None if the model is no classifier. The weights are not read."""
+        if self.is_reference:
+            return None
+        if self.saved is not None:
+            return self.saved.labels
+        config = load_config(self._source())
+        if self._plain_adapter is not None:
+            return self._plain_adapter.classes(config)
+        if (config.architectures or [""])[0].endswith("ForSequenceClassification"):
+            return tuple(str(config.id2label[number]) for number in sorted(config.id2label))
+        return None
+
+    @functools.cached_property
+    def _plain_adapter(self) -> PlainAdapter | None:
+        return None if self.adapter is None else PlainAdapter(self.adapter, allow_pickle=self.options.allow_pickle)
+
+    def load(
+        self,
+        device: str | None,
+        *,
+        new_head: tuple[str, ...] | None = None,
+        inspect: Callable[[nn.Module], object] = lambda model: None,
+    ) -> LoadedModel:
+        """Load the model to a device; default a GPU if there is one.
+
+        Args:
+            device: Name of the device.
+            new_head: Classes of the random head that a plain model gets if it is no classifier.
+            inspect: Called with the pre-trained model of a plain adapter, before the adapter is put on it.
+        """
         assert not self.is_reference, "reference answers need no model"
-        loaded = self._load_run(self.saved) if self.saved is not None else self._load_plain()
+        loaded = self._load_run(self.saved) if self.saved is not None else self._load_plain(new_head, inspect)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             loaded.model.to(device).eval()
@@ -170,15 +201,11 @@ class ModelUnderTest:
         target = None if saved.config is None else load_target_tokenizer(ModelSource.from_config(saved.config))
         return LoadedModel(model, tokenizer, saved.task, saved.labels, target)
 
-    def _load_plain(self) -> LoadedModel:
+    def _load_plain(self, new_head: tuple[str, ...] | None, inspect: Callable[[nn.Module], object]) -> LoadedModel:
         config = load_config(self._source())
-        architecture = (config.architectures or [""])[0]
-        adapter = None if self.adapter is None else PlainAdapter(self.adapter, allow_pickle=self.options.allow_pickle)
-        labels = num_labels = id2label = None
-        if adapter is not None:
-            labels = adapter.classes(config)
-        elif architecture.endswith("ForSequenceClassification"):
-            labels = tuple(str(config.id2label[number]) for number in sorted(config.id2label))
+        adapter = self._plain_adapter
+        labels = self.classes if self.classes is not None else new_head
+        num_labels = id2label = None
         if labels is not None:
             task = "regression" if len(labels) == 1 else "classification"
             num_labels, id2label = len(labels), dict(enumerate(labels))
@@ -193,6 +220,7 @@ class ModelUnderTest:
             model = load_model(source, num_labels, id2label, tokenizer=None if adapter else tokenizer)
             if adapter is None:
                 return LoadedModel(model, tokenizer, task, labels)
+            inspect(model)
             adapted = adapter.load(model, source)
             fit_tokenizer(model, source, tokenizer)
         return LoadedModel(adapted, tokenizer, task, labels)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from balora.checkpoints.model_card import ModelDescription, model_card
+from balora.checkpoints.model_card import ModelDescription, model_card, read_audit
 from balora.checkpoints.run_directory import read_record
 from balora.errors import BALoraError, suggest
 from balora.exporting import verification
@@ -440,4 +440,7 @@ def _card(trained: _Trained, report: ExportReport, bits_note: str | None) -> str
         vocabulary=trained.vocabulary,
         first_token=base.generation.forced_bos_token_id if base.generation and trained.task == "seq2seq" else None,
     )
-    return model_card(config, record.get("metrics", {}), provenance, form=report.to, description=description)
+    # A scaled change is another model than the one that was audited.
+    audit = read_audit(saved.folder, saved.run) if saved and report.scale == 1 else None
+    metrics = record.get("metrics", {})
+    return model_card(config, metrics, provenance, form=report.to, description=description, audit=audit)

@@ -21,12 +21,12 @@ DistilBERT the fourth in addition to `classifier`, XLNet the last two, XLM and F
 
 
 def final_linear(model: nn.Module) -> nn.Linear:
-    """Return the layer that computes scores from pooled features: peft's trained copy of it, if there is one."""
+    """Return the layer that computes scores from pooled features: peft's trained copy of it, if there is one and it is on."""
     base = base_model_of(model)
     for name in HEAD_NAMES:
         head = getattr(base, name, None)
         if isinstance(head, ModulesToSaveWrapper):
-            head = head.modules_to_save[head.active_adapters[0]]
+            head = head.original_module if head.disable_adapters else head.modules_to_save[head.active_adapters[0]]
         if isinstance(head, nn.Module):
             layers = [module for module in head.modules() if isinstance(module, nn.Linear)]
             if layers:
