@@ -9,6 +9,7 @@ import torch
 
 from balora.anchoring.rows import AnchorRows
 from balora.anchoring.sampling import is_degenerate, sample_sequences, start_tokens
+from balora.anchoring.vllm_sampling import sample_through_vllm
 from balora.config.run_config import RunConfig
 from balora.errors import BALoraError
 from balora.loading.pretrained import load_model, load_tokenizer
@@ -43,7 +44,11 @@ def write_anchors(config: RunConfig, path: Path, log: Callable[[str], None] = la
     def said(done: int) -> None:
         log(f"{done:,} of {anchors.generate:,} sequences")
 
-    found = sample_sequences(model, tokenizer, anchors.generate, anchors.tokens, config.seed, progress=said)
+    found = sample_through_vllm(model, tokenizer, anchors.generate, anchors.tokens, config.seed)
+    if found is None:
+        found = sample_sequences(model, tokenizer, anchors.generate, anchors.tokens, config.seed, progress=said)
+    else:
+        log(f"{len(found):,} sequences through vLLM")
     loops = sum(is_degenerate(list(row["input_ids"])) for row in found)
     facts = {"source": anchors.describe(), "model": config.model, "settings": anchors.to_dict(), "degenerate": loops}
     rows = AnchorRows(found, anchors.held_out, config.seed, facts)

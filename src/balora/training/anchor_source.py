@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset
 from balora.anchoring.responses import draw_sources, sample_responses
 from balora.anchoring.rows import FILE, AnchorRows, Row, rows_per_step
 from balora.anchoring.sampling import chat_turn, is_degenerate, sample_sequences, start_tokens
+from balora.anchoring.vllm_sampling import sample_through_vllm
 from balora.anchors import Anchors
 from balora.data.anchor_texts import read_anchor_texts
 from balora.data.prompts import bare_ids, start_ids
@@ -136,6 +137,11 @@ def _control_of(anchors: Anchors, count: int) -> int:
 
 
 def _sample(trainer: Any, tokenizer: Any, anchors: Anchors, count: int) -> list[Row]:
+    if trainer.accelerator.num_processes == 1:  # others would wait for it, and use its GPU's memory
+        found = sample_through_vllm(trainer.model, tokenizer, count, anchors.tokens, trainer.args.seed)
+        if found is not None:
+            logger.info("Anchors: sampled through vLLM")
+            return list(found)
     with trainer.teacher.active():
         return list(sample_sequences(trainer.model, tokenizer, count, anchors.tokens, trainer.args.seed))
 
