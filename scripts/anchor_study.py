@@ -21,11 +21,15 @@ ROWS = ROOT / "docs" / "results" / "anchors" / "rows.jsonl"
 PAGE = ROOT / "docs" / "results" / "anchors.md"
 SEEDS = (1, 2, 3, 4, 5)
 RATES = {"lora": 6e-3, "pissa": 2e-3}
+BUDGETS = (0.01, 0.03, 0.1)
+CONTROL = 512
+"""Anchors that steer a budget, and as many others on which the drift reached is reported."""
+OWN = ("anchor_drift", "anchor_drift_error", "anchor_scale", "anchor_final_weight", "train_runtime")
 HELD = {"generate": 512, "tokens": 64, "weight": 2.0, "share": 0.25}
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "anchored": {"anchor": HELD},
-    **{f"budget {b:g}": {"anchor": {**HELD, "budget": b}, "methods": ("lora",)} for b in (0.01, 0.03, 0.1)},
+    **{f"budget {b:g}": {"anchor": {**HELD, "budget": b, "control": CONTROL}} for b in BUDGETS},
 }
 MEASURES = {"task": "task, clean", "drift": "drift", "known": "facts kept"}
 
@@ -71,8 +75,8 @@ def rows() -> list[dict[str, Any]]:
     return [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()] if ROWS.is_file() else []
 
 
-def run(method: str, setting: str, seed: int) -> dict[str, Any]:
-    """Train once and measure."""
+def run(method: str, setting: str, seed: int, store: Path | None = None) -> dict[str, Any]:
+    """Train once and measure; runs with the same ``store`` share the anchors that they sample."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
@@ -108,13 +112,15 @@ def run(method: str, setting: str, seed: int) -> dict[str, Any]:
             anchors=balora.Anchors.from_value(SETTINGS[setting].get("anchor")),
             processing_class=tokenizer,
         )  # fmt: skip
+        if store is not None:
+            trainer.anchor_store = store
         metrics = trainer.train().metrics
     model.eval()
     with torch.inference_mode():
         blocks_NL = token_blocks(tokenizer, 64, 128, split="held_out")
         drift = float(consistency(model(blocks_NL).logits, base(blocks_NL).logits, temperature=1.0))
         found = {"task": score(model, tokenizer, test_rows(seed)), "known": probe_biases(model, tokenizer).known}
-    own = {name: metrics[name] for name in ("anchor_drift", "anchor_final_weight", "train_runtime") if name in metrics}
+    own = {name: metrics[name] for name in OWN if name in metrics}
     return {"method": method, "setting": setting, "seed": seed, **found, "drift": drift, **own, **provenance()}
 
 
@@ -128,13 +134,17 @@ def write_page() -> None:
         lines.append(f"| {method}, {setting} | {len(group)} | {' | '.join(cells)} |")
     paired = [line for method in RATES if (line := _against_plain(done, method))]
     budgets = [
-        f"| {float(r['setting'].split()[1]):g} | {r['seed']} | {r['anchor_drift']:.4f} | {r['anchor_final_weight']:.3g} |"
-        for r in sorted(done, key=lambda r: (r["setting"], r["seed"]))
+        f"| {r['method']} | {float(r['setting'].split()[1]):g} | {r['seed']} | {r['anchor_drift']:.4f} ± "
+        f"{r['anchor_drift_error']:.4f} | {r['anchor_scale']:.2f} | {r['task']:.3f} | {r['anchor_final_weight']:.3g} |"
+        for r in sorted(done, key=lambda r: (r["method"], r["setting"], r["seed"]))
         if r["setting"].startswith("budget")
     ]
     PAGE.write_text(
         _PAGE.format(
-            rows="\n".join(lines), paired="\n".join(paired), budgets="\n".join(budgets) or "| - | - | - | - |"
+            rows="\n".join(lines),
+            paired="\n".join(paired),
+            budgets="\n".join(budgets) or "| - |" + " - |" * 6,
+            within=_within(done),
         ),
         encoding="utf-8",
     )
@@ -163,6 +173,31 @@ def _against_plain(done: list[dict[str, Any]], method: str) -> str | None:
     return f"| {method} | {len(seeds)} | {' | '.join(cells)} | 1 / {1 / ratio:.1f} |"
 
 
+def _within(done: list[dict[str, Any]]) -> str:
+    """Say in how many runs the drift reached is within 20 % of the budget, or cannot be told from that."""
+    runs = [r for r in done if r["setting"].startswith("budget")]
+    if not runs:
+        return "No run with a budget has been made yet."
+    distances = [(r["anchor_drift"] / b - 1.0, 2 * r["anchor_drift_error"] / b) for r in runs for b in [_budget(r)]]
+    hit = sum(abs(distance) <= 0.2 for distance, _ in distances)
+    near = sum(abs(distance) - error <= 0.2 for distance, error in distances)
+    missing = [
+        f"{method}, budget {b:g}"
+        for method in RATES
+        for b in BUDGETS
+        if {r["seed"] for r in runs if r["method"] == method and _budget(r) == b} != set(SEEDS)
+    ]
+    lacks = f" Not all five seeds have been run of: {'; '.join(missing)}." if missing else ""
+    return (
+        f"In {hit} of {len(runs)} runs the drift reached is within 20 % of the budget; in {near} the distance is not above 20 % "
+        f"by two standard errors.{lacks}"
+    )
+
+
+def _budget(row: dict[str, Any]) -> float:
+    return float(row["setting"].split()[1])
+
+
 _PAGE = """\
 # Anchors on the packaged model
 
@@ -189,10 +224,14 @@ this test set alone.
 
 ## Budgets
 
-LoRA with `budget` instead of a fixed weight. The drift reached is that on generated anchors that were not trained on.
+`budget` in place of a fixed weight, with `control: 512`. The drift reached is measured on 512 generated anchors that were neither
+trained on nor used to steer, ± its standard error. A drift above the budget is taken off at the end by keeping a
+part of the change.
 
-| budget | seed | reached | final weight |
-|---|---|---|---|
+{within}
+
+| method | budget | seed | reached | part kept | task, clean | final weight |
+|---|---|---|---|---|---|---|
 {budgets}
 """
 

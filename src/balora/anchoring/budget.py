@@ -10,27 +10,35 @@ import torch
 from torch import Tensor
 
 WINDOW = 5
-"""Optimizer steps whose mean drift is one observation: one wait for the device in five steps."""
-RATE = 0.5
-"""η: the weight's logarithm moves by this part of the logarithm of drift over target."""
-LARGEST_MOVE = math.log(1.5)
-"""Largest change of the weight's logarithm at one observation."""
-SMOOTHING = 0.5
-"""Weight of the past in the moving average of the drift."""
+"""Least number of optimizer steps whose mean drift is one observation: one wait for the device in five steps."""
+OBSERVATIONS = 40
+"""Largest number of windows of a run; a longer run has longer windows, whose means are less noisy."""
+RATE = 0.4
+"""η: the weight's logarithm moves by this part of the relative distance of the drift from its target."""
+ACCELERATION = 1.4
+"""η grows by this factor with each move in the same direction while the drift is far from its target; else it is the first."""
+FAR = 0.5
+"""Relative distance from which a drift is far from its target: below half of it, or above one and a half times."""
+LARGEST_RATE = 2.0
+"""Largest η: a weight that starts a thousand times too high is reached in a dozen windows."""
+LARGEST_DISTANCE = 0.8
+"""Largest relative distance that one observation counts: the first move is a factor of at most exp(0.45) = 1.57."""
+SMOOTHING = 0.6
+"""Weight that the past keeps in the moving average of the drift when an observation comes."""
+MARGIN = 1.35
+"""Target of the training over the budget. The end of the run takes the rest off (`balora.anchoring.correction`): it can
+lower a drift, and cannot raise one."""
 BOUNDS = (1e-3, 1e3)
 """Least and largest weight: beyond them the loss is that of one side alone, and Adam's steps no longer change."""
-HEAT = 1.0
-"""Drift above the budget, as a part of it, that is allowed at the largest learning rate: it falls away with the rate."""
 
 
 class BudgetWeight:
     r"""λ that follows a budget for the drift at the end of the run.
 
-    .. math:: \log \lambda \leftarrow \log \lambda + \mathrm{clip}\big(\eta (\log \bar L_A - \log t)\big), \qquad
-              t = \mathrm{budget} \cdot (1 + (\mathrm{rate} - \mathrm{last\ rate}) / \mathrm{largest\ rate})
+    .. math:: \log \lambda \leftarrow \log \lambda + \eta \, \mathrm{clip}\big(\bar L_A / t - 1\big), \qquad
+              t = 1.35 \cdot \mathrm{budget}
 
-    Large steps keep the model away from its minimum, so a part of the drift falls away while the learning rate falls. The
-    target t therefore begins at twice the budget and ends at it.
+    The distance is relative and not a logarithm: observations are noisy, and the logarithm of a noisy mean is too low on average.
 
     Args:
         weight: The weight to start from.
@@ -38,31 +46,35 @@ class BudgetWeight:
 
     Example:
         >>> weight = BudgetWeight(1.0, budget=0.01)
-        >>> weight.observe(0.04), weight.observe(0.04)  # the first window is the start of the run, and moves nothing
-        (1.0, 1.5)
+        >>> weight.observe(0.04)  # the first window is the start of the run, and moves nothing
+        1.0
+        >>> round(weight.observe(0.04), 2)
+        1.57
     """
 
     def __init__(self, weight: float, budget: float | None) -> None:
         self.value = weight
         self.budget = budget
-        self._mean: float | None = None
+        self._sum = self._count = 0.0  # of the moving average
+        self._observed = False
+        self._rate = RATE  # negative while the weight falls
         self._seen: list[tuple[int, Tensor]] = []
 
     @property
     def mean(self) -> float | None:
         """Moving average of the drift; None before the first window is complete."""
-        return self._mean
+        return self._sum / self._count if self._count else None
 
-    def advance(self, step: int, mean_over_processes: Callable[[Tensor], Tensor], heat: float = 0.0) -> float:
+    def advance(self, step: int, mean_over_processes: Callable[[Tensor], Tensor], total_steps: int = 0) -> float:
         """Return the weight of a step, which follows the mean over the window before it; all its micro-batches have the same.
 
-        ``heat`` is the learning rate that will have fallen away by the end, as a part of the largest. The parts of all
-        micro-batches of a step add up to its term; those of all processes have it as their mean.
+        The parts of all micro-batches of a step add up to its term; those of all processes have it as their mean.
         """
-        if self._seen and step // WINDOW != self._seen[0][0] // WINDOW:
+        window = max(WINDOW, total_steps // OBSERVATIONS)
+        if self._seen and step // window != self._seen[0][0] // window:
             steps = len({at for at, _ in self._seen})  # the term may be taken in some of the steps only
             total = torch.stack([value for _, value in self._seen]).sum()
-            self.observe(float(mean_over_processes(total[None])) / steps, heat)
+            self.observe(float(mean_over_processes(total[None])) / steps)
             self._seen = []
         return self.value
 
@@ -71,26 +83,41 @@ class BudgetWeight:
         if self.budget is not None:
             self._seen.append((step, term.detach().float()))
 
-    def observe(self, drift: float, heat: float = 0.0) -> float:
-        """Take the mean drift of one window and its learning rate as a part of the largest; return the new weight."""
+    def observe(self, drift: float) -> float:
+        """Take the mean drift of one window; return the new weight."""
         if self.budget is None or not math.isfinite(drift):
             return self.value
-        first = self._mean is None
-        drift = max(drift, 1e-12)
-        self._mean = drift if self._mean is None else SMOOTHING * self._mean + (1.0 - SMOOTHING) * drift
-        if not first:
-            target = self.budget * (1.0 + HEAT * heat)
-            move = RATE * (math.log(self._mean) - math.log(target))
-            self.value *= math.exp(min(max(move, -LARGEST_MOVE), LARGEST_MOVE))
+        self._sum, self._count = SMOOTHING * self._sum + drift, SMOOTHING * self._count + 1.0
+        if self._observed:
+            distance = self._sum / self._count / (MARGIN * self.budget) - 1.0
+            same = (distance < 0) == (self._rate < 0) and abs(distance) >= FAR
+            rate = min(abs(self._rate) * ACCELERATION, LARGEST_RATE) if same else RATE
+            self._rate = math.copysign(rate, distance)
+            self.value *= math.exp(rate * min(max(distance, -LARGEST_DISTANCE), LARGEST_DISTANCE))
             self.value = min(max(self.value, BOUNDS[0]), BOUNDS[1])
+        self._observed = True
         return self.value
+
+    def include(self, drift: float, count: float) -> None:
+        """Add a measurement that is worth ``count`` windows to the moving average; the weight follows at the next window."""
+        if self.budget is not None and math.isfinite(drift):
+            self._sum, self._count = self._sum + count * drift, self._count + count
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
         seen = [(step, float(term)) for step, term in self._seen]
-        return {"weight": self.value, "mean": self._mean, "seen": seen}
+        return {
+            "weight": self.value,
+            "sum": self._sum,
+            "count": self._count,
+            "observed": self._observed,
+            "rate": self._rate,
+            "seen": seen,
+        }
 
     def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Take up the state of a checkpoint."""
-        self.value, self._mean = float(state["weight"]), state["mean"]
+        self.value = float(state["weight"])
+        self._sum, self._count = float(state["sum"]), float(state["count"])
+        self._observed, self._rate = bool(state["observed"]), float(state["rate"])
         self._seen = [(int(step), torch.tensor(term, device=device)) for step, term in state["seen"]]

@@ -35,9 +35,21 @@ class AnchorRows:
         held_out: Fraction of the rows that `train` lacks; at least one row.
         seed: Seed of the order and of what is held out.
         facts: Provenance, for the record: source, counts, settings.
+        control: Number of rows that steer a budget; as many others are then held out. None without a budget.
     """
 
-    def __init__(self, rows: Sequence[Row], held_out: float, seed: int, facts: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        held_out: float,
+        seed: int,
+        facts: Mapping[str, Any] | None = None,
+        control: int | None = None,
+    ) -> None:
+        if control is not None and len(rows) < 3:
+            raise BALoraError(
+                f"A budget needs at least 3 anchors, to train on, to steer and to measure, and there are {len(rows)}."
+            )
         if len(rows) < 2:
             raise BALoraError(
                 f"At least 2 anchors are needed, one to train on and one to measure, and there are {len(rows)}."
@@ -46,8 +58,14 @@ class AnchorRows:
         self.facts = dict(facts or {})
         self.seed = seed
         order = random.Random(f"held out {seed}").sample(range(len(rows)), len(rows))
-        count = min(max(round(held_out * len(rows)), 1), len(rows) - 1)
-        self.held_out, self.train = sorted(order[:count]), sorted(order[count:])
+        if control is None:
+            count = min(max(round(held_out * len(rows)), 1), len(rows) - 1)
+            self.held_out, self.control, self.train = sorted(order[:count]), list[int](), sorted(order[count:])
+        else:
+            count = min(max(control, 1), (len(rows) - 1) // 2)
+            # The control rows keep their random order: any run of them is a sample.
+            self.held_out, self.control = sorted(order[:count]), order[count : 2 * count]
+            self.train = sorted(order[2 * count :])
 
     def at(self, first: int, count: int) -> list[int]:
         """Return the numbers of ``count`` training rows from position ``first`` of an endless sequence of shuffled passes."""
@@ -71,8 +89,11 @@ class AnchorRows:
         temporary.replace(path)
 
     @classmethod
-    def load(cls, path: Path, held_out: float, seed: int) -> AnchorRows:
-        """Read what `save` wrote; raise `BALoraError` if the file is damaged or not of anchors."""
+    def load(cls, path: Path, held_out: float, seed: int, *, budget: bool = False) -> AnchorRows:
+        """Read what `save` wrote; raise `BALoraError` if the file is damaged or not of anchors.
+
+        With ``budget``, as many rows steer it as the facts of the file say.
+        """
         try:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -84,7 +105,9 @@ class AnchorRows:
                 f"{path} is not a file of anchors, or it is damaged ({error}). Delete it to make new ones."
             ) from error
         count = len(next(iter(split.values()), []))
-        return cls([{n: split[n][i] for n in names if split[n][i]} for i in range(count)], held_out, seed, facts)
+        control = int(facts.get("control", 0)) if budget else None
+        rows = [{n: split[n][i] for n in names if split[n][i]} for i in range(count)]
+        return cls(rows, held_out, seed, facts, control)
 
 
 @functools.lru_cache(maxsize=4)

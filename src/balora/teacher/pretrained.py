@@ -6,7 +6,7 @@ would give the residual weights under PiSSA: another model (method.md, departure
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -121,6 +121,28 @@ class PretrainedTeacher:
                 else:
                     parameters[name].data = values
             clear_weight_caches(self.model)
+
+    def parts_of_change(self) -> Callable[[float], None]:
+        """Return a function that gives every trained tensor p₀ + a·(p - p₀), for the trained values p of now and any a.
+
+        p₀ are the initial values, so a = 0 is the pre-trained model and a = 1 the trained one. The trained values are copied.
+        """
+        reshard(self.model)
+        parameters = {name: p for name, p in self.model.named_parameters() if name in self._initial}
+        trained = {name: local_shard(p).to("cpu", copy=True) for name, p in parameters.items()}
+
+        @torch.no_grad()
+        def keep(part: float) -> None:
+            reshard(self.model)
+            for name, parameter in parameters.items():
+                own = local_shard(parameter)
+                initial = self._local_shard(name, parameter) if is_dtensor(parameter) else self._initial[name]
+                value, before = trained[name].to(own.device), initial.to(own.device)
+                # A whole change is the trained value itself, without rounding.
+                own.copy_(value if part == 1.0 else torch.lerp(before.float(), value.float(), part))
+            clear_weight_caches(self.model)
+
+        return keep
 
     def _local_shard(self, name: str, parameter: nn.Parameter) -> Tensor:
         """Return this process's shard of an initial value, and move the unsharded value to the host's memory."""

@@ -9,6 +9,7 @@ import torch
 
 from balora.anchoring.rows import AnchorRows
 from balora.anchoring.sampling import is_degenerate, sample_sequences, start_tokens
+from balora.anchoring.vllm_sampling import sample_through_vllm
 from balora.config.run_config import RunConfig
 from balora.errors import BALoraError
 from balora.loading.pretrained import load_model, load_tokenizer
@@ -35,7 +36,7 @@ def write_anchors(config: RunConfig, path: Path, log: Callable[[str], None] = la
         raise BALoraError(f"--anchors {path}: name a file that ends in .safetensors, by which a run recognises it.")
     if path.exists():
         raise BALoraError(f"{path} exists, and nothing is overwritten. Name another file, or delete it first.")
-    source = ModelSource.from_config(config)
+    count, source = anchors.generate, ModelSource.from_config(config)
     tokenizer = load_tokenizer(source)
     start_tokens(tokenizer)
     model = load_model(source, tokenizer=tokenizer)
@@ -44,10 +45,16 @@ def write_anchors(config: RunConfig, path: Path, log: Callable[[str], None] = la
     model = model.to("cpu" if cpu else device or "cuda").eval()
 
     def said(done: int) -> None:
-        log(f"{done:,} of {-(-anchors.generate // processes):,} sequences{' of this process' if processes > 1 else ''}")
+        log(f"{done:,} of {-(-count // processes):,} sequences{' of this process' if processes > 1 else ''}")
 
     rank, processes = division()
-    found = sample_sequences(model, tokenizer, anchors.generate, anchors.tokens, config.seed, progress=said)
+    found = None
+    if processes == 1:
+        found = sample_through_vllm(model, tokenizer, count, anchors.tokens, config.seed)
+    if found is None:
+        found = sample_sequences(model, tokenizer, count, anchors.tokens, config.seed, progress=said)
+    else:
+        log(f"{len(found):,} sequences through vLLM")
     loops = sum(is_degenerate(list(row["input_ids"])) for row in found)
     facts = {"source": anchors.describe(), "model": config.model, "settings": anchors.to_dict(), "degenerate": loops}
     rows = AnchorRows(found, anchors.held_out, config.seed, facts)

@@ -17,6 +17,7 @@ from torch.utils.data import IterableDataset
 from balora.anchoring.responses import draw_sources, sample_responses
 from balora.anchoring.rows import FILE, AnchorRows, Row, rows_per_step
 from balora.anchoring.sampling import chat_turn, is_degenerate, sample_sequences, start_tokens
+from balora.anchoring.vllm_sampling import sample_through_vllm
 from balora.anchors import Anchors
 from balora.data.anchor_texts import read_anchor_texts
 from balora.data.prompts import bare_ids, start_ids
@@ -30,7 +31,7 @@ from balora.turns import divided_among_processes, from_first
 
 logger = logging.getLogger("balora")
 _WITHOUT_EFFECT_ON_ROWS = (
-    *("weight", "budget", "temperature", "every", "teacher_cache", "memory", "held_out", "measure_only"),
+    *("weight", "budget", "control", "temperature", "every", "teacher_cache", "memory", "held_out", "measure_only"),
 )
 _ROW_SAMPLE = 1000
 """Rows whose lengths are read to estimate the tokens of a step."""
@@ -97,10 +98,12 @@ def _rows(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int
     """Load the rows that the run's folder keeps, or make and keep them."""
     seed, folder = trainer.args.seed, Path(trainer.args.output_dir or ".")
     identity = _identity(anchors, seed)
+    budget = anchors.budget is not None
     if anchors.rows is not None:
-        return AnchorRows(anchors.rows, anchors.held_out, seed, {"source": "given rows"})
+        control = max(min(anchors.control, len(anchors.rows) // 4), 1) if budget else None
+        return AnchorRows(anchors.rows, anchors.held_out, seed, {"source": "given rows"}, control)
     if (folder / FILE).is_file():
-        kept = AnchorRows.load(folder / FILE, anchors.held_out, seed)
+        kept = AnchorRows.load(folder / FILE, anchors.held_out, seed, budget=budget)
         if kept.facts.get("identity") == identity:
             return kept
     with divided_among_processes():
@@ -117,13 +120,25 @@ def _rows(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int
         raise BALoraError(
             f"anchor: {anchors.describe()} gives {len(made)} sequences of two tokens or more, and 2 are needed."
         )
-    rows = AnchorRows(made, anchors.held_out, seed, facts)
+    if budget:
+        facts["control"] = anchors.control if anchors.generate is not None else _control_of(anchors, len(made))
+    rows = AnchorRows(made, anchors.held_out, seed, facts, facts.get("control"))
     if trainer.args.should_save:
         rows.save(folder / FILE)
     return rows
 
 
+def _control_of(anchors: Anchors, count: int) -> int:
+    """Return the rows of a text that steer a budget: those beyond the asked number, or at most a quarter of all."""
+    return max(min(anchors.control, max(count // 4, (count - anchors.sequences) // 2)), 1)
+
+
 def _sample(trainer: Any, tokenizer: Any, anchors: Anchors, count: int) -> list[Row]:
+    if trainer.accelerator.num_processes == 1:  # others would wait for it, and use its GPU's memory
+        found = sample_through_vllm(trainer.model, tokenizer, count, anchors.tokens, trainer.args.seed)
+        if found is not None:
+            logger.info("Anchors: sampled through vLLM")
+            return list(found)
     with trainer.teacher.active():
         return list(sample_sequences(trainer.model, tokenizer, count, anchors.tokens, trainer.args.seed))
 
@@ -177,8 +192,8 @@ def _kept_rows(anchors: Anchors, seed: int, model: Any) -> Sequence[Row]:
         raise BALoraError(
             f"{path} has token {largest}, and the model has {size:,} tokens: the anchors are another model's."
         )
-    if len(rows) > anchors.sequences:
-        chosen = random.Random(f"anchors {seed}").sample(range(len(rows)), anchors.sequences)
+    if len(rows) > _drawn_from_text(anchors):
+        chosen = random.Random(f"anchors {seed}").sample(range(len(rows)), _drawn_from_text(anchors))
         rows = [rows[number] for number in sorted(chosen)]
     return rows
 
@@ -246,7 +261,13 @@ def _make(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int
         return _kept_rows(anchors, seed, trainer.model)
     texts = read_anchor_texts(anchors, tokenizer)
     rendered = anchors.messages is not None
-    return list(text_rows(texts, tokenizer, anchors.tokens, anchors.sequences, seed, task=task, rendered=rendered))
+    count = _drawn_from_text(anchors)
+    return list(text_rows(texts, tokenizer, anchors.tokens, count, seed, task=task, rendered=rendered))
+
+
+def _drawn_from_text(anchors: Anchors) -> int:
+    """Return the sequences to draw from a text; with a budget also those that steer it and report the drift reached."""
+    return anchors.sequences + (0 if anchors.budget is None else 2 * anchors.control)
 
 
 def _needed(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int) -> int:
@@ -256,12 +277,14 @@ def _needed(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: i
     steps = args.max_steps
     if steps <= 0:
         if not hasattr(trainer.train_dataset, "__len__"):
-            return anchors.generate
+            return anchors.generate + (0 if anchors.budget is None else 2 * anchors.control)
         rows_of_step = trainer._train_batch_size * args.gradient_accumulation_steps * processes
         steps = math.ceil(args.num_train_epochs * math.ceil(len(trainer.train_dataset) / rows_of_step))
     per_step = rows_per_step(anchors.share, tokens_per_step, float(anchors.tokens), processes)
     # A third more than full-length sequences would need, because sequences may end early.
     drawn = -(-4 * per_step * steps // 3)
+    if anchors.budget is not None:
+        return max(min(anchors.generate, drawn), 16) + 2 * anchors.control
     return max(min(anchors.generate, round(drawn / (1.0 - anchors.held_out))), 16)
 
 
@@ -292,4 +315,6 @@ def _pad_token(trainer: Any) -> int:
 def _identity(anchors: Anchors, seed: int) -> str:
     """Return a digest of the settings that decide the rows."""
     decisive = {name: value for name, value in anchors.to_dict().items() if name not in _WITHOUT_EFFECT_ON_ROWS}
+    if anchors.budget is not None:
+        decisive["control"] = anchors.control
     return hashlib.sha256(json.dumps([decisive, seed], sort_keys=True).encode()).hexdigest()[:16]

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from balora.anchoring.budget import BudgetWeight
+from balora.anchoring.budget import OBSERVATIONS, WINDOW, BudgetWeight
+from balora.anchoring.correction import Drift
 from balora.anchoring.rows import AnchorRows, collate, positions, rows_per_step, split_evenly
 from balora.anchoring.teacher import AnchorTeacher
 from balora.anchors import Anchors
@@ -29,6 +30,13 @@ logger = logging.getLogger("balora")
 STATE = "anchor_state.json"
 """File of a checkpoint with the weight that follows a budget."""
 _EVAL_ROWS = 16
+"""Largest batch in which a drift is measured."""
+_GROUPS = 16
+"""Least number of batches, if there are as many rows: their spread gives the standard error."""
+_CHECKS = 20
+"""Measurements on control rows during a run with a budget, whatever its length."""
+_CHECK_ROWS = 64
+"""Largest number of control rows of one of these measurements."""
 
 
 class AnchorTerm:
@@ -66,7 +74,7 @@ class AnchorTerm:
         lengths = [len(row["input_ids"]) for row in rows.rows]
         share = anchors.share * anchors.every
         self.per_step = rows_per_step(share, tokens_per_step, sum(lengths) / len(lengths), processes)
-        self.weight = BudgetWeight(anchors.weight, anchors.budget)
+        self.weight = BudgetWeight(anchors.weight, None if anchors.measure_only else anchors.budget)
         self.teacher: AnchorTeacher | None = None
         self._micro = (-1, 0)
 
@@ -106,18 +114,40 @@ class AnchorTerm:
         term = self.step.hold(model, batch, labels, teacher, temperature=self.anchors.temperature, num_items=items)
         return term, weight
 
+    def advance(self, model: nn.Module, step: int, mean_over_processes: Any, total_steps: int) -> None:
+        """Let the weight follow the budget: at the first micro-batch of a step, from the steps before it.
+
+        The terms of a few trained anchors are noisy, and below those of other anchors after some passes over them. Twenty
+        times in a run, a sample of the control rows is therefore measured too, without gradients.
+        """
+        first = self._micro[0] != step
+        self.weight.advance(step, mean_over_processes, total_steps)
+        every = max(2 * WINDOW, total_steps // _CHECKS)
+        if self.weight.budget is not None and self.rows.control and first and step and step % every == 0:
+            count = min(_CHECK_ROWS, len(self.rows.control))
+            begin = step // every * count % len(self.rows.control)
+            rows = (self.rows.control + self.rows.control)[begin : begin + count]
+            window = max(WINDOW, total_steps // OBSERVATIONS)
+            self.weight.include(self.drift(model, rows).mean, count / (window * self.per_step))
+
     @torch.no_grad()
-    def drift(self, model: nn.Module) -> float:
-        """Return KL(pre-trained ‖ tuned) in nats per token (regression: the squared difference) on the anchors held out."""
-        total, items = 0.0, sum(self.counts[row] for row in self.rows.held_out)
+    def drift(self, model: nn.Module, rows: Sequence[int] | None = None) -> Drift:
+        """Return KL(pre-trained ‖ tuned) in nats per token (regression: the squared difference) on the anchors held out.
+
+        ``rows``: numbers of other rows, such as those that steer a budget.
+        """
+        rows = self.rows.held_out if rows is None else rows
+        size = min(max(len(rows) // _GROUPS, 1), _EVAL_ROWS)
+        sums, counts = [], []
         with evaluating(self.step.model):
-            for first in range(0, len(self.rows.held_out), _EVAL_ROWS):
-                rows = self.rows.held_out[first : first + _EVAL_ROWS]
-                batch = self._batch(rows)
+            for first in range(0, len(rows), size):
+                part = rows[first : first + size]
+                batch = self._batch(part)
                 labels = batch.pop("labels", None)
-                teacher = self._teacher_of(model, rows)
-                total += float(self.step.hold(model, batch, labels, teacher, temperature=1.0, num_items=float(items)))
-        return total
+                teacher = self._teacher_of(model, part)
+                sums.append(float(self.step.hold(model, batch, labels, teacher, temperature=1.0, num_items=1.0)))
+                counts.append(float(sum(self.counts[row] for row in part)))
+        return Drift.of_groups(sums, counts)
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs beside its step."""
@@ -134,6 +164,7 @@ class AnchorTerm:
             **self.rows.facts,
             "rows": len(self.rows.rows),
             "held_out": len(self.rows.held_out),
+            **({"control": len(self.rows.control)} if self.rows.control else {}),
             "per_step": self.per_step,
             "teacher": kept or "online",
             **({"measure_only": True} if self.anchors.measure_only else {}),

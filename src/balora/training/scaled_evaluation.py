@@ -57,7 +57,7 @@ def evaluate_scaled(run: Path, scales: Sequence[float], log: Callable[[str], Non
         with scaled_change(trainer.model, scale, trainer.teacher.initial, residual_base=saved.method.residual_base):
             metrics = {} if trainer.eval_dataset is None else dict(trainer.evaluate())
             if trainer.anchor_term is not None:
-                metrics["anchor_drift"] = trainer.anchor_term.drift(trainer.model)
+                metrics["anchor_drift"] = trainer.anchor_term.drift(trainer.model).mean
         path = _file(run, scale)
         path.parent.mkdir(exist_ok=True)
         write_text(path, json.dumps({"scale": scale, "metrics": metrics}, indent=1) + "\n")

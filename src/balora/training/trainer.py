@@ -34,6 +34,7 @@ from balora.teacher.pretrained import PretrainedTeacher
 from balora.teacher.row_keys import KEYS, KeyedCollator
 from balora.training.anchor_source import make_anchor_term
 from balora.training.anchor_term import AnchorTerm
+from balora.training.budgets import keep_budgets
 from balora.training.callbacks import AfterOptimizerStep, GradientCheck
 from balora.training.classification_step import ClassificationStep
 from balora.training.generation_step import GenerationStep
@@ -190,22 +191,10 @@ class RegularizedTrainerMixin(TrialsMixin, SavingMixin):
         if self.anchors is not None and self.anchor_term is None:
             self.anchor_term = make_anchor_term(self, self.anchors)
         result = super().train(*args, **kwargs)
-        if self.anchor_term is not None:
-            anchors = self.anchor_term.anchors
-            found = {"anchor_drift": self.anchor_term.drift(self.model)}
-            if not anchors.measure_only:
-                found["anchor_final_weight"] = self.anchor_term.weight.value
-                if anchors.budget is not None:
-                    found["anchor_budget"] = anchors.budget
+        found = keep_budgets(self)
+        if found:
             result.metrics.update(found)
-            self.log(found)
-        if self.consistency_weight is not None:
-            result.metrics.update(
-                consistency_budget=self.consistency_weight.budget,
-                consistency_final_weight=self.consistency_weight.value,
-            )
-            if self.consistency_weight.mean is not None:
-                result.metrics["consistency_reached"] = self.consistency_weight.mean
+            self.log(dict(found))
         return result
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
@@ -238,7 +227,7 @@ class RegularizedTrainerMixin(TrialsMixin, SavingMixin):
         term_of = self.anchor_term
         assert term_of is not None
         step, micro_batches = self.state.global_step, getattr(self, "current_gradient_accumulation_steps", 1)
-        term_of.weight.advance(step, self._mean_over_processes, self._heat())
+        term_of.advance(model, step, self._mean_over_processes, self.state.max_steps)
         term, weight = term_of.loss(model, step, micro_batches)
         self.loss_meter.add_part("anchor", term, weight, 1.0 / micro_batches)
         if term is None:
@@ -247,15 +236,6 @@ class RegularizedTrainerMixin(TrialsMixin, SavingMixin):
             raise BALoraError(self._nonfinite_message("anchor term", step + 1))
         term_of.weight.add(step, term)
         return weight * term
-
-    def _heat(self) -> float:
-        """Return the part of the learning rate that will have fallen away by the end of the run; 0 if it stays constant."""
-        largest = self.args.learning_rate
-        if not largest or self.lr_scheduler is None:
-            return 0.0
-        functions = getattr(self.lr_scheduler, "lr_lambdas", None)
-        last = float(functions[0](self.state.max_steps)) if functions else 0.0
-        return min(max(self._get_learning_rate() / largest - last, 0.0), 1.0)
 
     def get_train_dataloader(self) -> Any:
         """Return the Trainer's data loader; if the teacher is cached, its batches also carry the keys of their rows."""
@@ -324,7 +304,9 @@ class RegularizedTrainerMixin(TrialsMixin, SavingMixin):
         step = self.state.global_step
         weights = self._objective.weights(step / max(1, self.state.max_steps))
         if self.consistency_weight is not None:
-            weights["consistency"] = self.consistency_weight.advance(step, self._mean_over_processes, self._heat())
+            weights["consistency"] = self.consistency_weight.advance(
+                step, self._mean_over_processes, self.state.max_steps
+            )
         weights["consistency"] *= self.subsampler.step_factor(step)
         sequence_mask = self.subsampler.next_mask(step, len(labels), row_keys)
         if real is not None:
