@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from balora.errors import BALoraError, raise_all, suggest
+from balora.errors import BALoraError, raise_all, shown, suggest
 
 Rows = Sequence[Mapping[str, Sequence[int]]]
 Requirement = tuple[str, Callable[[Any], bool]]
@@ -26,6 +27,7 @@ def _whole(least: int) -> Requirement:
     return f"a whole number of at least {least}", lambda value: type(value) is int and value >= least
 
 
+_LARGEST_SHARE = 100
 _ABOVE_ZERO: Requirement = ("a number above 0", lambda value: _is_number(value) and value > 0)
 _NAME: Requirement = ("a name", lambda value: value is None or (isinstance(value, str) and bool(value.strip())))
 _REQUIREMENTS: dict[str, Requirement] = {
@@ -34,7 +36,11 @@ _REQUIREMENTS: dict[str, Requirement] = {
     "sequences": _whole(8),
     "tokens": _whole(8),
     "every": _whole(1),
-    **dict.fromkeys(("share", "weight", "temperature"), _ABOVE_ZERO),
+    "share": (
+        f"a number above 0, at most {_LARGEST_SHARE}",
+        lambda value: _ABOVE_ZERO[1](value) and value <= _LARGEST_SHARE,
+    ),
+    **dict.fromkeys(("weight", "temperature"), _ABOVE_ZERO),
     "budget": ("a number of nats per token above 0", lambda value: value is None or _ABOVE_ZERO[1](value)),
     "control": _whole(8),
     "held_out": ("a fraction above 0 and below 1", lambda value: _is_number(value) and 0 < value < 1),
@@ -42,6 +48,14 @@ _REQUIREMENTS: dict[str, Requirement] = {
     "memory": _whole(1),
     "measure_only": ("true or false", lambda value: isinstance(value, bool)),
 }
+
+
+def _names_source(text: str) -> bool:
+    """Return whether a text is the name of a file, folder or hub dataset, such as ``general.jsonl`` or ``owner/name``."""
+    return (
+        re.fullmatch(r"[\w.~-]*(/[\w.*-]+)+|[\w.*/-]+\.(txt|jsonl?|ndjson|csv|tsv|parquet|arrow)(\.\w+)?", text)
+        is not None
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +101,7 @@ class Anchors:
     tokens: int = 128
     """Greatest length of a sequence in tokens, at least 8; a longer text is cut into pieces."""
     share: float = 0.25
-    """Anchor tokens per token of the task in an optimizer step, above 0."""
+    """Anchor tokens per token of the task in an optimizer step, above 0 and at most 100."""
     every: int = 1
     """n ≥ 1: hold in one of n steps at random, with n times the anchors and n times the weight; ``share`` stays the average.
 
@@ -167,6 +181,12 @@ class Anchors:
             [f"Unknown key anchor.{key}.{suggest(key, known)}" for key in given if key not in known],
             "The anchors cannot be used",
         )
+        texts = given.get("text")
+        if isinstance(texts, list | tuple) and any(isinstance(text, str) and _names_source(text) for text in texts):
+            raise BALoraError(
+                f"anchor.text must be one file, folder or hub id, not the list {shown(texts)}: the entries of a list are texts. "
+                "Several files: put them into one folder, or write a pattern such as data/*.jsonl."
+            )
         return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:

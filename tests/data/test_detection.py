@@ -48,7 +48,7 @@ def test_classes_scores_and_pairs_of_texts_are_told_apart() -> None:
     scores = [{"sentence1": "a", "sentence2": "b", "label": i / 4} for i in range(8)]
     assert found(*scores) == [{"text": ("sentence1", "sentence2"), "score": "label"}]
     free = [{"text": f"s{i}", "label": f"a title of its own {i}"} for i in range(8)]
-    assert found(*free) == [{"text": "text"}]
+    assert found(*free) == []
 
 
 def test_data_without_a_known_form_have_none() -> None:
@@ -59,6 +59,12 @@ def test_data_without_a_known_form_have_none() -> None:
 def write(path: Path, rows: list[dict]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+@pytest.mark.parametrize("labels", [[[0, 1], [1]] * 2, ["a", "b", "c", "d"]], ids=["lists", "another in each row"])
+def test_a_text_with_labels_that_are_no_classes_is_not_taken_for_plain_text(labels: list) -> None:
+    assert found(*({"text": f"row {i}", "label": label} for i, label in enumerate(labels))) == []
+    assert found({"text": "a row", "label": None}) == [{"text": "text"}]
 
 
 def test_a_config_is_completed_where_the_form_is_unmistakable(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ Shapes: B rows, T positions.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import math
 import random
@@ -160,3 +161,12 @@ def positions(row: Row, *, causal: bool) -> int:
 def _padded(sequences: Sequence[Sequence[int]], fill: int) -> Tensor:
     width = max(len(values) for values in sequences)
     return torch.tensor([[*values, *[fill] * (width - len(values))] for values in sequences])
+
+
+def vocabulary_digest(tokenizer: Any) -> str | None:
+    """Return a digest of the numbers of a tokenizer's tokens, without those that were added to it; None if it lists no tokens."""
+    size = getattr(tokenizer, "vocab_size", None)
+    if size is None or not hasattr(tokenizer, "get_vocab"):
+        return None
+    vocabulary = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number < size)
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]

@@ -51,7 +51,7 @@ def parse_bounds(text: str | None) -> list[Bound]:
             limit = float(match["limit"]) if match else math.nan
         except ValueError:
             limit = math.nan
-        if match is None or math.isnan(limit):
+        if match is None or not math.isfinite(limit):
             raise BALoraError(
                 f'fail_if: {part.strip()!r} is not a bound. Write a measure, <, <=, > or >=, and a number: "drift > 0.05".'
             )

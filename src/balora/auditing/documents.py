@@ -11,6 +11,7 @@ from typing import Any
 from balora.config.run_config import RunConfig
 from balora.config.sections import DataConfig
 from balora.data.examples import load_examples
+from balora.data.paragraphs import read_paragraphs
 from balora.data.sources import open_source
 from balora.data.tokenize import tokenize_examples
 from balora.errors import BALoraError
@@ -145,7 +146,7 @@ def _paragraphs(path: str, loaded: LoadedModel, tokens: int, count: int, seed: i
         raise BALoraError(f"There is no file {path} (--text).")
     positions = max_positions(loaded.model.config)  # type: ignore[arg-type]
     limit = min(tokens, positions or tokens)
-    texts = [part.strip() for part in file.read_text(encoding="utf-8").split("\n\n") if part.strip()]
+    texts = read_paragraphs(file)
     rows = [list(loaded.tokenizer(text, verbose=False)["input_ids"])[:limit] for text in texts]
     rows = [row for row in rows if len(row) >= 2]
     if not rows:

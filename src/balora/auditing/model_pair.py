@@ -49,7 +49,7 @@ class ModelPair:
             device=options.device, dtype=options.dtype, allow_pickle=options.allow_pickle,
             trust_remote_code=options.trust_remote_code,
         )  # fmt: skip
-        self.tuned = ModelUnderTest(tuned, self.options)
+        self.tuned = ModelUnderTest(tuned, self.options, base=base)
         if self.tuned.is_reference:
             raise BALoraError(
                 "reference is not a model. Give a run directory, an adapter, a model's folder or a hub id."
@@ -64,8 +64,9 @@ class ModelPair:
         if self.tuned.adapter is not None:
             config = PeftConfig.from_pretrained(self.tuned.adapter)
             if config.is_prompt_learning:
+                kind = str(config.peft_type).rpartition(".")[2]
                 raise BALoraError(
-                    f"{tuned} is a {config.peft_type} adapter, which adds tokens; only adapters of weights can be audited."
+                    f"{tuned} is a {kind} adapter, which adds tokens; only adapters of weights can be audited."
                 )
             if base is not None:
                 self.tuned.base = Location(base)

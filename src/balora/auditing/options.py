@@ -71,7 +71,15 @@ class AuditOptions:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        least = {"documents": 1, "tokens": 2, "generated_tokens": 4, "rows": 1, "batch_size": 1, "task_limit": 1}
+        least = {
+            "documents": 1,
+            "tokens": 2,
+            "generated_tokens": 4,
+            "rows": 1,
+            "batch_size": 1,
+            "task_limit": 1,
+            "seed": 0,
+        }
         for name in ("tasks", "bias"):
             if isinstance(getattr(self, name), str):
                 object.__setattr__(

@@ -1,5 +1,6 @@
 """`balora compare`: methods × seeds × values of any config key, in one table."""
 
+import math
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -88,6 +89,8 @@ def compare(
         axes = comparison.parse_axes(knob or [], "--knob") or curves.default_knobs(variants)
         curves.check_knobs(axes)
         variants = curves.frontier_variants(values, variants)
+        curves.check_score(values)
+    comparison.check_baseline(baseline, variants)
     if dry_run:
         from balora.experiments.compare.rows import is_finished
 
@@ -149,6 +152,11 @@ def _show(result: "Comparison", directory: Path) -> None:
 def _levels(option: str, text: str | None) -> list[float]:
     """Parse the numbers of --at-drift or --at-score."""
     try:
-        return [float(part) for part in listed(text or "")]
+        levels = [float(part) for part in listed(text or "")]
     except ValueError:
-        raise BALoraError(f"{option} must be numbers separated by commas, such as 0.01,0.03, not {text!r}.") from None
+        levels = [math.nan]
+    if not all(math.isfinite(level) for level in levels):
+        raise BALoraError(f"{option} must be numbers separated by commas, such as 0.01,0.03, not {text!r}.")
+    if option == "--at-drift" and any(level <= 0 for level in levels):
+        raise BALoraError(f"{option} must be drifts above 0, not {text!r}.")
+    return levels

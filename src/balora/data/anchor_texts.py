@@ -1,5 +1,6 @@
 """Texts of the anchors from a file, folder or hub dataset: plain text, prompts with responses, or conversations."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from balora.anchors import Anchors
+from balora.data.paragraphs import read_paragraphs
 from balora.data.rendering import Unrenderable, render_chat
 from balora.data.sources import open_source
 from balora.errors import BALoraError
+
+logger = logging.getLogger("balora")
 
 
 def read_anchor_texts(anchors: Anchors, tokenizer: PreTrainedTokenizerBase) -> Sequence[str]:
@@ -25,7 +29,7 @@ def read_anchor_texts(anchors: Anchors, tokenizer: PreTrainedTokenizerBase) -> S
     name = anchors.text
     path = Path(name).expanduser()
     if path.suffix.lower() == ".txt" and path.is_file():
-        found = [part.strip() for part in path.read_text(encoding="utf-8").split("\n\n") if part.strip()]
+        found = read_paragraphs(path)
     else:
         columns = [c for c in (anchors.messages, anchors.prompt, anchors.response) if c] or [anchors.column]
         try:
@@ -39,6 +43,11 @@ def read_anchor_texts(anchors: Anchors, tokenizer: PreTrainedTokenizerBase) -> S
                 "the text in anchor.column, of conversations in anchor.messages, or both of prompt and response."
             )
         found = [text for row in table.rows if (text := _text_of(row, anchors, tokenizer))]
+        if found and len(found) < len(table.rows):
+            logger.warning(
+                "Anchors: %s of %s rows of %s have no text in %s and are left out.",
+                f"{len(table.rows) - len(found):,}", f"{len(table.rows):,}", table.name, " and ".join(columns),
+            )  # fmt: skip
     if not found:
         raise BALoraError(f"anchor.text: {name} has no text in it.")
     return found
@@ -46,6 +55,11 @@ def read_anchor_texts(anchors: Anchors, tokenizer: PreTrainedTokenizerBase) -> S
 
 def _text_of(row: dict[str, Any], anchors: Anchors, tokenizer: PreTrainedTokenizerBase) -> str:
     if anchors.messages is not None:
+        if not isinstance(row[anchors.messages], list):
+            raise BALoraError(
+                f"anchor.text: the column {anchors.messages!r} of {anchors.text} has a row without a list of messages. Name plain "
+                "text in anchor.column."
+            )
         try:
             return render_chat(tokenizer, row[anchors.messages])
         except Unrenderable as error:

@@ -87,6 +87,8 @@ def detect(columns: Sequence[str], rows: Sequence[Row]) -> list[Detected]:
     if found:
         return found
     text = next((by_name[name] for name in _PLAIN_TEXTS if _is_text(by_name, values, name)), None)
+    if any(values.get(by_name.get(name, "")) for name in (*_LABELS, *_SCORES)):
+        return []  # plain text would leave out labels that are no classes, such as lists or a different name in every row
     return [] if text is None else [Detected("text", "plain text", {"text": text})]
 
 

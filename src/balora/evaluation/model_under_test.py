@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig
 from peft.utils import CONFIG_NAME
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -20,7 +19,7 @@ from balora.config.run_config import RunConfig
 from balora.data.collate import ensure_pad_token
 from balora.errors import BALoraError
 from balora.evaluation.options import EvaluationOptions
-from balora.evaluation.plain_adapter import PlainAdapter
+from balora.evaluation.plain_adapter import PlainAdapter, read_adapter_config
 from balora.loading.pretrained import fit_tokenizer, load_config, load_model, load_target_tokenizer, load_tokenizer
 from balora.loading.source import Location, ModelSource
 from balora.loading.trained import SavedModel, find_saved, load
@@ -66,12 +65,13 @@ class ModelUnderTest:
         name: A run directory (or its ``adapter/``, ``model/`` or a ``checkpoint-N/``), a model directory, a hub id, the
             directory of a plain peft adapter for a plain model, or ``reference``.
         options: Loading options.
+        base: Pre-trained model of a plain peft adapter. Default: the one that its config names.
 
     Raises:
         BALoraError: There is nothing of that name, or it is incomplete.
     """
 
-    def __init__(self, name: str, options: EvaluationOptions | None = None) -> None:
+    def __init__(self, name: str, options: EvaluationOptions | None = None, *, base: str | None = None) -> None:
         self.name = name
         self.options = options or EvaluationOptions()
         self.dtype = self.options.dtype
@@ -88,7 +88,8 @@ class ModelUnderTest:
         if self.is_reference or path is None:
             return
         if _is_plain(path, CONFIG_NAME):
-            base = PeftConfig.from_pretrained(path).base_model_name_or_path
+            config = read_adapter_config(path)
+            base = base or config.base_model_name_or_path
             if not base:
                 raise BALoraError(
                     f"{path} does not say which model it is for (base_model_name_or_path in {CONFIG_NAME})."

@@ -5,8 +5,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, PeftModel
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -19,6 +20,29 @@ from balora.models.classifier_head import HEAD_NAMES
 logger = logging.getLogger("balora")
 _PREFIX = "base_model.model."
 _WRAPPER = ".modules_to_save."
+_WRAPPERS_OF_BASE = (".base_layer.", ".original_module.")
+"""peft stores the pre-trained weights of a layer under these, if it stores them."""
+
+
+def read_adapter_config(directory: Path) -> PeftConfig:
+    """Read the ``adapter_config.json`` of an adapter.
+
+    Raises:
+        BALoraError: The file is damaged, or names a kind of adapter that the installed peft does not know.
+    """
+    path = directory / CONFIG_NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is no JSON object")
+        return PeftConfig.from_pretrained(directory)
+    except KeyError as error:
+        raise BALoraError(
+            f"{path} is for a kind of adapter that the installed peft does not know: {error}. Check peft_type, or update peft."
+        ) from error
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BALoraError(f"{path} cannot be read: {reason}. Copy or download the adapter again.") from error
 
 
 class PlainAdapter:
@@ -26,10 +50,13 @@ class PlainAdapter:
 
     def __init__(self, directory: Path, *, allow_pickle: bool = False) -> None:
         self.directory = directory
-        self.config = PeftConfig.from_pretrained(directory)
+        self.config = read_adapter_config(directory)
         path = directory / SAFETENSORS_WEIGHTS_NAME
         self.shapes: dict[str, tuple[int, ...]] = {}
         """Shapes of the stored tensors, by the name in the pre-trained model; empty for weights in pickle form."""
+        pickled = directory / WEIGHTS_NAME
+        if not path.is_file() and not pickled.is_file():
+            raise BALoraError(f"{directory} has no {SAFETENSORS_WEIGHTS_NAME}. Copy or download the adapter again.")
         if not path.is_file() and not allow_pickle:
             raise BALoraError(
                 f"{directory} has no {SAFETENSORS_WEIGHTS_NAME}. Weights in pickle form can run any code on loading: if you trust "
@@ -77,7 +104,7 @@ class PlainAdapter:
         """Put the adapter on its pre-trained model, whose vocabulary is resized if the adapter has other embeddings.
 
         Raises:
-            BALoraError: The adapter does not fit the model, or a layer is in neither of them.
+            BALoraError: The adapter does not fit the model, a layer is in neither of them, or a weight is not finite.
         """
         embedding: Any = model.get_input_embeddings()
         name = next((n for n, p in model.named_parameters() if p is embedding.weight), None)
@@ -86,14 +113,38 @@ class PlainAdapter:
             model.resize_token_embeddings(stored[0], mean_resizing=False)
         if type(model).__name__.endswith("ForSequenceClassification"):
             self._check_random_layers(model, source)
+        names = {name for name, _ in model.named_parameters()}
         try:
-            return PeftModel.from_pretrained(model, self.directory)
+            adapted = PeftModel.from_pretrained(model, self.directory)
         except (ValueError, RuntimeError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise BALoraError(
                 f"The adapter {self.directory} does not fit the model {self._base}: {reason}. Check base_model_name_or_path in "
                 "its adapter_config.json."
             ) from error
+        self._check_weights(adapted, names)
+        return adapted
+
+    def _check_weights(self, adapted: PeftModel, base_names: set[str]) -> None:
+        """Refuse an adapter whose file lacks tensors or has others than the adapted model: peft would leave them out."""
+        loaded = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        for key, value in loaded.items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise BALoraError(f"The adapter {self.directory} has a weight that is not finite: {_own_name(key)}.")
+        if not self.shapes:  # in pickle form
+            return
+        expected = {_own_name(key) for key in loaded}
+        places = expected | base_names
+        for problem, keys in (
+            ("its file lacks", expected - self.shapes.keys()),
+            ("the model has no place for", self.shapes.keys() - places),
+        ):
+            if keys:
+                more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+                raise BALoraError(
+                    f"The adapter {self.directory} does not fit the model {self._base}: {problem} {min(keys)}{more}. Copy or "
+                    "download the adapter again, or check base_model_name_or_path in its adapter_config.json."
+                )
 
     def _check_random_layers(self, model: PreTrainedModel, source: ModelSource) -> None:
         """Refuse a layer that each load would draw anew, such as the pooler of a DeBERTa: the scores would be random."""
@@ -114,7 +165,9 @@ class PlainAdapter:
 def _own_name(key: str) -> str:
     """Return the name that a stored tensor has in the pre-trained model."""
     name = key.removeprefix(_PREFIX)
+    for wrapper in _WRAPPERS_OF_BASE:
+        name = name.replace(wrapper, ".")
     if _WRAPPER in name:  # older versions of peft kept the adapter's name
         module, _, rest = name.partition(_WRAPPER)
-        name = f"{module}.{rest.partition('.')[2]}"
+        name = f"{module}.{rest.partition('.')[2] or rest}"
     return name

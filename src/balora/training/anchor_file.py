@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from balora.anchoring.rows import AnchorRows
+from balora.anchoring.rows import AnchorRows, vocabulary_digest
 from balora.anchoring.sampling import is_degenerate, sample_sequences, start_tokens
 from balora.anchoring.vllm_sampling import sample_through_vllm
 from balora.config.run_config import RunConfig
@@ -56,7 +56,13 @@ def write_anchors(config: RunConfig, path: Path, log: Callable[[str], None] = la
     else:
         log(f"{len(found):,} sequences through vLLM")
     loops = sum(is_degenerate(list(row["input_ids"])) for row in found)
-    facts = {"source": anchors.describe(), "model": config.model, "settings": anchors.to_dict(), "degenerate": loops}
+    facts = {
+        "source": anchors.describe(),
+        "model": config.model,
+        "tokenizer": vocabulary_digest(tokenizer),
+        "settings": anchors.to_dict(),
+        "degenerate": loops,
+    }
     rows = AnchorRows(found, anchors.held_out, config.seed, facts)
     if rank > 0:
         return rows

@@ -15,7 +15,7 @@ from filelock import FileLock
 from torch.utils.data import IterableDataset
 
 from balora.anchoring.responses import draw_sources, sample_responses
-from balora.anchoring.rows import FILE, AnchorRows, Row, rows_per_step
+from balora.anchoring.rows import FILE, AnchorRows, Row, rows_per_step, vocabulary_digest
 from balora.anchoring.sampling import chat_turn, is_degenerate, sample_sequences, start_tokens
 from balora.anchoring.vllm_sampling import sample_through_vllm
 from balora.anchors import Anchors
@@ -112,6 +112,9 @@ def _rows(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int
         else:
             made = from_first(lambda: _make(trainer, anchors, tokens_per_step, processes))
     facts: dict[str, Any] = {"source": anchors.describe(), "identity": identity, "settings": anchors.to_dict()}
+    facts["tokenizer"] = vocabulary_digest(_tokenizer_of(trainer))
+    if anchors.generate is not None:
+        facts["model"] = getattr(base_model_of(trainer.model), "name_or_path", None)
     if anchors.generate is not None:
         facts["degenerate"] = sum(
             is_degenerate(list(row.get("labels" if trainer.task == "seq2seq" else "input_ids", ()))) for row in made
@@ -180,22 +183,46 @@ def _shared(trainer: Any, anchors: Anchors, count: Any, sample: Callable[[], lis
         return rows
 
 
-def _kept_rows(anchors: Anchors, seed: int, model: Any) -> Sequence[Row]:
+def _kept_rows(anchors: Anchors, trainer: Any) -> Sequence[Row]:
     """Read a file of anchors that a run or `balora teacher` kept; draw some of them if there are more than asked for."""
-    path = Path(str(anchors.text)).expanduser()
-    if not path.is_file():
-        raise BALoraError(f"There is no file {path} (anchor.text).{suggest_path(path)}")
-    rows = AnchorRows.load(path, anchors.held_out, seed).rows
-    size = len(base_model_of(model).get_input_embeddings().weight)
-    largest = max(max(row["input_ids"]) for row in rows)
-    if largest >= size:
-        raise BALoraError(
-            f"{path} has token {largest}, and the model has {size:,} tokens: the anchors are another model's."
-        )
+    path, seed = Path(str(anchors.text)).expanduser(), trainer.args.seed
+    kept = AnchorRows.load(path, anchors.held_out, seed)
+    rows: Sequence[Row] = kept.rows
+    writer, name = kept.facts.get("model"), getattr(base_model_of(trainer.model), "name_or_path", None)
+    if writer and name and Path(writer).name != Path(name).name:
+        logger.warning("Anchors: %s was written by %s, and the model is %s.", path, writer, name)
     if len(rows) > _drawn_from_text(anchors):
         chosen = random.Random(f"anchors {seed}").sample(range(len(rows)), _drawn_from_text(anchors))
         rows = [rows[number] for number in sorted(chosen)]
     return rows
+
+
+def _check_kept(path: Path, kept: AnchorRows, task: str, tokenizer: Any, config: Any) -> None:
+    """Refuse anchors that another kind of model kept, and damaged ones."""
+    if not all(row.get("input_ids") for row in kept.rows):
+        raise BALoraError(
+            f"{path} has a row without tokens (input_ids), so it is damaged. Name another source in anchor."
+        )
+    tokens = [token for row in kept.rows for token in (min(row["input_ids"]), max(row["input_ids"]))]
+    longest = max(len(row["input_ids"]) for row in kept.rows)
+    size, limit = getattr(config.get_text_config(), "vocab_size", None), max_positions(config)
+    if task == "seq2seq":
+        fits = all("labels" in row for row in kept.rows)
+    else:  # the rows of a language model may have labels, one for each token; those of a classifier have none
+        fits = all(len(row.get("labels", row["input_ids"])) == len(row["input_ids"]) for row in kept.rows)
+        fits = fits and (task == "generation" or not any("labels" in row for row in kept.rows))
+    problem = ""
+    if min(tokens) < 0 or (size is not None and max(tokens) >= size):
+        wrong = min(tokens) if min(tokens) < 0 else max(tokens)
+        problem = f"has token {wrong}, and the model has {size:,} tokens"
+    elif None not in (made := (kept.facts.get("tokenizer"), vocabulary_digest(tokenizer))) and made[0] != made[1]:
+        problem = "was made with another tokenizer than the model's"
+    elif limit is not None and longest > limit:
+        problem = f"has an anchor of {longest:,} tokens, and the model reads at most {limit:,}"
+    elif not fits:
+        problem = f"has rows of another form than the task {task} needs"
+    if problem:
+        raise BALoraError(f"{path} {problem}: the anchors are another model's. Name another source in anchor.")
 
 
 def check_anchors(anchors: Anchors | None, task: str, tokenizer: Any, config: Any) -> None:
@@ -228,8 +255,10 @@ def check_anchors(anchors: Anchors | None, task: str, tokenizer: Any, config: An
                 f"anchor: generated is for models that write text, and the task is {task}. Give unlabelled rows as anchor."
             )
     elif isinstance(anchors.text, str) and anchors.text.endswith(".safetensors"):
-        if not Path(anchors.text).is_file():
-            raise BALoraError(f"anchor: there is no file {anchors.text}.{suggest_path(Path(anchors.text))}")
+        path = Path(anchors.text).expanduser()
+        if not path.is_file():
+            raise BALoraError(f"anchor: there is no file {anchors.text}.{suggest_path(path)}")
+        _check_kept(path, AnchorRows.load(path, anchors.held_out, 0), task, tokenizer, config)
     elif task == "seq2seq":
         raise BALoraError(
             "anchor: a text has no targets for an encoder-decoder, so it cannot anchor a seq2seq run. Use anchor: generated, or in "
@@ -240,8 +269,7 @@ def check_anchors(anchors: Anchors | None, task: str, tokenizer: Any, config: An
 
 
 def _make(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int) -> Sequence[Row]:
-    tokenizer = getattr(trainer, "processing_class", None)
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    tokenizer = _tokenizer_of(trainer)
     if tokenizer is None:
         raise BALoraError(
             "The anchors need the tokenizer: pass processing_class=tokenizer to the trainer, or give them as rows of tokens "
@@ -258,7 +286,7 @@ def _make(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int
         start_tokens(tokenizer)
         return _shared(trainer, anchors, count, lambda: _sample(trainer, tokenizer, anchors, count))
     if isinstance(anchors.text, str) and anchors.text.endswith(".safetensors"):
-        return _kept_rows(anchors, seed, trainer.model)
+        return _kept_rows(anchors, trainer)
     texts = read_anchor_texts(anchors, tokenizer)
     rendered = anchors.messages is not None
     count = _drawn_from_text(anchors)
@@ -268,6 +296,11 @@ def _make(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int
 def _drawn_from_text(anchors: Anchors) -> int:
     """Return the sequences to draw from a text; with a budget also those that steer it and report the drift reached."""
     return anchors.sequences + (0 if anchors.budget is None else 2 * anchors.control)
+
+
+def _tokenizer_of(trainer: Any) -> Any:
+    processing = getattr(trainer, "processing_class", None)
+    return getattr(processing, "tokenizer", processing)
 
 
 def _needed(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int) -> int:

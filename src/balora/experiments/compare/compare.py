@@ -12,7 +12,7 @@ from balora.errors import BALoraError, suggest
 from balora.experiments.compare.best import find_best
 from balora.experiments.compare.engines import Engine, LocalEngine, Task, failure_reason
 from balora.experiments.compare.evaluation import EvaluationPlan, Say
-from balora.experiments.compare.plan import Axes, Cell, Variant, plan, plan_one_by_one
+from balora.experiments.compare.plan import Axes, Cell, Variant, check_baseline, plan, plan_one_by_one
 from balora.experiments.compare.rows import (
     NOT_RUN,
     TRAIN_LOSS,
@@ -97,10 +97,7 @@ def compare(
             holds the reason.
     """
     engine = engine or LocalEngine()
-    names = [variant.name for variant in variants]
-    if baseline is not None and baseline not in names:
-        problem = f"The baseline {baseline} is not among the methods {', '.join(names)}."
-        raise BALoraError(problem + suggest(baseline, names))
+    check_baseline(baseline, variants)
     cells, directory = lay_out(config, variants, seeds, axes=axes, output=output, one_by_one=one_by_one)
     if evaluation is not None:
         evaluation.check()

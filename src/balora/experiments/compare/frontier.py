@@ -135,6 +135,15 @@ def check_knobs(knobs: Axes) -> None:
             raise BALoraError(f"--knob {key} has {wrong[0]!r}; the values of a knob are numbers, such as {key}=1,3,10.")
 
 
+def check_score(config: Mapping[str, Any]) -> None:
+    """Refuse a frontier whose runs would have no task score, before any of them is trained."""
+    data = config.get("data")
+    if isinstance(data, Mapping) and data.get("eval") in (None, False):
+        raise BALoraError(
+            "A frontier needs a task score, and the runs have none without evaluation rows: set data.eval."
+        )
+
+
 def make_frontier(
     comparison: Comparison,
     variants: Sequence[Variant],

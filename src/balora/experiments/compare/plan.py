@@ -117,6 +117,7 @@ def plan_one_by_one(
 
     A variant that ignores every key runs once for each seed.
     """
+    refuse_unused(axes, variants, config, "--knob")
     cells: dict[str, Cell] = {}
     problems: list[str] = []
     unused = [v for v in variants if not any(is_used(key, v, config) for key in axes)]
@@ -143,6 +144,7 @@ def plan(
         BALoraError: The config of a run is invalid; the message lists all problems.
     """
     _refuse_duplicates([variant.name for variant in variants], seeds, axes)
+    refuse_unused(axes, variants, config)
     cells: dict[str, Cell] = {}
     problems: list[str] = []
     for seed, combination, variant in itertools.product(seeds, itertools.product(*axes.values()), variants):
@@ -314,6 +316,32 @@ def is_used(key: str, variant: Variant, config: Mapping[str, Any]) -> bool:
         as_written = config.get("anchor") not in (None, False, "off") and not variant.measured
         return as_written if variant.anchored is None else variant.anchored
     return key not in ("method.rank", "method.alpha") or variant.method not in ("full", "bitfit")
+
+
+def refuse_unused(axes: Axes, variants: Sequence[Variant], config: Mapping[str, Any], option: str = "--vary") -> None:
+    """Refuse a varied key that has no effect on any of the variants: its values would be left out without a word.
+
+    Raises:
+        BALoraError: There is such a key; the message says which variants it has an effect on.
+    """
+    needs = {"regularization": "balora and NAME+reg", "anchor": "NAME+anchor", "method": "methods with a rank"}
+    raise_all(
+        [
+            f"{option} {key} has no effect on {', '.join(variant.name for variant in variants)}: it concerns "
+            f"{needs[key.partition('.')[0]]}."
+            for key in axes
+            if variants and not any(is_used(key, variant, config) for variant in variants)
+        ],
+        "The comparison cannot be run",
+    )
+
+
+def check_baseline(baseline: str | None, variants: Sequence[Variant]) -> None:
+    """Refuse a baseline that is not compared."""
+    names = [variant.name for variant in variants]
+    if baseline is not None and baseline not in names:
+        problem = f"The baseline {baseline} is not among the methods {', '.join(names)}."
+        raise BALoraError(problem + suggest(baseline, names))
 
 
 def _refuse_duplicates(names: Sequence[str], seeds: Sequence[int], axes: Axes) -> None:
