@@ -147,6 +147,7 @@ def test_a_lora_file_needs_no_balora(exported) -> None:
     names = {path.name for path in report.files}
     assert names == {
         "README.md",
+        "SERVING.md",
         "adapter_config.json",
         "adapter_model.safetensors",
         "tokenizer.json",

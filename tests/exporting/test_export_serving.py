@@ -124,7 +124,7 @@ def test_an_upload_keeps_the_visibility_and_the_export(tmp_path: Path) -> None:
     assert said.endswith("It existed already and stays public.")
     with pytest.raises(BALoraError, match=r"The export is in .*out, and its upload to me/x failed"):
         uploading.upload(tmp_path / "out", "me/x", api=FakeHub(tmp_path / "hub"))  # it has the folder already
-    with pytest.raises(BALoraError, match="not logged in"):
+    with pytest.raises(BALoraError, match=r"not logged in to the hub \(401\), so nothing was exported"):
         uploading.check_upload("me/x", FakeHub(tmp_path, error=ValueError("401")))
 
 

@@ -116,3 +116,8 @@ def test_what_packing_cannot_do_is_refused() -> None:
         with pytest.raises(BALoraError, match=message):
             RunConfig.from_dict({**base, "task": task, "data": {**base["data"], **data}, "training": training})
     assert RunConfig.from_dict({**base, "data": {**base["data"], "packing": 1024}}).data.packing == 1024
+    off = {"packing": "off", "streaming": "off"}
+    assert (
+        RunConfig.from_dict({**base, "task": "regression", "data": {**base["data"], "score": "s", **off}}).data.packing
+        is False
+    )

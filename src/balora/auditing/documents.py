@@ -13,6 +13,7 @@ from balora.config.sections import DataConfig
 from balora.data.examples import load_examples
 from balora.data.paragraphs import read_paragraphs
 from balora.data.sources import open_source
+from balora.data.streaming import load_run_examples
 from balora.data.tokenize import tokenize_examples
 from balora.errors import BALoraError
 from balora.evaluation.model_under_test import LoadedModel
@@ -74,7 +75,7 @@ def _tokenized(
 ) -> Rows:
     task = loaded.task
     head = list(loaded.labels) if loaded.labels and task == "classification" else None
-    examples = load_examples(data, task, run_seed, head=head)
+    examples = load_run_examples(data, task, run_seed, head=head)
     wrong: list[bool] | None = None
     if data.label_noise and not evaluation:
         clean = load_examples(data.model_copy(update={"label_noise": 0.0}), task, run_seed, head=head)

@@ -94,7 +94,7 @@ def data_problems(data: Mapping[str, Any], task: str) -> list[str]:
             "data.label_noise needs labels, and plain text has none; leave it out.",
         ),
         (
-            data.get("packing") and task != "generation",
+            is_on(data.get("packing")) and task != "generation",
             f"data.packing is for task generation, not {task}; leave it out.",
         ),
     )
@@ -241,6 +241,16 @@ def check_packing(value: Any) -> bool | int:
     if not 2 <= number <= LARGEST or number != int(number):
         raise ValueError(f"must be true, false, or the number of tokens of a packed row, not {shown(value)}")
     return int(number)
+
+
+def is_on(value: Any) -> bool:
+    """Return whether a switch is on, as YAML or the command line may write it; for values that are not checked yet.
+
+    Example:
+        >>> is_on("off"), is_on(True), is_on(2048)
+        (False, True, True)
+    """
+    return bool(value) and not (isinstance(value, str) and value.lower() in ("off", "no", "false", "n", "f", "0"))
 
 
 def number_or_nan(value: Any) -> float:

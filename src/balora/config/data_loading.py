@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from balora.config.data_columns import is_on
 from balora.methods.registry import METHODS
 
 _NEED_ALL_ROWS = ("also", "packing", "subsample", "imbalance", "label_noise", "duplicate")
@@ -24,11 +25,10 @@ def loading_problems(values: Mapping[str, Any], data: Mapping[str, Any]) -> list
 
 def _packing_problems(data: Mapping[str, Any], training: Mapping[str, Any]) -> list[str]:
     packing, longest = data.get("packing"), data.get("max_length", 512)
-    if not packing or packing == "off":
+    if not is_on(packing):
         return []
     problems = []
-    is_number = isinstance(packing, int) and not isinstance(packing, bool)
-    if is_number and isinstance(longest, int) and packing < longest:
+    if isinstance(packing, int) and packing is not True and isinstance(longest, int) and packing < longest:
         problems.append(
             f"data.packing {packing} is below data.max_length {longest}, so an example could be longer than a packed row. Raise "
             "data.packing, or lower data.max_length."
@@ -42,12 +42,12 @@ def _packing_problems(data: Mapping[str, Any], training: Mapping[str, Any]) -> l
 
 
 def _streaming_problems(values: Mapping[str, Any], data: Mapping[str, Any], training: Mapping[str, Any]) -> list[str]:
-    if not data.get("streaming"):
+    if not is_on(data.get("streaming")):
         return ["data.shuffle_buffer is for data.streaming; leave it out."] if _changed_buffer(data) else []
     problems = [
         f"data.{key} needs all rows at once, and data.streaming reads them one by one; leave one of them out."
         for key in _NEED_ALL_ROWS
-        if data.get(key)
+        if is_on(data.get(key))
     ]
     task, evaluation = values.get("task"), data.get("eval")
     learns_text = not (data.get("label") or data.get("score"))

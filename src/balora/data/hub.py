@@ -51,7 +51,7 @@ def load_hub_dataset(
     import datasets  # takes a second, which the rest of this module does not need
 
     try:
-        return datasets.load_dataset(name, configuration, split=split, streaming=streaming)
+        return datasets.load_dataset(name, configuration, split=split, **({"streaming": True} if streaming else {}))
     except Exception as error:  # the hub's clients raise many kinds of errors
         if unreachable(error):
             raise BALoraError(

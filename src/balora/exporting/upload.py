@@ -20,7 +20,7 @@ def check_upload(repository: str, api: Any = None) -> str:
     Raises:
         BALoraError: The name is not valid, the hub cannot be reached, or nobody is logged in.
     """
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
     from huggingface_hub.utils import validate_repo_id
 
     try:
@@ -36,8 +36,9 @@ def check_upload(repository: str, api: Any = None) -> str:
                 "--push: the hub cannot be reached, so nothing was exported. Check the connection, or leave --push out and "
                 f"upload the folder later with `hf upload {repository} FOLDER`."
             ) from error
+        reason = "" if isinstance(error, LocalTokenNotFoundError) else f" ({_short(error)})"
         raise BALoraError(
-            f"--push: not logged in to the hub ({_short(error)}). Log in with `hf auth login`."
+            f"--push: you are not logged in to the hub{reason}, so nothing was exported. Log in with `hf auth login`."
         ) from error
 
 
@@ -90,4 +91,4 @@ def _api() -> Any:
 
 def _short(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200].rstrip(".")
+    return lines[0][:120].rstrip(".")

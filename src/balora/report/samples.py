@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from balora.config.run_config import RunConfig
-from balora.data.examples import load_examples
 from balora.data.messages import read_conversation
 from balora.data.prompts import encode_prompt, render_prompt, separator_of, template_of
 from balora.data.special_text import Marker, has_marks, reader_of_marks
+from balora.data.streaming import load_run_examples
 from balora.errors import BALoraError
 from balora.evaluation.engines.transformers import Sampling, TransformersGenerator
 from balora.evaluation.model_under_test import LoadedModel, ModelUnderTest
@@ -98,7 +98,7 @@ def _group_samples(runs: Sequence[Run], count: int, problems: list[str], say: Sa
 
 def _read_questions(config: RunConfig, count: int) -> list[_Question]:
     """Read the first evaluation rows, or the first training rows if there are none."""
-    examples = load_examples(config.data, config.task, config.seed)
+    examples = load_run_examples(config.data, config.task, config.seed)
     source = examples.eval or examples.train
     rows: list[dict[str, Any]] = list(source.select(range(min(count, len(source)))))
     if examples.form == "messages":
