@@ -93,6 +93,13 @@ class ExampleWriter:
             self._path = path
 
 
+def to_dataset(rows: Iterable[Row], form: Form) -> Dataset:
+    """Return examples of a form as a dataset in memory, with the columns of that form."""
+    writer = ExampleWriter(form, None, hashlib.sha256())
+    writer.write(rows)
+    return writer.close()
+
+
 class DatasetExamples(DatasetRows):
     """Examples of a dataset, without the keys that a row does not have."""
 

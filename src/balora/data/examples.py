@@ -26,7 +26,7 @@ from balora.data.lazy_rows import LazyRows, Picked
 from balora.data.messages import context_columns
 from balora.data.perturbations import apply_perturbations
 from balora.data.sources import read_tables
-from balora.data.tables import BadRows, Row, Table
+from balora.data.tables import BadRows, Table
 from balora.errors import BALoraError
 
 logger = logging.getLogger("balora")
@@ -282,13 +282,6 @@ def _check_order(labels: LabelSet, table: Table, data: DataConfig, train: Table)
             f"{table.name} numbers its classes in the order {', '.join(declared)}, but the order of this run is "
             f"{', '.join(labels.names)}. Give the classes in the first order in data.labels."
         )
-
-
-def to_dataset(rows: Sequence[Row], form: Form) -> Dataset:
-    """Return examples of a form as a dataset in memory, with the columns that some of them have."""
-    writer = ExampleWriter(form, None, hashlib.sha256())
-    writer.write(rows)
-    return writer.close()
 
 
 def _warn_of_overlap(train: array[int], evaluation: array[int]) -> None:
