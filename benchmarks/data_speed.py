@@ -121,14 +121,25 @@ def measure(form: str, path: Path, way: str, model: str, processes: int | None) 
     tokenizer = AutoTokenizer.from_pretrained(model)
     before = _memory()
     peak = _Peak()
-    begun = time.perf_counter()
+    begun, cpu = time.perf_counter(), _cpu_seconds()
     if way in ("balora", "again"):
         count = run_balora(form, path, tokenizer, processes)
     else:
         count = run_plain(form, path, tokenizer, processes, labelled=way == "labelled")
-    seconds = time.perf_counter() - begun
+    seconds, cpu = time.perf_counter() - begun, _cpu_seconds() - cpu
     found = peak.stop()
-    return {"seconds": seconds, "rows": count, **{name: found[name] - before[name] for name in found}}
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "rows": count,
+        **{name: found[name] - before[name] for name in found},
+    }
+
+
+def _cpu_seconds() -> float:
+    """Return the processor time of this process and of those that have ended below it, which other work hardly changes."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 class _Peak(threading.Thread):
@@ -214,7 +225,8 @@ def _add(rows: Rows, form: str, count: int, processes: int | None, found: dict[s
         rows.add(form=form, count=count, processes=processes or 1, status="failed", failed=failed)
         return
     seconds = {way: [one["seconds"] for one in ones] for way, ones in found.items()}
-    over = {way: ratios(values, seconds["plain"]) for way, values in seconds.items() if "plain" in seconds}
+    cpu = {way: [one["cpu_seconds"] for one in ones] for way, ones in found.items()}
+    over = {way: ratios(values, cpu["plain"]) for way, values in cpu.items() if "plain" in cpu}
     memory = {
         name: {way: summary([one[name] for one in ones])["median"] for way, ones in found.items()}
         for name in ("resident_mib", "anonymous_mib")
@@ -225,7 +237,8 @@ def _add(rows: Rows, form: str, count: int, processes: int | None, found: dict[s
         processes=processes or 1,
         load=os.getloadavg()[0],
         seconds={way: summary(values) for way, values in seconds.items()},
-        over_plain=over,
+        cpu_seconds={way: summary(values) for way, values in cpu.items()},
+        cpu_over_plain=over,
         **memory,
     )
 

@@ -250,6 +250,7 @@ def _describe_eval(evaluation: Any) -> str:
 def _training(rows: int, is_text: bool, evaluates: bool) -> dict[str, Any]:
     epochs = 3 if rows < 20_000 else 1
     batch, accumulation = (4, 4) if is_text else (16, 1)
+    steps = epochs * -(-rows // (batch * accumulation))
     return {
         "learning_rate": 1e-4,
         "num_train_epochs": epochs,
@@ -257,6 +258,7 @@ def _training(rows: int, is_text: bool, evaluates: bool) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.03,
+        **({"logging_steps": max(1, steps // 10)} if steps < 100 else {}),
         "save_strategy": "epoch",
         **({"eval_strategy": "epoch"} if evaluates else {}),
     }

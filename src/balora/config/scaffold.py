@@ -35,6 +35,7 @@ _COMMENTS = {
     "training": "any field of transformers.TrainingArguments",
     "training.per_device_train_batch_size": "examples on a device at a time",
     "training.gradient_accumulation_steps": "batches that make one step",
+    "training.logging_steps": "steps between two lines with the loss",
     "output": "the run directory",
 }
 

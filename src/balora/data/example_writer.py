@@ -25,6 +25,7 @@ _FEATURES: dict[Form, dict[str, Any]] = {
     "labelled": {"text": _TEXT, "text_pair": _TEXT, "labels": Value("int64")},
     "scored": {"text": _TEXT, "text_pair": _TEXT, "labels": Value("float64")},
 }
+_ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False)  # json.dumps would make one for each row
 END_OF_PART = b"\n--\n"
 """Bytes between the parts in a digest."""
 
@@ -118,4 +119,4 @@ def present(row: Row) -> Row:
 def content(row: Row) -> bytes:
     """Write a row as text, without its location: a copy in another file is the same example."""
     kept = {name: value for name, value in row.items() if name != "location"}
-    return json.dumps(kept, sort_keys=True, ensure_ascii=False).encode()
+    return _ENCODER.encode(kept).encode()

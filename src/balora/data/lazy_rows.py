@@ -198,6 +198,10 @@ class Locations(Sequence[str]):
         found = self._numbers[index]
         return f"{self._start} {found}" if isinstance(found, int) else [f"{self._start} {number}" for number in found]
 
+    def __iter__(self) -> Iterator[str]:
+        """Make all locations in their order."""
+        return (f"{self._start} {number}" for number in self._numbers)
+
     def __eq__(self, other: object) -> bool:
         """Compare the locations with those of another sequence."""
         return isinstance(other, Sequence) and list(self) == list(other)

@@ -258,8 +258,16 @@ def _pairs(marker: Marker, template: str, separator: str, limit: Limit, batch: B
         joint = text_ids[: len(prompt_ids)] == prompt_ids
         response_ids = text_ids[len(prompt_ids) :] if joint else bare_ids(tokenizer, [response])[0]
         response_ids = _with_end(tokenizer, response_ids)
-        before = start + prompt_ids
-        yield _mask_and_cut(before + response_ids, [False] * len(before) + [True] * len(response_ids), limit)
+        before = len(start) + len(prompt_ids)
+        ids = [*start, *prompt_ids, *response_ids]
+        first = before if before else 1  # the first token is never a target, since no token precedes it
+        yield Encoded(
+            ids[: limit.tokens],
+            [*[IGNORED] * before, *response_ids][: limit.tokens],
+            needed=first + 1 if first < len(ids) else 0,
+            total=len(ids),
+            cut=(limit,) if len(ids) > limit.tokens else (),
+        )
 
 
 def _chats(chats: ChatEncoder, limit: Limit, batch: Batch) -> Iterator[Encoded]:
@@ -303,7 +311,9 @@ def _labelled(marker: Marker, limit: Limit, batch: Batch) -> Iterator[Encoded]:
     rows = marker.rows(list(zip(*(batch[name] for name in names), strict=True)))
     texts: dict[str, list[str]] = {name: [row[at] for row in rows] for at, name in enumerate(names)}
     for encoded, label in zip(_with_special_tokens(marker.tokenizer, texts, limit), batch["labels"], strict=True):
-        yield dataclasses.replace(encoded, labels=label)
+        yield Encoded(
+            encoded.input_ids, label, total=encoded.total, cut=encoded.cut, token_type_ids=encoded.token_type_ids
+        )
 
 
 def _with_special_tokens(
@@ -326,8 +336,6 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: dict[str, list[str]], **o
         texts = {
             name: every[at * len(column) : (at + 1) * len(column)] for at, (name, column) in enumerate(texts.items())
         }
-    encoded: Any = tokenizer(**texts, verbose=False, **options)
+    encoded: Any = tokenizer(**texts, return_attention_mask=False, verbose=False, **options)
     types = encoded.get("token_type_ids") or [None] * len(encoded["input_ids"])
-    return [
-        Encoded(list(i), [], total=len(i), token_type_ids=t) for i, t in zip(encoded["input_ids"], types, strict=True)
-    ]
+    return [Encoded(i, [], total=len(i), token_type_ids=t) for i, t in zip(encoded["input_ids"], types, strict=True)]
