@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from balora.checkpoints.lock import locked
 from balora.config.yaml_loader import dump_yaml
 from balora.errors import BALoraError, suggest
-from balora.experiments.compare.best import find_best
+from balora.experiments.compare.best import Best, find_best
 from balora.experiments.compare.engines import Engine, LocalEngine, Task, failure_reason
 from balora.experiments.compare.evaluation import EvaluationPlan, Say
 from balora.experiments.compare.plan import Axes, Cell, Variant, plan, plan_one_by_one
@@ -147,7 +147,7 @@ def compare(
             _write(collect(), directory)  # after every run, so that an interrupted comparison has tables too
         comparison = collect()
         _check_scores(comparison)
-        _write(comparison, directory)
+        _write(comparison, directory, find_best(comparison))
     return comparison
 
 
@@ -244,10 +244,9 @@ def _check_scores(comparison: Comparison) -> None:
         )
 
 
-def _write(comparison: Comparison, directory: Path) -> None:
+def _write(comparison: Comparison, directory: Path, best: Mapping[str, Best] | None = None) -> None:
     lines = [json.dumps(row.to_dict(), ensure_ascii=False) + "\n" for row in comparison.rows]
     write_text(directory / ROWS, "".join(lines))
-    best = find_best(comparison)
     write_text(directory / "table.md", to_markdown(comparison, best))
     write_text(directory / "table.tex", to_latex(comparison, best))
     write_text(directory / "table.csv", to_csv(comparison))
