@@ -232,10 +232,10 @@ def test_padding_does_not_change_the_covariance(side):
         dropout=0,
         target_modules="all-linear",
         seed=0,
-        extra={},
+        extra={"samples": 4},
         calibration=lambda count: padded[:count],
     )
-    found = input_covariances(model, calibration_rows(options, 4))
+    found = input_covariances(model, calibration_rows(options, model))
     for name in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"):
         x = inputs_of(tiny_llama, name, rows)
         torch.testing.assert_close(found[name].double(), x.T @ x / len(x), atol=1e-5, rtol=1e-4)

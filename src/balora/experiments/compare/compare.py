@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from balora.checkpoints.lock import locked
 from balora.config.yaml_loader import dump_yaml
 from balora.errors import BALoraError, suggest
-from balora.experiments.compare.best import find_best
+from balora.experiments.compare.best import Best, find_best
 from balora.experiments.compare.engines import Engine, LocalEngine, Task, failure_reason
 from balora.experiments.compare.evaluation import EvaluationPlan, Say
 from balora.experiments.compare.plan import Axes, Cell, Variant, check_baseline, plan, plan_one_by_one
@@ -151,7 +151,7 @@ def compare(
         comparison = collect()
         _check_scores(comparison)
         _write_rows(comparison.rows, directory)
-        _write_tables(comparison, directory)
+        _write_tables(comparison, directory, find_best(comparison))
     return comparison
 
 
@@ -298,8 +298,7 @@ def _line(row: Row) -> str:
     return json.dumps(row.to_dict(), ensure_ascii=False) + "\n"
 
 
-def _write_tables(comparison: Comparison, directory: Path) -> None:
-    best = find_best(comparison)
+def _write_tables(comparison: Comparison, directory: Path, best: Mapping[str, Best] | None = None) -> None:
     write_text(directory / "table.md", to_markdown(comparison, best))
     write_text(directory / "table.tex", to_latex(comparison, best))
     write_text(directory / "table.csv", to_csv(comparison))
