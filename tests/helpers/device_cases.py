@@ -5,6 +5,7 @@ As a script under torchrun: train every case without an interruption, and again 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -168,7 +169,7 @@ def _weights(run: Path) -> dict:
 def main(folder: Path, names: list[str]) -> None:
     if any(name.startswith("ZeRO") for name in names):
         # A faster all-reduce, which needs a compiler. The attribute `torch` of deepspeed.comm is PyTorch itself.
-        sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
+        importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
     launched.pretend()
     problems = train(folder, names)
     if os.environ.get("RANK", "0") == "0":
