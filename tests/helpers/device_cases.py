@@ -53,7 +53,7 @@ def sections_of(folder: Path, task: str, form: str) -> dict:
     sections: dict = {"regularization": weights, "teacher_cache": "off"}
     if form == "anchored":
         # Such shares that the anchors of a step are an even number: processes hold equally many.
-        share = 1.75 if task == "classification" else 1.0
+        share = 2.0 if task == "classification" else 1.0
         # An encoder-decoder has no anchors from a text: it answers training inputs itself.
         source = {"generate": 20, "tokens": 12} if task == "seq2seq" else {"text": str(folder / "anchors.txt")}
         sections["anchor"] = {**source, "share": share, "weight": 2.0}
