@@ -5,6 +5,7 @@ As a script under torchrun: train every case without an interruption, and again 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -52,7 +53,7 @@ def sections_of(folder: Path, task: str, form: str) -> dict:
     sections: dict = {"regularization": weights, "teacher_cache": "off"}
     if form == "anchored":
         # Such shares that the anchors of a step are an even number: processes hold equally many.
-        share = 1.75 if task == "classification" else 1.0
+        share = 2.0 if task == "classification" else 1.0
         # An encoder-decoder has no anchors from a text: it answers training inputs itself.
         source = {"generate": 20, "tokens": 12} if task == "seq2seq" else {"text": str(folder / "anchors.txt")}
         sections["anchor"] = {**source, "share": share, "weight": 2.0}
@@ -168,7 +169,7 @@ def _weights(run: Path) -> dict:
 def main(folder: Path, names: list[str]) -> None:
     if any(name.startswith("ZeRO") for name in names):
         # A faster all-reduce, which needs a compiler. The attribute `torch` of deepspeed.comm is PyTorch itself.
-        sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
+        importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None
     launched.pretend()
     problems = train(folder, names)
     if os.environ.get("RANK", "0") == "0":

@@ -108,8 +108,8 @@ def check_sharding(state: Any, model: nn.Module, method: Method | None) -> None:
         )
     if deepspeed is not None and deepspeed.zero_stage == 3:
         problems.append(
-            "DeepSpeed's ZeRO stage 3 partitions the parameters, so the teacher could not be given the initial values. Use "
-            "FSDP version 2, or ZeRO stage 1 or 2."
+            "DeepSpeed's ZeRO stage 3 holds a module's parameters only while that module runs, and the teacher and the loss need "
+            "them at other times. Use FSDP version 2, or ZeRO stage 1 or 2."
         )
     if fsdp is not None and fsdp.fsdp_version != 2:
         problems.append(
