@@ -11,6 +11,8 @@ from balora.files import read_json
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM takes for --max-lora-rank, beside 1."""
+_ONLY_PEFT = ("modules_to_save", "trainable_token_indices", "use_dora")
+"""Keys of a LoRA's config that vLLM refuses."""
 
 
 def serving_lines(folder: Path, task: str | None = None) -> list[str]:
@@ -31,6 +33,11 @@ def serving_lines(folder: Path, task: str | None = None) -> list[str]:
     base = adapter.get("base_model_name_or_path")
     if not base:
         return []
+    if any(adapter.get(key) for key in _ONLY_PEFT):
+        return [
+            f"balora chat {name}",
+            "# vLLM loads LoRAs of linear layers alone, and this one has more; use --to merged",
+        ]
     rank = next((known for known in _VLLM_RANKS if adapter["r"] <= known), None)
     base = shlex.quote(str(base))
     serve = f"vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules tuned={name}"
