@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -84,3 +85,11 @@ def test_the_command_cuts_says_the_error_and_how_to_serve(balora: Command, kept:
 def test_serving_a_merged_model(tmp_path: Path) -> None:
     assert serving_lines(tmp_path)[0] == f"vllm serve {tmp_path}"
     assert serving_lines(tmp_path, "classification") == []
+
+
+@pytest.mark.parametrize("key", ["modules_to_save", "trainable_token_indices"])
+def test_a_lora_with_more_than_linear_layers_is_not_for_vllm(tmp_path: Path, key: str) -> None:
+    config = {"r": 4, "base_model_name_or_path": "owner/name", key: [1]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    lines = serving_lines(tmp_path)
+    assert lines[0] == f"balora chat {tmp_path}" and "use --to merged" in lines[1] and "serve" not in lines[1]

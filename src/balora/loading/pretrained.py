@@ -265,7 +265,8 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     if needed > known:
         raise BALoraError(
             f"The tokenizer {tokenizer.name_or_path} has {needed:,} tokens and the model {model.name_or_path} knows "
-            f"{known:,}. Take the tokenizer that belongs to the model."
+            f"{known:,}. Take the tokenizer that belongs to the model. If tokens were added to it on purpose, save the model with "
+            f"resize_token_embeddings({needed}) and give that folder as model."
         )
 
 
