@@ -204,3 +204,20 @@ def test_what_cannot_be_translated_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(BALoraError, match=message):
             translate(values, tmp_path)
+
+
+def test_further_data_of_the_same_form_are_kept(tmp_path: Path) -> None:
+    sources = [{"path": "a.jsonl", "type": "alpaca"}, {"path": "b.jsonl", "type": "alpaca"}]
+    found = translate({"base_model": "m", "datasets": sources, "adapter": "lora"}, tmp_path)
+    assert [entry["train"] for entry in found.values["data"]["also"]] == ["b.jsonl"] and not found.left_out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"datasets": "train.jsonl"}, {"datasets": [7]}, {"val_set_size": "some"}, {"learning_rate": "fast"}],
+    ids=str,
+)
+def test_values_of_another_kind_are_refused(tmp_path: Path, change: dict) -> None:
+    values = {"base_model": "m", "datasets": [{"path": "a.jsonl"}], "adapter": "lora", "lora_r": 8, **change}
+    with pytest.raises(BALoraError, match="not of the kind that axolotl takes"):
+        translate(values, tmp_path)

@@ -160,6 +160,8 @@ DAMAGES: list[tuple[Damage, list[str]]] = [
     (change("config.json", num_hidden_layers=-1), ["llama"]),
     (change("config.json", num_hidden_layers=10**9), ["llama", "num_hidden_layers"]),
     (change("config.json", num_attention_heads=0), ["llama"]),
+    (change("config.json", vocab_size=96), ["lm_head.weight is 97 x 32 and should be 96 x 32 (1 more)"]),
+    (change("config.json", hidden_act="warp"), ["does not know the value 'warp'", "config.json"]),
     (change("config.json", num_attention_heads=[4]), ["llama"]),
     (change("config.json", pad_token_id=10**6), ["llama"]),
     (change("config.json", dtype="float99"), ["llama"]),
@@ -316,3 +318,13 @@ def test_weights_in_other_forms_are_named(tmp_path: Path, task: str) -> None:
 def test_a_folder_that_is_only_the_weights_is_named(saved: Path, tmp_path: Path) -> None:
     shutil.copy(saved / "model.safetensors", tmp_path)
     assert "config.json" in refusal(tmp_path)
+
+
+def test_layers_that_the_config_leaves_out_are_said(
+    saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(shutil.copytree(saved, tmp_path / "llama"))
+    change("config.json", num_hidden_layers=1)(folder)
+    with caplog.at_level("WARNING", "balora"):
+        loading.load_model(source(folder))
+    assert "such as model.layers.1.input_layernorm.weight: 9 tensors are not used" in caplog.text

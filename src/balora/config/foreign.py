@@ -68,11 +68,17 @@ def translate(values: Mapping[str, Any], folder: Path) -> Translation:
         "LLaMA-Factory": read_llama_factory,
         "TRL": read_trl,
     }
-    _common(given, translation)
-    streams, packs = bool(take(given, "streaming", "dataset_streaming")), _packing(given, tool)
-    readers[tool](given, translation, folder)
-    patience = {name: given.pop(name) for name in ("early_stopping_patience", "early_stopping_steps") if name in given}
-    _training(given, translation)
+    try:
+        _common(given, translation)
+        streams, packs = bool(take(given, "streaming", "dataset_streaming")), _packing(given, tool)
+        readers[tool](given, translation, folder)
+        patience = {n: given.pop(n) for n in ("early_stopping_patience", "early_stopping_steps") if n in given}
+        _training(given, translation)
+    except (TypeError, ValueError, AttributeError, KeyError, OSError) as error:
+        raise BALoraError(
+            f"A value of this config is not of the kind that {tool} takes ({' '.join(str(error).split())[:200]}). Correct it, or "
+            "remove its key."
+        ) from error
     for key, value in patience.items():
         set_early_stopping(translation.values, key, value, translation.left_out)
     if streams:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ def read_axolotl(given: dict[str, Any], translation: Translation, folder: Path) 
     """Translate the data and the batch sizes of an axolotl config, and take what was translated out of ``given``."""
     data, training = translation.values["data"], translation.values["training"]
     sources = take(given, "datasets") or []
-    sections = [
-        _axolotl_data(dict(source), translation) for source in (sources if isinstance(sources, list) else [sources])
-    ]
+    sections = []
+    for source in sources if isinstance(sources, list) else [sources]:
+        if not isinstance(source, Mapping):
+            raise ValueError(f"datasets: {brief(source)} is no section with a path")
+        sections.append(_axolotl_data(dict(source), translation))
     add_sources(data, sections, translation.left_out)
     set_given(data, "max_length", take(given, "sequence_len"))
     share = given.pop("val_set_size", None)

@@ -92,7 +92,8 @@ class ModelUnderTest:
             base = base or config.base_model_name_or_path
             if not base:
                 raise BALoraError(
-                    f"{path} does not say which model it is for (base_model_name_or_path in {CONFIG_NAME})."
+                    f"{path} does not say which model it is for (base_model_name_or_path in {CONFIG_NAME}). Write it there; "
+                    "`balora audit` also takes it as --base."
                 )
             self.adapter, self.base = path, Location(str(base))
         elif not _is_plain(path, "config.json"):

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from balora.files import read_json
 
 AGAIN = "Copy or download it again."
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
+_LAYER = re.compile(r"\.\d+\.")
 _INDEX = "model.safetensors.index.json"
 _LFS = b"version https://git-lfs.github.com/spec/"
 _CACHE = re.compile(r"(models|datasets)--(.+)")
@@ -199,6 +200,16 @@ def layers_problem(config: Any, files: list[Path], name: str) -> str | None:
             "Check that both belong together."
         )
     return None
+
+
+def unused_layers(model: nn.Module, unexpected: Iterable[str]) -> list[str]:
+    """Return the stored tensors without a place in the model that belong to a layer like one of its own, with another number."""
+    own = {_without_numbers(name) for name, _ in model.named_parameters()}
+    return [name for name in unexpected if _LAYER.search(name) and _without_numbers(name) in own]
+
+
+def _without_numbers(name: str) -> str:
+    return _LAYER.sub(".", name)
 
 
 def refuse_nonfinite_weights(model: nn.Module, name: str) -> None:

@@ -5,6 +5,7 @@ Weights in pickle form and code that comes with a model are refused, unless the 
 """
 
 import inspect
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ _MODEL_TYPES = {
     "regression": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 }
 """Model types that transformers has a class for, by task."""
+logger = logging.getLogger("balora")
 _HEAD_TASKS = ("classification", "regression")
 _TOKENIZER_FILES = ("tokenizer", "vocab", "spiece", "sentencepiece", "merges", "tekken")
 _POSITIONS_FROM_PADDING = (
@@ -230,7 +232,15 @@ def _from_pretrained(source: ModelSource, config: PretrainedConfig, device: str 
                 f"{source.model.name} has no weights in safetensors form, only in pickle form, which can run any code on "
                 f"loading. {_CONVERT_PICKLE}"
             ) from error
+        if "ignore_mismatched_sizes" in str(error):  # transformers says which in a table that it logs
+            raise _other_sizes(source, config) from error
         raise _loading_error(error, source.model, "model") from error
+    unused = model_files.unused_layers(model, report["unexpected_keys"])
+    if unused:
+        logger.warning(
+            "The weights of %s have layers that its config.json leaves out, such as %s: %s tensors are not used.",
+            source.model.name, min(unused), len(unused),
+        )  # fmt: skip
     random = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if source.task in _HEAD_TASKS:  # the head may be new, and so may a pooler
         base = f"{model.base_model_prefix}."
@@ -243,6 +253,22 @@ def _from_pretrained(source: ModelSource, config: PretrainedConfig, device: str 
         )
     model_files.refuse_nonfinite_weights(model, source.model.name)
     return model.eval()
+
+
+def _other_sizes(source: ModelSource, config: PretrainedConfig) -> BALoraError:
+    """Describe the tensors whose stored sizes are not those of the config. No weight is read for this."""
+    _, report = auto_class(source.task, config).from_pretrained(
+        source.model.path, config=config, revision=source.revision, trust_remote_code=source.trust_remote_code,
+        use_safetensors=None if source.allow_pickle else True, ignore_mismatched_sizes=True, output_loading_info=True,
+        device_map="meta",
+    )  # fmt: skip
+    key, stored, wanted = min((key, tuple(stored), tuple(wanted)) for key, stored, wanted in report["mismatched_keys"])
+    more = f" ({len(report['mismatched_keys']) - 1} more)" if len(report["mismatched_keys"]) > 1 else ""
+    sizes = [" x ".join(map(str, shape)) for shape in (stored, wanted)]
+    return BALoraError(
+        f"The weights of {source.model.name} do not have the sizes that its config.json says: {key} is {sizes[0]} and should be "
+        f"{sizes[1]}{more}. Check that both belong together."
+    )
 
 
 def from_config(source: ModelSource, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
@@ -291,6 +317,11 @@ def _loading_error(error: Exception, location: Location, what: str) -> BALoraErr
                 f"There is no {what} {name} ({location.key}), neither here nor on the hub, or you have no access to it. "
                 "For a private or gated one, ask for access and log in (hf auth login)."
             )
+    if isinstance(error, KeyError):
+        return BALoraError(
+            f"The {what} of {name} ({location.key}) cannot be loaded: transformers does not know the value {text} of its config. "
+            "Check its config.json, or update transformers."
+        )
     reason = ". ".join(text.split(". ")[:2])[:300].rstrip(".") or type(error).__name__
     return BALoraError(f"The {what} of {name} ({location.key}) cannot be loaded: {reason}.")
 
