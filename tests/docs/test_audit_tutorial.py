@@ -41,7 +41,7 @@ def run_page(text: str, folder: Path) -> list[tuple[str, str, str | None]]:
 
 
 def plain(output: str) -> list[str]:
-    """Return the words of an output: numbers and line breaks may differ between machines."""
+    """Return the words of an output: numbers and line breaks differ between machines."""
     return _NUMBER.sub("#", output.replace("(status 0)", "")).split()
 
 
@@ -53,7 +53,9 @@ def test_commands_print_what_the_page_says(tmp_path: Path) -> None:
         if said is None:
             assert printed.endswith("(status 0)"), (command, printed)
         else:
-            assert plain(printed) == plain(said), command
+            expected, words = plain(said), plain(printed)
+            ends = range(len(expected), len(words) + 1)
+            assert any(words[end - len(expected) : end] == expected for end in ends), (command, printed)
 
 
 def test_blocks_with_commands_have_their_output() -> None:
