@@ -16,17 +16,19 @@ OBSERVATIONS = 40
 RATE = 0.4
 """η: the weight's logarithm moves by this part of the relative distance of the drift from its target."""
 ACCELERATION = 1.4
-"""η grows by this factor with each move in the same direction while the drift is far from its target; else it is the first."""
+"""η grows by this factor with each move down in a row while the drift is below half of its target; else it is the first. Moves
+up are never faster: when the learning rate has fallen, a drift that was pushed too low cannot come back."""
 FAR = 0.5
-"""Relative distance from which a drift is far from its target: below half of it, or above one and a half times."""
+"""Relative distance from which a drift is far below its target."""
 LARGEST_RATE = 2.0
 """Largest η: a weight that starts a thousand times too high is reached in a dozen windows."""
-LARGEST_DISTANCE = 0.8
-"""Largest relative distance that one observation counts: the first move is a factor of at most exp(0.45) = 1.57."""
+LARGEST_DISTANCE = 1.0
+"""Largest relative distance that one observation counts: a move up is a factor of at most exp(0.4) = 1.49."""
 SMOOTHING = 0.6
 """Weight that the past keeps in the moving average of the drift when an observation comes."""
-MARGIN = 1.35
-"""Target of the training over the budget. The end of the run takes the rest off (`balora.anchoring.correction`): it can
+MARGINS = (2.0, 1.35)
+"""Target over the budget at the start and at the end of a run, in a straight line between. A part of the drift falls away while
+the learning rate falls. The end of the run takes the rest off (`balora.anchoring.correction`): it can
 lower a drift, and cannot raise one."""
 BOUNDS = (1e-3, 1e3)
 """Least and largest weight: beyond them the loss is that of one side alone, and Adam's steps no longer change."""
@@ -36,7 +38,7 @@ class BudgetWeight:
     r"""λ that follows a budget for the drift at the end of the run.
 
     .. math:: \log \lambda \leftarrow \log \lambda + \eta \, \mathrm{clip}\big(\bar L_A / t - 1\big), \qquad
-              t = 1.35 \cdot \mathrm{budget}
+              t = (2 - 0.65 \cdot \mathrm{progress}) \cdot \mathrm{budget}
 
     The distance is relative and not a logarithm: observations are noisy, and the logarithm of a noisy mean is too low on average.
 
@@ -49,7 +51,7 @@ class BudgetWeight:
         >>> weight.observe(0.04)  # the first window is the start of the run, and moves nothing
         1.0
         >>> round(weight.observe(0.04), 2)
-        1.57
+        1.49
     """
 
     def __init__(self, weight: float, budget: float | None) -> None:
@@ -57,7 +59,7 @@ class BudgetWeight:
         self.budget = budget
         self._sum = self._count = 0.0  # of the moving average
         self._observed = False
-        self._rate = RATE  # negative while the weight falls
+        self._rate = RATE
         self._seen: list[tuple[int, Tensor]] = []
 
     @property
@@ -74,7 +76,8 @@ class BudgetWeight:
         if self._seen and step // window != self._seen[0][0] // window:
             steps = len({at for at, _ in self._seen})  # the term may be taken in some of the steps only
             total = torch.stack([value for _, value in self._seen]).sum()
-            self.observe(float(mean_over_processes(total[None])) / steps)
+            progress = step / total_steps if total_steps else 1.0
+            self.observe(float(mean_over_processes(total[None])) / steps, progress)
             self._seen = []
         return self.value
 
@@ -83,17 +86,16 @@ class BudgetWeight:
         if self.budget is not None:
             self._seen.append((step, term.detach().float()))
 
-    def observe(self, drift: float) -> float:
-        """Take the mean drift of one window; return the new weight."""
+    def observe(self, drift: float, progress: float = 0.0) -> float:
+        """Take the mean drift of one window, and the part of the run that is over; return the new weight."""
         if self.budget is None or not math.isfinite(drift):
             return self.value
         self._sum, self._count = SMOOTHING * self._sum + drift, SMOOTHING * self._count + 1.0
         if self._observed:
-            distance = self._sum / self._count / (MARGIN * self.budget) - 1.0
-            same = (distance < 0) == (self._rate < 0) and abs(distance) >= FAR
-            rate = min(abs(self._rate) * ACCELERATION, LARGEST_RATE) if same else RATE
-            self._rate = math.copysign(rate, distance)
-            self.value *= math.exp(rate * min(max(distance, -LARGEST_DISTANCE), LARGEST_DISTANCE))
+            margin = MARGINS[0] + (MARGINS[1] - MARGINS[0]) * min(progress, 1.0)
+            distance = self._sum / self._count / (margin * self.budget) - 1.0
+            self._rate = min(self._rate * ACCELERATION, LARGEST_RATE) if distance <= -FAR else RATE
+            self.value *= math.exp(self._rate * min(distance, LARGEST_DISTANCE))
             self.value = min(max(self.value, BOUNDS[0]), BOUNDS[1])
         self._observed = True
         return self.value
