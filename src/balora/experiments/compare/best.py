@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from balora.evaluation.significance.intervals import COVERAGE
 from balora.experiments.compare.plan import configuration_label
 from balora.experiments.compare.rows import TRAIN_LOSS, Row
 from balora.experiments.compare.statistics import Group, difference_of
@@ -34,6 +33,8 @@ def find_best(comparison: Comparison) -> dict[str, Best]:
     The best is chosen by looking at the results, so every pair of configurations might have been the one that is compared. The
     intervals are therefore corrected for all pairs and all scores of the table (Bonferroni's method).
     """
+    from balora.evaluation.significance.intervals import COVERAGE  # imports scipy
+
     groups = comparison.groups
     have = {
         score: [n for n, group in enumerate(groups) if score in group.scores]
