@@ -68,6 +68,8 @@ def test_axolotl(tmp_path: Path) -> None:
     values = found.values
     assert values["data"] == {
         "train": "org/chat", "messages": "talk", "max_length": 2048, "eval": 0.1,
+        "also": [{
+            "train": "more.jsonl", "prompt": "instruction", "input": "input", "response": "output", "prompt_template": "alpaca"}],
     }  # fmt: skip
     assert values["method"] == {"name": "qlora", "bits": 4, "rank": 16, "alpha": 32}
     assert values["training"] == {
@@ -75,8 +77,7 @@ def test_axolotl(tmp_path: Path) -> None:
         "learning_rate": 2e-4, "warmup_steps": 0.1, "eval_strategy": "epoch",
     }  # fmt: skip
     assert values["early_stopping"] == 3
-    other_form = "data set more.jsonl: its rows have another form than those of org/chat, and one run reads one form"
-    assert found.left_out == ["datasets.shards: 3", other_form, "sample_packing: true"]
+    assert found.left_out == ["datasets.shards: 3", "sample_packing: true"]
     assert any("evals_per_epoch: 4" in remark for remark in found.remarks)
 
 
@@ -89,12 +90,10 @@ def test_llama_factory(tmp_path: Path) -> None:
     found = translate(parse_yaml(LLAMA_FACTORY), tmp_path)
     data = found.values["data"]
     assert (data["train"], data["prompt_template"]) == (str(tmp_path / "a.json"), "alpaca")
-    assert "also" not in data
+    assert data["also"] == [{"train": "org/chats", "messages": "talk"}]
     assert found.values["method"] == {"name": "lora", "rank": 8, "alpha": 16, "target_modules": ["q_proj", "v_proj"]}
     assert found.values["output"] == "saves/x"
-    assert found.left_out[0].startswith("data set org/chats: its rows have another form") and found.left_out[1:] == [
-        'report_to: "wandb"'
-    ]
+    assert found.left_out == ['report_to: "wandb"']
     assert any("template: llama3" in remark for remark in found.remarks)
 
 
@@ -131,20 +130,3 @@ def test_what_cannot_be_translated_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(BALoraError, match=message):
             translate(values, tmp_path)
-
-
-def test_further_data_of_the_same_form_are_kept(tmp_path: Path) -> None:
-    sources = [{"path": "a.jsonl", "type": "alpaca"}, {"path": "b.jsonl", "type": "alpaca"}]
-    found = translate({"base_model": "m", "datasets": sources, "adapter": "lora"}, tmp_path)
-    assert [entry["train"] for entry in found.values["data"]["also"]] == ["b.jsonl"] and not found.left_out
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"datasets": "train.jsonl"}, {"datasets": [7]}, {"val_set_size": "some"}, {"learning_rate": "fast"}],
-    ids=str,
-)
-def test_values_of_another_kind_are_refused(tmp_path: Path, change: dict) -> None:
-    values = {"base_model": "m", "datasets": [{"path": "a.jsonl"}], "adapter": "lora", "lora_r": 8, **change}
-    with pytest.raises(BALoraError, match="not of the kind that axolotl takes"):
-        translate(values, tmp_path)

@@ -79,15 +79,9 @@ def translate(values: Mapping[str, Any], folder: Path) -> Translation:
         "LLaMA-Factory": _llama_factory,
         "TRL": _trl,
     }
-    try:
-        _common(given, translation)
-        readers[tool](given, translation, folder)
-        _training(given, translation)
-    except (TypeError, ValueError, AttributeError, KeyError, OSError) as error:
-        raise BALoraError(
-            f"A value of this config is not of the kind that {tool} takes ({' '.join(str(error).split())[:200]}). Correct it, or "
-            "remove its key."
-        ) from error
+    _common(given, translation)
+    readers[tool](given, translation, folder)
+    _training(given, translation)
     translation.left_out += [f"{key}: {_shown(value)}" for key, value in given.items() if not _is_implied(key, value)]
     if not translation.values["model"]:
         raise BALoraError("The config names no model.")
@@ -186,11 +180,12 @@ def _training(given: dict[str, Any], translation: Translation) -> None:
 def _axolotl(given: dict[str, Any], translation: Translation, folder: Path) -> None:
     data, training = translation.values["data"], translation.values["training"]
     sources = _take(given, "datasets") or []
-    for source in sources if isinstance(sources, list) else [sources]:
-        if not isinstance(source, Mapping):
-            raise ValueError(f"datasets: {_shown(source)} is no section with a path")
+    for number, source in enumerate(sources if isinstance(sources, list) else [sources]):
         section = _axolotl_data(dict(source), translation)
-        _add_source(data, section, translation)
+        if number == 0:
+            data.update(section)
+        elif section:
+            data.setdefault("also", []).append(section)
     _set(data, "max_length", _take(given, "sequence_len"))
     share = given.pop("val_set_size", None)
     if share:
@@ -250,26 +245,6 @@ def _axolotl_data(source: dict[str, Any], translation: Translation) -> dict[str,
     return section
 
 
-def _add_source(data: dict[str, Any], section: dict[str, Any], translation: Translation) -> None:
-    """Add a data set: the first becomes the section ``data``, each further one an entry of ``data.also``."""
-    if not data:
-        data.update(section)
-    elif _form_keys(section) <= _form_keys(data):
-        data.setdefault("also", []).append(section)
-    else:
-        translation.left_out.append(
-            f"data set {section.get('train')}: its rows have another form than those of {data.get('train')}, and one run reads one "
-            "form"
-        )
-
-
-def _form_keys(section: Mapping[str, Any]) -> set[str]:
-    """Return the keys that say which kind of rows a section has."""
-    return {
-        "prompt" if key == "response" else key for key in section if key in ("messages", "text", "prompt", "response")
-    }
-
-
 def _llama_factory(given: dict[str, Any], translation: Translation, folder: Path) -> None:
     data, training = translation.values["data"], translation.values["training"]
     names = _take(given, "dataset")
@@ -278,9 +253,12 @@ def _llama_factory(given: dict[str, Any], translation: Translation, folder: Path
     candidates = [place / "dataset_info.json", folder / place / "dataset_info.json", folder / "dataset_info.json"]
     path = next((one for one in candidates if one.is_file()), None)
     known = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
-    for name in map(str.strip, names):
+    for number, name in enumerate(map(str.strip, names)):
         section = _llama_factory_data(name, known.get(name), path, translation)
-        _add_source(data, section, translation)
+        if number == 0:
+            data.update(section)
+        else:
+            data.setdefault("also", []).append(section)
     _set(data, "max_length", _take(given, "cutoff_len"))
     _set(data, "subsample", _take(given, "max_samples"))
     share = _take(given, "val_size")
@@ -324,9 +302,12 @@ def _trl(given: dict[str, Any], translation: Translation, folder: Path) -> None:
     data = translation.values["data"]
     mixture = _take(given, "datasets")
     if isinstance(mixture, list) and mixture:
-        for source in mixture:
+        for number, source in enumerate(mixture):
             section = {"train": source.get("path")} | {key: source[key] for key in ("name", "split") if source.get(key)}
-            _add_source(data, section, translation)
+            if number == 0:
+                data.update(section)
+            else:
+                data.setdefault("also", []).append(section)
     _set(data, "train", _take(given, "dataset_name"))
     _set(data, "name", _take(given, "dataset_config"))
     _set(data, "split", _take(given, "dataset_train_split"))
