@@ -31,7 +31,11 @@ def translated(
             {**given, "dataset_name": data} if "base_model" not in given else {**given, "datasets": [{"path": data}]}
         )
         given = {key: value for key, value in given.items() if key != "dataset"}
-    found = translate(given, path.parent)
+    try:
+        found = translate(given, path.parent)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:  # the values may be of any kind
+        reason = " ".join(str(error).split())[:200]
+        raise BALoraError(f"{path} has a value of another kind than its tool takes ({reason}). Correct it.") from error
     values = found.values
     values["model"] = model or values["model"]
     section: dict[str, Any] = values["data"]
