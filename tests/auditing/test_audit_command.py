@@ -137,3 +137,16 @@ def test_options_list_every_problem() -> None:
     with pytest.raises(BALoraError, match="documents must be") as error:
         AuditOptions(documents=0, generate=-1, dtype="float8")
     assert "generate must be" in str(error.value) and "float8" in str(error.value)
+
+
+def test_messages_about_cut_documents_name_the_option(caplog: pytest.LogCaptureFixture) -> None:
+    from balora.auditing.documents import _other_words, logger
+
+    message = "3 of 4 training rows are longer than 5 tokens (data.max_length) and were cut."
+    for flag in ("--text", None):
+        with _other_words(flag):
+            logger.warning(message)
+    assert [record.getMessage() for record in caplog.records] == [
+        "--text: 3 of 4 rows are longer than 5 tokens (--tokens) and were cut.",
+        message,
+    ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from balora.errors import BALoraError
 from balora.evaluation.model_under_test import LoadedModel
 from balora.loading.pretrained import max_positions
 
+logger = logging.getLogger("balora")
 _FORMS: dict[str, tuple[dict[str, str], ...]] = {
     "classification": tuple(
         {"text": text, "label": label}
@@ -59,9 +62,9 @@ def read_rows(
     """
     try:
         data = _data_config(path, columns, loaded, tokens)
-        return _tokenized(data, loaded, count, seed)
+        return _tokenized(data, loaded, count, seed, flag=flag)
     except BALoraError as error:
-        text = str(error).replace("(data.train)", f"({flag})")
+        text = str(error).replace("data.train", flag)
         raise BALoraError(f"{flag} {path}: {text}" if path not in text else f"{flag}: {text}") from error
 
 
@@ -71,8 +74,16 @@ def run_rows(config: RunConfig, loaded: LoadedModel, *, count: int, seed: int, e
 
 
 def _tokenized(
-    data: DataConfig, loaded: LoadedModel, count: int, seed: int, *, run_seed: int = 42, evaluation: bool = False
+    data: DataConfig,
+    loaded: LoadedModel,
+    count: int,
+    seed: int,
+    *,
+    run_seed: int = 42,
+    evaluation: bool = False,
+    flag: str | None = None,
 ) -> Rows:
+    """Tokenize rows as training does, and draw ``count``; messages name ``flag`` if the rows are not those of a run."""
     task = loaded.task
     head = list(loaded.labels) if loaded.labels and task == "classification" else None
     examples = load_run_examples(data, task, run_seed, head=head)
@@ -82,9 +93,10 @@ def _tokenized(
         # A repeated row repeats its wrong label, and the same rows are repeated without noise.
         wrong = [a != b for a, b in zip(examples.train, clean.train, strict=True)]
     positions = max_positions(loaded.model.config)  # type: ignore[arg-type]
-    tokenized = tokenize_examples(
-        examples, loaded.tokenizer, data, task, target_tokenizer=loaded.target_tokenizer, max_positions=positions
-    )
+    with _other_words(flag):
+        tokenized = tokenize_examples(
+            examples, loaded.tokenizer, data, task, target_tokenizer=loaded.target_tokenizer, max_positions=positions
+        )
     table = tokenized.eval if evaluation else tokenized.train
     assert table is not None, "the run names evaluation rows"
     if wrong is not None and len(table) != len(wrong):
@@ -94,6 +106,24 @@ def _tokenized(
     flags = None if wrong is None else tuple(wrong[i] for i in chosen)
     source = (examples.eval_source if evaluation else None) or examples.train_source
     return Rows(rows, source, examples.label_names, flags)
+
+
+@contextlib.contextmanager
+def _other_words(flag: str | None) -> Iterator[None]:
+    """Let messages about rows that were cut or left out name the option of an audit, which is no training."""
+
+    def rename(record: logging.LogRecord) -> bool:
+        text = record.getMessage().replace(" training ", " ").replace("data.max_length", limit)
+        record.msg, record.args = f"{flag}: {text}", ()
+        return True
+
+    limit = "--tokens" if flag == "--text" else "the limit for training data"
+    if flag is not None:
+        logger.addFilter(rename)
+    try:
+        yield
+    finally:
+        logger.removeFilter(rename)
 
 
 def _data_config(path: str, columns: Mapping[str, str], loaded: LoadedModel, tokens: int) -> DataConfig:
