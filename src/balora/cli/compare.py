@@ -1,6 +1,5 @@
 """`balora compare`: methods × seeds × values of any config key, in one table."""
 
-import math
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -154,8 +153,8 @@ def _levels(option: str, text: str | None) -> list[float]:
     try:
         levels = [float(part) for part in listed(text or "")]
     except ValueError:
-        levels = [math.nan]
-    if not all(math.isfinite(level) for level in levels):
+        levels = [float("nan")]
+    if not all(abs(level) < float("inf") for level in levels):
         raise BALoraError(f"{option} must be numbers separated by commas, such as 0.01,0.03, not {text!r}.")
     if option == "--at-drift" and any(level <= 0 for level in levels):
         raise BALoraError(f"{option} must be drifts above 0, not {text!r}.")

@@ -183,14 +183,22 @@ def _shared(trainer: Any, anchors: Anchors, count: Any, sample: Callable[[], lis
         return rows
 
 
-def _kept_rows(anchors: Anchors, trainer: Any) -> Sequence[Row]:
+def _kept_rows(anchors: Anchors, seed: int, model: Any) -> Sequence[Row]:
     """Read a file of anchors that a run or `balora teacher` kept; draw some of them if there are more than asked for."""
-    path, seed = Path(str(anchors.text)).expanduser(), trainer.args.seed
+    path = Path(str(anchors.text)).expanduser()
+    if not path.is_file():
+        raise BALoraError(f"There is no file {path} (anchor.text).{suggest_path(path)}")
     kept = AnchorRows.load(path, anchors.held_out, seed)
-    rows: Sequence[Row] = kept.rows
-    writer, name = kept.facts.get("model"), getattr(base_model_of(trainer.model), "name_or_path", None)
+    writer, name = kept.facts.get("model"), getattr(base_model_of(model), "name_or_path", None)
     if writer and name and Path(writer).name != Path(name).name:
         logger.warning("Anchors: %s was written by %s, and the model is %s.", path, writer, name)
+    rows = kept.rows
+    size = len(base_model_of(model).get_input_embeddings().weight)
+    largest = max(max(row["input_ids"]) for row in rows)
+    if largest >= size:
+        raise BALoraError(
+            f"{path} has token {largest}, and the model has {size:,} tokens: the anchors are another model's."
+        )
     if len(rows) > _drawn_from_text(anchors):
         chosen = random.Random(f"anchors {seed}").sample(range(len(rows)), _drawn_from_text(anchors))
         rows = [rows[number] for number in sorted(chosen)]
@@ -286,7 +294,7 @@ def _make(trainer: Any, anchors: Anchors, tokens_per_step: float, processes: int
         start_tokens(tokenizer)
         return _shared(trainer, anchors, count, lambda: _sample(trainer, tokenizer, anchors, count))
     if isinstance(anchors.text, str) and anchors.text.endswith(".safetensors"):
-        return _kept_rows(anchors, trainer)
+        return _kept_rows(anchors, seed, trainer.model)
     texts = read_anchor_texts(anchors, tokenizer)
     rendered = anchors.messages is not None
     count = _drawn_from_text(anchors)
