@@ -142,9 +142,7 @@ def test_no_program_is_run_twice(sandbox, tmp_path: Path, problems: Path, monkey
 def test_a_verdict_of_another_sandbox_or_time_limit_is_made_again(tmp_path: Path, problems: Path, monkeypatch) -> None:
     ran = []
     monkeypatch.setattr(Sandbox, "_find_bubblewrap", lambda self: "bwrap")
-    monkeypatch.setattr(
-        Sandbox, "run", lambda self, *job: ran.append(self.unsafe) or Outcome(False, "timed out", 1.0)
-    )
+    monkeypatch.setattr(Sandbox, "run", lambda self, *job: ran.append(self.unsafe) or Outcome(False, "timed out", 1.0))
 
     def run(**how) -> list[bool]:
         ran.clear()
