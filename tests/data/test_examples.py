@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -99,6 +101,9 @@ def test_a_missing_column_is_reported_with_the_existing_ones(jsonl):
         f"{path} has no column 'anser' (data.response). Did you mean 'answer'? Its columns are question, answer."
     )
     assert "has no columns 'q' (data.prompt) and 'a' (data.response)" in error_of(pair(path))
+    semicolons = Path(path).with_name("semicolons.csv")
+    semicolons.write_text("question;answer\n1;2\n")
+    assert "Its only column contains ';': save the file with commas" in error_of(pair(str(semicolons)))
 
 
 def test_a_missing_column_of_the_evaluation_rows_is_reported(jsonl):

@@ -328,3 +328,13 @@ def test_layers_that_the_config_leaves_out_are_said(
     with caplog.at_level("WARNING", "balora"):
         loading.load_model(source(folder))
     assert "such as model.layers.1.input_layernorm.weight: 9 tensors are not used" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "section", [{"quant_method": "bitsandbytes", "load_in_4bit": True}, {"quant_method": "gptq", "bits": 4}]
+)
+def test_a_quantization_that_the_weights_do_not_have_is_refused(saved: Path, tmp_path: Path, section: dict) -> None:
+    folder = Path(shutil.copytree(saved, tmp_path / "llama"))
+    change("config.json", quantization_config=section)(folder)
+    message = refusal(folder)
+    assert section["quant_method"] in message and "method.bits" in message

@@ -103,7 +103,7 @@ class AnchorRows:
             split = {n: [t.tolist() for t in tensors[n].split(tensors[f"{n}.length"].tolist())] for n in names}
         except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
             raise BALoraError(
-                f"{path} is not a file of anchors, or it is damaged ({error}). Delete it to make new ones."
+                f"{path} is not a file of anchors, or it is damaged ({error}). Delete it and run again, or name another file."
             ) from error
         count = len(next(iter(split.values()), []))
         control = int(facts.get("control", 0)) if budget else None

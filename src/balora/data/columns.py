@@ -58,6 +58,9 @@ def check_columns(table: Table, data: DataConfig) -> None:
         wanted = " and ".join(f"{column!r} ({key})" for key, column in missing.items())
         hint = suggest(next(iter(missing.values())), table.columns)
         noun = "column" if len(missing) == 1 else "columns"
+        if len(table.columns) == 1 and (mark := next((m for m in ";\t|" if m in table.columns[0]), None)):
+            shown = "a tab" if mark == "\t" else repr(mark)
+            hint = f" Its only column contains {shown}: save the file with commas between the columns, or with tabs as .tsv."
         raise BALoraError(
             f"{table.name} has no {noun} {wanted}.{hint} Its columns are {', '.join(filter(None, table.columns))}."
         )

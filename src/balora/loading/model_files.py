@@ -202,6 +202,28 @@ def layers_problem(config: Any, files: list[Path], name: str) -> str | None:
     return None
 
 
+def quantization_problem(config: Any, files: list[Path], name: str) -> str | None:
+    """Return that a config names a quantization which the stored tensors do not have, or None.
+
+    On a CPU such a model fails at its first forward; on a GPU transformers would quantize it without a word.
+    """
+    given = getattr(config, "quantization_config", None)
+    given = given if isinstance(given, dict | None) else given.to_dict()
+    method = str((given or {}).get("quant_method", "bitsandbytes"))
+    eight = bool(given and given.get("load_in_8bit"))
+    marks = {"bitsandbytes": ".SCB" if eight else ".quant_state.", "gptq": ".qweight", "awq": ".qweight"}
+    if not given or method not in marks:
+        return None
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            if any(marks[method] in key for key in opened.keys()):  # noqa: SIM118
+                return None
+    return (
+        f"The config.json of {name} says that its weights are quantized ({method}), and they are not. Remove quantization_config "
+        "from it; method.bits quantizes weights on loading."
+    )
+
+
 def unused_layers(model: nn.Module, unexpected: Iterable[str]) -> list[str]:
     """Return the stored tensors without a place in the model that belong to a layer like one of its own, with another number."""
     own = {_without_numbers(name) for name, _ in model.named_parameters()}

@@ -358,7 +358,11 @@ def _weights_problem(directory: Path, source: ModelSource, config: PretrainedCon
     except BALoraError as error:
         return str(error)
     if files:
-        return model_files.weights_problem(files, name) or model_files.layers_problem(config, files, name)
+        return (
+            model_files.weights_problem(files, name)
+            or model_files.layers_problem(config, files, name)
+            or model_files.quantization_problem(config, files, name)
+        )
     others = sorted(path.name for path in directory.glob("*.safetensors"))
     if others:
         if any("-of-" in file for file in others):
