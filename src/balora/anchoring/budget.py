@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from balora.errors import BALoraError
+
 WINDOW = 5
 """Least number of optimizer steps whose mean drift is one observation: one wait for the device in five steps."""
 OBSERVATIONS = 40
@@ -118,7 +120,16 @@ class BudgetWeight:
         }
 
     def restore(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Take up the state of a checkpoint."""
+        """Take up the state of a checkpoint.
+
+        Raises:
+            BALoraError: An older version wrote the state.
+        """
+        if missing := self.state().keys() - state.keys():
+            raise BALoraError(
+                f"The checkpoint's state of the drift budget is an older version's (it lacks {min(missing)}). Start the run in "
+                "another output folder, or finish it with the version that began it."
+            )
         self.value = float(state["weight"])
         self._sum, self._count = float(state["sum"]), float(state["count"])
         self._observed, self._rate = bool(state["observed"]), float(state["rate"])

@@ -4,10 +4,9 @@ Per micro-batch: batch → teacher (no gradient) → student → hidden states o
 everything else: optimizer, learning-rate schedule, precision, devices, evaluation, logging targets.
 """
 
-import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,8 @@ from transformers import Trainer, TrainerCallback
 
 from balora.anchoring.budget import BudgetWeight
 from balora.anchors import Anchors
-from balora.config.validation import Problems, build_regularization
 from balora.data.collate import IGNORED, count_packed_tokens, shortest_first
-from balora.errors import BALoraError, raise_all, suggest
+from balora.errors import BALoraError
 from balora.methods.initial_state import initial_state_of, refresh_initial_state
 from balora.methods.registry import Method, find_method
 from balora.models.adapted_model import base_model_of
@@ -31,18 +29,19 @@ from balora.regularization import RegularizationConfig
 from balora.teacher.cache import TeacherCache
 from balora.teacher.logit_cache import select_caches
 from balora.teacher.pretrained import PretrainedTeacher
-from balora.teacher.row_keys import KEYS, KeyedCollator
-from balora.training.anchor_source import make_anchor_term
+from balora.teacher.row_keys import KEYS
 from balora.training.anchor_term import AnchorTerm
-from balora.training.budgets import keep_budgets
+from balora.training.anchored_training import AnchoredTrainingMixin
 from balora.training.callbacks import AfterOptimizerStep, GradientCheck
 from balora.training.classification_step import ClassificationStep
+from balora.training.data_loaders import DataLoadersMixin
+from balora.training.evaluation_loss import EvaluationLossMixin
 from balora.training.generation_step import GenerationStep
 from balora.training.linear_probe import MAX_ROWS, fit_head
 from balora.training.loss_meter import LossMeter
-from balora.training.padding_check import CheckedCollator
 from balora.training.processes import check_processes, refuse_reentrant_checkpointing
-from balora.training.repeated_rows import REAL_ROWS, num_real_rows, num_sampled_rows, without_repeated_labels
+from balora.training.regularization_argument import changed_regularization, regularization_of
+from balora.training.repeated_rows import REAL_ROWS, num_real_rows, without_repeated_labels
 from balora.training.saving import SavingMixin
 from balora.training.subsampling import Subsampler
 from balora.training.train_step import TrainStep, infer_task
@@ -54,8 +53,6 @@ from balora.training.trainer_checks import (
     check_sharding,
     describe_small_vocabulary,
     refuse_inactive_adapters,
-    refuse_masked_rows,
-    refuse_training_without_step,
     warn_about_trained_adapter,
 )
 from balora.training.trials import TrialsMixin
@@ -65,7 +62,7 @@ _BOUND = ("method", "_objective", "teacher", "teacher_cache", "logit_cache", "st
 """Attributes of a trainer that hold its model, or what was computed from it."""
 
 
-class RegularizedTrainerMixin(TrialsMixin, SavingMixin):
+class RegularizedTrainerMixin(TrialsMixin, SavingMixin, AnchoredTrainingMixin, EvaluationLossMixin, DataLoadersMixin):
     """Mixin of `BALoraTrainer` with its arguments; place it before a `transformers.Trainer` class in the bases."""
 
     def __init__(
@@ -186,99 +183,6 @@ class RegularizedTrainerMixin(TrialsMixin, SavingMixin):
         refresh_initial_state(self.model)
         logger.info("teacher_head: probe fits the training rows with %.3f", score)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as the Trainer does; with anchors, make or load them first, and measure the drift in the end."""
-        if self.anchors is not None and self.anchor_term is None:
-            self.anchor_term = make_anchor_term(self, self.anchors)
-        result = super().train(*args, **kwargs)
-        found = keep_budgets(self)
-        if found:
-            result.metrics.update(found)
-            self.log(dict(found))
-        return result
-
-    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the anchors' forward and backward, then the Trainer's step; return the sum of both losses."""
-        # DeepSpeed takes one backward in a micro-batch, so there `compute_loss` adds the term.
-        held = self._hold_anchors(model) if self._holds and not self.is_deepspeed_enabled else None
-        loss: Tensor = super().training_step(model, *args, **kwargs)
-        return loss if held is None else loss + held
-
-    def _hold_anchors(self, model: nn.Module) -> Tensor | None:
-        """Add the gradient of the anchors' term to the parameters; return the weighted term, detached."""
-        model.train()
-        # The backward of the micro-batch then sends the sum of both gradients to the other processes.
-        quiet = model.no_sync() if hasattr(model, "no_sync") else contextlib.nullcontext()  # type: ignore[operator]
-        with quiet:
-            with self.compute_loss_context_manager():
-                weighted = self._anchor_loss(model)
-            if weighted is None:
-                return None
-            self.accelerator.backward(weighted)
-        return weighted.detach()
-
-    @property
-    def _holds(self) -> bool:
-        """True if the run has anchors that it trains on."""
-        return self.anchor_term is not None and not self.anchor_term.anchors.measure_only
-
-    def _anchor_loss(self, model: nn.Module) -> Tensor | None:
-        """Return the weighted anchors' term of a micro-batch, on the graph; None if it holds no anchor."""
-        term_of = self.anchor_term
-        assert term_of is not None
-        step, micro_batches = self.state.global_step, getattr(self, "current_gradient_accumulation_steps", 1)
-        term_of.advance(model, step, self._mean_over_processes, self.state.max_steps)
-        term, weight = term_of.loss(model, step, micro_batches)
-        self.loss_meter.add_part("anchor", term, weight, 1.0 / micro_batches)
-        if term is None:
-            return None
-        if not torch.isfinite(term):
-            raise BALoraError(self._nonfinite_message("anchor term", step + 1))
-        term_of.weight.add(step, term)
-        return weight * term
-
-    def get_train_dataloader(self) -> Any:
-        """Return the Trainer's data loader; if the teacher is cached, its batches also carry the keys of their rows."""
-        collate: Any = self.data_collator  # type: ignore[has-type]
-        cached = self.teacher_cache is not None or self.logit_cache is not None
-        if cached and not isinstance(self.train_dataset, IterableDataset):
-            self.data_collator = KeyedCollator(collate)
-        try:
-            with self._padding_checked():
-                loader = super().get_train_dataloader()
-        finally:
-            self.data_collator = collate
-        self._train_rows = num_sampled_rows(loader)
-        refuse_training_without_step(
-            loader, self.train_dataset, self._train_batch_size * self.accelerator.num_processes
-        )
-        refuse_masked_rows(self.train_dataset, self.step.count_items)
-        return loader
-
-    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the Trainer's data loader, which refuses rows that the collator does not pad."""
-        with self._padding_checked():
-            return super().get_eval_dataloader(*args, **kwargs)
-
-    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the Trainer's data loader, which refuses rows that the collator does not pad."""
-        with self._padding_checked():
-            return super().get_test_dataloader(*args, **kwargs)
-
-    @contextlib.contextmanager
-    def _padding_checked(self) -> Iterator[None]:
-        """Give the data loaders that are made meanwhile a `CheckedCollator`."""
-        collate: Any = self.data_collator
-        checked: Any = CheckedCollator(collate, self.task)
-        self.data_collator = checked
-        try:
-            yield
-        finally:
-            self.data_collator = collate
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> None:
-        """Keep the order of evaluation rows: the Trainer would group them by length as in training, and mix up predictions."""
-
     def compute_loss(
         self,
         model: nn.Module,
@@ -335,36 +239,7 @@ class RegularizedTrainerMixin(TrialsMixin, SavingMixin):
         self.loss_meter.add(parts, weights, share, **extra)
         return (loss, outputs) if return_outputs else loss
 
-    _loss_only = False
     _num_targets: Tensor | int = 0
-    _train_rows: int | None = None
-    _eval_rows: int | None = None
-
-    def _rows_per_process(self, batch_size: int) -> int:
-        return batch_size // self.accelerator.num_processes if self.accelerator.split_batches else batch_size
-
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> Any:
-        """Run the Trainer's loop; its loss becomes the mean over all targets (tokens or examples) of the dataset.
-
-        The Trainer's is a mean over batches, which depends on the batch size and on the number of processes.
-        """
-        self._eval_rows, self._eval_losses = num_sampled_rows(dataloader), []
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        losses, self._eval_losses = self._eval_losses, []
-        if losses:
-            values, counts = (torch.stack([torch.as_tensor(pair[i]).cpu() for pair in losses]).double() for i in (0, 1))
-            sums = torch.stack([(values * counts).sum(), counts.sum()])
-            if self.accelerator.num_processes > 1:
-                sums = self.accelerator.gather(sums.to(self.args.device)[None]).sum(0).cpu()
-            output.metrics[f"{metric_key_prefix}_loss"] = float(sums[0] / sums[1].clamp_min(1))
-        return output
 
     _tokens: Tensor | int = 0
 
@@ -372,16 +247,6 @@ class RegularizedTrainerMixin(TrialsMixin, SavingMixin):
         """Return the tokens, without padding, that were trained on since the last call, estimated over all processes."""
         tokens, self._tokens = int(self._tokens) * self.accelerator.num_processes, 0
         return tokens
-
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> Any:
-        """Run the Trainer's prediction step; if only the loss is needed, the fused path computes no logits."""
-        self._loss_only, trained = prediction_loss_only, self._num_targets
-        try:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-        finally:
-            self._loss_only, self._num_targets = False, trained  # the Trainer counts evaluation targets the same way
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor | None:
         """Count the targets (tokens or examples) of the accumulated batch on all devices; at least 1."""
@@ -449,50 +314,6 @@ class RegularizedTrainerMixin(TrialsMixin, SavingMixin):
         if self.accelerator.num_processes == 1:
             return values
         return self.accelerator.reduce(values.to(self.args.device), reduction="mean").cpu()
-
-
-def regularization_of(value: Any, task: str, objective: Mapping[str, Any] | None = None) -> RegularizationConfig:
-    """Return the regularization that a value means: an object, ``on``, ``off``, or changes to the paper's values for the task.
-
-    Args:
-        value: `RegularizationConfig`, ``on`` or ``off`` (or true or false), a mapping of its fields, or None for the default.
-        task: Task of the model.
-        objective: Settings of the method's own objective, which then are the default.
-
-    Raises:
-        BALoraError: A field is unknown, or a value is not allowed.
-
-    Example:
-        >>> regularization_of("off", "generation") == RegularizationConfig.off()
-        True
-        >>> regularization_of({"consistency": 0.1}, "generation").diversity  # the paper's
-        0.005
-    """
-    if value is None and objective:
-        return RegularizationConfig.of_objective(objective)
-    try:
-        return build_regularization(value, task, True, objective)
-    except Problems as error:
-        raise_all(error.problems, "The argument regularization cannot be used")
-        raise
-
-
-def changed_regularization(config: RegularizationConfig, changes: Mapping[str, Any]) -> RegularizationConfig:
-    """Return the regularization with some fields changed, as a search does.
-
-    Raises:
-        BALoraError: A field is unknown, or a value is not allowed.
-
-    Example:
-        >>> changed_regularization(RegularizationConfig(), {"consistency": 0.1}).consistency
-        0.1
-    """
-    known = [field.name for field in dataclasses.fields(RegularizationConfig)]
-    if wrong := [name for name in changes if name not in known]:
-        raise BALoraError(
-            f"The search space has regularization.{wrong[0]}, and there is no such field.{suggest(wrong[0], known)}"
-        )
-    return dataclasses.replace(config, **changes)
 
 
 def count_tokens(inputs: dict[str, Any], labels: Tensor, task: str) -> Tensor | int:
