@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from balora.anchoring.rows import AnchorRows, collate, positions, rows_per_step, split_evenly
+from balora.anchoring.rows import AnchorRows, collate, positions, rows_of_part, rows_per_step, split_evenly
 from balora.errors import BALoraError
 
 ROWS = [{"input_ids": [1, 2 + number, 3][: 2 + number % 2]} for number in range(10)]
@@ -63,6 +65,17 @@ def test_parts_are_even_and_complete(parts):
     ) <= 1
 
 
-def test_every_process_has_as_many_rows():
-    assert rows_per_step(0.25, 1000.0, 100.0, processes=2) == 2
-    assert rows_per_step(0.25, 1200.0, 100.0, processes=2) == 4
+def test_the_number_of_rows_does_not_depend_on_the_processes_but_each_has_one():
+    assert [rows_per_step(0.25, 1200.0, 100.0, processes=n) for n in (1, 2, 4)] == [3, 3, 4]
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 12))
+def test_parts_of_a_step_have_each_row_once_and_no_process_waits(processes, micro_batches, more):
+    rows = list(range(processes + more))
+    parts = [
+        [rows_of_part(rows, micro, micro_batches, process, processes) for process in range(processes)]
+        for micro in range(micro_batches)
+    ]
+    assert sorted(row for micro in parts for own in micro for row in own) == rows
+    assert all(len({bool(own) for own in micro}) == 1 for micro in parts)
+    assert rows_of_part(rows, micro_batches, micro_batches, 0, processes) == []

@@ -12,7 +12,7 @@ from balora.checkpoints import checkpoint as ckpt
 from processes import run_script
 
 GLOBAL = ("global generation", "global classification", "global features")
-RUNS = ("generation", "full", "classification", "fitted head", *GLOBAL)
+RUNS = ("generation", "full", "classification", "fitted head", *two_processes.HELD, *GLOBAL)
 
 
 @pytest.fixture(scope="module")

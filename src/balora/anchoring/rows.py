@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import math
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -117,14 +116,34 @@ def _order(seed: int, size: int, turn: int) -> list[int]:
 
 
 def rows_per_step(share: float, tokens_per_step: float, tokens_per_anchor: float, processes: int = 1) -> int:
-    """Return the anchors of an optimizer step: ``share`` tokens for each token of the task, the same for each process.
+    """Return the anchors of an optimizer step: ``share`` tokens for each token of the task, at least one for each process.
 
     Example:
         >>> rows_per_step(0.25, 1024.0, 128.0), rows_per_step(0.25, 8.0, 128.0), rows_per_step(0.25, 1024.0, 128.0, 4)
         (2, 1, 4)
     """
-    count = max(round(share * tokens_per_step / max(tokens_per_anchor, 1.0)), 1)
-    return math.ceil(count / processes) * processes
+    return max(round(share * tokens_per_step / max(tokens_per_anchor, 1.0)), processes)
+
+
+def rows_of_part(rows: Sequence[int], micro: int, micro_batches: int, process: int, processes: int) -> list[int]:
+    """Return the rows of a step that one process takes in one micro-batch.
+
+    All micro-batches of all processes have each row once. In a micro-batch either every process has rows or none has:
+    a sharded model runs in all processes together.
+
+    Args:
+        rows: At least as many as there are processes.
+        micro: Number of the micro-batch, from 0. Beyond ``micro_batches`` there are no rows.
+
+    Example:
+        >>> [rows_of_part([1, 2, 3], 0, 1, process, 2) for process in (0, 1)]
+        [[1], [2, 3]]
+    """
+    used = min(len(rows) // processes, micro_batches)  # micro-batches that have rows, at equal distances
+    number = micro * used // micro_batches
+    if micro >= micro_batches or (micro + 1) * used // micro_batches == number:
+        return []
+    return split_evenly(rows, used * processes, number * processes + process)
 
 
 def split_evenly(rows: Sequence[int], parts: int, part: int) -> list[int]:

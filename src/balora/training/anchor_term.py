@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from balora.anchoring.budget import OBSERVATIONS, WINDOW, BudgetWeight
 from balora.anchoring.correction import Drift
-from balora.anchoring.rows import AnchorRows, collate, positions, rows_per_step, split_evenly
+from balora.anchoring.rows import AnchorRows, collate, positions, rows_of_part, rows_per_step
 from balora.anchoring.teacher import AnchorTeacher
 from balora.anchors import Anchors
 from balora.errors import BALoraError
@@ -179,11 +179,7 @@ class AnchorTerm:
     def _drawn(self, step: int, micro: int, micro_batches: int) -> tuple[list[int], float]:
         """Return this process's rows of a micro-batch, and the compared positions of the whole optimizer step."""
         rows = self.rows.at(step // self.anchors.every * self.per_step, self.per_step)
-        per_process = list(range(self.per_step // self.processes))
-        sizes = [len(split_evenly(per_process, micro_batches, part)) for part in range(micro_batches)]
-        first = sum(sizes[:micro]) * self.processes
-        size = sizes[micro] if micro < micro_batches else 0
-        own = rows[first + self.process * size : first + (self.process + 1) * size]
+        own = rows_of_part(rows, micro, micro_batches, self.process, self.processes)
         return own, float(sum(self.counts[row] for row in rows))
 
     def _batch(self, rows: Sequence[int]) -> dict[str, Tensor]:
