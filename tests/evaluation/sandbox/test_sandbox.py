@@ -53,6 +53,8 @@ def processes() -> int:
             "passed",
         ),
         ("print('passed')", "passed"),
+        ("print('\\ud800')", "passed"),
+        ("\ufeffx = 1", "passed"),
     ],
 )
 def test_the_outcome_of_a_harmless_program(sandbox: Sandbox, program: str, result: str) -> None:

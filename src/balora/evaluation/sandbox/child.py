@@ -137,6 +137,9 @@ def _confine(settings: dict[str, Any], user: int | None) -> None:
     for stream in (0, 1, 2):
         os.dup2(null, stream)
     os.close(null)
+    for output in (sys.stdout, sys.stderr):
+        if output is not None:  # a lone surrogate can be printed, as in the harness of HumanEval
+            output.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if user is not None:
         _change_user(user)
     for name, value in settings["limits"].items():
@@ -154,7 +157,7 @@ def _run_program(program: str) -> types.ModuleType:
     """
     module = types.ModuleType("program")
     sys.modules["program"] = module
-    exec(compile(program, "program.py", "exec"), module.__dict__)
+    exec(compile(program.removeprefix("\ufeff"), "program.py", "exec"), module.__dict__)
     return module
 
 
