@@ -28,9 +28,9 @@ def test_a_short_run_at_a_constant_rate_ends_near_the_budget(tmp_path):
     budget = 0.3 * sum(history(free, "consistency")[-30:]) / 30
     run = trainer(adapted(), tmp_path / "b", config=budgeted(budget, consistency=0.5), **steps)
     metrics = run.train().metrics
-    # At the weight it began with, the term is three times the budget. What is above the budget is taken off at the end.
+    # The weight follows a target above the budget, and what is above the budget is taken off at the end.
     assert metrics["consistency_reached"] == pytest.approx(budget, rel=0.35)
-    assert metrics["consistency_budget"] == budget and metrics["consistency_final_weight"] > 0.5
+    assert metrics["consistency_budget"] == budget and metrics["consistency_final_weight"] != 0.5
 
 
 def test_the_weight_has_no_schedule_and_is_the_same_in_any_split_of_the_batch(tmp_path):

@@ -28,7 +28,7 @@ LARGEST_DISTANCE = 1.0
 """Largest relative distance that one observation counts: a move up is a factor of at most exp(0.4) = 1.49."""
 SMOOTHING = 0.6
 """Weight that the past keeps in the moving average of the drift when an observation comes."""
-MARGINS = (2.0, 1.35)
+MARGINS = (3.0, 2.0)
 """Target over the budget at the start and at the end of a run, in a straight line between. A part of the drift falls away while
 the learning rate falls. The end of the run takes the rest off (`balora.anchoring.correction`): it can
 lower a drift, and cannot raise one."""
@@ -40,7 +40,7 @@ class BudgetWeight:
     r"""λ that follows a budget for the drift at the end of the run.
 
     .. math:: \log \lambda \leftarrow \log \lambda + \eta \, \mathrm{clip}\big(\bar L_A / t - 1\big), \qquad
-              t = (2 - 0.65 \cdot \mathrm{progress}) \cdot \mathrm{budget}
+              t = (3 - \mathrm{progress}) \cdot \mathrm{budget}
 
     The distance is relative and not a logarithm: observations are noisy, and the logarithm of a noisy mean is too low on average.
 
@@ -53,7 +53,7 @@ class BudgetWeight:
         >>> weight.observe(0.04)  # the first window is the start of the run, and moves nothing
         1.0
         >>> round(weight.observe(0.04), 2)
-        1.49
+        1.14
     """
 
     def __init__(self, weight: float, budget: float | None) -> None:
