@@ -70,7 +70,7 @@ CASES = {
     "more tokens": (more_tokens, "has 100 tokens and the model"),
     "a random head": (random_head, "1 tensors would be random, such as lm_head.weight"),
     "a missing layer": (missing_layer, "1 tensors would be random, such as model.layers.0.mlp.up_proj.weight"),
-    "other sizes": (other_sizes, "would be random|cannot be loaded"),
+    "other sizes": (other_sizes, "do not have the sizes"),
     "no such optimizer": (lambda **_: ["training.optim=galore_adamw", "training.optim_target_modules=all-linear"], "galore"),
     "an optimizer of another kind": (lambda **_: ["training.optim=sgd", "method={name: lorafa, rank: 4}"], "asks for SGD"),
     "rows that the cache lacks": (unfinished_cache, "lacks 1 of the 25 training rows"),

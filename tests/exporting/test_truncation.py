@@ -92,4 +92,4 @@ def test_a_lora_with_more_than_linear_layers_is_not_for_vllm(tmp_path: Path, key
     config = {"r": 4, "base_model_name_or_path": "owner/name", key: [1]}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     lines = serving_lines(tmp_path)
-    assert lines[0] == f"balora chat {tmp_path}" and "use --to merged" in lines[1] and "serve" not in lines[1]
+    assert lines[0] == f"balora chat {tmp_path}" and "use --to merged" in lines[1] and "vllm serve" not in lines[1]

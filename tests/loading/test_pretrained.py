@@ -352,7 +352,7 @@ def test_weights_for_fewer_layers_are_refused(llama):
 
 def test_weights_of_another_shape_are_refused(llama):
     edit_config(llama, intermediate_size=64)
-    assert "cannot be loaded" in refused(llama)
+    assert "should be 32 x 64" in refused(llama)
     assert "do not fill" in refused(llama, "classification", num_labels=2)
 
 

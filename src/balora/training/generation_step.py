@@ -3,7 +3,6 @@
 Shapes: B sequences, T positions, M valid tokens, d hidden size, V vocabulary.
 """
 
-import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable
@@ -19,10 +18,9 @@ from balora.losses import HiddenStates, LinearHead, Logits, LossParts, LossTerms
 from balora.losses.collectives import agreed
 from balora.losses.generation import fused_loss
 from balora.losses.reference import reference_loss
-from balora.models.adapted_model import base_model_of, evaluating
+from balora.models.adapted_model import base_model_of
 from balora.models.fsdp import is_sharded
 from balora.models.hidden_states import HiddenStateExtractor, valid_targets, without_virtual_tokens
-from balora.models.last_layer import LastLayer
 from balora.models.router_loss import router_loss
 from balora.objective import Objective
 from balora.teacher.cache import TeacherCache
@@ -55,10 +53,6 @@ class GenerationStep(TrainStep):
         self.headless = HiddenStateExtractor(model)
         self._fused = None if objective.loss_path == "fused" else False
         self._basis: SpectralBasis | None = None
-        self.skip_unused = True
-        """Whether the last layer runs at the target positions alone, where that gives the same numbers (`LastLayer`)."""
-        self._last_layer = LastLayer(model)
-        self._skip_is_exact: bool | None = None
 
     def count_items(self, labels: Tensor) -> Tensor:
         """Return the number of valid target tokens as a scalar tensor."""
@@ -206,33 +200,9 @@ class GenerationStep(TrainStep):
         if use_basis and self._basis is None:
             # Factor the frozen head once, before the forward: afterwards the activations need the memory.
             self._basis = SpectralBasis.from_head(head.weight_VD, head.bias_V)
-        with self._at_targets(model, inputs, mask_BT):
-            hidden_BTd, outputs = self.headless.hidden_states(model, inputs)
+        hidden_BTd, outputs = self.headless.hidden_states(model, inputs)
         hidden_Md = without_virtual_tokens(hidden_BTd, mask_BT)[mask_BT].to(head.weight_VD.dtype)
         return HiddenStates(hidden_Md, head, self._basis if use_basis else None), outputs
-
-    def _at_targets(
-        self, model: nn.Module, inputs: dict[str, Any], mask_BT: Tensor
-    ) -> contextlib.AbstractContextManager[None]:
-        """Leave the last layer out at positions that nobody reads; tested on the first batch."""
-        if not self.skip_unused or not self._last_layer.usable(model):
-            return contextlib.nullcontext()
-        if self._skip_is_exact is None:
-            exact = self._last_layer_is_position_wise(model, inputs, mask_BT)
-            self._skip_is_exact = agreed(exact, mask_BT.device)
-        return self._last_layer.only_at(mask_BT) if self._skip_is_exact else contextlib.nullcontext()
-
-    def _last_layer_is_position_wise(self, model: nn.Module, inputs: dict[str, Any], mask_BT: Tensor) -> bool:
-        """Return whether the hidden states at the targets are the same if the last layer runs there alone."""
-        # Every second position, so that the layer is left out at some positions even if all are targets.
-        some_BT = mask_BT & (torch.arange(mask_BT.shape[1], device=mask_BT.device) % 2 == 0)
-        with evaluating(self.model):
-            expected = without_virtual_tokens(self.headless.hidden_states(model, inputs)[0], some_BT)[some_BT]
-            with self._last_layer.only_at(some_BT):
-                found = without_virtual_tokens(self.headless.hidden_states(model, inputs)[0], some_BT)[some_BT]
-        narrow = found.dtype.itemsize < 4 or torch.is_autocast_enabled(found.device.type)
-        tolerance = (2e-2 if narrow else 1e-4) * expected.abs().max().clamp_min(1e-6) if len(expected) else 0.0
-        return bool(((found - expected).abs() <= tolerance).all())
 
     def _teacher_outputs(
         self,
@@ -257,8 +227,7 @@ class GenerationStep(TrainStep):
         head: LinearHead | None = None
         with self.teacher.active():
             if fused:
-                with self._at_targets(model, selected, selected_BT):
-                    hidden_BTd, _ = self.headless.hidden_states(model, selected)
+                hidden_BTd, _ = self.headless.hidden_states(model, selected)
                 head = self.headless.head()
                 assert head is not None
                 hidden_BTd = without_virtual_tokens(hidden_BTd, selected_BT)

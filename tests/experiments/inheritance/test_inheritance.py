@@ -125,6 +125,7 @@ def test_one_seed_decides_nothing(packaged: Measures):
     assert set(answers(laboratory(packaged, {("flawed", "lora"): 0.9}, seeds=1)).values()) == {"not decided"}
 
 
+@pytest.mark.slow
 def test_the_laboratory_runs_and_leaves_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(starts, "STEPS", 2)
     experiment = EXPERIMENTS["inheritance"]
