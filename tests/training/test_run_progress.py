@@ -77,6 +77,11 @@ def test_a_result_has_three_lines_and_commands_to_copy() -> None:
     assert lines[:2] == ["Trained 12 steps in 1:15, loss 0.5", "Evaluation: loss 0.25"]
     assert lines[2].startswith("Saved in runs/a b/adapter: 1,234 trained parameters of m")
     assert "not measured" in result_lines(CONFIG, {}, 12, Path("x"), 1)[1]
+    held = {"anchor_drift": 0.0312, "anchor_drift_error": 0.002, "anchor_budget": 0.03, "anchor_scale": 0.93}
+    line = result_lines(CONFIG, held, 12, Path("x"), 1)[0]
+    assert line.endswith(
+        "drift 0.0312 ± 0.002 nats a token on the anchors held out (budget 0.03), 93% of the change kept"
+    )
     assert next_commands(CONFIG, Path("runs/a b"))[0] == "balora chat 'runs/a b'"
 
 

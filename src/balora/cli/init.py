@@ -22,6 +22,7 @@ _CHARACTERS_PER_TOKEN = 3.5
 _LENGTHS = (128, 256, 512, 1024, 2048)
 _SHOWN_CLASSES = 8
 _HOLD_OUT_FROM = 40
+_ANCHOR_HINT = "anchor: generated      # hold what the model knew, on text that it writes itself; no data is needed"
 """Rows from which some of them are kept for evaluation."""
 
 
@@ -155,7 +156,10 @@ def _values(
     hints = {
         "method": ["target_modules: all-linear    # or a list, such as [q_proj, v_proj]"],
         "training": ["bf16: true                    # on a GPU that has it"],
-        "": ["regularization: off    # plain PiSSA; or the weights, such as {consistency: 0.025}"],
+        "": [
+            *([_ANCHOR_HINT] if is_text else []),
+            "regularization: off    # plain PiSSA; or the weights, such as {consistency: 0.025}",
+        ],
     }
     return apply_overrides(values, overrides), said, hints
 

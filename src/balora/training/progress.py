@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -245,13 +246,24 @@ def result_lines(
         if name.startswith("eval_") and not name.endswith(_HIDDEN) and name != "eval_epoch"
     ]
     evaluation = f"Evaluation: {', '.join(scores)}" if scores else "Evaluation: not measured (no rows in data.eval)"
-    anchor = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in metrics.items() if name.startswith("anchor_")]
     peak = f", peak memory {metrics['peak_memory_mib']:,.0f} MiB" if "peak_memory_mib" in metrics else ""
     return [
-        ", ".join([*training, *anchor]),
+        ", ".join([*training, *_anchor_results(metrics)]),
         evaluation,
         f"Saved in {printable(str(saved))}: {trainable:,} trained parameters of {config.model}{peak}",
     ]
+
+
+def _anchor_results(metrics: dict[str, float]) -> list[str]:
+    """Describe the drift on the anchors that were held out, and what a budget did."""
+    if "anchor_drift" not in metrics:
+        return []
+    error, part = metrics.get("anchor_drift_error", math.nan), metrics.get("anchor_scale", 1.0)
+    drift = f"drift {metrics['anchor_drift']:.3g}" + (f" ± {error:.1g}" if math.isfinite(error) else "")
+    asked = f" (budget {metrics['anchor_budget']:g})" if "anchor_budget" in metrics else ""
+    return [f"{drift} nats a token on the anchors held out{asked}"] + (
+        [f"{part:.0%} of the change kept"] if part < 1 else []
+    )
 
 
 def next_commands(config: RunConfig, run: Path) -> list[str]:
