@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import balora
 import session_runs
 from balora.objective import Objective
-from balora.training.generation_step import GenerationStep
+from balora.training.steps.generation_step import GenerationStep
 from result_rows import Rows, summary
 from session_inputs import DEVICE, Inputs, argument_parser, attempt, prepare
 

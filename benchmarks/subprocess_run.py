@@ -12,7 +12,7 @@ from typing import Any
 from shapes import Shape
 
 _MMAP_THRESHOLD = -3  # glibc's M_MMAP_THRESHOLD
-PRELOADED = ["torch", "transformers", "peft", "balora.training.generation_step", "variants"]
+PRELOADED = ["torch", "transformers", "peft", "balora.training.steps.generation_step", "variants"]
 
 
 def measure(variant: str, shape: Shape, steps: int = 2, *, returned: bool = False) -> dict[str, Any]:

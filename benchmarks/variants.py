@@ -32,9 +32,9 @@ from balora.objective import Objective
 from balora.teacher.cache import TeacherCache, TeacherIdentity
 from balora.teacher.cache_builder import TeacherCacheBuilder
 from balora.teacher.row_keys import row_key
-from balora.training.anchor_term import AnchorTerm
-from balora.training.generation_step import GenerationStep
-from balora.training.subsampling import SequenceMask
+from balora.training.anchors.anchor_term import AnchorTerm
+from balora.training.steps.generation_step import GenerationStep
+from balora.training.steps.subsampling import SequenceMask
 from reference import CONSISTENCY, DIVERSITY, SPECTRAL, reference_loss
 from shapes import Shape
 

@@ -7,7 +7,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from balora.config.run_config import DataConfig
-from balora.data.chat import ChatEncoder
+from balora.data.conversations.chat import ChatEncoder
 from balora.data.examples import load_examples
 from balora.data.tokenize import tokenize_examples
 from balora.errors import BALoraError

@@ -7,10 +7,10 @@ import json
 import pytest
 
 from balora.config.run_config import DataConfig
-from balora.data import rendering
-from balora.data.chat import ChatEncoder
+from balora.data.conversations import rendering
+from balora.data.conversations.chat import ChatEncoder
+from balora.data.conversations.rendering import Unrenderable
 from balora.data.examples import load_examples
-from balora.data.rendering import Unrenderable
 from balora.data.tokenize import tokenize_examples
 from balora.errors import BALoraError
 from tiny import tiny_tokenizer

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from balora.data.chat_templates import set_chat_template
-from balora.data.completion import complete, sample_of, task_for
+from balora.data.conversations.chat_templates import set_chat_template
+from balora.data.conversations.completion import complete, sample_of, task_for
+from balora.data.conversations.rendering import render_chat, render_marked
 from balora.data.detection import Detected, detect
-from balora.data.rendering import render_chat, render_marked
 from balora.errors import BALoraError
 from tiny import tiny_tokenizer
 

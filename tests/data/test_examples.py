@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from balora.config.run_config import DataConfig
+from balora.data.classes.labels import LabelSet, find_labels, label_key
 from balora.data.examples import load_examples
-from balora.data.labels import LabelSet, find_labels, label_key
 from balora.errors import BALoraError
 
 

@@ -19,8 +19,8 @@ import pytest
 
 from balora.config.run_config import DataConfig
 from balora.data.examples import load_examples
-from balora.data.readers import read_splits, read_table
-from balora.data.sources import open_source, read_tables
+from balora.data.files.readers import read_splits, read_table
+from balora.data.files.sources import open_source, read_tables
 from balora.errors import BALoraError
 from balora.evaluation.data import HubDataset, read_rows
 

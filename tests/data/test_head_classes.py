@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from balora.config.run_config import DataConfig
+from balora.data.classes.head_classes import match_head
+from balora.data.classes.labels import LabelSet
 from balora.data.examples import load_examples
-from balora.data.head_classes import match_head
-from balora.data.labels import LabelSet
 
 
 def classify(train: str, **more) -> DataConfig:

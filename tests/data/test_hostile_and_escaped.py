@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from balora.data import compressed
-from balora.data.readers import read_table
+from balora.data.files import compressed
+from balora.data.files.readers import read_table
 from balora.errors import BALoraError
 
 LARGE = 24 << 20

@@ -11,10 +11,11 @@ import datasets
 import pytest
 
 from balora.config.run_config import DataConfig
-from balora.data import data_cache, examples, parallel_encoding, tokenize, turn_frames
+from balora.data import data_cache, examples, parallel_encoding, tokenize
+from balora.data.conversations import turn_frames
 from balora.data.examples import load_examples
-from balora.data.lazy_rows import JsonLines
-from balora.data.readers import read_table
+from balora.data.files.lazy_rows import JsonLines
+from balora.data.files.readers import read_table
 from balora.data.tokenize import tokenize_examples
 from balora.errors import BALoraError
 from tiny import tiny_tokenizer
@@ -137,7 +138,7 @@ def test_the_quick_way_through_conversations_gives_what_the_careful_way_gives(js
     monkeypatch.setattr(turn_frames.TurnFrames, "is_known", lambda self, roles: False)
     careful = run(data, tokenizer)[1]
     monkeypatch.undo()
-    from balora.data.chat import ChatEncoder
+    from balora.data.conversations.chat import ChatEncoder
 
     own = ChatEncoder._careful
     monkeypatch.setattr(ChatEncoder, "_careful", lambda self, *a: careful_renderings.append(1) or own(self, *a))

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from balora.data.readers import read_table
-from balora.data.tables import BadRows, join
+from balora.data.files.readers import read_table
+from balora.data.files.tables import BadRows, join
 from balora.errors import BALoraError
 
 ROWS = [{"q": 'one, "two"\nthree', "a": "1"}, {"q": "vier – ✓", "a": "2"}]

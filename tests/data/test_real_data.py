@@ -12,7 +12,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from balora.config.run_config import RunConfig
 from balora.data.collate import make_collator
 from balora.data.examples import load_examples
-from balora.data.readers import read_table
+from balora.data.files.readers import read_table
 from balora.data.tokenize import tokenize_examples
 
 PAIR = {"prompt": "question", "response": "answer"}

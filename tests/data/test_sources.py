@@ -9,8 +9,8 @@ import pytest
 from huggingface_hub import constants
 
 from balora.config.run_config import DataConfig
-from balora.data.hub import looks_local, unreachable
-from balora.data.sources import open_source, read_tables
+from balora.data.files.hub import looks_local, unreachable
+from balora.data.files.sources import open_source, read_tables
 from balora.errors import BALoraError
 
 

@@ -7,10 +7,10 @@ import pytest
 
 from balora.config.data_columns import data_problems
 from balora.config.run_config import DataConfig, RunConfig
+from balora.data.classes.verbalizer import UNREADABLE, read_class, read_score, score_word
 from balora.data.examples import load_examples
 from balora.data.prompts import render_prompt, template_of
 from balora.data.tokenize import tokenize_examples
-from balora.data.verbalizer import UNREADABLE, read_class, read_score, score_word
 from balora.errors import BALoraError
 
 

@@ -15,7 +15,7 @@ from balora.methods import METHODS
 from balora.methods.adaptation import check_options
 from balora.methods.quantization.quantized_linear import QuantizedLinear
 from balora.models.hidden_states import HiddenStateExtractor
-from balora.training.train_step import infer_task
+from balora.training.steps.train_step import infer_task
 from families import FAMILIES
 from tiny import tiny_bert, tiny_llama, tiny_t5
 

@@ -13,7 +13,7 @@ from balora import turns
 from balora.evaluation import results
 from balora.evaluation.engines.transformers import own_batches
 from balora.evaluation.results import Journal
-from balora.training.joined import own_device
+from balora.training.distributed.joined import own_device
 
 
 @pytest.mark.parametrize("processes", [2, 3])

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import balora as library
-from balora.data.chat_templates import CHAT_TEMPLATES
+from balora.data.conversations.chat_templates import CHAT_TEMPLATES
 from balora.errors import BALoraError
 from balora.exporting import upload as uploading
 from balora.exporting.gguf import gguf_notes

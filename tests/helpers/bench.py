@@ -8,9 +8,9 @@ import balora
 from balora import PretrainedTeacher, RegularizationConfig
 from balora.methods import METHODS
 from balora.objective import Objective
-from balora.training.classification_step import ClassificationStep
-from balora.training.generation_step import GenerationStep
-from balora.training.train_step import infer_task
+from balora.training.steps.classification_step import ClassificationStep
+from balora.training.steps.generation_step import GenerationStep
+from balora.training.steps.train_step import infer_task
 from tiny import labelled_rows, pad_rows, pair_rows, token_rows
 
 SMALL = {

@@ -14,7 +14,7 @@ import balora
 from balora import BALoraError, PretrainedTeacher, RegularizationConfig
 from balora.models.hidden_states import HiddenStateExtractor, valid_targets
 from balora.objective import Objective
-from balora.training.generation_step import GenerationStep
+from balora.training.steps.generation_step import GenerationStep
 from balora.training.trainer_checks import initial_divergence
 from tiny import tiny_bart, tiny_bert, tiny_causal, tiny_gpt2, tiny_llama, tiny_t5
 

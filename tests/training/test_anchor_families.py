@@ -9,9 +9,9 @@ from test_anchored_training import moved
 import balora
 from balora import PretrainedTeacher
 from balora.objective import Objective
-from balora.training.classification_step import ClassificationStep
-from balora.training.generation_step import GenerationStep
-from balora.training.train_step import infer_task
+from balora.training.steps.classification_step import ClassificationStep
+from balora.training.steps.generation_step import GenerationStep
+from balora.training.steps.train_step import infer_task
 from families import FAMILIES
 from small_runs import OFF
 

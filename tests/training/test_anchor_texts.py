@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from balora import Anchors, BALoraError
-from balora.training.anchor_source import check_anchors, text_rows
+from balora.training.anchors.anchor_source import check_anchors, text_rows
 
 
 @pytest.fixture

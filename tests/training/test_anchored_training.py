@@ -10,7 +10,7 @@ import torch
 import balora
 from balora import Anchors, BALoraError, RegularizationConfig
 from balora.regularizers import consistency
-from balora.training.anchor_term import STATE
+from balora.training.anchors.anchor_term import STATE
 from small_runs import OFF, Do, Gradients, flat, history, trainer
 from tiny import labelled_rows, tiny_bart, tiny_bert, tiny_llama, tiny_tokenizer
 

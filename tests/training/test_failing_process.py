@@ -11,8 +11,8 @@ import pytest
 import failing
 import launched
 from balora.errors import BALoraError
-from balora.training import peers
-from balora.training.peers import Failure, PeerFailed, Peers, lost_connection
+from balora.training.distributed import peers
+from balora.training.distributed.peers import Failure, PeerFailed, Peers, lost_connection
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from transformers import LlamaConfig
 from balora import Anchors, BALoraError
 from balora.anchoring.rows import AnchorRows, vocabulary_digest
 from balora.data.anchor_texts import read_anchor_texts
-from balora.data.paragraphs import read_paragraphs
-from balora.training.anchor_source import check_anchors
+from balora.data.files.paragraphs import read_paragraphs
+from balora.training.anchors.anchor_source import check_anchors
 from tiny import tiny_tokenizer
 
 ROWS = [{"input_ids": [1, 5, 6, 7]} for _ in range(4)]

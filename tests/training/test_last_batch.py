@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import uneven_processes
-from balora.training.repeated_rows import num_real_rows, num_sampled_rows
+from balora.training.distributed.repeated_rows import num_real_rows, num_sampled_rows
 from processes import run_script
 from small_runs import trainer
 from tiny import labelled_rows, tiny_bert, tiny_llama, token_rows

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 import balora
 from balora.errors import BALoraError
 from balora.models.classifier_head import final_linear
-from balora.training.linear_probe import fit_head
+from balora.training.steps.linear_probe import fit_head
 from tiny import tiny_bert, tiny_roberta
 
 
@@ -46,7 +46,7 @@ def test_regression_is_fitted() -> None:
 def replace_features(monkeypatch, features, labels) -> None:
     """Replace the model's features and labels."""
     found = features.astype(np.float64), labels
-    monkeypatch.setattr("balora.training.linear_probe._collect", lambda model, batches, gather: found)
+    monkeypatch.setattr("balora.training.steps.linear_probe._collect", lambda model, batches, gather: found)
 
 
 def features_and_labels(rows: int = 400, width: int = 32, classes: int = 2) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from balora.data.packing import group_by_capacity, pack
 from balora.errors import BALoraError
 from balora.models.packed_attention import check_packed_attention
 from balora.objective import Objective
-from balora.training.generation_step import GenerationStep
+from balora.training.steps.generation_step import GenerationStep
 from command import Command
 from every_family import tiny_model
 from small_runs import ALL_TERMS, pissa

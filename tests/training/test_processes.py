@@ -16,8 +16,8 @@ import launched
 from balora.checkpoints.run_directory import RECORD, RunDirectory
 from balora.config.run_config import load_run_config
 from balora.errors import BALoraError
-from balora.training import processes
-from balora.training.processes import (
+from balora.training.distributed import processes
+from balora.training.distributed.processes import (
     check_processes,
     check_shared_directory,
     describe_processes,

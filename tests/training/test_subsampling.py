@@ -11,9 +11,9 @@ import torch
 import balora
 from balora import PretrainedTeacher, RegularizationConfig
 from balora.objective import Objective
-from balora.training.classification_step import ClassificationStep
-from balora.training.generation_step import GenerationStep
-from balora.training.subsampling import SequenceMask, Subsampler, select_rows
+from balora.training.steps.classification_step import ClassificationStep
+from balora.training.steps.generation_step import GenerationStep
+from balora.training.steps.subsampling import SequenceMask, Subsampler, select_rows
 from small_runs import ALL_TERMS, CONSTANT, flat, history, pissa, trainer
 from tiny import labelled_rows, pad_rows, pair_rows, tiny_bart, tiny_bert, tiny_llama, token_rows
 

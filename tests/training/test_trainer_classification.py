@@ -14,7 +14,7 @@ import balora
 from balora import BALoraError, RegularizationConfig
 from balora.objective import Objective
 from balora.regularizers import consistency, covariance, spectral_ratio, variance_hinge
-from balora.training.classification_step import ClassificationStep
+from balora.training.steps.classification_step import ClassificationStep
 from small_runs import CONSTANT, OFF, Batches, Gradients, flat, history, pissa, trainer
 from tiny import labelled_rows, pad_rows, tiny_bert, tiny_llama, tiny_roberta
 
@@ -163,7 +163,7 @@ def test_regression_switches_off_constant_terms_and_says_so(tmp_path, caplog):
 
 @pytest.mark.parametrize(("statistics", "notices"), [("local", 1), ("global", 0)])
 def test_global_statistics_count_the_rows_of_all_processes(statistics, notices, monkeypatch):
-    for module in ("balora.objective", "balora.training.classification_step"):
+    for module in ("balora.objective", "balora.training.steps.classification_step"):
         monkeypatch.setattr(f"{module}.world_size", lambda: 2)
     config = RegularizationConfig.for_classification(spectral_target="features", batch_statistics=statistics)
     objective = Objective(config, "classification", num_labels=3)

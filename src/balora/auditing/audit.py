@@ -26,8 +26,8 @@ from balora.checkpoints.lock import locked
 from balora.checkpoints.model_card import with_audit
 from balora.checkpoints.provenance import file_digest, provenance
 from balora.config.run_config import RunConfig
-from balora.data.hub import looks_local
-from balora.data.readers import SUFFIXES
+from balora.data.files.hub import looks_local
+from balora.data.files.readers import SUFFIXES
 from balora.errors import BALoraError, suggest_path
 from balora.evaluation.model_under_test import LoadedModel
 from balora.evaluation.results import json_safe

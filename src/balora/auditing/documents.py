@@ -13,8 +13,8 @@ from typing import Any
 from balora.config.run_config import RunConfig
 from balora.config.sections import DataConfig
 from balora.data.examples import load_examples
-from balora.data.paragraphs import read_paragraphs
-from balora.data.sources import open_source
+from balora.data.files.paragraphs import read_paragraphs
+from balora.data.files.sources import open_source
 from balora.data.streaming import load_run_examples
 from balora.data.tokenize import tokenize_examples
 from balora.errors import BALoraError

@@ -17,9 +17,9 @@ from transformers import BitsAndBytesConfig
 
 from balora.checkpoints.checkpoint import MANIFEST
 from balora.config.run_config import HARMLESS, RunConfig, flatten
-from balora.data.hub import looks_local
+from balora.data.files.hub import looks_local
+from balora.data.files.readers import ENDINGS
 from balora.data.perturbations import describe_perturbations
-from balora.data.readers import ENDINGS
 from balora.errors import hide_passwords
 from balora.files import read_json
 from balora.methods import METHODS

@@ -96,7 +96,7 @@ def chat(
 
 
 def _require_model(name: str) -> None:
-    from balora.data.hub import looks_local
+    from balora.data.files.hub import looks_local
 
     path = Path(name).expanduser()
     if looks_local(name) and not path.exists():

@@ -92,7 +92,7 @@ def init(
 
 def _only_file() -> str:
     """Return the only data file of the current folder."""
-    from balora.data.readers import is_data_file
+    from balora.data.files.readers import is_data_file
 
     files = sorted(path.name for path in Path().iterdir() if path.is_file() and is_data_file(path))
     train = [name for name in files if "train" in name.lower()]
@@ -108,7 +108,7 @@ def _values(
 ) -> tuple[dict[str, Any], list[str], dict[str, list[str]]]:
     """Return the values of the config, sentences about what was found, and comments by section."""
     from balora.config.yaml_loader import apply_overrides
-    from balora.data.completion import COLUMN_KEYS, sample_of, task_for
+    from balora.data.conversations.completion import COLUMN_KEYS, sample_of, task_for
     from balora.data.detection import detect
     from balora.errors import suggest_path
 
@@ -174,7 +174,7 @@ def _columns(value: Any) -> list[str]:
 
 def _lacks_chat_template(model: str) -> bool:
     """Return whether a local model has a tokenizer without a chat template; False for a hub id, which is not loaded here."""
-    from balora.data.chat_templates import has_chat_template
+    from balora.data.conversations.chat_templates import has_chat_template
 
     folder = Path(model).expanduser()
     return (folder / "tokenizer_config.json").is_file() and not has_chat_template(folder)
@@ -225,7 +225,7 @@ def _characters(value: Any) -> int:
 
 def _evaluation(name: str, rows: int) -> str | float | None:
     """Choose the rows to evaluate on: a split of the same folder, a file beside the data, or a part of the rows."""
-    from balora.data.folders import files_by_split
+    from balora.data.files.folders import files_by_split
 
     path = Path(name).expanduser()
     if path.is_dir() and not (path / "dataset_dict.json").is_file() and not (path / "state.json").is_file():

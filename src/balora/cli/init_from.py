@@ -23,7 +23,7 @@ def translated(
         overrides: Keys that win over the translation.
         model: Model in place of the one that the config names.
     """
-    from balora.data.completion import COLUMN_KEYS, task_for
+    from balora.data.conversations.completion import COLUMN_KEYS, task_for
 
     given = read_config(path)
     if data is not None:
@@ -63,7 +63,7 @@ def translated(
 def _weigh(found: Translation) -> None:
     """Turn the probabilities of the sources into weights of their rows, which are counted for that."""
     from balora.config.foreign_data import weights_of
-    from balora.data.completion import sample_of
+    from balora.data.conversations.completion import sample_of
 
     assert found.probabilities is not None
     section = found.values["data"]
@@ -87,7 +87,7 @@ def _weigh(found: Translation) -> None:
 
 def _detected(found: Translation) -> Any:
     """Read the columns off the data, and write them into the translation; a form that is not clear becomes a remark."""
-    from balora.data.completion import sample_of
+    from balora.data.conversations.completion import sample_of
     from balora.data.detection import detect
 
     section = found.values["data"]

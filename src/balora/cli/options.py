@@ -74,11 +74,11 @@ def read_run_config(config: Path, overrides: list[str] | None, *, quiet: bool = 
 
 
 def completed(values: dict[str, Any], *, quiet: bool = False) -> tuple[dict[str, Any], list[str]]:
-    """Fill in the columns and the task that a config leaves out (`balora.data.completion.complete`), and say so."""
+    """Fill in the columns and the task that a config leaves out (`balora.data.conversations.completion.complete`), and say so."""
     data = values.get("data")
     if isinstance(data, dict) and any(data.get(key) is not None for key in _COLUMNS):
         return values, []  # the usual case, which needs no import
-    from balora.data.completion import complete
+    from balora.data.conversations.completion import complete
 
     values, said = complete(values)
     for line in said:

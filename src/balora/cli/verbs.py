@@ -100,11 +100,11 @@ def teacher(
     run_config = read_run_config(config, overrides, quiet=further)
     quiet_libraries(errors_only=further)
     tell = (lambda line: None) if further else typer.echo
-    from balora.training.joined import joined_processes
+    from balora.training.distributed.joined import joined_processes
 
     with joined_processes():
         if anchors is not None:
-            from balora.training.anchor_file import write_anchors
+            from balora.training.anchors.anchor_file import write_anchors
 
             write_anchors(run_config, anchors, tell)
             if run_config.teacher_cache in ("auto", "off"):

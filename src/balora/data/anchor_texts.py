@@ -8,9 +8,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from balora.anchors import Anchors
-from balora.data.paragraphs import read_paragraphs
-from balora.data.rendering import Unrenderable, render_chat
-from balora.data.sources import open_source
+from balora.data.conversations.rendering import Unrenderable, render_chat
+from balora.data.files.paragraphs import read_paragraphs
+from balora.data.files.sources import open_source
 from balora.errors import BALoraError
 
 logger = logging.getLogger("balora")

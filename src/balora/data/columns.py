@@ -9,11 +9,11 @@ from typing import Any
 
 from balora.config.data_columns import number_or_nan
 from balora.config.sections import DataConfig
-from balora.data.labels import LabelSet, is_mark, label_key
-from balora.data.messages import conversation
-from balora.data.tables import BadRows, Row, Table, shorten
+from balora.data.classes.labels import LabelSet, is_mark, label_key
+from balora.data.classes.verbalizer import score_word
+from balora.data.conversations.messages import conversation
+from balora.data.files.tables import BadRows, Row, Table, shorten
 from balora.data.values import MissingLabel, RowProblem, encodable, is_missing
-from balora.data.verbalizer import score_word
 from balora.errors import BALoraError, suggest
 
 # A column, or a value inside one: conversations[0].value

@@ -26,8 +26,8 @@ import transformers
 from filelock import FileLock
 
 from balora.config.sections import DataConfig
-from balora.data.hub import looks_local
-from balora.data.readers import ENDINGS
+from balora.data.files.hub import looks_local
+from balora.data.files.readers import ENDINGS
 from balora.files import read_json
 
 CACHED_FROM = 16 * 2**20
@@ -51,7 +51,7 @@ def fingerprint(*parts: Any) -> str:
 @functools.lru_cache(maxsize=1)
 def _code() -> str:
     digest = hashlib.sha256(f"{datasets.__version__} {transformers.__version__} {tokenizers.__version__}".encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

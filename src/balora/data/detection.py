@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from balora.config.data_columns import Form
-from balora.data.messages import chat_style
-from balora.data.tables import Row
+from balora.data.conversations.messages import chat_style
+from balora.data.files.tables import Row
 from balora.data.values import is_missing
 
 _CHATS = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue")

@@ -13,8 +13,8 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 
 from balora.config.data_columns import Form
-from balora.data.arrow_writer import BATCH, ArrowWriter
-from balora.data.lazy_rows import DatasetRows, Row
+from balora.data.files.arrow_writer import BATCH, ArrowWriter
+from balora.data.files.lazy_rows import DatasetRows, Row
 
 _TEXT = Value("string")
 _MESSAGE = {"role": _TEXT, "content": _TEXT}

@@ -17,17 +17,17 @@ from datasets import Dataset
 
 from balora.config.data_columns import Form
 from balora.config.sections import DataConfig
+from balora.data.classes.head_classes import match_head, match_names
+from balora.data.classes.labels import LabelSet, doubts, find_labels, label_key, placeholders
+from balora.data.classes.unlabelled import leave_out_unlabelled
 from balora.data.columns import check_columns, convert, given_labels, outer_column, used_columns
+from balora.data.conversations.messages import context_columns
 from balora.data.data_cache import cache_directory, cached, files_fingerprint, fingerprint, recorded_messages
 from balora.data.example_writer import END_OF_PART, DatasetExamples, ExampleWriter, content
-from balora.data.head_classes import match_head, match_names
-from balora.data.labels import LabelSet, doubts, find_labels, label_key, placeholders
-from balora.data.lazy_rows import LazyRows, Picked
-from balora.data.messages import context_columns
+from balora.data.files.lazy_rows import LazyRows, Picked
+from balora.data.files.sources import read_tables
+from balora.data.files.tables import BadRows, Table
 from balora.data.perturbations import apply_perturbations
-from balora.data.sources import read_tables
-from balora.data.tables import BadRows, Table
-from balora.data.unlabelled import leave_out_unlabelled
 from balora.errors import BALoraError
 
 logger = logging.getLogger("balora")
@@ -41,7 +41,7 @@ class Examples:
 
     form: Form
     """Form of the examples: ``pair`` (columns prompt, input, response), ``messages`` (messages, location,
-    context; `balora.data.messages`), ``text`` (text),
+    context; `balora.data.conversations.messages`), ``text`` (text),
     ``labelled`` or ``scored`` (text, for pairs text_pair, labels). For seq2seq, classes and scores become a ``pair``."""
     train: Dataset
     eval: Dataset | None

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
-from balora.data.arrow_writer import BATCH, ArrowWriter
+from balora.data.files.arrow_writer import BATCH, ArrowWriter
 
 _LEAST = 5_000
 """Rows from which a further process is worth its start."""

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from balora.config.sections import DataConfig
-from balora.data.labels import LabelSet
-from balora.data.lazy_rows import Picked
-from balora.data.tables import Row
+from balora.data.classes.labels import LabelSet
+from balora.data.files.lazy_rows import Picked
+from balora.data.files.tables import Row
 from balora.errors import BALoraError, suggest
 
 Facts = dict[str, Any]

@@ -24,10 +24,10 @@ from balora.config.sections import DataConfig
 from balora.data.columns import check_columns, convert
 from balora.data.example_writer import to_dataset
 from balora.data.examples import Examples, load_examples
-from balora.data.folders import files_by_split
-from balora.data.hub import load_hub_dataset, looks_local
-from balora.data.readers import ENDINGS, data_suffix, is_data_file, iterate_rows
-from balora.data.tables import BadRows, Row, collect
+from balora.data.files.folders import files_by_split
+from balora.data.files.hub import load_hub_dataset, looks_local
+from balora.data.files.readers import ENDINGS, data_suffix, is_data_file, iterate_rows
+from balora.data.files.tables import BadRows, Row, collect
 from balora.data.tokenize import Encoder, Limit, Tokenized, limit_of, make_encoder
 from balora.errors import BALoraError, suggest_path
 

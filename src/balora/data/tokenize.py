@@ -15,18 +15,18 @@ from transformers import PreTrainedTokenizerBase
 
 from balora.config.data_columns import Form
 from balora.config.sections import DataConfig
-from balora.data.chat import ChatEncoder
 from balora.data.collate import IGNORED
+from balora.data.conversations.chat import ChatEncoder
+from balora.data.conversations.messages import read_conversation
+from balora.data.conversations.rendering import Unrenderable, require_chat_template
+from balora.data.conversations.turn_frames import FramesFail
 from balora.data.data_cache import cached, fingerprint
 from balora.data.examples import Examples
-from balora.data.messages import read_conversation
+from balora.data.files.tables import BadRows
 from balora.data.parallel_encoding import Batch, Encoded, Encoder, Limit, Notes, Outcome, encode_rows
 from balora.data.prompts import bare_ids, render_prompt, separator_of, start_ids, template_of
-from balora.data.rendering import Unrenderable, require_chat_template
 from balora.data.special_text import Marker, has_marks, reader_of_marks
-from balora.data.tables import BadRows
 from balora.data.tokenizer_digest import tokenizer_digest
-from balora.data.turn_frames import FramesFail
 from balora.errors import BALoraError
 
 logger = logging.getLogger("balora")
@@ -192,7 +192,7 @@ def make_encoder(
 ) -> tuple[Encoder, Notes]:
     """Make the function that encodes a batch of examples of this form, and the notes about all batches.
 
-    ``quick`` allows the quick way through conversations (`balora.data.turn_frames`).
+    ``quick`` allows the quick way through conversations (`balora.data.conversations.turn_frames`).
     """
     template = template_of(data)
     marker = Marker(tokenizer, as_tokens=data.special_tokens)

@@ -33,7 +33,7 @@ from balora.models.packed_attention import packing_problem
 from balora.objective import Objective
 from balora.teacher.cache import open_cache
 from balora.teacher.row_keys import row_key
-from balora.training.anchor_source import check_anchors
+from balora.training.anchors.anchor_source import check_anchors
 from balora.training.generative_eval import generative_metrics_for
 from balora.training.run import IGNORED_DATA_SKIP, adapter_arguments, training_arguments
 

@@ -16,7 +16,7 @@ from balora.evaluation.options import EvaluationOptions
 from balora.evaluation.progress import progress
 from balora.evaluation.prompting import Prompting, prompting_for
 from balora.evaluation.results import Journal
-from balora.training.joined import own_device
+from balora.training.distributed.joined import own_device
 from balora.turns import division
 
 

@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from balora.data.hub import load_hub_dataset, looks_local
-from balora.data.readers import ENDINGS
-from balora.data.sources import TablesSource, open_source
-from balora.data.tables import Row
+from balora.data.files.hub import load_hub_dataset, looks_local
+from balora.data.files.readers import ENDINGS
+from balora.data.files.sources import TablesSource, open_source
+from balora.data.files.tables import Row
 from balora.errors import BALoraError, suggest
 from balora.evaluation.problem_files import read_problem_files
 

@@ -62,7 +62,7 @@ def evaluate(
     # Imported here because both import torch, which the package must not do when it is imported.
     from balora.evaluation.context import EvaluationContext
     from balora.evaluation.model_under_test import ModelUnderTest
-    from balora.training.joined import joined_processes
+    from balora.training.distributed.joined import joined_processes
 
     options = options or EvaluationOptions()
     entries = find_tasks(tasks, task_code=options.task_code)

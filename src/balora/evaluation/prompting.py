@@ -7,8 +7,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from balora.config.run_config import RunConfig
+from balora.data.conversations.rendering import Unrenderable, render_chat
 from balora.data.prompts import bare_ids, encode_prompt, render_prompt, separator_of
-from balora.data.rendering import Unrenderable, render_chat
 from balora.data.special_text import mark
 from balora.errors import BALoraError
 from balora.evaluation.options import check_prompt_template

@@ -41,7 +41,7 @@ from balora.methods.scale import check_scale, scale_notice
 from balora.methods.scaling import scale_change, scale_other_tensors
 from balora.models.adapted_model import base_model_of
 from balora.teacher.pretrained import PretrainedTeacher
-from balora.training.train_step import infer_task
+from balora.training.steps.train_step import infer_task
 
 logger = logging.getLogger("balora")
 Form = Literal["lora", "merged"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from balora.data.hub import looks_local, unreachable
+from balora.data.files.hub import looks_local, unreachable
 from balora.errors import BALoraError
 from balora.files import read_json
 

@@ -14,8 +14,8 @@ from datasets import Dataset
 
 from balora.config.run_config import RunConfig
 from balora.data.collate import IGNORED
+from balora.data.conversations.messages import read_conversation
 from balora.data.examples import Examples
-from balora.data.messages import read_conversation
 from balora.data.packing import capacity_of, describe_packing, group_by_capacity
 from balora.data.perturbations import describe_perturbations
 from balora.data.streaming import load_run_examples

@@ -15,9 +15,9 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto import modeling_auto
 
-from balora.data.chat_templates import set_chat_template
 from balora.data.collate import ensure_pad_token
-from balora.data.hub import unreachable
+from balora.data.conversations.chat_templates import set_chat_template
+from balora.data.files.hub import unreachable
 from balora.errors import BALoraError, raise_all
 from balora.loading import model_files
 from balora.loading.languages import set_answer_language, set_languages

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from balora.config.run_config import RunConfig
-from balora.data.hub import looks_local
+from balora.data.files.hub import looks_local
 from balora.errors import suggest_path
 
 _DATA_FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")

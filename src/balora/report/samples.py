@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from balora.config.run_config import RunConfig
-from balora.data.messages import read_conversation
+from balora.data.conversations.messages import read_conversation
 from balora.data.prompts import encode_prompt, render_prompt, separator_of, template_of
 from balora.data.special_text import Marker, has_marks, reader_of_marks
 from balora.data.streaming import load_run_examples

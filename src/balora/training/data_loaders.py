@@ -9,9 +9,9 @@ from torch.utils.data import IterableDataset
 from balora.teacher.cache import TeacherCache
 from balora.teacher.logit_cache import LogitCache
 from balora.teacher.row_keys import KeyedCollator
+from balora.training.distributed.repeated_rows import num_sampled_rows
 from balora.training.padding_check import CheckedCollator
-from balora.training.repeated_rows import num_sampled_rows
-from balora.training.train_step import TrainStep
+from balora.training.steps.train_step import TrainStep
 from balora.training.trainer_checks import refuse_masked_rows, refuse_training_without_step
 
 # At run time the mixin has no base: it is placed before a Trainer class.

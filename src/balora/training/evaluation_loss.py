@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from balora.training.repeated_rows import num_sampled_rows
+from balora.training.distributed.repeated_rows import num_sampled_rows
 
 # At run time the mixin has no base: it is placed before a Trainer class.
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from torch import nn
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from balora.config.run_config import RunConfig
+from balora.data.classes.verbalizer import UNREADABLE, read_class, read_score
 from balora.data.examples import Examples
 from balora.data.tokenize import Tokenized
-from balora.data.verbalizer import UNREADABLE, read_class, read_score
 from balora.errors import BALoraError
 from balora.models.decoding import PLAIN_DECODING
 from balora.models.fsdp import is_sharded

@@ -41,14 +41,11 @@ from balora.methods import adapt, find_method
 from balora.models.packed_attention import check_packed_attention
 from balora.teacher.cache import TeacherIdentity, open_cache
 from balora.teacher.row_keys import row_key
-from balora.training.anchor_source import check_anchors
+from balora.training.anchors.anchor_source import check_anchors
 from balora.training.arguments import training_arguments
 from balora.training.callbacks import EarlyStop, MetricsFile
-from balora.training.generative_eval import GenerativeEvalTrainer, generative_metrics_for
-from balora.training.item_results import ItemRecorder
-from balora.training.metrics import metrics_for
-from balora.training.peers import Peers
-from balora.training.processes import (
+from balora.training.distributed.peers import Peers
+from balora.training.distributed.processes import (
     asked_processes,
     check_shared_directory,
     describe_processes,
@@ -56,6 +53,9 @@ from balora.training.processes import (
     ignored_sharding,
     refuse_separate_processes,
 )
+from balora.training.generative_eval import GenerativeEvalTrainer, generative_metrics_for
+from balora.training.item_results import ItemRecorder
+from balora.training.metrics import metrics_for
 from balora.training.progress import Detail, ProgressBar, RunScreen, next_commands, result_lines
 from balora.training.stopping import StopRequest
 from balora.training.trainer import BALoraTrainer

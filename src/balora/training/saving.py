@@ -23,8 +23,8 @@ from balora.models.adapted_model import base_model_of
 from balora.models.fsdp import gather_tensors, is_finite, is_sharded, reshard
 from balora.teacher.logit_cache import LogitCache
 from balora.teacher.pretrained import PretrainedTeacher
-from balora.training.anchor_term import STATE as ANCHOR_STATE
-from balora.training.anchor_term import AnchorTerm
+from balora.training.anchors.anchor_term import STATE as ANCHOR_STATE
+from balora.training.anchors.anchor_term import AnchorTerm
 from balora.training.hub import push_trained
 from balora.training.stopping import StopRequest
 

@@ -13,7 +13,7 @@ from balora.loading.trained import find_saved
 from balora.methods import load_trainable
 from balora.methods.scale import check_scale
 from balora.methods.scaling import scaled_change
-from balora.training.anchor_source import make_anchor_term
+from balora.training.anchors.anchor_source import make_anchor_term
 from balora.training.run import prepare
 
 FOLDER = "scaled"

@@ -30,21 +30,21 @@ from balora.teacher.cache import TeacherCache
 from balora.teacher.logit_cache import select_caches
 from balora.teacher.pretrained import PretrainedTeacher
 from balora.teacher.row_keys import KEYS
-from balora.training.anchor_term import AnchorTerm
-from balora.training.anchored_training import AnchoredTrainingMixin
+from balora.training.anchors.anchor_term import AnchorTerm
+from balora.training.anchors.anchored_training import AnchoredTrainingMixin
 from balora.training.callbacks import AfterOptimizerStep, GradientCheck
-from balora.training.classification_step import ClassificationStep
 from balora.training.data_loaders import DataLoadersMixin
+from balora.training.distributed.processes import check_processes, refuse_reentrant_checkpointing
+from balora.training.distributed.repeated_rows import REAL_ROWS, num_real_rows, without_repeated_labels
 from balora.training.evaluation_loss import EvaluationLossMixin
-from balora.training.generation_step import GenerationStep
-from balora.training.linear_probe import MAX_ROWS, fit_head
 from balora.training.loss_meter import LossMeter
-from balora.training.processes import check_processes, refuse_reentrant_checkpointing
 from balora.training.regularization_argument import changed_regularization, regularization_of
-from balora.training.repeated_rows import REAL_ROWS, num_real_rows, without_repeated_labels
 from balora.training.saving import SavingMixin
-from balora.training.subsampling import Subsampler
-from balora.training.train_step import TrainStep, infer_task
+from balora.training.steps.classification_step import ClassificationStep
+from balora.training.steps.generation_step import GenerationStep
+from balora.training.steps.linear_probe import MAX_ROWS, fit_head
+from balora.training.steps.subsampling import Subsampler
+from balora.training.steps.train_step import TrainStep, infer_task
 from balora.training.trainer_checks import (
     NO_GRADIENT,
     NO_TARGET,

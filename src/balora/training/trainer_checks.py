@@ -18,7 +18,7 @@ from balora.methods.registry import Method
 from balora.models.adapted_model import evaluating
 from balora.objective import Objective
 from balora.regularizers import consistency
-from balora.training.train_step import TrainStep
+from balora.training.steps.train_step import TrainStep
 
 logger = logging.getLogger("balora")
 NO_TARGET = (

@@ -14,8 +14,8 @@ from balora.errors import BALoraError
 from balora.experiments.compare import Variant, compare, parse_axes, plan, read_variants
 from balora.experiments.compare.rows import is_finished
 from balora.loading.trained import load
-from balora.training import anchor_source
 from balora.training import run as training_run
+from balora.training.anchors import anchor_source
 from balora.training.scaled_evaluation import evaluate_scaled, scaled_metrics
 from comparisons import InProcessEngine
 

@@ -14,7 +14,7 @@ import torch
 from balora import BALoraError
 from balora.config.run_config import RunConfig
 from balora.data.examples import load_examples
-from balora.data.readers import read_table
+from balora.data.files.readers import read_table
 from balora.experiments.compare import LocalEngine, Variant
 from balora.experiments.reproduce import EXPERIMENTS, Paths, Request, dry_run, feature_maps, preparation, reproduce
 from balora.experiments.reproduce.experiment import ABOUT, Results

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from balora.config.run_config import RunConfig
-from balora.data.head_classes import match_names
+from balora.data.classes.head_classes import match_names
+from balora.data.classes.verbalizer import UNREADABLE, read_class, read_score, score_word
 from balora.data.prompts import render_prompt, template_of
 from balora.data.special_text import has_marks, mark, reader_of_marks
 from balora.data.tokenize import limit_of
-from balora.data.verbalizer import UNREADABLE, read_class, read_score, score_word
 from balora.errors import BALoraError
 from balora.evaluation.model_under_test import LoadedModel
 from balora.loading.pretrained import max_positions

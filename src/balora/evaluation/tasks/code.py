@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from balora.data.tables import Row
+from balora.data.files.tables import Row
 from balora.errors import BALoraError
 from balora.evaluation.context import EvaluationContext
 from balora.evaluation.data import HubDataset, Rows

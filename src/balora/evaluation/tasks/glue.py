@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from balora.data.labels import label_key
-from balora.data.verbalizer import UNREADABLE
+from balora.data.classes.labels import label_key
+from balora.data.classes.verbalizer import UNREADABLE
 from balora.errors import BALoraError
 from balora.evaluation.context import EvaluationContext, own_share
 from balora.evaluation.data import HubDataset, Rows, read_rows

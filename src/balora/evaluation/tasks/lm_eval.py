@@ -25,8 +25,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from balora.data.hub import looks_local, unreachable
-from balora.data.readers import SUFFIXES
+from balora.data.files.hub import looks_local, unreachable
+from balora.data.files.readers import SUFFIXES
 from balora.errors import BALoraError
 from balora.evaluation.context import own_share
 from balora.evaluation.engines.transformers import sample_seed

@@ -8,7 +8,7 @@ import abc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from balora.data.tables import Row
+from balora.data.files.tables import Row
 from balora.errors import BALoraError
 from balora.evaluation.data import HubDataset, Rows
 from balora.evaluation.results import Record

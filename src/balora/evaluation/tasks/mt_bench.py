@@ -11,7 +11,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_co
 from pathlib import Path
 from typing import Any
 
-from balora.data.readers import read_table
+from balora.data.files.readers import read_table
 from balora.errors import BALoraError
 from balora.evaluation.context import EvaluationContext, Request
 from balora.evaluation.data import HubDataset, Rows, read_rows

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from balora.data.tables import Row
+from balora.data.files.tables import Row
 from balora.evaluation.context import EvaluationContext, Request
 from balora.evaluation.data import HubDataset, Rows, read_rows
 from balora.evaluation.results import Record, count_answers

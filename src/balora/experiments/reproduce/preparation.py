@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from balora.checkpoints.provenance import file_digest
-from balora.data.readers import read_table
-from balora.data.tables import Row
+from balora.data.files.readers import read_table
+from balora.data.files.tables import Row
 from balora.errors import BALoraError
 from balora.experiments.quickstart.task import test_rows, train_rows
 from balora.experiments.reproduce.experiment import Paths, Preparation

@@ -9,8 +9,8 @@ from typing import Any
 
 from balora.checkpoints.run_directory import read_record
 from balora.config.yaml_loader import apply_overrides
-from balora.data.hub import looks_local
-from balora.data.readers import ENDINGS
+from balora.data.files.hub import looks_local
+from balora.data.files.readers import ENDINGS
 from balora.errors import BALoraError
 from balora.experiments.compare import Cell, Comparison, EvaluationPlan, Variant, compare, lay_out
 from balora.experiments.compare.engines import Engine

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from balora.anchors import Anchors
 from balora.errors import BALoraError
-from balora.training.anchor_source import make_anchor_term
-from balora.training.anchor_term import AnchorTerm
-from balora.training.budgets import keep_budgets
+from balora.training.anchors.anchor_source import make_anchor_term
+from balora.training.anchors.anchor_term import AnchorTerm
+from balora.training.anchors.budgets import keep_budgets
 from balora.training.loss_meter import LossMeter
 
 # At run time the mixin has no base: it is placed before a Trainer class.

@@ -14,7 +14,7 @@ from balora.config.run_config import RunConfig
 from balora.errors import BALoraError
 from balora.loading.pretrained import load_model, load_tokenizer
 from balora.loading.source import ModelSource
-from balora.training.joined import own_device
+from balora.training.distributed.joined import own_device
 from balora.turns import division
 
 

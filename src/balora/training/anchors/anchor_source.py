@@ -26,7 +26,7 @@ from balora.errors import BALoraError, suggest_path
 from balora.loading.pretrained import max_positions
 from balora.methods.quantization.quantized_linear import QuantizedLinear
 from balora.models.adapted_model import base_model_of
-from balora.training.anchor_term import AnchorTerm
+from balora.training.anchors.anchor_term import AnchorTerm
 from balora.turns import divided_among_processes, from_first
 
 logger = logging.getLogger("balora")

@@ -76,7 +76,7 @@ class SequenceMask:
     row_keys: Sequence[bytes] | None = None
     """Keys of all rows of the micro-batch (`balora.teacher.row_keys`) for the teacher's caches; None if unknown."""
     real: int | None = None
-    """Number of rows that count; the others, at the end, are repetitions (`balora.training.repeated_rows`). None: all."""
+    """Number of rows that count; the others, at the end, are repetitions (`repeated_rows`). None: all."""
 
     @property
     def is_empty(self) -> bool:

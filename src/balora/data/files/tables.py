@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from balora.data.lazy_rows import Joined, LazyRows, Locations, Picked
+from balora.data.files.lazy_rows import Joined, LazyRows, Locations, Picked
 from balora.errors import BALoraError
 
 Row = dict[str, Any]

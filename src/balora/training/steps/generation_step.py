@@ -25,9 +25,9 @@ from balora.models.router_loss import router_loss
 from balora.objective import Objective
 from balora.teacher.cache import TeacherCache
 from balora.teacher.pretrained import PretrainedTeacher
-from balora.training.repeated_rows import without_repeated_labels
-from balora.training.subsampling import SequenceMask, select_rows
-from balora.training.train_step import TASK_LOSS_ONLY, TrainStep
+from balora.training.distributed.repeated_rows import without_repeated_labels
+from balora.training.steps.subsampling import SequenceMask, select_rows
+from balora.training.steps.train_step import TASK_LOSS_ONLY, TrainStep
 
 logger = logging.getLogger("balora")
 

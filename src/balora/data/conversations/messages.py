@@ -13,7 +13,7 @@ from typing import Any
 
 from balora.config.data_columns import ROLES
 from balora.config.sections import DataConfig
-from balora.data.tables import Row, shorten
+from balora.data.files.tables import Row, shorten
 from balora.data.values import RowProblem, encodable, is_missing
 
 _RENAMED = {

@@ -11,7 +11,7 @@ import torch
 from torch import distributed as dist
 
 from balora.errors import BALoraError
-from balora.training.peers import Peers
+from balora.training.distributed.peers import Peers
 from balora.turns import divided_among_processes
 
 _LIMIT = datetime.timedelta(days=7)

@@ -18,11 +18,18 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from balora.data.messages import ROLES
-from balora.data.rendering import Span, Unrenderable, marks_generation, render_chat, render_chats, render_marked
+from balora.data.conversations.messages import ROLES
+from balora.data.conversations.rendering import (
+    Span,
+    Unrenderable,
+    marks_generation,
+    render_chat,
+    render_chats,
+    render_marked,
+)
+from balora.data.conversations.turn_frames import Roles, TurnFrames
+from balora.data.files.tables import Row
 from balora.data.special_text import Marker, encode, find, has_marks, mark, special_tokens, unmark
-from balora.data.tables import Row
-from balora.data.turn_frames import Roles, TurnFrames
 from balora.errors import BALoraError
 
 _TRIES = 20
@@ -48,7 +55,7 @@ class ChatEncoder:
     """Tokenization of conversations with one tokenizer. It counts what its notes say."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, marker: Marker | None = None, *, quick: bool = True) -> None:
-        """Take the tokenizer and the marker of special tokens; ``quick`` allows `balora.data.turn_frames`."""
+        """Take the tokenizer and the marker of special tokens; ``quick`` allows `balora.data.conversations.turn_frames`."""
         self._tokenizer, self._marker = tokenizer, marker or Marker(tokenizer)
         self._frames = TurnFrames() if quick else None
         self._as_parts: bool | None = None

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from balora.data.detection import Detected, detect
-from balora.data.hub import load_hub_dataset, looks_local
-from balora.data.readers import COMPRESSIONS, ENDINGS, SPLIT_NAMES, data_suffix, read_splits
-from balora.data.tables import Table, row_locations
+from balora.data.files.hub import load_hub_dataset, looks_local
+from balora.data.files.readers import COMPRESSIONS, ENDINGS, SPLIT_NAMES, data_suffix, read_splits
+from balora.data.files.tables import Table, row_locations
 from balora.errors import BALoraError
 from balora.files import read_json
 
@@ -130,7 +130,7 @@ def sample_of(
             splits = read_splits(path)
             table = splits.get(SPLIT_NAMES.get(wanted, wanted)) or next(iter(splits.values()))
     elif path.exists() or "*" in name or "?" in name:
-        from balora.data.sources import open_source  # imports datasets, which takes a second
+        from balora.data.files.sources import open_source  # imports datasets, which takes a second
 
         table = open_source(name, configuration).read(wanted)
     else:

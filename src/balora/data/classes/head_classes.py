@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 
-from balora.data.labels import LabelSet, label_key
+from balora.data.classes.labels import LabelSet, label_key
 
 _SHOWN = 10
 _UNNAMED = re.compile(r"label_\d+", re.IGNORECASE)

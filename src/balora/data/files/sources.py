@@ -18,11 +18,19 @@ import datasets
 import pyarrow as pa
 
 from balora.config.sections import DataConfig
-from balora.data.folders import files_by_split, split_of
-from balora.data.hub import load_hub_dataset, looks_local
-from balora.data.lazy_rows import DatasetRows
-from balora.data.readers import ENDINGS, SPLIT_NAMES, EmptyFileError, data_suffix, is_data_file, read_splits, read_table
-from balora.data.tables import Row, Table, join, row_locations
+from balora.data.files.folders import files_by_split, split_of
+from balora.data.files.hub import load_hub_dataset, looks_local
+from balora.data.files.lazy_rows import DatasetRows
+from balora.data.files.readers import (
+    ENDINGS,
+    SPLIT_NAMES,
+    EmptyFileError,
+    data_suffix,
+    is_data_file,
+    read_splits,
+    read_table,
+)
+from balora.data.files.tables import Row, Table, join, row_locations
 from balora.errors import BALoraError, suggest_path
 
 logger = logging.getLogger("balora")

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from balora.data.readers import COMPRESSIONS, SPLIT_NAMES, SUFFIXES, data_suffix, is_data_file
+from balora.data.files.readers import COMPRESSIONS, SPLIT_NAMES, SUFFIXES, data_suffix, is_data_file
 from balora.errors import BALoraError, suggest
 
 logger = logging.getLogger("balora")

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from balora.data.compressed import open_unpacked, read_parquet, start_of
-from balora.data.delimited import read_csv, read_tsv
-from balora.data.lazy_rows import ArrowRows, JsonLines, Locations
-from balora.data.tables import Row, Table, collect, row_locations, shorten
+from balora.data.files.compressed import open_unpacked, read_parquet, start_of
+from balora.data.files.delimited import read_csv, read_tsv
+from balora.data.files.lazy_rows import ArrowRows, JsonLines, Locations
+from balora.data.files.tables import Row, Table, collect, row_locations, shorten
 from balora.errors import BALoraError, suggest_path
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".ndjson")

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from balora.config.sections import DataConfig
+from balora.data.classes.labels import LabelSet, is_mark, label_key, placeholders
 from balora.data.columns import label_of, score_of
-from balora.data.labels import LabelSet, is_mark, label_key, placeholders
-from balora.data.tables import Row, Table, shorten
+from balora.data.files.tables import Row, Table, shorten
 from balora.data.values import MissingLabel, RowProblem
 from balora.errors import BALoraError
 

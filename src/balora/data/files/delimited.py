@@ -2,7 +2,7 @@
 
 CSV files are quoted as in RFC 4180. Files separated by tabs come in two kinds: GLUE's have no quoting, and their sentences
 contain single quotation marks; pandas and Excel quote a field if it contains a quotation mark, a tab or a line break. Some
-programs put a backslash before such a character instead (`balora.data.escaped`).
+programs put a backslash before such a character instead (`balora.data.files.escaped`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from balora.data.escaped import Record, unescaped
-from balora.data.tables import Row, Table, collect
+from balora.data.files.escaped import Record, unescaped
+from balora.data.files.tables import Row, Table, collect
 from balora.errors import BALoraError
 
 logger = logging.getLogger("balora")

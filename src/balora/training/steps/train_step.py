@@ -14,7 +14,7 @@ from balora.methods.layers.peft_lora import task_type
 from balora.models.adapted_model import base_model_of
 from balora.objective import Objective, Task
 from balora.teacher.pretrained import PretrainedTeacher
-from balora.training.subsampling import SequenceMask
+from balora.training.steps.subsampling import SequenceMask
 
 TASK_LOSS_ONLY = {"consistency": 0.0, "diversity": 0.0, "spectral": 0.0, "variance": 0.0}
 """Weights of an evaluation: the loss is the task loss."""

@@ -1,12 +1,13 @@
 """A quick way to find the assistant's parts of a rendered conversation: the text between the messages is always the same.
 
-The careful way (`balora.data.chat`) renders a conversation once for every message that is learnt, and more. Most templates put
-the same text around a message every time. `TurnFrames` keeps that text, by the roles of a conversation, from conversations that
-were read the careful way. The next conversation with these roles is rendered once. If its text is exactly the kept text with the
-new messages in it, the positions of the assistant's parts are known. If not, it is read the careful way too.
+The careful way (`balora.data.conversations.chat`) renders a conversation once for every message that is learnt, and more. Most
+templates put the same text around a message every time. `TurnFrames` keeps that text, by the roles of a conversation, from
+conversations that were read the careful way. The next conversation with these roles is rendered once. If its text is exactly
+the kept text with the new messages in it, the positions of the assistant's parts are known. If not, it is read the careful way
+too.
 
-The first conversations of each kind, and one in a hundred after that, are read in both ways. If the results differ, the template
-is not of this kind, and all conversations are read anew the careful way (`FramesFail`).
+The first conversations of each kind, and one in a hundred after that, are read in both ways. If the results differ, the
+template is not of this kind, and all conversations are read anew the careful way (`FramesFail`).
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 
-from balora.data.messages import ROLES
-from balora.data.rendering import Span
-from balora.data.tables import Row
+from balora.data.conversations.messages import ROLES
+from balora.data.conversations.rendering import Span
+from balora.data.files.tables import Row
 
 _FIRST = 3
 _EVERY = 100

@@ -19,8 +19,8 @@ from balora.objective import Objective
 from balora.regularizers import consistency, consistency_mse
 from balora.teacher.logit_cache import LogitCache
 from balora.teacher.pretrained import PretrainedTeacher
-from balora.training.subsampling import SequenceMask, select_rows
-from balora.training.train_step import TASK_LOSS_ONLY, TrainStep
+from balora.training.steps.subsampling import SequenceMask, select_rows
+from balora.training.steps.train_step import TASK_LOSS_ONLY, TrainStep
 
 logger = logging.getLogger("balora")
 

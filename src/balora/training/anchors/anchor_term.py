@@ -24,7 +24,7 @@ from balora.errors import BALoraError
 from balora.losses.loss_parts import Teacher
 from balora.models.adapted_model import evaluating
 from balora.models.fsdp import is_sharded
-from balora.training.train_step import TrainStep
+from balora.training.steps.train_step import TrainStep
 
 logger = logging.getLogger("balora")
 STATE = "anchor_state.json"

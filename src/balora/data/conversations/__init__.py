@@ -1,0 +1,1 @@
+"""Conversations: their forms, chat templates, and which tokens are learnt."""

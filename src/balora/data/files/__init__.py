@@ -1,0 +1,1 @@
+"""Local files, folders and hub data sets read into tables of rows."""

@@ -1,0 +1,1 @@
+"""The forward and the loss of a micro-batch, for each kind of task."""
