@@ -106,6 +106,12 @@ def test_a_missing_column_is_reported_with_the_existing_ones(jsonl):
     assert "Its only column contains ';': save the file with commas" in error_of(pair(str(semicolons)))
 
 
+def test_a_key_that_occurs_twice_is_refused(tmp_path):
+    path = tmp_path / "twice.jsonl"
+    path.write_text('{"q": "1", "a": "2"}\n{"q": "1", "a": "2", "q": "3"}\n')
+    assert "line 2: not valid JSON (the key 'q' occurs twice)" in error_of(pair(str(path)))
+
+
 def test_a_missing_column_of_the_evaluation_rows_is_reported(jsonl):
     other = jsonl({"q": "1"}, name="dev.jsonl")
     assert f"{other} has no column 'a'" in error_of(pair(jsonl({"q": "1", "a": "2"}), eval=other))

@@ -160,7 +160,7 @@ def _read_json(path: Path, *, lines: bool) -> dict[str, Table]:
     with _text(path) as file:
         text = file.read()
     try:
-        content = json.loads(text) if text.strip() else []
+        content = _loads(text) if text.strip() else []
     except ValueError as error:
         decoding = error if isinstance(error, json.JSONDecodeError) else None  # a number may also have too many digits
         # An array in which a row is broken is reported by its own line.
@@ -229,7 +229,7 @@ def _stream_json_lines(path: Path) -> Table | None:
         for number, line in enumerate(file, 1):
             if not line.isspace():
                 try:
-                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                    row = _loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
                 except (ValueError, RecursionError):
                     return None
                 if not isinstance(row, dict):
@@ -244,9 +244,22 @@ def _stream_json_lines(path: Path) -> Table | None:
     return Table(str(path), tuple(columns), JsonLines(path, starts, position), Locations(f"{path} line", numbers))
 
 
+def _loads(text: str) -> Any:
+    """Read JSON; a key that occurs twice in an object is an error, because Python would take the last one in silence."""
+    return json.loads(text, object_pairs_hook=_without_repetition)
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+    return row
+
+
 def _parse(line: str) -> Row | str:
     try:
-        return _object(json.loads(line))
+        return _object(_loads(line))
     except ValueError as error:
         return f"not valid JSON ({_short(error)})"
     except RecursionError:
