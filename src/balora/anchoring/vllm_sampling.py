@@ -36,7 +36,7 @@ Row = dict[str, list[int]]
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What vLLM is to write; see `sample_sequences` for the plan of a conversation."""
+    """Sequences for vLLM to write. `sample_sequences` describes the plan of a conversation."""
 
     model: str
     revision: str | None

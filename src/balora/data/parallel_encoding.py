@@ -82,7 +82,7 @@ class Outcome:
     unlearnable: int = 0
     """Rows, of those that were left out, without a token to learn at any length."""
     shortest: tuple[int, int] | None = None
-    """Of the other rows that were left out, the least ``needed`` and the ``total`` of that row."""
+    """Smallest ``needed`` of the other rows that were left out, and the ``total`` of that row."""
     cut: Counter[Limit] = dataclasses.field(default_factory=Counter)
 
     def leave_out(self, row: Encoded) -> None:

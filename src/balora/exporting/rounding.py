@@ -16,7 +16,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclasses.dataclass(frozen=True)
 class Rounding:
-    """What rounding to a dtype costs."""
+    """Error of rounding to a dtype."""
 
     dtype: str
     error: float

@@ -25,7 +25,7 @@ class ScoreRow:
     low: float | None = None
     high: float | None = None
     bold: bool = False
-    """Whether the label is bold: the best."""
+    """True for the best, whose label is bold."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -38,9 +38,9 @@ class _Frame:
     between: tuple[str, ...]
     """Text before the first message, between two messages, and after the last one."""
     parts: tuple[tuple[int, int, int], ...]
-    """For each learnt part: the number of its message, and the characters from the message's begin and end to the part's."""
+    """Learnt parts: number of the message, and the characters from the begin and end of the message to those of the part."""
     is_stripped: bool
-    """Whether the template removes white space around a message."""
+    """True if the template removes white space around a message."""
 
     def fill(self, contents: Sequence[str]) -> tuple[str, list[Span]]:
         """Return the text of a conversation and its learnt parts."""
