@@ -231,10 +231,14 @@ def write_page() -> None:
     others = [setting for setting in SETTINGS if setting != "plain" and len(by[setting]) > 1]
     levels = _levels(by, others)
     differences = [_difference(setting, by, levels) for setting in others]
-    PAGE.write_text(
-        _PAGE.format(scores="\n".join(scores), differences="\n".join(differences), runs=len(others) * len(MEASURES)),
-        encoding="utf-8",
-    )
+    missing = [
+        f"{setting} ({len(by[setting])} of {len(SEEDS)} seeds)" for setting in SETTINGS if len(by[setting]) < len(SEEDS)
+    ]
+    state = f"\n**Not finished**: {', '.join(missing)}. The command goes on where it stopped.\n" if missing else ""
+    compared = _COMPARED.format(differences="\n".join(differences), runs=len(others) * len(MEASURES)) if others else (
+        "Nothing is compared yet: that takes two seeds of a setting and of plain."
+    )  # fmt: skip
+    PAGE.write_text(_PAGE.format(scores="\n".join(scores), state=state, compared=compared), encoding="utf-8")
 
 
 def _scores(setting: str, group: Sequence[dict[str, Any]]) -> str:
@@ -280,6 +284,13 @@ def _difference(setting: str, by: dict[str, list[dict[str, Any]]], levels: dict[
     return f"| {setting} | {' | '.join(cells)} | {100 * left[0] / left[1]:.0f} % |"
 
 
+_COMPARED = """\
+| setting | GSM8K, difference | drift, difference | MBPP, difference | SST-2, difference | drift that is left |
+|---|---|---|---|---|---|
+{differences}
+
+With 95 % intervals over seeds and documents, corrected for the {runs} comparisons of the table by Holm's method. They cover new
+seeds and new documents of these kinds, for this model and this task alone."""
 _PAGE = f"""\
 # Anchors on a real model
 
@@ -299,15 +310,10 @@ term at a larger weight than the printed one, on the task's own tokens, instead 
 {{scores}}
 
 Mean ± standard deviation over the seeds. The seconds are of one core of a busy machine.
-
+{{state}}
 ## Against plain
 
-| setting | GSM8K, difference | drift, difference | MBPP, difference | SST-2, difference | drift that is left |
-|---|---|---|---|---|---|
-{{differences}}
-
-With 95 % intervals over seeds and documents, corrected for the {{runs}} comparisons of the table by Holm's method. They cover new
-seeds and new documents of these kinds, for this model and this task alone.
+{{compared}}
 """
 
 
