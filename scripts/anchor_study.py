@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from study_runs import append_run, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "docs" / "results" / "anchors" / "rows.jsonl"
@@ -60,19 +60,12 @@ def main() -> None:
 
 
 def _in_a_process(what: dict[str, Any]) -> None:
-    done = subprocess.run(
-        [sys.executable, __file__, "--one", json.dumps(what)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-    ROWS.parent.mkdir(parents=True, exist_ok=True)
-    with ROWS.open("a", encoding="utf-8") as file:
-        file.write(done.stdout.strip().splitlines()[-1] + "\n")
+    append_run(ROWS, __file__, "--one", json.dumps(what))
 
 
 def rows() -> list[dict[str, Any]]:
     """Return the finished runs."""
-    return [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()] if ROWS.is_file() else []
+    return read_rows(ROWS)
 
 
 def run(method: str, setting: str, seed: int, store: Path | None = None) -> dict[str, Any]:

@@ -12,12 +12,12 @@ import csv
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from study_runs import append_run, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ROOT / "docs" / "results" / "anchors" / "real-model.jsonl"
@@ -64,18 +64,12 @@ def main() -> None:
 
 
 def _in_a_process(given: argparse.Namespace, what: dict[str, Any]) -> None:
-    command = [sys.executable, __file__, "--model", given.model, "--data", given.data, "--one", json.dumps(what)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-    ROWS.parent.mkdir(parents=True, exist_ok=True)
-    with ROWS.open("a", encoding="utf-8") as file:
-        file.write(done.stdout.strip().splitlines()[-1] + "\n")
+    append_run(ROWS, __file__, "--model", given.model, "--data", given.data, "--one", json.dumps(what))
 
 
 def rows() -> list[dict[str, Any]]:
     """Return the finished runs."""
-    return [json.loads(line) for line in ROWS.read_text(encoding="utf-8").splitlines()] if ROWS.is_file() else []
+    return read_rows(ROWS)
 
 
 def run(model_path: Path, data: Path, setting: str, seed: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 from balora.config.run_config import DataConfig
 from balora.data.classes.labels import LabelSet, find_labels, label_key
 from balora.data.examples import load_examples
+from balora.data.files.readers import iterate_rows
 from balora.errors import BALoraError
 
 
@@ -110,6 +111,15 @@ def test_a_key_that_occurs_twice_is_refused(tmp_path):
     path = tmp_path / "twice.jsonl"
     path.write_text('{"q": "1", "a": "2"}\n{"q": "1", "a": "2", "q": "3"}\n')
     assert "line 2: not valid JSON (the key 'q' occurs twice)" in error_of(pair(str(path)))
+
+
+def test_two_parquet_columns_of_one_name_are_refused(tmp_path):
+    path = tmp_path / "twice.parquet"
+    columns = [pa.array(["1"]), pa.array(["2"]), pa.array(["3"])]
+    pq.write_table(pa.table(columns, names=["q", "q", "a"]), path)
+    assert "has two columns of one name: q, q, a" in error_of(pair(str(path)))
+    with pytest.raises(BALoraError, match="two columns of one name"):
+        next(iterate_rows(path))
 
 
 def test_a_missing_column_of_the_evaluation_rows_is_reported(jsonl):

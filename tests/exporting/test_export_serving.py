@@ -1,4 +1,4 @@
-"""What an export writes for serving, its dtype, and its upload."""
+"""Exports: the notes on serving, the dtype, and the upload."""
 
 from __future__ import annotations
 

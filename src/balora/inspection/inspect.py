@@ -95,7 +95,7 @@ class Part:
 
 @dataclasses.dataclass
 class Inspection:
-    """What `inspect` found."""
+    """Result of `inspect`: the rows of each part as the model sees them, and notes on them."""
 
     config: RunConfig
     train: Part

@@ -287,9 +287,16 @@ def _read_arrow(path: Path, start: bytes) -> Table:
             table = (pa.ipc.open_file if start.startswith(b"ARROW1") else pa.ipc.open_stream)(content).read_all()
     except pa.ArrowException as error:
         raise BALoraError(f"{path} is not a readable {kind} file ({_short(error)}).") from error
+    _refuse_repeated_columns(path, table.column_names)
     rows = ArrowRows(table)
     locations = row_locations(str(path), len(rows))
     return Table(str(path), tuple(table.column_names), rows, locations, _declared_classes(table.schema.metadata))
+
+
+def _refuse_repeated_columns(path: Path, names: list[str]) -> None:
+    """Refuse a table with two columns of one name: as rows, only the last of them would be left."""
+    if len(set(names)) < len(names):
+        raise BALoraError(f"{path} has two columns of one name: {', '.join(names)}. Rename or remove one of them.")
 
 
 def _declared_classes(metadata: dict[bytes, bytes] | None) -> dict[str, tuple[str, ...]]:
@@ -327,7 +334,9 @@ def iterate_rows(path: Path) -> Iterator[tuple[str, Row | str]]:
             import pyarrow.parquet as pq
 
             number = 0
-            for batch in pq.ParquetFile(path).iter_batches():
+            file = pq.ParquetFile(path)
+            _refuse_repeated_columns(path, file.schema_arrow.names)
+            for batch in file.iter_batches():
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path} row {number}", row

@@ -62,7 +62,7 @@ class Difference:
     p: float | None = None
     """Probability of such a difference if there is none, not corrected."""
     basis: Basis | None = None
-    """What the error covers: other seeds on this test set, or other seeds and other items."""
+    """Source of the error: other seeds on this test set, or other seeds and other items."""
     comparisons: int = 1
     name: str = ""
     """Name that tells the comparison from all others of a page; empty where it is not needed."""
